@@ -1,0 +1,129 @@
+"""What a run leaves on disk, and how it gets there whole.
+
+    <run_dir>/
+    ├── config.yaml               the resolved configuration; `--config` accepts it
+    ├── run.json                  command lines, package versions, machine
+    ├── progress.csv, progress.json, events.out.tfevents.*    the logs
+    ├── checkpoints/
+    │   └── step_<environment steps>.safetensors              the two newest
+    ├── policy_final.safetensors  the final policy, once training is over
+    └── eval.csv, eval.json       its full evaluation
+
+A checkpoint is one safetensors file: every tensor of the training state, and in its header the
+policy's description as YAML and all plain values as JSON. So it is also a policy file. No pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mtrl.config import UsageError
+
+FORMAT = "mtrl-checkpoint-1"
+KEEP = 2
+"""Checkpoints kept: the newest, and the one before in case the disk fails."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file, sync it, and give it its name: all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_atomically` for a text."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def save_checkpoint(run_dir: Path, steps: int, state: dict[str, Any], config: str) -> Path:
+    """Write a checkpoint and remove all but the newest two.
+
+    Args:
+        steps: Environment steps over all tasks.
+        state: Nested dictionaries with string keys; leaves are tensors, arrays or plain values.
+        config: The agent's description as YAML; see `MTSAC.load`.
+    """
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    _flatten(state, "", tensors, plain)
+    header = {"format": FORMAT, "config": config, "state": json.dumps(plain)}
+    folder = run_dir / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step_{steps:012d}.safetensors"
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
+    for old in sorted(folder.glob("step_*.safetensors"))[:-KEEP]:
+        old.unlink()
+    return path
+
+
+def newest_checkpoint(run_dir: Path) -> Path:
+    """The checkpoint to go on from.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    found = sorted((run_dir / "checkpoints").glob("step_*.safetensors"))
+    if not found:
+        raise UsageError(f"resume: expected a run folder with a checkpoint, got {run_dir}")
+    return found[-1]
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The `state` that `save_checkpoint` was given, on the CPU; arrays come back as tensors.
+
+    Raises:
+        UsageError: if the file is damaged or no checkpoint.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise UsageError(f"resume: expected a {FORMAT} file, got {path}")
+            leaves = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        leaves |= json.loads(metadata["state"])
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise UsageError(f"resume: cannot read {path}: {' '.join(str(error).split())}") from None
+    tree: dict[str, Any] = {}
+    for name, value in leaves.items():
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def _flatten(tree: Any, name: str, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            _flatten(value, f"{name}/{key}" if name else key, tensors, plain)
+    elif isinstance(tree, np.ndarray):
+        tensors[name] = torch.from_numpy(tree)
+    elif isinstance(tree, Tensor):
+        tensors[name] = tree.contiguous()
+    else:
+        plain[name] = tree
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,254 @@
+"""The configuration: one frozen, validated tree, read from YAML and from flags.
+
+    TrainConfig
+    ├── agent: AgentConfig              the networks
+    ├── learner: LearnerConfig          losses, optimisers, replay, surgery
+    └── environment: EnvironmentConfig  the simulator
+
+Every leaf has a name of its own, so a field is the same word everywhere: `learner.batch_size` in
+YAML, `--batch-size` on the command line. Counts called *timesteps* are environment steps over all
+tasks together: one vector step of MT10 is ten of them.
+
+This module imports neither torch nor mujoco, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class UsageError(ValueError):
+    """The user asked for something that cannot be done: one line says what was expected.
+
+    The command line prints it and exits with code 2; nothing has been written by then.
+    """
+
+
+class Section(BaseModel):
+    """Common behaviour of every part of the tree: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class AgentConfig(Section):
+    """The networks: a trunk the tasks share, and what each task owns."""
+
+    heads: Literal["multi", "single"] = Field(
+        "multi",
+        description="'multi': one linear head per task; 'single': one head for all, which tells "
+        "tasks apart by the task one-hot alone.",
+    )
+    hidden_sizes: tuple[int, ...] = Field(
+        (400, 400, 400),
+        min_length=1,
+        description="Widths of the trunk's ReLU layers, of actor and critics alike [units].",
+    )
+    initial_temperature: float = Field(
+        1.0, gt=0, description="Entropy temperature alpha each task starts with [reward per nat]."
+    )
+
+
+class LearnerConfig(Section):
+    """One SAC update."""
+
+    surgery: str = Field(
+        "none",
+        description="How the tasks' gradients on the trunk are combined: 'none' (their mean), "
+        "'pcgrad', or the name of a method registered with mtrl.surgery.register.",
+    )
+    batch_size: int = Field(
+        128, gt=0, description="Replay samples in one update [transitions per task]."
+    )
+    buffer_size: int = Field(100_000, gt=0, description="Replay capacity [transitions per task].")
+    gradient_steps: int = Field(
+        1, gt=0, description="Updates after each vector step, that is one step of every task."
+    )
+    learning_rate: float = Field(
+        3e-4, gt=0, description="Adam's step size: actor, critics, temperatures."
+    )
+    adam_epsilon: float = Field(1e-5, gt=0, description="Adam's epsilon.")
+    max_grad_norm: float = Field(
+        1.0,
+        ge=0,
+        description="Each network's gradient is clipped to this norm after surgery; 0 is no clip.",
+    )
+    gamma: float = Field(0.99, ge=0, le=1, description="Discount factor per environment step.")
+    tau: float = Field(
+        0.005, gt=0, le=1, description="Fraction by which targets follow the critics per update."
+    )
+    target_entropy: float | None = Field(
+        None,
+        description="Entropy each task's temperature aims at [nats]; default: minus the number of "
+        "action dimensions.",
+    )
+    reward_scale: float = Field(
+        1.0, gt=0, description="Factor on every reward the learner sees; logs show raw rewards."
+    )
+
+
+class EnvironmentConfig(Section):
+    """The simulator."""
+
+    horizon: int = Field(
+        500, gt=0, le=500, description="Steps after which an episode is truncated [environment steps]."
+    )
+    workers: int | None = Field(
+        None,
+        gt=0,
+        description="Simulator processes; default: one per processor core, at most one per task. "
+        "The trajectory does not depend on it.",
+    )
+
+
+class TrainConfig(Section):
+    """Everything that decides what a training run does."""
+
+    benchmark: str = Field(
+        "mt10", description="Task set: mt10, mt25, mt50, or mt1:<task> such as mt1:reach-v3."
+    )
+    tasks: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Meta-World task names that replace the benchmark's, in this order.",
+    )
+    total_timesteps: int | None = Field(
+        None,
+        gt=0,
+        description="Length of the run [environment steps over all tasks]; default: 2,000,000 per "
+        "task.",
+    )
+    learning_starts: int | None = Field(
+        None,
+        gt=0,
+        description="Uniformly random steps before the first update [environment steps over all "
+        "tasks]; default: 4,000 per task.",
+    )
+    eval_every: int | None = Field(
+        None,
+        gt=0,
+        description="Evaluate after every so many [environment steps over all tasks]; default: "
+        "50,000 per task.",
+    )
+    eval_episodes: int = Field(
+        10,
+        gt=0,
+        le=50,
+        description="Evaluation episodes during training [episodes per task, each another goal]. "
+        "The final evaluation always takes all 50.",
+    )
+    checkpoint_every: int | None = Field(
+        None,
+        gt=0,
+        description="Write a checkpoint after every so many [environment steps over all tasks]; "
+        "default: 50,000 per task.",
+    )
+    log_every: int | None = Field(
+        None,
+        gt=0,
+        description="Write the logs after every so many [environment steps over all tasks]; "
+        "default: 2,000 per task.",
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Seed of goals, weights, exploration, replay and surgery."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where networks and replay live; 'auto' is cuda where there is one."
+    )
+    run_dir: Path | None = Field(
+        None,
+        description="Folder of the run, which must not exist; default: "
+        "runs/<benchmark>_<surgery>_seed<k>_<time>.",
+    )
+    agent: AgentConfig = Field(default_factory=AgentConfig)
+    learner: LearnerConfig = Field(default_factory=LearnerConfig)
+    environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
+
+    def resolve(self, n_tasks: int) -> TrainConfig:
+        """Fill in the defaults that depend on the number of tasks, and check what belongs together.
+
+        Raises:
+            UsageError: if the run could never learn from what it collects.
+        """
+        defaults = {
+            "total_timesteps": 2_000_000,
+            "learning_starts": 4_000,
+            "eval_every": 50_000,
+            "checkpoint_every": 50_000,
+            "log_every": 2_000,
+        }
+        filled = {
+            key: per_task * n_tasks
+            for key, per_task in defaults.items()
+            if getattr(self, key) is None
+        }
+        config = self.model_copy(update=filled)
+        assert config.total_timesteps is not None and config.learning_starts is not None
+        if config.learning_starts > config.total_timesteps:
+            raise UsageError(
+                f"learning_starts: expected at most total_timesteps ({config.total_timesteps}), "
+                f"got {config.learning_starts}"
+            )
+        stored = config.learning_starts // n_tasks
+        if self.learner.batch_size > min(stored, self.learner.buffer_size):
+            raise UsageError(
+                f"batch_size: expected at most the {min(stored, self.learner.buffer_size)} "
+                f"transitions per task that learning_starts ({config.learning_starts} steps over "
+                f"{n_tasks} tasks) and buffer_size ({self.learner.buffer_size}) leave in the "
+                f"replay, got {self.learner.batch_size}"
+            )
+        return config
+
+    @classmethod
+    def from_yaml(cls, path: Path | str) -> TrainConfig:
+        """Read a configuration file; keys it leaves out keep their defaults.
+
+        Raises:
+            UsageError: if the file cannot be read, is not YAML, or holds an unknown or bad value.
+        """
+        try:
+            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(f"config: cannot read {path}: {' '.join(str(error).split())}") from None
+        return validate(cls, {} if tree is None else tree, source=f"{path}: ")
+
+    def to_yaml(self) -> str:
+        """The whole tree as YAML, such that `from_yaml` gives it back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def validate(model: type[Model], tree: Any, source: str = "") -> Model:
+    """Build `model` from plain values, turning the first error into one line that names the field.
+
+    Raises:
+        UsageError: if a key is unknown (the nearest one is named) or a value does not fit.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"] if not isinstance(part, int)]
+        if first["type"] == "extra_forbidden":
+            section: Any = model
+            for part in path[:-1]:
+                section = section.model_fields[part].annotation
+            raise UsageError(source + unknown("key", path[-1], section.model_fields)) from None
+        name = ".".join(path) or "the file"
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise UsageError(f"{source}{name}: {message}, got {first['input']!r}") from None
+
+
+def unknown(field: str, value: str, choices: Iterable[str]) -> str:
+    """The error text for a name that does not exist, with the nearest one that does."""
+    names = list(choices)
+    near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    shown = ", ".join(names[:12]) + (f", … ({len(names)} in all)" if len(names) > 12 else "")
+    return f"{field}: unknown {value!r}; {hint}expected one of: {shown}"

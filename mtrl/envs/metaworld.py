@@ -1,0 +1,121 @@
+"""One Meta-World task as a Gymnasium environment whose episodes repeat from a seed."""
+
+from __future__ import annotations
+
+import pickle
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+from metaworld import Task
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
+
+from mtrl.benchmarks import N_GOALS
+
+OBSERVATION_SPACE = Box(-np.inf, np.inf, (39,), np.float32)
+"""18 numbers of now, the same 18 of the step before, and the goal [metres, quaternions]."""
+ACTION_SPACE = Box(-1.0, 1.0, (4,), np.float32)
+"""Displacement of the hand (x, y, z) and the gripper's effort, each as a fraction of its limit."""
+
+_DRAW_GOAL, _ORDER_GOALS = 0, 1
+
+
+class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
+    """A Meta-World V3 task with V2 rewards and its goal observable.
+
+    `SawyerXYZEnv.reset` ignores its seed, so a goal is drawn here, by the task's own rejection
+    rule, from a generator that knows (seed, task, goal number) alone. Episode e uses goal number
+    e mod 50 of an order that is shuffled anew every 50 episodes, or of 0, 1, 2, … if
+    `shuffle_goals` is false, as evaluation wants it. A trajectory therefore depends on (seed,
+    task, episode, actions) and on nothing that happened before.
+
+    Args:
+        task: Meta-World name, e.g. `"reach-v3"`.
+        horizon: Steps after which the episode is truncated, at most 500.
+        shuffle_goals: Whether the 50 goals come in random order.
+        kwargs: Passed on to Meta-World, e.g. `render_mode="rgb_array"`.
+
+    Example:
+        >>> env = MetaWorldTask("reach-v3")
+        >>> observation, info = env.reset(seed=0)
+        >>> observation.shape, info
+        ((39,), {'episode': 0, 'goal': 28})
+        >>> env.reset(options={"episode": 7})[1]["episode"]
+        7
+    """
+
+    observation_space = OBSERVATION_SPACE
+    action_space = ACTION_SPACE
+
+    def __init__(
+        self, task: str, horizon: int = 500, shuffle_goals: bool = True, **kwargs: Any
+    ) -> None:
+        self.task = task
+        self.horizon = horizon
+        self.shuffle_goals = shuffle_goals
+        self.simulator: SawyerXYZEnv = ALL_V3_ENVIRONMENTS[task](**kwargs)
+        self.render_mode = self.simulator.render_mode
+        self.metadata = self.simulator.metadata
+        self._seed, self._episode, self._elapsed = 0, -1, 0
+        self._random_vectors: dict[int, np.ndarray] = {}
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start the next episode; `seed` starts over at episode 0; `options["episode"]` jumps."""
+        if seed is not None:
+            self._seed, self._episode = seed, -1
+            self._random_vectors.clear()
+        self._episode = (options or {}).get("episode", self._episode + 1)
+        self._elapsed = 0
+        cycle, goal = divmod(self._episode, N_GOALS)
+        if self.shuffle_goals:
+            goal = int(self._generator(_ORDER_GOALS, cycle).permutation(N_GOALS)[goal])
+        self._set_goal(goal)
+        observation, _ = self.simulator.reset()
+        return observation.astype(np.float32), {"episode": self._episode, "goal": goal}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Advance 1/80 s. `info["success"]` is this step's flag; `terminated` is never true."""
+        observation, reward, terminated, _, info = self.simulator.step(action)
+        self._elapsed += 1
+        truncated = self._elapsed >= self.horizon
+        success = {"success": bool(info["success"])}
+        return observation.astype(np.float32), float(reward), terminated, truncated, success
+
+    def render(self) -> Any:
+        """An image of the scene, [height, width, 3], with `render_mode="rgb_array"`."""
+        return self.simulator.render()
+
+    def close(self) -> None:
+        """Free the renderer."""
+        self.simulator.close()
+
+    def _generator(self, purpose: int, number: int) -> np.random.Generator:
+        name = zlib.crc32(self.task.encode())
+        return np.random.default_rng([self._seed, name, purpose, number])
+
+    def _set_goal(self, goal: int) -> None:
+        """Freeze the simulator's random vector (positions of goal and object) to goal's."""
+        if goal not in self._random_vectors:
+            # Let the task draw, and redraw, for itself: its rule stands in its reset. The vector
+            # it kept is then frozen, as Meta-World's own benchmarks do.
+            self._set_random_vector(np.zeros(0))
+            self.simulator.np_random = self._generator(_DRAW_GOAL, goal)
+            self.simulator.seeded_rand_vec, self.simulator._freeze_rand_vec = True, False
+            self.simulator.reset()
+            assert self.simulator._last_rand_vec is not None
+            self._random_vectors[goal] = self.simulator._last_rand_vec.copy()
+        self._set_random_vector(self._random_vectors[goal])
+
+    def _set_random_vector(self, vector: np.ndarray) -> None:
+        settings = {
+            "env_cls": type(self.simulator),
+            "rand_vec": vector,
+            "partially_observable": False,
+        }
+        self.simulator.set_task(Task(self.task, pickle.dumps(settings)))

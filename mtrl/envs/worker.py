@@ -1,0 +1,113 @@
+"""What runs inside a simulator process: several tasks, stepped in turn, seen through shared memory.
+
+The parent writes actions, sends a word, and waits for the answer; arrays never travel through the
+pipe. A finished episode is followed at once by the next one's reset (same-step autoreset), and its
+last observation is kept aside, because the learner's target needs the true s′.
+"""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+EnvFactory = Callable[[], gym.Env[np.ndarray, np.ndarray]]
+
+
+@dataclass
+class SharedArrays:
+    """The arrays parent and workers share, one row per task."""
+
+    observations: np.ndarray  # [T, observation], of the state to act in next
+    final_observations: np.ndarray  # [T, observation], of the state before an autoreset
+    actions: np.ndarray  # [T, action]
+    rewards: np.ndarray  # [T]
+    terminated: np.ndarray  # [T]
+    truncated: np.ndarray  # [T]
+    success: np.ndarray  # [T]
+    busy: np.ndarray  # [workers], the task each worker is at
+
+
+def allocate(context: BaseContext, shapes: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, Any]:
+    """Anonymous shared memory (no name to leak) for arrays of the given shapes and type codes."""
+    return {
+        name: (context.RawArray(code, int(np.prod(shape))), shape)
+        for name, (shape, code) in shapes.items()
+    }
+
+
+def view(memory: dict[str, Any]) -> SharedArrays:
+    """NumPy arrays over the memory `allocate` gave."""
+    return SharedArrays(
+        **{name: np.frombuffer(raw, raw._type_).reshape(shape) for name, (raw, shape) in memory.items()}
+    )
+
+
+def run(
+    index: int,
+    rows: Sequence[int],
+    factories: Sequence[EnvFactory],
+    memory: dict[str, Any],
+    pipe: Connection,
+) -> None:
+    """Serve `reset` and `step` until the parent says goodbye or is gone."""
+    # A Ctrl-C or a scheduler's SIGTERM reaches the whole group; the parent decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    arrays = view(memory)
+    try:
+        envs = []
+        for row, factory in zip(rows, factories, strict=True):
+            arrays.busy[index] = row
+            envs.append(factory())
+        pipe.send(None)
+        while True:
+            command, arguments = pipe.recv()
+            for position, (row, env) in enumerate(zip(rows, envs, strict=True)):
+                arrays.busy[index] = row
+                if command == "step":
+                    _step(env, row, arrays)
+                else:
+                    _reset(env, row, arrays, *(argument[position] for argument in arguments))
+            pipe.send(None)
+    except (EOFError, BrokenPipeError):
+        return
+    except Exception:
+        try:
+            pipe.send(traceback.format_exc())
+        except BrokenPipeError:
+            pass
+
+
+def _step(env: gym.Env[np.ndarray, np.ndarray], row: int, arrays: SharedArrays) -> None:
+    observation, reward, terminated, truncated, info = env.step(arrays.actions[row])
+    arrays.rewards[row] = reward
+    arrays.terminated[row] = terminated
+    arrays.truncated[row] = truncated
+    arrays.success[row] = info.get("success", False)
+    if terminated or truncated:
+        arrays.final_observations[row] = observation
+        observation, _ = env.reset()
+    arrays.observations[row] = observation
+
+
+def _reset(
+    env: gym.Env[np.ndarray, np.ndarray],
+    row: int,
+    arrays: SharedArrays,
+    seed: int | None,
+    episode: int,
+    actions: Sequence[np.ndarray],
+) -> None:
+    """Start an episode and go on to where `actions` lead (see `TaskVectorEnv.restore`)."""
+    arrays.observations[row], _ = env.reset(seed=seed, options={"episode": episode})
+    for action in actions:
+        arrays.actions[row] = action
+        _step(env, row, arrays)

@@ -1,0 +1,177 @@
+"""One SAC update of all tasks. Which surgery it uses, it does not know."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.agent import MTSAC
+from mtrl.config import LearnerConfig
+from mtrl.losses import actor_loss, critic_loss, td_target, temperature_gradient
+from mtrl.networks import MultiTaskNetworks
+from mtrl.replay import Batch, ReplayBuffer
+from mtrl.surgery import Gradients, get_surgery, gramian, task_gradients
+from mtrl.surgery.diagnostics import diagnose
+from mtrl.surgery.gradients import TaskLoss
+
+Problem = tuple[TaskLoss, MultiTaskNetworks, tuple[Any, ...]]
+"""One task's loss, the networks it trains, and what it is mapped over, each with a leading [T]."""
+
+
+class Learner:
+    """Optimisers, surgery, and the random numbers of an update.
+
+    Deviations from Haarnoja et al. 2018: twin critics trained on ½ (Q − y)² each, no state value
+    network, and a temperature learned per task: as in the authors' later code. From Meta-World's
+    published agents: a gradient is clipped network by network, not for both critics together.
+
+    Args:
+        agent: Updated in place.
+        config: See its fields.
+        seed: Of the update's noise and of the surgery's random orders.
+    """
+
+    def __init__(self, agent: MTSAC, config: LearnerConfig, seed: int = 0) -> None:
+        self.agent, self.config = agent, config
+        self.surgery = get_surgery(config.surgery)
+        self.generator = torch.Generator(agent.device).manual_seed(seed)
+        self._diagnosis_generator = torch.Generator(agent.device).manual_seed(seed)
+        self.target_entropy = (
+            -float(agent.action_size) if config.target_entropy is None else config.target_entropy
+        )
+        self.optimizers = {
+            name: torch.optim.Adam(
+                parameters, lr=config.learning_rate, eps=config.adam_epsilon, fused=True
+            )
+            for name, parameters in (
+                ("actor", list(agent.actor.parameters())),
+                ("critics", list(agent.critics.parameters())),
+                ("temperature", [agent.log_alpha]),
+            )
+        }
+
+    def step(self, replay: ReplayBuffer) -> dict[str, Tensor]:
+        """Sample a batch and update on it; see `update`."""
+        batch = replay.sample(self.config.batch_size)
+        return self.update(batch, self._noise(batch, self.generator))
+
+    @torch.no_grad()  # torch.func differentiates all the same; autograd has nothing to record
+    def update(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
+        """One update of critics, actor, temperatures and target critics, in this order.
+
+        Args:
+            batch: B transitions of each task.
+            noise: Standard normal numbers of the next and the current actions, `[2, T, B, A]`.
+
+        Returns:
+            `critic_loss`, `actor_loss` and `alpha`, each `[T]`, on the device.
+        """
+        agent, config = self.agent, self.config
+        alpha = agent.log_alpha.exp()
+
+        critics = self._gradients(*self._critic_problem(batch, noise[0], alpha))
+        self._descend("critics", agent.critics, critics)
+
+        (actor,) = self._gradients(*self._actor_problem(batch, noise[1], alpha))
+        self._descend("actor", agent.actor, [actor])
+
+        agent.log_alpha.grad = temperature_gradient(
+            actor.auxiliary["log_prob"], self.target_entropy)
+        self.optimizers["temperature"].step()
+
+        targets, sources = agent.target_critics.parameters(), agent.critics.parameters()
+        torch._foreach_lerp_(list(targets), list(sources), config.tau)
+        return {
+            "critic_loss": torch.stack([critic.losses for critic in critics]).mean(0),
+            "actor_loss": actor.losses,
+            "alpha": alpha,
+        }
+
+    @torch.no_grad()
+    def diagnose(self, replay: ReplayBuffer) -> dict[str, Tensor]:
+        """How the tasks' gradients disagree now, under any method: `{actor,critic}/<measure>`.
+
+        Looks at one more batch and updates nothing. Its random numbers are its own, so a run does
+        not depend on how often it is looked at.
+        """
+        batch = replay.sample(self.config.batch_size, self._diagnosis_generator)
+        noise, alpha = self._noise(batch, self._diagnosis_generator), self.agent.log_alpha.exp()
+        found = {}
+        for name, (loss, networks, arguments) in (
+            ("critic", self._critic_problem(batch, noise[0], alpha)),
+            ("actor", self._actor_problem(batch, noise[1], alpha)),
+        ):
+            gramians = [
+                gramian(task_gradients(loss, *member, *arguments).shared)
+                for member in networks.members()
+            ]
+            measures = diagnose(torch.stack(gramians))
+            found |= {f"{name}/{measure}": value for measure, value in measures.items()}
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments of the optimisers, and generators; the agent is saved on its own."""
+        return {
+            "optimizers": {
+                name: {str(i): state for i, state in optimizer.state_dict()["state"].items()}
+                for name, optimizer in self.optimizers.items()
+            },
+            "generator": self.generator.get_state(),
+            "diagnosis_generator": self._diagnosis_generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; step sizes and the like stay those of the config."""
+        for name, optimizer in self.optimizers.items():
+            moments = {int(i): moment for i, moment in state["optimizers"].get(name, {}).items()}
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+        self.generator.set_state(state["generator"].cpu())
+        self._diagnosis_generator.set_state(state["diagnosis_generator"].cpu())
+
+    def _noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        shape = (2, *batch.actions.shape)
+        dtype, device = batch.actions.dtype, batch.actions.device
+        return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+
+    def _critic_problem(self, batch: Batch, noise: Tensor, alpha: Tensor) -> Problem:
+        agent, config = self.agent, self.config
+        target = td_target(
+            agent.actor,
+            agent.target_critics,
+            batch,
+            noise,
+            alpha,
+            config.gamma,
+            config.reward_scale,
+        )
+        inputs = torch.cat([batch.observations, batch.actions], -1)
+        return critic_loss, agent.critics, (inputs, target)
+
+    def _actor_problem(self, batch: Batch, noise: Tensor, alpha: Tensor) -> Problem:
+        trunks, heads = zip(*self.agent.critics.members(), strict=True)
+        loss = partial(actor_loss, trunks)
+        return loss, self.agent.actor, (heads, batch.observations, noise, alpha)
+
+    def _gradients(
+        self, loss: TaskLoss, networks: MultiTaskNetworks, arguments: tuple[Any, ...]
+    ) -> list[Gradients]:
+        return self.surgery(loss, networks.members(), arguments, self.generator)
+
+    def _descend(
+        self, name: str, networks: MultiTaskNetworks, gradients: list[Gradients]
+    ) -> None:
+        """Clip each network's gradient, and let the optimiser apply it."""
+        for owner in ("shared", "per_task"):
+            members = [getattr(gradient, owner) for gradient in gradients]
+            for key, parameter in getattr(networks, owner).items():
+                parameter.grad = torch.stack([member[key] for member in members])
+        if self.config.max_grad_norm > 0:
+            for n in range(networks.n_networks):
+                views = [p.grad[n] for p in networks.parameters() if p.grad is not None]
+                norm = torch.stack(torch._foreach_norm(views)).norm()
+                scale = (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1)
+                torch._foreach_mul_(views, scale)
+        self.optimizers[name].step()

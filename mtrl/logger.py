@@ -1,0 +1,121 @@
+"""Where a run's numbers go: Stable-Baselines3's TensorBoard, CSV and JSON writers.
+
+The step of every number is environment steps over all tasks. The README explains every tag.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from stable_baselines3.common.logger import (
+    CSVOutputFormat,
+    JSONOutputFormat,
+    Logger,
+    TensorBoardOutputFormat,
+)
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+STEP = "time/total_timesteps"
+PER_TASK = ("eval/success_rate", "rollout/success_rate", "rollout/ep_rew_mean")
+
+
+class RunLogger:
+    """Writers in a run folder, and a line for whoever watches.
+
+    Args:
+        run_dir: The run's folder.
+        tasks: Task names.
+        total_timesteps: Where the run ends.
+        config: Shown in TensorBoard's text tab.
+        resume_at: Steps the run goes on from; what was logged beyond them is taken out first.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        tasks: tuple[str, ...],
+        total_timesteps: int,
+        config: str,
+        resume_at: int = 0,
+    ) -> None:
+        kept = _rows_up_to(run_dir / "progress.json", resume_at)
+        tensorboard = _TensorBoard(run_dir, resume_at)
+        files = [
+            CSVOutputFormat(str(run_dir / "progress.csv")),
+            JSONOutputFormat(str(run_dir / "progress.json")),
+        ]
+        for row in kept:  # both writers start a file anew
+            for file in files:
+                file.write(row, {key: () for key in row}, row[STEP])
+        self._logger = Logger(str(run_dir), [tensorboard, *files])
+        if not resume_at:
+            charts = {
+                tag: ["Multiline", [f"{tag}/{task}" for task in tasks]] for tag in PER_TASK
+            }
+            tensorboard.writer.add_custom_scalars({"all tasks": charts})
+            tensorboard.writer.add_text("config", f"```yaml\n{config}```")
+            tensorboard.writer.flush()
+        self._total = total_timesteps
+        self._bar = (
+            tqdm(total=total_timesteps, initial=resume_at, unit=" steps", unit_scale=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def write(self, steps: int, values: Mapping[str, float]) -> None:
+        """Write one row of numbers."""
+        for key, value in {STEP: steps, **values}.items():
+            self._logger.record(key, value, exclude="tensorboard" if key == STEP else None)
+        self._logger.dump(steps)
+
+    def progress(self, steps: int, fps: float, success: float | None) -> None:
+        """Tell how far it is: one live line on a terminal, a new line elsewhere."""
+        shown = "–" if success is None else f"{success:.2f}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"eval success {shown}", refresh=False)
+            self._bar.update(steps - self._bar.n)
+            return
+        left = timedelta(seconds=round((self._total - steps) / max(fps, 1e-9)))
+        print(
+            f"{steps:,}/{self._total:,} steps  {fps:,.0f} steps/s  {left} left  "
+            f"eval success {shown}",
+            flush=True,
+        )
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the live one."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Flush and close all writers."""
+        if self._bar is not None:
+            self._bar.close()
+        self._logger.close()
+
+
+class _TensorBoard(TensorBoardOutputFormat):
+    """Hides, when a run is resumed, what an earlier process logged past its last checkpoint."""
+
+    def __init__(self, folder: Path, resume_at: int) -> None:
+        self.writer = SummaryWriter(folder, purge_step=resume_at + 1 if resume_at else None)
+        self._is_closed = False
+
+
+def _rows_up_to(path: Path, steps: int) -> list[dict[str, float]]:
+    if not steps or not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the line a killed process was at
+            break
+        if row[STEP] <= steps:
+            rows.append(row)
+    return rows

@@ -1,0 +1,114 @@
+"""Start a run, or go on with one: everything that is checked before anything heavy starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from mtrl.agent import resolve_device
+from mtrl.benchmarks import Benchmark, get_benchmark
+from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_text
+from mtrl.config import TrainConfig, UsageError
+from mtrl.surgery import get_surgery
+from mtrl.trainer import Outcome, Trainer
+
+PACKAGES = (
+    "mtrl",
+    "torch",
+    "numpy",
+    "gymnasium",
+    "metaworld",
+    "mujoco",
+    "stable-baselines3",
+    "safetensors",
+)
+
+
+def train(config: TrainConfig) -> Outcome:
+    """Train, evaluate and save one policy.
+
+    Raises:
+        UsageError: if the configuration asks for what cannot be done; nothing is written then.
+    """
+    benchmark, device, config = check(config)
+    run_dir = config.run_dir or Path("runs") / (
+        f"{benchmark.name}_{config.learner.surgery}_seed{config.seed}_"
+        f"{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    try:
+        run_dir.mkdir(parents=True)
+    except FileExistsError:
+        raise UsageError(
+            f"run_dir: expected a folder that does not exist, got {run_dir} (--resume {run_dir} "
+            "goes on with it)"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"run_dir: cannot create {run_dir}: {error.strerror}") from None
+    write_text(run_dir / "config.yaml", config.to_yaml())
+    _record_process(run_dir, device)
+    return Trainer(config, benchmark, device, run_dir).run()
+
+
+def resume(run_dir: Path, total_timesteps: int | None = None) -> Outcome:
+    """Go on with a run from its newest checkpoint.
+
+    Args:
+        total_timesteps: A new end for the run [environment steps over all tasks].
+
+    Raises:
+        UsageError: if there is nothing to go on from, or nothing left to do.
+    """
+    path = newest_checkpoint(run_dir)
+    config = TrainConfig.from_yaml(run_dir / "config.yaml")
+    if total_timesteps is not None:
+        config = config.model_copy(update={"total_timesteps": total_timesteps})
+    benchmark, device, config = check(config)
+    state = load_checkpoint(path)
+    assert config.total_timesteps is not None
+    if state["steps"] >= config.total_timesteps and (run_dir / "eval.json").exists():
+        raise UsageError(
+            f"resume: {run_dir} is complete with {state['steps']} steps; a larger "
+            "--total-timesteps would extend it"
+        )
+    write_text(run_dir / "config.yaml", config.to_yaml())
+    _record_process(run_dir, device)
+    return Trainer(config, benchmark, device, run_dir, state).run()
+
+
+def check(config: TrainConfig) -> tuple[Benchmark, torch.device, TrainConfig]:
+    """Look up every name and fill in defaults, before anything heavy starts.
+
+    Raises:
+        UsageError: if a name is unknown, the device is missing, or numbers do not fit together.
+    """
+    benchmark = get_benchmark(config.benchmark, config.tasks)
+    get_surgery(config.learner.surgery)
+    return benchmark, resolve_device(config.device), config.resolve(len(benchmark.tasks))
+
+
+def _record_process(run_dir: Path, device: torch.device) -> None:
+    """Add this process to run.json: what was typed, with which packages, on which machine."""
+    path = run_dir / "run.json"
+    processes = json.loads(path.read_text()) if path.exists() else []
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    processes.append(
+        {
+            "command": sys.argv,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "versions": {"python": platform.python_version()}
+            | {package: version(package) for package in PACKAGES},
+            "machine": {
+                "platform": platform.platform(),
+                "cores": len(os.sched_getaffinity(0)),
+                "gpu": gpu,
+            },
+        }
+    )
+    write_text(path, json.dumps(processes, indent=2) + "\n")

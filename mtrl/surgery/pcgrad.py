@@ -1,0 +1,49 @@
+"""PCGrad (Yu et al. 2020, "Gradient Surgery for Multi-Task Learning", arXiv 2001.06782)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtrl.surgery.registry import GramianSurgery, register
+
+
+@register("pcgrad")
+class PCGrad(GramianSurgery):
+    """Algorithm 1: each task's gradient gives up its conflict with every other, in random order.
+
+    For task i the others j are visited in an order drawn anew for each i. If the running ⟨g_i, g_j⟩
+    is negative, g_i ← g_i − ⟨g_i, g_j⟩ / ‖g_j‖² · g_j, where g_j is the original gradient. The
+    results are averaged.
+
+    A running g_i stays in the span of the originals, g_i = Σ_t C_it g_t, so the method only ever
+    needs G = J Jᵀ: ⟨g_i, g_j⟩ = (C G)_ij. All i, and all networks, are visited at once, in T − 1
+    steps on T-vectors.
+
+    Deviations from the paper:
+        * The mean of the projected gradients, where the paper sums: the scale of `none`.
+        * Only shared parameters enter the dot products. Per-task ones would add to ‖g_j‖² but not
+          to ⟨g_i, g_j⟩, and the projections would come out too small.
+        * A task whose gradient is zero conflicts with none and divides nothing.
+    """
+
+    def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
+        """See `GramianSurgery.weights`."""
+        n_tasks = gramian.shape[-1]
+        squared_norms = gramian.diagonal(dim1=-2, dim2=-1)
+        tiny = torch.finfo(gramian.dtype).tiny
+        inverse = torch.where(squared_norms > tiny, 1 / squared_norms, 0)
+        coefficients = torch.eye(n_tasks, dtype=gramian.dtype, device=gramian.device)
+        coefficients = coefficients.expand_as(gramian).clone()
+
+        # Row i sorts random numbers into an order of all tasks, with i itself last and left out.
+        rank = torch.rand(gramian.shape, generator=generator, device=gramian.device)
+        rank.diagonal(dim1=-2, dim2=-1).fill_(2.0)
+        order = rank.argsort(-1)[..., :-1]
+
+        for j in order.unbind(-1):  # j[n, i]: whom task i of network n meets in this step
+            rows = gramian.gather(-2, j[..., None].expand_as(gramian))
+            dots = (coefficients * rows).sum(-1)
+            step = dots.clamp(max=0) * inverse.gather(-1, j)
+            coefficients.scatter_add_(-1, j[..., None], -step[..., None])
+        return coefficients.mean(-2)

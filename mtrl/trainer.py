@@ -1,0 +1,275 @@
+"""The loop: collect, store, learn, evaluate, log, checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from mtrl.agent import MTSAC
+from mtrl.benchmarks import N_GOALS, Benchmark
+from mtrl.checkpoint import save_checkpoint, write_atomically, write_text
+from mtrl.config import TrainConfig
+from mtrl.envs.vector import make_vector_env
+from mtrl.evaluate import Evaluation, evaluate_in
+from mtrl.learner import Learner
+from mtrl.logger import RunLogger
+from mtrl.replay import ReplayBuffer
+
+WINDOW = 20
+"""Training episodes per task behind each `rollout/` number."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""What asks a run to write a checkpoint and leave: a keyboard, a scheduler."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How `train` ended.
+
+    Attributes:
+        run_dir: Folder of the run.
+        evaluation: Of the final policy, all 50 goals; None if the run was interrupted.
+        signal: What interrupted it, or None.
+    """
+
+    run_dir: Path
+    evaluation: Evaluation | None
+    signal: int | None = None
+
+
+class Trainer:
+    """All parts of a run, and where it is."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        benchmark: Benchmark,
+        device: torch.device,
+        run_dir: Path,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.config, self.benchmark, self.run_dir = config, benchmark, run_dir
+        self.n_tasks = len(benchmark.tasks)
+        # Independent streams for everything random, all from the one seed.
+        weights, learner, replay, exploration = (
+            int(sequence.generate_state(1)[0])
+            for sequence in np.random.SeedSequence(config.seed).spawn(4)
+        )
+        environment = config.environment
+        self.envs = make_vector_env(benchmark, environment.horizon, environment.workers)
+        (observation_size,) = self.envs.single_observation_space.shape
+        (action_size,) = self.envs.single_action_space.shape
+        self.agent = MTSAC(
+            benchmark.tasks, config.agent, observation_size, action_size, weights
+        ).to(device)
+        self.learner = Learner(self.agent, config.learner, learner)
+        self.replay = ReplayBuffer(
+            config.learner.buffer_size, self.n_tasks, observation_size, action_size, device, replay
+        )
+        self.generator = torch.Generator(device).manual_seed(exploration)
+        self.tasks = torch.arange(self.n_tasks, device=device)
+        self.eval_envs = make_vector_env(
+            benchmark, environment.horizon, environment.workers, shuffle_goals=False
+        )
+        self.steps = self.updates = 0
+        self.elapsed = 0.0
+        self.success: float | None = None
+        self.returns = [deque(maxlen=WINDOW) for _ in benchmark.tasks]  # type: list[deque[float]]
+        self.successes = [deque(maxlen=WINDOW) for _ in benchmark.tasks]  # type: list[deque[bool]]
+        if state is None:
+            self.observations, _ = self.envs.reset(seed=config.seed)
+        else:
+            self._load(state)
+        assert config.total_timesteps is not None
+        self.total = config.total_timesteps
+        self.signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+        self.logger = RunLogger(
+            run_dir, benchmark.tasks, self.total, config.to_yaml(), self.steps
+        )
+
+    def run(self) -> Outcome:
+        """Train to the end, or until SIGINT or SIGTERM; either way a checkpoint is written."""
+        for number in SIGNALS:
+            self._handlers[number] = signal.signal(number, self._interrupt)
+        try:
+            self._loop()
+            self._checkpoint()
+            if self.signal is not None:
+                self.logger.say(f"interrupted; mtrl-train --resume {self.run_dir} goes on")
+                return Outcome(self.run_dir, None, self.signal)
+            return Outcome(self.run_dir, self._finish())
+        finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+            self.logger.close()
+            self.envs.close()
+            self.eval_envs.close()
+
+    def _loop(self) -> None:
+        config, start, self._metrics = self.config, time.monotonic() - self.elapsed, {}
+        self._mark = (time.monotonic(), self.steps, self.updates)
+        assert config.learning_starts is not None
+        while self.steps < self.total and self.signal is None:
+            self._collect()
+            if self.steps >= config.learning_starts:
+                for _ in range(config.learner.gradient_steps):
+                    self._metrics = self.learner.step(self.replay)
+                    self.updates += 1
+            self.elapsed = time.monotonic() - start
+            if self._due(config.log_every):
+                self._log()
+            if self._due(config.eval_every) and self.steps < self.total:
+                self._pause(self._evaluate)
+            if self._due(config.checkpoint_every) and self.steps < self.total:
+                self._pause(self._checkpoint)
+
+    def _collect(self) -> None:
+        """One step of every task."""
+        assert self.config.learning_starts is not None
+        shape = (self.n_tasks, self.agent.action_size)
+        device = self.agent.device
+        if self.steps < self.config.learning_starts:
+            actions = 2 * torch.rand(shape, generator=self.generator, device=device) - 1
+        else:
+            noise = torch.randn(shape, generator=self.generator, device=device)
+            inputs = torch.from_numpy(self.observations).to(device)
+            actions = self.agent.act(inputs, self.tasks, noise)
+        sent = actions.cpu().numpy()
+        observations, rewards, terminated, truncated, infos = self.envs.step(sent)
+        done = terminated | truncated
+        following = observations
+        if done.any():
+            following = np.where(done[:, None], infos["final_obs"], observations)
+            episode = infos["final_info"]["episode"]
+            for row in np.flatnonzero(done):
+                self.returns[row].append(float(episode["r"][row]))
+                self.successes[row].append(bool(episode["s"][row]))
+        self.replay.add(
+            self.observations, sent, rewards, terminated, following, bool(done.any())
+        )
+        self.observations = observations
+        self.steps += self.n_tasks
+
+    def _due(self, every: int | None) -> bool:
+        assert every is not None
+        return self.steps // every > (self.steps - self.n_tasks) // every
+
+    def _log(self) -> None:
+        """The only place, evaluation aside, where numbers are read off the device."""
+        now, steps, updates = self._mark
+        seconds = time.monotonic() - now
+        fps = (self.steps - steps) / seconds
+        values = {
+            "time/fps": fps,
+            "time/updates_per_second": (self.updates - updates) / seconds,
+            "time/updates": float(self.updates),
+            "time/elapsed": self.elapsed,
+        }
+        names = self.benchmark.tasks
+        for task, returns, successes in zip(names, self.returns, self.successes, strict=True):
+            if returns:
+                values[f"rollout/ep_rew_mean/{task}"] = float(np.mean(returns))
+                values[f"rollout/success_rate/{task}"] = float(np.mean(successes))
+        for name, losses in self._metrics.items():
+            values |= {
+                f"train/{name}/{task}": value
+                for task, value in zip(names, losses.tolist(), strict=True)
+            }
+        if self._metrics and self.n_tasks > 1:
+            measures = self.learner.diagnose(self.replay)
+            values |= {f"surgery/{name}": value.item() for name, value in measures.items()}
+        self.logger.write(self.steps, values)
+        self.logger.progress(self.steps, fps, self.success)
+        self._mark = (time.monotonic(), self.steps, self.updates)
+
+    def _pause(self, work: Callable[[], object]) -> None:
+        """Do something that does not count as training time in `time/fps`."""
+        begin = time.monotonic()
+        work()
+        now, steps, updates = self._mark
+        self._mark = (now + time.monotonic() - begin, steps, updates)
+
+    def _evaluate(self, episodes: int | None = None) -> Evaluation:
+        result = evaluate_in(
+            self.agent, self.eval_envs, self.config.seed, episodes or self.config.eval_episodes
+        )
+        self.success = result.mean
+        rates = zip(result.tasks, result.success_rates.tolist(), strict=True)
+        values = {f"eval/success_rate/{task}": rate for task, rate in rates}
+        values |= {"eval/success_rate/mean": result.mean, "eval/success_rate/worst": result.worst}
+        self.logger.write(self.steps, values)
+        self.logger.progress(self.steps, (self.steps + 1) / (self.elapsed + 1e-9), self.success)
+        return result
+
+    def _finish(self) -> Evaluation:
+        """Save and judge the final policy."""
+        extra = self._description()
+        write_atomically(
+            self.run_dir / "policy_final.safetensors", lambda path: self.agent.save(path, extra)
+        )
+        self.logger.say(f"final evaluation: {N_GOALS} episodes per task")
+        result = self._evaluate(N_GOALS)
+        write_text(self.run_dir / "eval.csv", result.to_csv())
+        text = result.to_json(
+            policy="policy_final.safetensors",
+            seed=self.config.seed,
+            total_timesteps=self.steps,
+            updates=self.updates,
+            seconds=round(self.elapsed, 1),
+        )
+        write_text(self.run_dir / "eval.json", text)
+        self.logger.say(f"{result.table()}\n{self.run_dir}")
+        return result
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        """Stop after this step; a second signal stops at once."""
+        self.signal = number
+        signal.signal(number, self._handlers[number])
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "benchmark": self.benchmark.name,
+            "surgery": self.config.learner.surgery,
+            "seed": self.config.seed,
+            "horizon": self.config.environment.horizon,
+            "total_timesteps": self.steps,
+        }
+
+    def _checkpoint(self) -> None:
+        state = {
+            "agent": self.agent.state_dict(),
+            "learner": self.learner.state_dict(),
+            "replay": self.replay.state_dict(),
+            "envs": self.envs.state(),
+            "exploration_generator": self.generator.get_state(),
+            "steps": self.steps,
+            "updates": self.updates,
+            "elapsed": self.elapsed,
+            "success": self.success,
+            "returns": [list(window) for window in self.returns],
+            "successes": [list(window) for window in self.successes],
+        }
+        description = self.agent.description() | self._description()
+        save_checkpoint(self.run_dir, self.steps, state, yaml.safe_dump(description))
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.agent.load_state_dict(state["agent"])
+        self.learner.load_state_dict(state["learner"])
+        self.replay.load_state_dict(state["replay"])
+        self.observations = self.envs.restore(state["envs"], seed=self.config.seed)
+        self.generator.set_state(state["exploration_generator"].cpu())
+        self.steps, self.updates = state["steps"], state["updates"]
+        self.elapsed, self.success = state["elapsed"], state["success"]
+        for row in range(self.n_tasks):
+            self.returns[row].extend(state["returns"][row])
+            self.successes[row].extend(state["successes"][row])
