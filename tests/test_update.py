@@ -1,0 +1,225 @@
+"""One update against Stable-Baselines3's SAC, and the invariants of every update."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import Env
+from gymnasium.spaces import Box
+from stable_baselines3 import SAC
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+
+from mtrl.agent import MTSAC
+from mtrl.config import AgentConfig, LearnerConfig
+from mtrl.learner import Learner
+from mtrl.losses import td_target
+from mtrl.replay import Batch
+from mtrl.surgery import PCGrad
+
+OBSERVATION, ACTION, BATCH, HIDDEN = 7, 3, 16, (12, 11)
+
+
+class Spaces(Env):
+    """Nothing but spaces: SB3 wants an environment to be built from."""
+
+    observation_space = Box(-1, 1, (OBSERVATION,), np.float64)
+    action_space = Box(-1, 1, (ACTION,), np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(OBSERVATION), {}
+
+
+def make_batch(n_tasks: int, seed: int = 0) -> tuple[Batch, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(n_tasks, BATCH, *shape, generator=g, dtype=torch.float64)
+
+    terminated = (torch.rand(n_tasks, BATCH, generator=g) < 0.3).double()
+    batch = Batch(
+        normal(OBSERVATION), normal(ACTION).tanh(), normal(), terminated, normal(OBSERVATION)
+    )
+    return batch, torch.stack([normal(ACTION), normal(ACTION)])
+
+
+def make_learner(n_tasks: int, **settings) -> Learner:
+    torch.manual_seed(0)
+    config = AgentConfig(hidden_sizes=HIDDEN, initial_temperature=0.7)
+    tasks = tuple(f"task-{t}" for t in range(n_tasks))
+    agent = MTSAC(tasks, config, OBSERVATION, ACTION).double()
+    return Learner(agent, LearnerConfig(**settings))
+
+
+def copy_to_sb3(ours: MTSAC, sb3: SAC) -> None:
+    """Weights of the one task; SB3 stores them transposed, and μ and log σ in two layers."""
+
+    def trunk(n: int, networks) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        shared, own = networks.members()[n]
+        layers = [(shared["weight0"], own["bias0"][0])]
+        layers += [(shared[f"weight{i}"], shared[f"bias{i}"]) for i in range(1, len(HIDDEN))]
+        return layers, (own["head_weight"][0], own["head_bias"][0])
+
+    def put(linear: torch.nn.Linear, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        linear.weight.data.copy_(weight.T)
+        linear.bias.data.copy_(bias)
+
+    layers, (weight, bias) = trunk(0, ours.actor)
+    linears = [m for m in sb3.actor.latent_pi if isinstance(m, torch.nn.Linear)]
+    for linear, layer in zip(linears, layers, strict=True):
+        put(linear, *layer)
+    put(sb3.actor.mu, weight[:, :ACTION], bias[:ACTION])
+    put(sb3.actor.log_std, weight[:, ACTION:], bias[ACTION:])
+    for theirs, networks in ((sb3.critic, ours.critics), (sb3.critic_target, ours.target_critics)):
+        for n, q in enumerate(theirs.q_networks):
+            layers, head = trunk(n, networks)
+            linears = [m for m in q if isinstance(m, torch.nn.Linear)]
+            for linear, layer in zip(linears, [*layers, head], strict=True):
+                put(linear, *layer)
+    sb3.log_ent_coef.data.copy_(ours.log_alpha)
+
+
+def distance(sb3: SAC, ours: MTSAC) -> float:
+    """Largest difference between our parameters and theirs."""
+    other = SAC("MlpPolicy", Spaces(), policy_kwargs={"net_arch": list(HIDDEN)}, device="cpu")
+    other.policy.double()
+    other.log_ent_coef.data = other.log_ent_coef.data.double()
+    copy_to_sb3(ours, other)
+    pairs = zip(sb3.policy.parameters(), other.policy.parameters(), strict=True)
+    gaps = [(a - b).abs().max().item() for a, b in pairs]
+    return max(*gaps, (sb3.log_ent_coef - other.log_ent_coef).abs().max().item())
+
+
+@pytest.mark.parametrize("surgery", ["none", "pcgrad"])
+def test_equals_stable_baselines3(surgery, monkeypatch):
+    """T = 1, same weights, batch and noise: critic, actor, temperature and target agree.
+
+    SB3 adds 1e-6 inside its tanh correction; we need no epsilon, so its is set to zero.
+    """
+    learner = make_learner(1, surgery=surgery, max_grad_norm=0.0)
+    sb3 = SAC(
+        "MlpPolicy",
+        Spaces(),
+        learning_rate=3e-4,
+        ent_coef="auto_0.7",
+        device="cpu",
+        policy_kwargs={
+            "net_arch": list(HIDDEN),
+            "optimizer_kwargs": {"eps": 1e-5},
+        },
+    )
+    sb3.policy.double()
+    sb3.log_ent_coef.data = sb3.log_ent_coef.data.double()
+    sb3.ent_coef_optimizer = torch.optim.Adam([sb3.log_ent_coef], lr=3e-4, eps=1e-5)
+    sb3.actor.action_dist.epsilon = 0.0
+    sb3.set_logger(Logger(None, []))
+    # SB3 casts observations to float32, which would hide what is compared here.
+    monkeypatch.setattr("stable_baselines3.common.policies.preprocess_obs", lambda o, *a, **k: o)
+    copy_to_sb3(learner.agent, sb3)
+    initial = distance(sb3, learner.agent)
+
+    for seed in range(3):
+        batch, noise = make_batch(1, seed)
+        draws = iter([noise[1, 0], noise[0, 0]])  # SB3 samples the current action first
+        monkeypatch.setattr(
+            "torch.distributions.normal._standard_normal", lambda *a, d=draws, **k: next(d)
+        )
+        samples = ReplayBufferSamples(
+            batch.observations[0],
+            batch.actions[0],
+            batch.next_observations[0],
+            batch.terminated[0][:, None],
+            batch.rewards[0][:, None],
+        )
+        monkeypatch.setattr(sb3, "replay_buffer", type("", (), {"sample": lambda *a, **k: samples}))
+        before = learner.agent.actor.shared["weight0"].clone()
+        sb3.train(gradient_steps=1, batch_size=BATCH)
+        learner.update(batch, noise)
+        assert distance(sb3, learner.agent) < 1e-9
+        assert not torch.equal(before, learner.agent.actor.shared["weight0"])
+    assert initial == 0.0
+
+
+def test_next_action_is_sampled_at_the_next_observation():
+    learner = make_learner(3)
+    batch, noise = make_batch(3)
+    alpha = torch.ones(3).double()
+    agent = learner.agent
+
+    def target(batch: Batch) -> torch.Tensor:
+        return td_target(agent.actor, agent.target_critics, batch, noise[0], alpha, 0.99)
+
+    moved = Batch(**{**vars(batch), "observations": batch.observations + 1})
+    assert torch.equal(target(batch), target(moved))
+    moved = Batch(**{**vars(batch), "next_observations": batch.next_observations + 1})
+    assert not torch.equal(target(batch), target(moved))
+    terminal = Batch(**{**vars(batch), "terminated": torch.ones_like(batch.terminated)})
+    assert torch.equal(target(terminal), batch.rewards)
+
+
+def test_surgery_leaves_per_task_parameters_alone():
+    """The gradients on heads and task biases are those of the mean loss under every method."""
+    batch, noise = make_batch(4)
+    taken = {}
+    for surgery in ("none", "pcgrad"):
+        learner = make_learner(4, surgery=surgery, max_grad_norm=0.0)
+        learner.update(batch, noise)
+        taken[surgery] = {
+            f"{part}.{name}": parameter.grad
+            for part in ("actor", "critics")
+            for name, parameter in getattr(learner.agent, part).named_parameters()
+        }
+    # The actor's problem depends on the critics' step, so look at the critics alone.
+    for name, gradient in taken["none"].items():
+        if name.startswith("critics.per_task"):
+            torch.testing.assert_close(gradient, taken["pcgrad"][name], atol=1e-12, rtol=1e-9)
+    trunk = "critics.shared.weight0"
+    assert not torch.allclose(taken["none"][trunk], taken["pcgrad"][trunk])
+
+
+def test_tasks_do_not_touch_each_other_through_their_own_parameters():
+    """Another batch for task 2 changes no per-task parameter of the others in one update."""
+    (batch, noise), (other, _) = make_batch(3), make_batch(3, seed=1)
+    mixed = {key: value.clone() for key, value in vars(batch).items()}
+    for key, value in vars(other).items():
+        mixed[key][2] = value[2]
+    results = []
+    for each in (batch, Batch(**mixed)):
+        learner = make_learner(3, max_grad_norm=0.0)
+        learner.update(each, noise)
+        results.append(learner.agent.critics.per_task["head_weight"])
+    assert torch.equal(results[0][:, :2], results[1][:, :2])
+    assert not torch.equal(results[0][:, 2], results[1][:, 2])
+
+
+def test_gradient_norm_is_clipped_per_network():
+    batch, noise = make_batch(2)
+    learner = make_learner(2, max_grad_norm=1e-3)
+    learner.update(batch, noise)
+    for networks in (learner.agent.actor, learner.agent.critics):
+        for n in range(networks.n_networks):
+            grads = [p.grad[n].flatten() for p in networks.parameters()]
+            assert torch.cat(grads).norm().item() == pytest.approx(1e-3, rel=2e-2)
+
+
+def test_updates_repeat_from_the_seed():
+    batch, noise = make_batch(5)
+    runs = []
+    for seed in (0, 0, 1):
+        learner = make_learner(5, surgery="pcgrad")
+        learner.generator.manual_seed(seed)
+        for _ in range(3):
+            learner.update(batch, noise)
+        runs.append(learner.agent.critics.shared["weight1"])
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])  # another seed, another order of projections
+
+
+def test_registered_weights_are_what_the_learner_applies(monkeypatch):
+    """A method that returns 1/T is the plain average, in the learner as a whole."""
+    batch, noise = make_batch(4)
+    monkeypatch.setattr(PCGrad, "weights", lambda self, g, r: torch.full(g.shape[:2], 0.25).double())
+    plain, other = (make_learner(4, surgery=name) for name in ("none", "pcgrad"))
+    plain.update(batch, noise)
+    other.update(batch, noise)
+    for a, b in zip(plain.agent.parameters(), other.agent.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
