@@ -1,0 +1,39 @@
+"""mtrl: one policy for many Meta-World tasks, with gradient surgery.
+
+    >>> from mtrl import TrainConfig
+    >>> TrainConfig(benchmark="mt10").learner.batch_size
+    128
+
+Names are imported when they are first used, so that the command line starts at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtrl.agent import MTSAC as MTSAC
+    from mtrl.benchmarks import Benchmark as Benchmark
+    from mtrl.benchmarks import get_benchmark as get_benchmark
+    from mtrl.config import TrainConfig as TrainConfig
+    from mtrl.evaluate import Evaluation as Evaluation
+    from mtrl.evaluate import evaluate as evaluate
+    from mtrl.run import resume as resume
+    from mtrl.run import train as train
+
+_HOMES = {
+    "MTSAC": "agent",
+    "Benchmark": "benchmarks",
+    "get_benchmark": "benchmarks",
+    "TrainConfig": "config",
+    "Evaluation": "evaluate",
+    "evaluate": "evaluate",
+    "resume": "run",
+    "train": "run",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

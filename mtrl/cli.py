@@ -8,7 +8,6 @@ imported after that.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import types
 import typing
@@ -46,25 +45,31 @@ class EvalConfig(Section):
 
     policy: Path = Field(description="Run folder, checkpoint, or policy file.")
     episodes: int = Field(
-        50, gt=0, le=50, description="Episodes per task, each on another goal [episodes]."
+        default=50, gt=0, le=50, description="Episodes per task, each on another goal [episodes]."
     )
     tasks: tuple[str, ...] | None = Field(
-        None, min_length=1, description="Evaluate these of the policy's tasks; default: all."
+        default=None,
+        min_length=1,
+        description="Evaluate these of the policy's tasks; default: all.",
     )
     seed: int | None = Field(
-        None,
+        default=None,
         ge=0,
         lt=2**32,
         description="Seed that chooses the 50 goals; default: the training run's, whose goals the "
         "policy has practised. Another one gives goals it has not.",
     )
     workers: int | None = Field(
-        None, gt=0, description="Simulator processes; default: one per core. Results are the same."
+        default=None,
+        gt=0,
+        description="Simulator processes; default: one per core. Results are the same.",
     )
     device: typing.Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where the policy is computed."
+        default="auto", description="Where the policy is computed."
     )
-    json_file: Path | None = Field(None, description="Also write the result to this JSON file.")
+    json_file: Path | None = Field(
+        default=None, description="Also write the result to this JSON file."
+    )
 
 
 def train_main(arguments: Sequence[str] | None = None) -> int:
@@ -115,7 +120,9 @@ def _train(arguments: Sequence[str] | None) -> int:
         others = [key for key in given if key != "total_timesteps"]
         if others or chosen.config is not None:
             flag = "--" + (others[0].replace("_", "-") if others else "config")
-            raise UsageError(f"resume: expected no flag but --total-timesteps beside it, got {flag}")
+            raise UsageError(
+                f"resume: expected no flag but --total-timesteps beside it, got {flag}"
+            )
         total = validate(TrainConfig, given).total_timesteps
     else:
         config = validate(TrainConfig, _merge(defaults, given))

@@ -42,17 +42,19 @@ class AgentConfig(Section):
     """The networks: a trunk the tasks share, and what each task owns."""
 
     heads: Literal["multi", "single"] = Field(
-        "multi",
+        default="multi",
         description="'multi': one linear head per task; 'single': one head for all, which tells "
         "tasks apart by the task one-hot alone.",
     )
     hidden_sizes: tuple[int, ...] = Field(
-        (400, 400, 400),
+        default=(400, 400, 400),
         min_length=1,
         description="Widths of the trunk's ReLU layers, of actor and critics alike [units].",
     )
     initial_temperature: float = Field(
-        1.0, gt=0, description="Entropy temperature alpha each task starts with [reward per nat]."
+        default=1.0,
+        gt=0,
+        description="Entropy temperature alpha each task starts with [reward per nat].",
     )
 
 
@@ -60,37 +62,48 @@ class LearnerConfig(Section):
     """One SAC update."""
 
     surgery: str = Field(
-        "none",
+        default="none",
         description="How the tasks' gradients on the trunk are combined: 'none' (their mean), "
         "'pcgrad', or the name of a method registered with mtrl.surgery.register.",
     )
     batch_size: int = Field(
-        128, gt=0, description="Replay samples in one update [transitions per task]."
+        default=128, gt=0, description="Replay samples in one update [transitions per task]."
     )
-    buffer_size: int = Field(100_000, gt=0, description="Replay capacity [transitions per task].")
+    buffer_size: int = Field(
+        default=100_000, gt=0, description="Replay capacity [transitions per task]."
+    )
     gradient_steps: int = Field(
-        1, gt=0, description="Updates after each vector step, that is one step of every task."
+        default=1,
+        gt=0,
+        description="Updates after each vector step, that is one step of every task.",
     )
     learning_rate: float = Field(
-        3e-4, gt=0, description="Adam's step size: actor, critics, temperatures."
+        default=3e-4, gt=0, description="Adam's step size: actor, critics, temperatures."
     )
-    adam_epsilon: float = Field(1e-5, gt=0, description="Adam's epsilon.")
+    adam_epsilon: float = Field(default=1e-5, gt=0, description="Adam's epsilon.")
     max_grad_norm: float = Field(
-        1.0,
+        default=1.0,
         ge=0,
         description="Each network's gradient is clipped to this norm after surgery; 0 is no clip.",
     )
-    gamma: float = Field(0.99, ge=0, le=1, description="Discount factor per environment step.")
+    gamma: float = Field(
+        default=0.99, ge=0, le=1, description="Discount factor per environment step."
+    )
     tau: float = Field(
-        0.005, gt=0, le=1, description="Fraction by which targets follow the critics per update."
+        default=0.005,
+        gt=0,
+        le=1,
+        description="Fraction by which targets follow the critics per update.",
     )
     target_entropy: float | None = Field(
-        None,
+        default=None,
         description="Entropy each task's temperature aims at [nats]; default: minus the number of "
         "action dimensions.",
     )
     reward_scale: float = Field(
-        1.0, gt=0, description="Factor on every reward the learner sees; logs show raw rewards."
+        default=1.0,
+        gt=0,
+        description="Factor on every reward the learner sees; logs show raw rewards.",
     )
 
 
@@ -98,10 +111,13 @@ class EnvironmentConfig(Section):
     """The simulator."""
 
     horizon: int = Field(
-        500, gt=0, le=500, description="Steps after which an episode is truncated [environment steps]."
+        default=500,
+        gt=0,
+        le=500,
+        description="Steps after which an episode is truncated [environment steps].",
     )
     workers: int | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Simulator processes; default: one per processor core, at most one per task. "
         "The trajectory does not depend on it.",
@@ -112,58 +128,63 @@ class TrainConfig(Section):
     """Everything that decides what a training run does."""
 
     benchmark: str = Field(
-        "mt10", description="Task set: mt10, mt25, mt50, or mt1:<task> such as mt1:reach-v3."
+        default="mt10",
+        description="Task set: mt10, mt25, mt50, or mt1:<task> such as mt1:reach-v3.",
     )
     tasks: tuple[str, ...] | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="Meta-World task names that replace the benchmark's, in this order.",
     )
     total_timesteps: int | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Length of the run [environment steps over all tasks]; default: 2,000,000 per "
         "task.",
     )
     learning_starts: int | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Uniformly random steps before the first update [environment steps over all "
         "tasks]; default: 4,000 per task.",
     )
     eval_every: int | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Evaluate after every so many [environment steps over all tasks]; default: "
         "50,000 per task.",
     )
     eval_episodes: int = Field(
-        10,
+        default=10,
         gt=0,
         le=50,
         description="Evaluation episodes during training [episodes per task, each another goal]. "
         "The final evaluation always takes all 50.",
     )
     checkpoint_every: int | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Write a checkpoint after every so many [environment steps over all tasks]; "
         "default: 50,000 per task.",
     )
     log_every: int | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Write the logs after every so many [environment steps over all tasks]; "
         "default: 2,000 per task.",
     )
     seed: int = Field(
-        0, ge=0, lt=2**32, description="Seed of goals, weights, exploration, replay and surgery."
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="Seed of goals, weights, exploration, replay and surgery.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where networks and replay live; 'auto' is cuda where there is one."
+        default="auto",
+        description="Where networks and replay live; 'auto' is cuda where there is one.",
     )
     run_dir: Path | None = Field(
-        None,
+        default=None,
         description="Folder of the run, which must not exist; default: "
         "runs/<benchmark>_<surgery>_seed<k>_<time>.",
     )
@@ -190,7 +211,8 @@ class TrainConfig(Section):
             if getattr(self, key) is None
         }
         config = self.model_copy(update=filled)
-        assert config.total_timesteps is not None and config.learning_starts is not None
+        assert config.total_timesteps is not None
+        assert config.learning_starts is not None
         if config.learning_starts > config.total_timesteps:
             raise UsageError(
                 f"learning_starts: expected at most total_timesteps ({config.total_timesteps}), "
@@ -216,7 +238,9 @@ class TrainConfig(Section):
         try:
             tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"config: cannot read {path}: {' '.join(str(error).split())}") from None
+            raise UsageError(
+                f"config: cannot read {path}: {' '.join(str(error).split())}"
+            ) from None
         return validate(cls, {} if tree is None else tree, source=f"{path}: ")
 
     def to_yaml(self) -> str:

@@ -169,7 +169,9 @@ def evaluate_file(
     agent, header = MTSAC.load_with_header(path, resolve_device(device))
     for task in tasks or ():
         if task not in agent.tasks:
-            raise UsageError(unknown("tasks", task, agent.tasks) + " (what the policy was trained for)")
+            raise UsageError(
+                unknown("tasks", task, agent.tasks) + " (what the policy was trained for)"
+            )
     benchmark = get_benchmark("", tasks or agent.tasks)
     seed = int(header.get("seed", 0)) if seed is None else seed
     horizon = int(header.get("horizon", 500))

@@ -79,7 +79,8 @@ class Learner:
         self._descend("actor", agent.actor, [actor])
 
         agent.log_alpha.grad = temperature_gradient(
-            actor.auxiliary["log_prob"], self.target_entropy)
+            actor.auxiliary["log_prob"], self.target_entropy
+        )
         self.optimizers["temperature"].step()
 
         targets, sources = agent.target_critics.parameters(), agent.critics.parameters()
@@ -99,7 +100,7 @@ class Learner:
         """
         batch = replay.sample(self.config.batch_size, self._diagnosis_generator)
         noise, alpha = self._noise(batch, self._diagnosis_generator), self.agent.log_alpha.exp()
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, (loss, networks, arguments) in (
             ("critic", self._critic_problem(batch, noise[0], alpha)),
             ("actor", self._actor_problem(batch, noise[1], alpha)),
@@ -160,9 +161,7 @@ class Learner:
     ) -> list[Gradients]:
         return self.surgery(loss, networks.members(), arguments, self.generator)
 
-    def _descend(
-        self, name: str, networks: MultiTaskNetworks, gradients: list[Gradients]
-    ) -> None:
+    def _descend(self, name: str, networks: MultiTaskNetworks, gradients: list[Gradients]) -> None:
         """Clip each network's gradient, and let the optimiser apply it."""
         for owner in ("shared", "per_task"):
             members = [getattr(gradient, owner) for gradient in gradients]

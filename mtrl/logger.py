@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
@@ -54,9 +55,7 @@ class RunLogger:
                 file.write(row, {key: () for key in row}, row[STEP])
         self._logger = Logger(str(run_dir), [tensorboard, *files])
         if not resume_at:
-            charts = {
-                tag: ["Multiline", [f"{tag}/{task}" for task in tasks]] for tag in PER_TASK
-            }
+            charts = {tag: ["Multiline", [f"{tag}/{task}" for task in tasks]] for tag in PER_TASK}
             tensorboard.writer.add_custom_scalars({"all tasks": charts})
             tensorboard.writer.add_text("config", f"```yaml\n{config}```")
             tensorboard.writer.flush()
@@ -107,7 +106,7 @@ class _TensorBoard(TensorBoardOutputFormat):
         self._is_closed = False
 
 
-def _rows_up_to(path: Path, steps: int) -> list[dict[str, float]]:
+def _rows_up_to(path: Path, steps: int) -> list[dict[str, Any]]:
     if not steps or not path.exists():
         return []
     rows = []

@@ -24,7 +24,7 @@ def td_target(
     gamma: float,
     reward_scale: float = 1.0,
 ) -> Tensor:
-    """y = r + γ (1 − terminal) (min_i Q̄_i(s′, a′) − α_t log π(a′|s′)), a′ ~ π(·|s′): eqs. 2–3.
+    """Y = r + γ (1 − terminal) (min_i Q̄_i(s′, a′) − α_t log π(a′|s′)), a′ ~ π(·|s′): eqs. 2–3.
 
     Time limits are not terminal: they bootstrap from the true s′.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -72,9 +73,7 @@ class MultiTaskNetworks(nn.Module):
         first = math.sqrt(6 / (n_inputs + n_tasks))
         shared = {"weight0": uniform(first, n_inputs, hidden_sizes[0])}
         per_task = {"bias0": uniform(first, n_tasks, hidden_sizes[0])}
-        for layer, (fan_in, width) in enumerate(
-            zip(hidden_sizes, hidden_sizes[1:], strict=False), start=1
-        ):
+        for layer, (fan_in, width) in enumerate(pairwise(hidden_sizes), start=1):
             shared[f"weight{layer}"] = uniform(math.sqrt(6 / fan_in), fan_in, width)
             shared[f"bias{layer}"] = torch.zeros(n_networks, width)
         lead = (n_tasks,) if multi_head else ()

@@ -111,9 +111,7 @@ class ReplayBuffer:
         here, there = self._rows.flatten(0, 1)[rows * self.n_tasks + self._tasks]
         observations, actions, rewards, terminated = here.split(self._split, -1)
         next_observations = there[..., : self._split[0]]
-        return Batch(
-            observations, actions, rewards[..., 0], terminated[..., 0], next_observations
-        )
+        return Batch(observations, actions, rewards[..., 0], terminated[..., 0], next_observations)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What `load_state_dict` needs to go on exactly, the generator included."""

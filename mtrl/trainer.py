@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -66,8 +67,7 @@ class Trainer:
         )
         environment = config.environment
         self.envs = make_vector_env(benchmark, environment.horizon, environment.workers)
-        (observation_size,) = self.envs.single_observation_space.shape
-        (action_size,) = self.envs.single_action_space.shape
+        observation_size, action_size = self.envs.observation_size, self.envs.action_size
         self.agent = MTSAC(
             benchmark.tasks, config.agent, observation_size, action_size, weights
         ).to(device)
@@ -92,14 +92,14 @@ class Trainer:
         assert config.total_timesteps is not None
         self.total = config.total_timesteps
         self.signal: int | None = None
-        self._handlers: dict[int, Any] = {}
-        self.logger = RunLogger(
-            run_dir, benchmark.tasks, self.total, config.to_yaml(), self.steps
-        )
+        self._handlers: dict[signal.Signals, Any] = {}
+        self.logger = RunLogger(run_dir, benchmark.tasks, self.total, config.to_yaml(), self.steps)
 
     def run(self) -> Outcome:
         """Train to the end, or until SIGINT or SIGTERM; either way a checkpoint is written."""
-        for number in SIGNALS:
+        # Python delivers signals to the main thread alone, and lets no other ask for them.
+        main_thread = threading.current_thread() is threading.main_thread()
+        for number in SIGNALS if main_thread else ():
             self._handlers[number] = signal.signal(number, self._interrupt)
         try:
             self._loop()
@@ -154,9 +154,7 @@ class Trainer:
             for row in np.flatnonzero(done):
                 self.returns[row].append(float(episode["r"][row]))
                 self.successes[row].append(bool(episode["s"][row]))
-        self.replay.add(
-            self.observations, sent, rewards, terminated, following, bool(done.any())
-        )
+        self.replay.add(self.observations, sent, rewards, terminated, following, bool(done.any()))
         self.observations = observations
         self.steps += self.n_tasks
 
@@ -231,10 +229,10 @@ class Trainer:
         self.logger.say(f"{result.table()}\n{self.run_dir}")
         return result
 
-    def _interrupt(self, number: int, frame: Any) -> None:
+    def _interrupt(self, number: int, frame: object) -> None:
         """Stop after this step; a second signal stops at once."""
         self.signal = number
-        signal.signal(number, self._handlers[number])
+        signal.signal(number, self._handlers[signal.Signals(number)])
 
     def _description(self) -> dict[str, Any]:
         return {

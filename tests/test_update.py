@@ -1,5 +1,8 @@
 """One update against Stable-Baselines3's SAC, and the invariants of every update."""
 
+from types import SimpleNamespace
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -130,7 +133,9 @@ def test_equals_stable_baselines3(surgery, monkeypatch):
             batch.terminated[0][:, None],
             batch.rewards[0][:, None],
         )
-        monkeypatch.setattr(sb3, "replay_buffer", type("", (), {"sample": lambda *a, **k: samples}))
+        monkeypatch.setattr(
+            sb3, "replay_buffer", SimpleNamespace(sample=Mock(return_value=samples))
+        )
         before = learner.agent.actor.shared["weight0"].clone()
         sb3.train(gradient_steps=1, batch_size=BATCH)
         learner.update(batch, noise)
@@ -217,7 +222,9 @@ def test_updates_repeat_from_the_seed():
 def test_registered_weights_are_what_the_learner_applies(monkeypatch):
     """A method that returns 1/T is the plain average, in the learner as a whole."""
     batch, noise = make_batch(4)
-    monkeypatch.setattr(PCGrad, "weights", lambda self, g, r: torch.full(g.shape[:2], 0.25).double())
+    monkeypatch.setattr(
+        PCGrad, "weights", lambda self, g, r: torch.full(g.shape[:2], 0.25).double()
+    )
     plain, other = (make_learner(4, surgery=name) for name in ("none", "pcgrad"))
     plain.update(batch, noise)
     other.update(batch, noise)

@@ -1,0 +1,1 @@
+"""Simulators, one vector environment each, task-major."""

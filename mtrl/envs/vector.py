@@ -51,7 +51,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         WorkerError: from any method, if a process is lost.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
     def __init__(
         self,
@@ -71,6 +71,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         # Dealt in turn, because neighbours in Meta-World's lists cost alike (0.2 to 0.7 ms a step).
         rows = [np.arange(n)[index::workers] for index in range(workers)]
         (d,), (a,) = observation_space.shape, action_space.shape
+        self.observation_size, self.action_size = d, a
         # A server that has imported the simulator forks each worker: no second import per worker,
         # and none of the parent's threads or CUDA state in it.
         context = multiprocessing.get_context("forkserver")

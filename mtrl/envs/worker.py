@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -35,7 +36,9 @@ class SharedArrays:
     busy: np.ndarray  # [workers], the task each worker is at
 
 
-def allocate(context: BaseContext, shapes: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, Any]:
+def allocate(
+    context: BaseContext, shapes: dict[str, tuple[tuple[int, ...], str]]
+) -> dict[str, Any]:
     """Anonymous shared memory (no name to leak) for arrays of the given shapes and type codes."""
     return {
         name: (context.RawArray(code, int(np.prod(shape))), shape)
@@ -46,7 +49,10 @@ def allocate(context: BaseContext, shapes: dict[str, tuple[tuple[int, ...], str]
 def view(memory: dict[str, Any]) -> SharedArrays:
     """NumPy arrays over the memory `allocate` gave."""
     return SharedArrays(
-        **{name: np.frombuffer(raw, raw._type_).reshape(shape) for name, (raw, shape) in memory.items()}
+        **{
+            name: np.frombuffer(raw, raw._type_).reshape(shape)
+            for name, (raw, shape) in memory.items()
+        }
     )
 
 
@@ -80,10 +86,8 @@ def run(
     except (EOFError, BrokenPipeError):
         return
     except Exception:
-        try:
+        with suppress(BrokenPipeError):
             pipe.send(traceback.format_exc())
-        except BrokenPipeError:
-            pass
 
 
 def _step(env: gym.Env[np.ndarray, np.ndarray], row: int, arrays: SharedArrays) -> None:

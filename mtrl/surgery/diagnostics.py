@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def cosines(gramian: Tensor) -> Tensor:
-    """cos φ_ij between the tasks' gradients, `[…, T, T]` to `[…, T, T]`; 0 with a zero gradient."""
+    """Cos φ_ij between the tasks' gradients, `[…, T, T]` to `[…, T, T]`; 0 with a zero gradient."""
     norms = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
     products = norms[..., :, None] * norms[..., None, :]
     return torch.where(products > 0, gramian / products, 0)

@@ -67,7 +67,7 @@ def task_gradients(
 def mean_gradient(
     task_loss: TaskLoss, shared: Parameters, per_task: Parameters, *batch: Any
 ) -> Gradients:
-    """The gradient of the tasks' mean loss, by one plain backward. Arguments as `task_gradients`."""
+    """The gradient of the tasks' mean loss, by one backward. Arguments as `task_gradients`."""
 
     def mean_loss(shared: Parameters, per_task: Parameters) -> tuple[Tensor, Any]:
         in_dims = (None, 0, *(0 for _ in batch))
