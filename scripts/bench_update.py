@@ -211,7 +211,7 @@ def main() -> None:
         medians = interleaved(variants, rounds, device)
         if n_tasks == 10:
             # In a loop of its own, ours beside it: ten times slower, it would stretch the first.
-            pair = {
+            pair: dict[str, Callable[[], object]] = {
                 "pcgrad": variants["pcgrad"],
                 "published": partial(Published(n_tasks, device).update, batch),
             }

@@ -67,6 +67,7 @@ class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start the next episode; `seed` starts over at episode 0; `options["episode"]` jumps."""
+        super().reset(seed=seed)  # the custom; nothing here draws from np_random
         if seed is not None:
             self._seed, self._episode = seed, -1
             self._random_vectors.clear()

@@ -36,14 +36,22 @@ class PCGrad(GramianSurgery):
         coefficients = torch.eye(n_tasks, dtype=gramian.dtype, device=gramian.device)
         coefficients = coefficients.expand_as(gramian).clone()
 
-        # Row i sorts random numbers into an order of all tasks, with i itself last and left out.
-        rank = torch.rand(gramian.shape, generator=generator, device=gramian.device)
-        rank.diagonal(dim1=-2, dim2=-1).fill_(2.0)
-        order = rank.argsort(-1)[..., :-1]
-
-        for j in order.unbind(-1):  # j[n, i]: whom task i of network n meets in this step
+        orders = random_orders(*gramian.shape[:2], generator)
+        for j in orders.unbind(-1):  # j[n, i]: whom task i of network n meets in this step
             rows = gramian.gather(-2, j[..., None].expand_as(gramian))
             dots = (coefficients * rows).sum(-1)
             step = dots.clamp(max=0) * inverse.gather(-1, j)
             coefficients.scatter_add_(-1, j[..., None], -step[..., None])
         return coefficients.mean(-2)
+
+
+def random_orders(n_networks: int, n_tasks: int, generator: torch.Generator) -> Tensor:
+    """For each network and task an order of all the other tasks, drawn on the generator's device.
+
+    Returns:
+        Task indices, `[N, T, T - 1]`.
+    """
+    shape = (n_networks, n_tasks, n_tasks)
+    rank = torch.rand(shape, generator=generator, device=generator.device)
+    rank.diagonal(dim1=-2, dim2=-1).fill_(2.0)  # sorts a task itself last, where it is left out
+    return rank.argsort(-1)[..., :-1]

@@ -1,0 +1,241 @@
+"""The vector environment on the real simulator."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3
+
+from mtrl.benchmarks import N_GOALS, get_benchmark
+from mtrl.config import UsageError
+from mtrl.envs.metaworld import MetaWorldTask
+from mtrl.envs.vector import TaskVectorEnv, WorkerError, make_vector_env
+
+TASKS = ("reach-v3", "push-v3", "door-open-v3", "window-close-v3")
+BENCHMARK = get_benchmark("", TASKS)
+
+
+def actions(steps: int, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return generator.uniform(-1, 1, (steps, len(TASKS), 4)).astype(np.float32)
+
+
+def play(envs: TaskVectorEnv, steps: int, seed: int | None = 3) -> dict[str, np.ndarray]:
+    trace = {"observations": [envs.reset(seed=seed)[0]], "rewards": [], "success": [], "final": []}
+    for action in actions(steps):
+        observations, rewards, _, _, infos = envs.step(action)
+        trace["observations"].append(observations)
+        trace["rewards"].append(rewards)
+        trace["success"].append(infos["success"])
+        if "final_obs" in infos:
+            trace["final"].append(infos["final_obs"])
+    return {key: np.array(value) for key, value in trace.items()}
+
+
+def test_the_number_of_workers_does_not_matter():
+    traces = []
+    for workers in (1, 3):
+        envs = make_vector_env(BENCHMARK, horizon=40, workers=workers)
+        assert len(envs._processes) == workers
+        traces.append(play(envs, 100))
+        envs.close()
+    for key, value in traces[0].items():
+        assert np.array_equal(value, traces[1][key]), key
+    assert len(traces[0]["final"]) == 2
+
+
+def test_an_episode_is_the_reference_simulators_own():
+    """The same goal set by hand in Meta-World gives the same observations and rewards."""
+    ours = MetaWorldTask("door-open-v3", horizon=60)
+    observation, info = ours.reset(seed=5)
+    reference = ALL_V3_ENVIRONMENTS["door-open-v3"]()
+    reference._partially_observable = False
+    del reference.sawyer_observation_space
+    reference._set_task_called, reference._freeze_rand_vec = True, True
+    reference._last_rand_vec = ours._random_vectors[info["goal"]].copy()
+    expected, _ = reference.reset()
+    assert np.array_equal(observation, expected.astype(np.float32))
+    assert observation[-3:].any()  # the goal can be seen
+    for action in actions(60)[:, 0]:
+        observation, reward, terminated, truncated, info = ours.step(action)
+        expected, expected_reward, _, _, expected_info = reference.step(action)
+        assert np.array_equal(observation, expected.astype(np.float32))
+        assert reward == expected_reward
+        assert info["success"] == bool(expected_info["success"])
+        assert not terminated
+    assert truncated
+
+
+def test_final_observations_are_the_true_ones():
+    envs = make_vector_env(BENCHMARK, horizon=30)
+    envs.reset(seed=1)
+    alone = MetaWorldTask(TASKS[1], horizon=30)
+    alone.reset(seed=1)
+    total = 0.0
+    for action in actions(30):
+        observations, rewards, terminated, truncated, infos = envs.step(action)
+        last, reward, *_ = alone.step(action[1])
+        total += reward
+    assert truncated.all() and not terminated.any()
+    assert np.array_equal(infos["final_obs"][1], last)
+    assert not np.array_equal(observations[1], last)
+    assert np.array_equal(observations[1], alone.reset()[0])
+    assert infos["final_info"]["episode"]["r"][1] == pytest.approx(total)
+    assert (infos["final_info"]["episode"]["l"] == 30).all()
+    assert infos["_final_obs"].all()
+    envs.close()
+
+
+@pytest.mark.parametrize("task", ["reach-v3", "peg-insert-side-v3"])
+def test_goals_come_each_once_per_cycle_and_repeat_from_the_seed(task):
+    env, again, ordered = MetaWorldTask(task), MetaWorldTask(task), MetaWorldTask(task)
+    ordered.shuffle_goals = False
+    goals = [env.reset(seed=2 if e == 0 else None)[1]["goal"] for e in range(N_GOALS + 5)]
+    assert sorted(goals[:N_GOALS]) == list(range(N_GOALS))
+    assert goals[:5] != goals[N_GOALS:]
+    assert goals[0] != ordered.reset(seed=2)[1]["goal"] or goals[0] == 0
+    assert [ordered.reset()[1]["goal"] for _ in range(4)] == [1, 2, 3, 4]
+    assert again.reset(seed=2, options={"episode": 7})[1]["goal"] == goals[7]
+    vectors = np.array([env._random_vectors[g] for g in range(N_GOALS)])
+    assert len(np.unique(vectors, axis=0)) == N_GOALS
+    _, info = again.reset(seed=3)
+    other = again._random_vectors[info["goal"]]
+    assert not (vectors == other).all(1).any()
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        pytest.param(tuple(MT10_V3), id="mt10"),
+        pytest.param(tuple(ALL_V3_ENVIRONMENTS), id="mt50", marks=pytest.mark.slow),
+    ],
+)
+def test_an_episode_does_not_depend_on_what_came_before(tasks):
+    for task in tasks:
+        moves = np.random.default_rng(1).uniform(-1, 1, (40, 4)).astype(np.float32)
+        traces = []
+        for history in ((), (0, 1)):
+            env = MetaWorldTask(task, horizon=500)
+            env.reset(seed=0)
+            for episode in history:
+                env.reset(options={"episode": episode})
+                for move in moves[::-1]:
+                    env.step(move)
+            first, _ = env.reset(options={"episode": 5})
+            traces.append([first, *(env.step(move)[0] for move in moves)])
+            env.close()
+        assert np.array_equal(*map(np.array, traces)), task
+
+
+def test_restore_goes_back_exactly():
+    envs = make_vector_env(BENCHMARK, horizon=40, workers=2)
+    envs.reset(seed=9)
+    moves = actions(110)
+    for action in moves[:55]:
+        envs.step(action)
+    state = envs.state()
+    expected = [envs.step(action) for action in moves[55:]]
+    other = make_vector_env(BENCHMARK, horizon=40, workers=1)
+    observations = other.restore(state, seed=9)
+    assert observations.shape == (len(TASKS), 39)
+    for action, truth in zip(moves[55:], expected, strict=True):
+        found = other.step(action)
+        for a, b in zip(truth[:4], found[:4], strict=True):
+            assert np.array_equal(a, b)
+        if "final_info" in truth[4]:
+            for key in "rls":
+                a, b = (x[4]["final_info"]["episode"][key] for x in (truth, found))
+                assert np.array_equal(a, b)
+    envs.close()
+    other.close()
+
+
+def test_a_worker_that_dies_is_noticed_with_its_task():
+    envs = make_vector_env(BENCHMARK, workers=2)
+    envs.reset(seed=0)
+    os.kill(envs._processes[1].pid, signal.SIGKILL)
+    begin = time.monotonic()
+    with pytest.raises(WorkerError, match=r"task '(push|window-close)-v3'.*died.*-9"):
+        for action in actions(5):
+            envs.step(action)
+    assert time.monotonic() - begin < 5  # seconds; what the docstring promises, not a benchmark
+    envs.close()
+
+
+class Broken(gym.Env):
+    """Fails at its third step."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 3:
+            raise ArithmeticError("no such thing")
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+def test_an_error_in_a_worker_arrives_with_its_task_and_reason():
+    envs = TaskVectorEnv(
+        [Broken], ["fragile"], Broken.observation_space, Broken.action_space, workers=1
+    )
+    envs.reset(seed=0)
+    with pytest.raises(WorkerError, match=r"(?s)'fragile'.*no such thing"):
+        for _ in range(3):
+            envs.step(np.zeros((1, 1)))
+    envs.close()
+
+
+def test_no_process_is_left_behind():
+    envs = make_vector_env(BENCHMARK, workers=2)
+    processes = envs._processes
+    envs.close()
+    assert not any(process.is_alive() for process in processes)
+    assert not [p for p in multiprocessing.active_children() if p.name.startswith("mtrl-worker")]
+
+
+@pytest.mark.filterwarnings("ignore:.*Box observation space.*infinity")
+def test_gymnasium_accepts_a_task():
+    check_env(MetaWorldTask("reach-v3"), skip_render_check=True, skip_close_check=True)
+
+
+def test_spaces_follow_gymnasiums_vector_contract():
+    envs = make_vector_env(BENCHMARK, workers=1)
+    observations, infos = envs.reset(seed=0)
+    assert observations in envs.observation_space and infos == {}
+    assert envs.action_space.shape == (4, 4)
+    assert envs.metadata["autoreset_mode"] is gym.vector.AutoresetMode.SAME_STEP
+    observations, *_ = envs.step(envs.action_space.sample())
+    assert observations.dtype == np.float32 and observations in envs.observation_space
+    envs.close()
+
+
+def test_benchmarks_are_metaworlds_own():
+    assert get_benchmark("mt10").tasks == tuple(MT10_V3)
+    assert get_benchmark("mt25").tasks == tuple(MT25_V3)
+    assert get_benchmark("mt50").tasks == tuple(ALL_V3_ENVIRONMENTS)
+    assert get_benchmark("mt1:push-v3").tasks == ("push-v3",)
+    assert get_benchmark("mt10", ("push-v3", "reach-v3")).tasks == ("push-v3", "reach-v3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("mt11",), "did you mean 'mt10'"),
+        (("mt1:reech-v3",), "did you mean 'mt1:reach-v3'"),
+        (("mt10", ("reach-v2",)), "did you mean 'reach-v3'"),
+        (("mt10", ("reach-v3", "reach-v3")), "'reach-v3' more than once"),
+    ],
+)
+def test_unknown_names_are_told_the_nearest(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        get_benchmark(*arguments)
