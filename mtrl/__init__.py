@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from mtrl.agent import MTSAC as MTSAC
     from mtrl.benchmarks import Benchmark as Benchmark
     from mtrl.benchmarks import get_benchmark as get_benchmark
+    from mtrl.config import AgentConfig as AgentConfig
+    from mtrl.config import EnvironmentConfig as EnvironmentConfig
+    from mtrl.config import LearnerConfig as LearnerConfig
     from mtrl.config import TrainConfig as TrainConfig
     from mtrl.evaluate import Evaluation as Evaluation
     from mtrl.evaluate import evaluate as evaluate
@@ -24,6 +27,9 @@ _HOMES = {
     "MTSAC": "agent",
     "Benchmark": "benchmarks",
     "get_benchmark": "benchmarks",
+    "AgentConfig": "config",
+    "EnvironmentConfig": "config",
+    "LearnerConfig": "config",
     "TrainConfig": "config",
     "Evaluation": "evaluate",
     "evaluate": "evaluate",

@@ -8,8 +8,8 @@ imported after that.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -88,6 +88,8 @@ def _run(program: str, command: Any, arguments: Sequence[str] | None) -> int:
     except UsageError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before a run could handle it, or a second time
+        return 128 + signal.SIGINT
 
 
 def _train(arguments: Sequence[str] | None) -> int:
@@ -170,14 +172,13 @@ def _add_flags(
         if name in leave_out:
             continue
         target = parser if group is None else _group(parser, group)
-        several = "tuple" in str(field.annotation)
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         text = (field.description or "").replace("%", "%%")
         target.add_argument(
             "--json" if name == "json_file" else "--" + name.replace("_", "-"),
             dest=name,
             metavar=_metavar(field.annotation),
-            nargs="+" if several else None,
+            nargs="+" if _is_tuple(field.annotation) else None,
             default=argparse.SUPPRESS,
             help=text if default is None else f"{text} (default: {shown})",
         )
@@ -199,12 +200,17 @@ def _group(parser: argparse.ArgumentParser, title: str) -> Any:
 
 
 def _metavar(annotation: Any) -> str:
-    arguments = [a for a in typing.get_args(annotation) if a not in (type(None), Ellipsis)]
+    """What stands for a value in --help: the type's word, or the choices."""
     if typing.get_origin(annotation) is typing.Literal:
-        return "|".join(arguments)
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is tuple:
-        return _metavar(arguments[0])
-    return {"int": "N", "float": "X", "str": "NAME", "Path": "PATH"}[annotation.__name__]
+        return "|".join(typing.get_args(annotation))
+    if inner := typing.get_args(annotation):  # X | None, tuple[X, ...], Annotated[X, ...]
+        return _metavar(inner[0])
+    return {int: "N", float: "X", str: "NAME", Path: "PATH"}[annotation]
+
+
+def _is_tuple(annotation: Any) -> bool:
+    parts = (annotation, *typing.get_args(annotation))
+    return any(typing.get_origin(part) is tuple for part in parts)
 
 
 def _merge(defaults: BaseModel, given: dict[str, Any]) -> dict[str, Any]:

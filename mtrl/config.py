@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -35,7 +35,9 @@ class UsageError(ValueError):
 class Section(BaseModel):
     """Common behaviour of every part of the tree: immutable, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 class AgentConfig(Section):
@@ -46,7 +48,7 @@ class AgentConfig(Section):
         description="'multi': one linear head per task; 'single': one head for all, which tells "
         "tasks apart by the task one-hot alone.",
     )
-    hidden_sizes: tuple[int, ...] = Field(
+    hidden_sizes: tuple[PositiveInt, ...] = Field(
         default=(400, 400, 400),
         min_length=1,
         description="Widths of the trunk's ReLU layers, of actor and critics alike [units].",

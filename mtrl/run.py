@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 import time
@@ -16,6 +15,7 @@ from mtrl.agent import resolve_device
 from mtrl.benchmarks import Benchmark, get_benchmark
 from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_text
 from mtrl.config import TrainConfig, UsageError
+from mtrl.envs.vector import n_cores
 from mtrl.surgery import get_surgery
 from mtrl.trainer import Outcome, Trainer
 
@@ -106,7 +106,7 @@ def _record_process(run_dir: Path, device: torch.device) -> None:
             | {package: version(package) for package in PACKAGES},
             "machine": {
                 "platform": platform.platform(),
-                "cores": len(os.sched_getaffinity(0)),
+                "cores": n_cores(),
                 "gpu": gpu,
             },
         }

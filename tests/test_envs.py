@@ -78,7 +78,7 @@ def test_final_observations_are_the_true_ones():
     alone.reset(seed=1)
     total = 0.0
     for action in actions(30):
-        observations, rewards, terminated, truncated, infos = envs.step(action)
+        observations, _, terminated, truncated, infos = envs.step(action)
         last, reward, *_ = alone.step(action[1])
         total += reward
     assert truncated.all() and not terminated.any()

@@ -24,6 +24,13 @@ START_TIMEOUT, STEP_TIMEOUT = 120.0, 60.0
 """Longest silence of a worker that is taken for work [seconds]. A dead one is noticed at once."""
 
 
+def n_cores() -> int:
+    """Processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class WorkerError(RuntimeError):
     """A simulator process failed, died or hangs; the message names the task it was at."""
 
@@ -67,7 +74,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.observation_space = batch_space(observation_space, n)
         self.action_space = batch_space(action_space, n)
 
-        workers = min(n, workers or len(os.sched_getaffinity(0)))
+        workers = min(n, workers or n_cores())
         # Dealt in turn, because neighbours in Meta-World's lists cost alike (0.2 to 0.7 ms a step).
         rows = [np.arange(n)[index::workers] for index in range(workers)]
         (d,), (a,) = observation_space.shape, action_space.shape

@@ -1,0 +1,174 @@
+"""The configuration: one tree from YAML and flags, and one line for whatever is wrong with it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from mtrl.agent import MTSAC
+from mtrl.cli import eval_main, train_main
+from mtrl.config import AgentConfig, TrainConfig, UsageError
+
+TINY = ["--tasks", "reach-v3", "push-v3", "--batch-size", "8", "--hidden-sizes", "8"]
+
+
+def test_help_imports_neither_torch_nor_a_simulator():
+    code = (
+        "import sys\nfrom mtrl.cli import train_main\n"
+        "try: train_main(['--help'])\nexcept SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'mujoco', 'metaworld', 'gymnasium', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for flag in (
+        "--total-timesteps --learning-starts --buffer-size --batch-size --gradient-steps --tau "
+        "--gamma --learning-rate --seed --device --benchmark --tasks --surgery --run-dir "
+        "--eval-every --eval-episodes --checkpoint-every --resume --config"
+    ).split():
+        assert flag in done.stdout
+
+
+def test_a_config_file_becomes_the_defaults_that_help_shows(tmp_path, capsys):
+    path = tmp_path / "x.yaml"
+    path.write_text("seed: 41\nlearner:\n  batch_size: 77\n  learning_rate: 1e-5\n")
+    with pytest.raises(SystemExit):
+        train_main(["--config", str(path), "--help"])
+    shown = capsys.readouterr().out
+    assert "(default: 77)" in shown and "(default: 41)" in shown and "(default: 1e-05)" in shown
+
+
+def test_yaml_gives_the_tree_back(tmp_path):
+    config = TrainConfig(tasks=("push-v3",), agent=AgentConfig(hidden_sizes=(3, 4)), seed=8)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert TrainConfig.from_yaml(path) == config
+
+
+def test_the_tree_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        TrainConfig().learner.batch_size = 3
+
+
+def test_defaults_grow_with_the_number_of_tasks():
+    config = TrainConfig().resolve(10)
+    assert (config.total_timesteps, config.learning_starts) == (20_000_000, 40_000)
+    assert TrainConfig(total_timesteps=500_000).resolve(50).total_timesteps == 500_000
+
+
+@pytest.mark.parametrize("name", ["mt10_plain", "mt50_plain", "mt10_cpu"])
+def test_shipped_configurations_are_valid(name, request):
+    path = request.config.rootpath / "configs" / f"{name}.yaml"
+    TrainConfig.from_yaml(path).resolve(50 if "mt50" in name else 10)
+
+
+WRONG = {
+    "benchmark": (["--benchmark", "mt11"], "benchmark: unknown 'mt11'; did you mean 'mt10'"),
+    "task": (["--tasks", "reech-v3"], "tasks: unknown 'reech-v3'; did you mean 'reach-v3'"),
+    "surgery": (["--surgery", "pcgard"], "surgery: unknown 'pcgard'; did you mean 'pcgrad'"),
+    "flag": (["--bach-size", "3"], "flag: unknown '--bach-size'; did you mean '--batch-size'"),
+    "stray": (["mt10"], "unexpected argument 'mt10'"),
+    "no value": (["--seed"], "expected one argument"),
+    "zero": (["--batch-size", "0"], "batch_size: input should be greater than 0, got '0'"),
+    "negative": (["--total-timesteps", "-5"], "total_timesteps: input should be greater than 0"),
+    "text": (["--gamma", "high"], "gamma: input should be a valid number"),
+    "nan": (["--learning-rate", "nan"], "learning_rate: input should be a finite number"),
+    "above one": (["--gamma", "1.5"], "gamma: input should be less than or equal to 1"),
+    "no width": (["--hidden-sizes", "8", "0"], "hidden_sizes: input should be greater than 0"),
+    "late start": (
+        [*TINY, "--learning-starts", "900", "--total-timesteps", "800"],
+        "learning_starts: expected at most total_timesteps (800), got 900",
+    ),
+    "batch": (
+        [*TINY, "--learning-starts", "14", "--total-timesteps", "800"],
+        "batch_size: expected at most the 7 transitions per task",
+    ),
+    "buffer": ([*TINY, "--buffer-size", "7"], "batch_size: expected at most the 7"),
+    "folder": ([*TINY, "--run-dir", "/dev/null/run"], "run_dir: cannot create /dev/null/run"),
+    "resume": (["--resume", "nowhere"], "resume: expected a run folder with a checkpoint"),
+    "resume flag": (["--resume", "nowhere", "--seed", "1"], "got --seed"),
+    "config": (["--config", "nowhere.yaml"], "config: cannot read nowhere.yaml"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_is_one_line_and_code_2(case, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = WRONG[case]
+    assert train_main(arguments) == 2
+    written = capsys.readouterr()
+    assert message in written.err
+    assert written.err.startswith("mtrl-train: error: ") and written.err.count("\n") == 1
+    assert not written.out and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for CUDA where there is none")
+def test_missing_cuda(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train_main([*TINY, "--device", "cuda"]) == 2
+    assert "device: expected a machine with CUDA" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_run_folder_is_refused(tmp_path, capsys):
+    assert train_main([*TINY, "--run-dir", str(tmp_path)]) == 2
+    assert f"--resume {tmp_path}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learner:\n  bach_size: 3\n", "key: unknown 'bach_size'; did you mean 'batch_size'"),
+        ("lerner: {}\n", "key: unknown 'lerner'; did you mean 'learner'"),
+        ("learner: 3\n", "learner: input should be a valid dictionary"),
+        ("- 1\n", "the file: input should be a valid dictionary"),
+        ("seed: [1\n", "cannot read"),
+        ("tasks: reach-v3\n", "tasks: input should be a valid tuple"),
+        ("seed: !!python/object/apply:os.getpid []\n", "cannot read"),
+    ],
+)
+def test_wrong_config_files(text, message, tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        TrainConfig.from_yaml(path)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture
+def policy(tmp_path):
+    path = tmp_path / "policy.safetensors"
+    MTSAC(("reach-v3", "push-v3"), AgentConfig(hidden_sizes=(8,)), 39, 4).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "door-open-v3"], "what the policy was trained for"),
+        (["--episodes", "51"], "episodes: input should be less than or equal to 50"),
+        (["--json", "nowhere/x.json"], "json: expected a file in a folder that exists"),
+    ],
+)
+def test_wrong_evaluations(arguments, message, policy, capsys):
+    assert eval_main([str(policy), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_policies_that_are_none(tmp_path, capsys):
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"x": torch.zeros(2)}, foreign)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"\x00" * 64)
+    header = {"tasks": ["reach-v3"], "observation_size": 39, "action_size": 4, "agent": {"x": 1}}
+    odd = tmp_path / "odd.safetensors"
+    save_file({}, odd, {"format": "mtrl-policy-1", "config": yaml.safe_dump(header)})
+    for path in (foreign, broken, odd, tmp_path / "missing", tmp_path):
+        assert eval_main([str(path)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("mtrl-eval: error: ") and error.count("\n") == 1
