@@ -38,7 +38,7 @@ def multi_task_mlp(shared: Parameters, per_task: Parameters, inputs: Tensor) -> 
     hidden = inputs
     for layer in range(sum(name.startswith("weight") for name in parameters)):
         weight, bias = parameters[f"weight{layer}"], parameters[f"bias{layer}"]
-        hidden = torch.relu(hidden @ weight + bias.unsqueeze(-2))
+        hidden = (hidden @ weight).add_(bias.unsqueeze(-2)).relu_()
     return hidden @ parameters["head_weight"] + parameters["head_bias"].unsqueeze(-2)
 
 

@@ -222,7 +222,7 @@ def main() -> None:
         ratios[f"{name}/none/matmul"] = medians["none"] / medians["matmul"]
         ms |= {f"{name}/{variant}": value for variant, value in medians.items()}
 
-        replay = ReplayBuffer(100_000, n_tasks, OBSERVATION, ACTION, "meta")
+        replay = ReplayBuffer(100_000, n_tasks, OBSERVATION, ACTION)
         actor, critics = ours["pcgrad"].agent.actor, ours["pcgrad"].agent.critics
         jacobian = sum(p.nbytes for net in (actor, critics) for p in net.shared.values()) * n_tasks
         print(f"{name}: replay of 100,000 per task {replay.nbytes / 2**20:,.0f} MiB, ", end="")

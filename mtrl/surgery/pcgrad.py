@@ -36,7 +36,7 @@ class PCGrad(GramianSurgery):
         coefficients = torch.eye(n_tasks, dtype=gramian.dtype, device=gramian.device)
         coefficients = coefficients.expand_as(gramian).clone()
 
-        orders = random_orders(*gramian.shape[:2], generator)
+        orders = random_orders(len(gramian), n_tasks, generator)
         for j in orders.unbind(-1):  # j[n, i]: whom task i of network n meets in this step
             rows = gramian.gather(-2, j[..., None].expand_as(gramian))
             dots = (coefficients * rows).sum(-1)
