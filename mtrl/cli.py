@@ -88,6 +88,9 @@ def _run(program: str, command: Any, arguments: Sequence[str] | None) -> int:
     except UsageError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # the disk's, or a simulator process's
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:  # before a run could handle it, or a second time
         return 128 + signal.SIGINT
 
@@ -129,14 +132,9 @@ def _train(arguments: Sequence[str] | None) -> int:
     else:
         config = validate(TrainConfig, _merge(defaults, given))
 
-    from mtrl.envs.vector import WorkerError
     from mtrl.run import resume, train
 
-    try:
-        outcome = train(config) if resumed is None else resume(Path(resumed), total)
-    except (WorkerError, OSError) as error:
-        print(f"mtrl-train: error: {error}", file=sys.stderr)
-        return 1
+    outcome = train(config) if resumed is None else resume(Path(resumed), total)
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 

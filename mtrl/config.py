@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
@@ -126,6 +127,26 @@ class EnvironmentConfig(Section):
     )
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """When a run does what [environment steps over all tasks]; see `TrainConfig`'s fields."""
+
+    PER_TASK: ClassVar = {
+        "total_timesteps": 2_000_000,
+        "learning_starts": 4_000,
+        "eval_every": 50_000,
+        "checkpoint_every": 50_000,
+        "log_every": 2_000,
+    }
+    """The defaults, per task."""
+
+    total_timesteps: int
+    learning_starts: int
+    eval_every: int
+    checkpoint_every: int
+    log_every: int
+
+
 class TrainConfig(Section):
     """Everything that decides what a training run does."""
 
@@ -194,41 +215,31 @@ class TrainConfig(Section):
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
 
-    def resolve(self, n_tasks: int) -> TrainConfig:
-        """Fill in the defaults that depend on the number of tasks, and check what belongs together.
+    def schedule(self, n_tasks: int) -> Schedule:
+        """The step counts for `n_tasks` tasks, checked against each other.
 
         Raises:
             UsageError: if the run could never learn from what it collects.
         """
-        defaults = {
-            "total_timesteps": 2_000_000,
-            "learning_starts": 4_000,
-            "eval_every": 50_000,
-            "checkpoint_every": 50_000,
-            "log_every": 2_000,
-        }
         filled = {
-            key: per_task * n_tasks
-            for key, per_task in defaults.items()
-            if getattr(self, key) is None
+            name: n_tasks * per_task if getattr(self, name) is None else getattr(self, name)
+            for name, per_task in Schedule.PER_TASK.items()
         }
-        config = self.model_copy(update=filled)
-        assert config.total_timesteps is not None
-        assert config.learning_starts is not None
-        if config.learning_starts > config.total_timesteps:
+        schedule = Schedule(**filled)
+        if schedule.learning_starts > schedule.total_timesteps:
             raise UsageError(
-                f"learning_starts: expected at most total_timesteps ({config.total_timesteps}), "
-                f"got {config.learning_starts}"
+                f"learning_starts: expected at most total_timesteps ({schedule.total_timesteps}), "
+                f"got {schedule.learning_starts}"
             )
-        stored = config.learning_starts // n_tasks
-        if self.learner.batch_size > min(stored, self.learner.buffer_size):
+        stored = min(schedule.learning_starts // n_tasks, self.learner.buffer_size)
+        if self.learner.batch_size > stored:
             raise UsageError(
-                f"batch_size: expected at most the {min(stored, self.learner.buffer_size)} "
-                f"transitions per task that learning_starts ({config.learning_starts} steps over "
-                f"{n_tasks} tasks) and buffer_size ({self.learner.buffer_size}) leave in the "
-                f"replay, got {self.learner.batch_size}"
+                f"batch_size: expected at most the {stored} transitions per task that "
+                f"learning_starts ({schedule.learning_starts} steps over {n_tasks} tasks) and "
+                f"buffer_size ({self.learner.buffer_size}) leave in the replay, got "
+                f"{self.learner.batch_size}"
             )
-        return config
+        return schedule
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> TrainConfig:

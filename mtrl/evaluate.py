@@ -112,8 +112,13 @@ def evaluate(
     The result depends on the policy, the seed and the horizon alone.
 
     Raises:
-        ValueError: if the agent was not trained for one of the tasks.
+        UsageError: if the agent was not trained for one of the tasks.
     """
+    for task in benchmark.tasks:
+        if task not in agent.tasks:
+            raise UsageError(
+                unknown("tasks", task, agent.tasks) + " (what the policy was trained for)"
+            )
     envs = make_vector_env(benchmark, horizon, workers, shuffle_goals=False)
     try:
         return evaluate_in(agent, envs, seed, episodes)
@@ -124,8 +129,8 @@ def evaluate(
 def evaluate_in(agent: MTSAC, envs: TaskVectorEnv, seed: int, episodes: int) -> Evaluation:
     """As `evaluate`, in environments that take their goals in order and can be used again."""
     tasks = torch.tensor([agent.tasks.index(name) for name in envs.names], device=agent.device)
-    success = [[] for _ in envs.names]  # type: list[list[bool]]
-    returns = [[] for _ in envs.names]  # type: list[list[float]]
+    success: list[list[bool]] = [[] for _ in envs.names]
+    returns: list[list[float]] = [[] for _ in envs.names]
     observations, _ = envs.reset(seed=seed)
     while min(map(len, success)) < episodes:
         inputs = torch.from_numpy(observations).to(agent.device)
@@ -167,11 +172,6 @@ def evaluate_file(
         final = policy / "policy_final.safetensors"
         path = final if final.exists() else newest_checkpoint(policy)
     agent, header = MTSAC.load_with_header(path, resolve_device(device))
-    for task in tasks or ():
-        if task not in agent.tasks:
-            raise UsageError(
-                unknown("tasks", task, agent.tasks) + " (what the policy was trained for)"
-            )
     benchmark = get_benchmark("", tasks or agent.tasks)
     seed = int(header.get("seed", 0)) if seed is None else seed
     horizon = int(header.get("horizon", 500))

@@ -72,12 +72,16 @@ class RunLogger:
             self._logger.record(key, value, exclude="tensorboard" if key == STEP else None)
         self._logger.dump(steps)
 
+    def tick(self, steps: int) -> None:
+        """Move the live line, if there is one."""
+        if self._bar is not None:
+            self._bar.update(steps - self._bar.n)
+
     def progress(self, steps: int, fps: float, success: float | None) -> None:
-        """Tell how far it is: one live line on a terminal, a new line elsewhere."""
+        """Tell how far it is: in the live line on a terminal, in a new line elsewhere."""
         shown = "–" if success is None else f"{success:.2f}"
         if self._bar is not None:
-            self._bar.set_postfix_str(f"eval success {shown}", refresh=False)
-            self._bar.update(steps - self._bar.n)
+            self._bar.set_postfix_str(f"eval success {shown}")
             return
         left = timedelta(seconds=round((self._total - steps) / max(fps, 1e-9)))
         print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import sys
@@ -71,8 +72,8 @@ def resume(run_dir: Path, total_timesteps: int | None = None) -> Outcome:
         config = config.model_copy(update={"total_timesteps": total_timesteps})
     benchmark, device, config = check(config)
     state = load_checkpoint(path)
-    assert config.total_timesteps is not None
-    if state["steps"] >= config.total_timesteps and (run_dir / "eval.json").exists():
+    total = config.schedule(len(benchmark.tasks)).total_timesteps
+    if state["steps"] >= total and (run_dir / "eval.json").exists():
         raise UsageError(
             f"resume: {run_dir} is complete with {state['steps']} steps; a larger "
             "--total-timesteps would extend it"
@@ -90,7 +91,9 @@ def check(config: TrainConfig) -> tuple[Benchmark, torch.device, TrainConfig]:
     """
     benchmark = get_benchmark(config.benchmark, config.tasks)
     get_surgery(config.learner.surgery)
-    return benchmark, resolve_device(config.device), config.resolve(len(benchmark.tasks))
+    schedule = config.schedule(len(benchmark.tasks))
+    resolved = config.model_copy(update=dataclasses.asdict(schedule))
+    return benchmark, resolve_device(config.device), resolved
 
 
 def _record_process(run_dir: Path, device: torch.device) -> None:

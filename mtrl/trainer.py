@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,7 @@ from mtrl.evaluate import Evaluation, evaluate_in
 from mtrl.learner import Learner
 from mtrl.logger import RunLogger
 from mtrl.replay import ReplayBuffer
-
-WINDOW = 20
-"""Training episodes per task behind each `rollout/` number."""
+from mtrl.rollout import EpisodeStatistics
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """What asks a run to write a checkpoint and leave: a keyboard, a scheduler."""
@@ -80,20 +77,22 @@ class Trainer:
         self.eval_envs = make_vector_env(
             benchmark, environment.horizon, environment.workers, shuffle_goals=False
         )
+        self.schedule = config.schedule(self.n_tasks)
+        self.statistics = EpisodeStatistics(benchmark.tasks)
         self.steps = self.updates = 0
         self.elapsed = 0.0
         self.success: float | None = None
-        self.returns = [deque(maxlen=WINDOW) for _ in benchmark.tasks]  # type: list[deque[float]]
-        self.successes = [deque(maxlen=WINDOW) for _ in benchmark.tasks]  # type: list[deque[bool]]
+        self._metrics: dict[str, torch.Tensor] = {}
         if state is None:
             self.observations, _ = self.envs.reset(seed=config.seed)
         else:
             self._load(state)
-        assert config.total_timesteps is not None
-        self.total = config.total_timesteps
+        self._mark = (time.monotonic(), self.steps, self.updates)
         self.signal: int | None = None
         self._handlers: dict[signal.Signals, Any] = {}
-        self.logger = RunLogger(run_dir, benchmark.tasks, self.total, config.to_yaml(), self.steps)
+        self.logger = RunLogger(
+            run_dir, benchmark.tasks, self.schedule.total_timesteps, config.to_yaml(), self.steps
+        )
 
     def run(self) -> Outcome:
         """Train to the end, or until SIGINT or SIGTERM; either way a checkpoint is written."""
@@ -116,29 +115,29 @@ class Trainer:
             self.eval_envs.close()
 
     def _loop(self) -> None:
-        config, start, self._metrics = self.config, time.monotonic() - self.elapsed, {}
+        schedule, start = self.schedule, time.monotonic() - self.elapsed
         self._mark = (time.monotonic(), self.steps, self.updates)
-        assert config.learning_starts is not None
-        while self.steps < self.total and self.signal is None:
+        while self.steps < schedule.total_timesteps and self.signal is None:
             self._collect()
-            if self.steps >= config.learning_starts:
-                for _ in range(config.learner.gradient_steps):
+            if self.steps >= schedule.learning_starts:
+                for _ in range(self.config.learner.gradient_steps):
                     self._metrics = self.learner.step(self.replay)
                     self.updates += 1
             self.elapsed = time.monotonic() - start
-            if self._due(config.log_every):
+            self.logger.tick(self.steps)
+            if self._due(schedule.log_every):
                 self._log()
-            if self._due(config.eval_every) and self.steps < self.total:
-                self._pause(self._evaluate)
-            if self._due(config.checkpoint_every) and self.steps < self.total:
-                self._pause(self._checkpoint)
+            if self.steps < schedule.total_timesteps:  # the end has its own
+                if self._due(schedule.eval_every):
+                    self._pause(self._evaluate)
+                if self._due(schedule.checkpoint_every):
+                    self._pause(self._checkpoint)
 
     def _collect(self) -> None:
         """One step of every task."""
-        assert self.config.learning_starts is not None
         shape = (self.n_tasks, self.agent.action_size)
         device = self.agent.device
-        if self.steps < self.config.learning_starts:
+        if self.steps < self.schedule.learning_starts:
             actions = 2 * torch.rand(shape, generator=self.generator, device=device) - 1
         else:
             noise = torch.randn(shape, generator=self.generator, device=device)
@@ -150,16 +149,12 @@ class Trainer:
         following = observations
         if done.any():
             following = np.where(done[:, None], infos["final_obs"], observations)
-            episode = infos["final_info"]["episode"]
-            for row in np.flatnonzero(done):
-                self.returns[row].append(float(episode["r"][row]))
-                self.successes[row].append(bool(episode["s"][row]))
+            self.statistics.add(infos)
         self.replay.add(self.observations, sent, rewards, terminated, following, bool(done.any()))
         self.observations = observations
         self.steps += self.n_tasks
 
-    def _due(self, every: int | None) -> bool:
-        assert every is not None
+    def _due(self, every: int) -> bool:
         return self.steps // every > (self.steps - self.n_tasks) // every
 
     def _log(self) -> None:
@@ -172,17 +167,11 @@ class Trainer:
             "time/updates_per_second": (self.updates - updates) / seconds,
             "time/updates": float(self.updates),
             "time/elapsed": self.elapsed,
+            **self.statistics.values(),
         }
-        names = self.benchmark.tasks
-        for task, returns, successes in zip(names, self.returns, self.successes, strict=True):
-            if returns:
-                values[f"rollout/ep_rew_mean/{task}"] = float(np.mean(returns))
-                values[f"rollout/success_rate/{task}"] = float(np.mean(successes))
-        for name, losses in self._metrics.items():
-            values |= {
-                f"train/{name}/{task}": value
-                for task, value in zip(names, losses.tolist(), strict=True)
-            }
+        for name, measured in self._metrics.items():
+            by_task = zip(self.benchmark.tasks, measured.tolist(), strict=True)
+            values |= {f"train/{name}/{task}": value for task, value in by_task}
         if self._metrics and self.n_tasks > 1:
             measures = self.learner.diagnose(self.replay)
             values |= {f"surgery/{name}": value.item() for name, value in measures.items()}
@@ -254,8 +243,7 @@ class Trainer:
             "updates": self.updates,
             "elapsed": self.elapsed,
             "success": self.success,
-            "returns": [list(window) for window in self.returns],
-            "successes": [list(window) for window in self.successes],
+            "statistics": self.statistics.state_dict(),
         }
         description = self.agent.description() | self._description()
         save_checkpoint(self.run_dir, self.steps, state, yaml.safe_dump(description))
@@ -268,6 +256,4 @@ class Trainer:
         self.generator.set_state(state["exploration_generator"].cpu())
         self.steps, self.updates = state["steps"], state["updates"]
         self.elapsed, self.success = state["elapsed"], state["success"]
-        for row in range(self.n_tasks):
-            self.returns[row].extend(state["returns"][row])
-            self.successes[row].extend(state["successes"][row])
+        self.statistics.load_state_dict(state["statistics"])

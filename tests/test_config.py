@@ -54,15 +54,15 @@ def test_the_tree_is_frozen():
 
 
 def test_defaults_grow_with_the_number_of_tasks():
-    config = TrainConfig().resolve(10)
-    assert (config.total_timesteps, config.learning_starts) == (20_000_000, 40_000)
-    assert TrainConfig(total_timesteps=500_000).resolve(50).total_timesteps == 500_000
+    schedule = TrainConfig().schedule(10)
+    assert (schedule.total_timesteps, schedule.learning_starts) == (20_000_000, 40_000)
+    assert TrainConfig(total_timesteps=500_000).schedule(50).total_timesteps == 500_000
 
 
 @pytest.mark.parametrize("name", ["mt10_plain", "mt50_plain", "mt10_cpu"])
 def test_shipped_configurations_are_valid(name, request):
     path = request.config.rootpath / "configs" / f"{name}.yaml"
-    TrainConfig.from_yaml(path).resolve(50 if "mt50" in name else 10)
+    TrainConfig.from_yaml(path).schedule(50 if "mt50" in name else 10)
 
 
 WRONG = {

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mtrl.cli import eval_main, train_main
-from mtrl.config import TrainConfig
+from mtrl.config import TrainConfig, UsageError
 
 
 @pytest.fixture
@@ -29,21 +29,24 @@ def test_python_examples_run(readme, tmp_path):
     assert list((tmp_path / "runs").glob("custom_none_seed0_*/policy_final.safetensors"))
 
 
-def test_commands_name_flags_that_exist(readme, capsys):
-    """Each command line is parsed as it stands, with --help appended so that it does no more."""
-    lines = re.findall(r"(mtrl-(?:train|eval)(?: [^`\n]*)?)", readme)
+def test_command_lines_are_understood(readme, request, monkeypatch):
+    """Each command line of ours is given to its program as it stands, up to the heavy part."""
+    started = []
+
+    def start(*arguments, **settings):
+        started.append(arguments or settings)
+        raise UsageError("far enough")
+
+    for heavy in ("mtrl.run.train", "mtrl.run.resume", "mtrl.evaluate.evaluate_file"):
+        monkeypatch.setattr(heavy, start)
+    monkeypatch.chdir(request.config.rootpath)
     mains = {"mtrl-train": train_main, "mtrl-eval": eval_main}
-    flags = set()
+    lines = re.findall(r"^    (?:.*&& )?(mtrl-(?:train|eval) .*)$", readme, re.MULTILINE)
+    assert len(lines) == 4
     for line in lines:
         program, *arguments = shlex.split(line)
-        used = [argument for argument in arguments if argument.startswith("--")]
-        with pytest.raises(SystemExit) as end:
-            mains[program](["--help"])
-        shown = capsys.readouterr().out
-        assert end.value.code == 0
-        assert all(flag in shown for flag in used), line
-        flags.update(used)
-    assert {"--benchmark", "--surgery", "--config", "--resume", "--json"} <= flags
+        assert mains[program](arguments) == 2
+    assert len(started) == len(lines)
 
 
 def test_every_setting_in_the_table_exists(readme, capsys):

@@ -43,7 +43,7 @@ class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
         >>> env = MetaWorldTask("reach-v3")
         >>> observation, info = env.reset(seed=0)
         >>> observation.shape, info
-        ((39,), {'episode': 0, 'goal': 28})
+        ((39,), {'episode': 0, 'goal': 41})
         >>> env.reset(options={"episode": 7})[1]["episode"]
         7
     """

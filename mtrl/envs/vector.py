@@ -31,7 +31,7 @@ def n_cores() -> int:
     return os.cpu_count() or 1
 
 
-class WorkerError(RuntimeError):
+class WorkerError(ChildProcessError):
     """A simulator process failed, died or hangs; the message names the task it was at."""
 
 
