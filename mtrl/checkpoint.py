@@ -34,11 +34,16 @@ KEEP = 2
 """Checkpoints kept: the newest, and the one before in case the disk fails."""
 
 
+_UMASK = os.umask(0)  # there is no way to ask but to set it
+os.umask(_UMASK)
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, sync it, and give it its name: all of it or nothing."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
+        temporary.chmod(0o666 & ~_UMASK)  # safetensors makes files its owner alone can read
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)

@@ -96,7 +96,7 @@ def _run(program: str, command: Any, arguments: Sequence[str] | None) -> int:
 
 
 def _train(arguments: Sequence[str] | None) -> int:
-    # First only --config and --resume: what they name decides the defaults --help shows.
+    # --config comes first: it decides the defaults that --help shows and flags override.
     first = _Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     chosen, _ = first.parse_known_args(arguments)

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mtrl import train as train_in_python
 from mtrl.agent import MTSAC
 from mtrl.benchmarks import get_benchmark
-from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_text
+from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_atomically, write_text
 from mtrl.config import TrainConfig
 from mtrl.evaluate import evaluate
 
@@ -79,6 +80,8 @@ def test_the_run_folder(finished):
     (process,) = json.loads((run_dir / "run.json").read_text())
     assert "--surgery" in process["command"] and process["versions"]["metaworld"]
     assert "1,200/1,200 steps" in printed and "mean" in printed
+    modes = {path.stat().st_mode for path in run_dir.glob("[cp]*.*")}
+    assert len(modes) == 1  # a policy can be read by whoever can read the configuration
 
 
 def test_tensorboard_holds_every_promised_tag(finished):
@@ -209,16 +212,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         temporary.write_text("ne")
         raise OSError("disk full")
 
-    from mtrl.checkpoint import write_atomically
-
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, fail)
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_single_task_and_a_single_head_train(tmp_path):
-    from mtrl import train as train_in_python
-
     for tasks, heads in ((("mt1:reach-v3", None), "multi"), (("mt10", TASKS), "single")):
         config = TrainConfig.model_validate(
             {
