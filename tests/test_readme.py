@@ -42,7 +42,7 @@ def test_command_lines_are_understood(readme, request, monkeypatch):
     monkeypatch.chdir(request.config.rootpath)
     mains = {"mtrl-train": train_main, "mtrl-eval": eval_main}
     lines = re.findall(r"^    (?:.*&& )?(mtrl-(?:train|eval) .*)$", readme, re.MULTILINE)
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         program, *arguments = shlex.split(line)
         assert mains[program](arguments) == 2
