@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mtrl.config import EnvironmentConfig as EnvironmentConfig
     from mtrl.config import LearnerConfig as LearnerConfig
     from mtrl.config import TrainConfig as TrainConfig
-    from mtrl.evaluate import Evaluation as Evaluation
-    from mtrl.evaluate import evaluate as evaluate
+    from mtrl.evaluation import Evaluation as Evaluation
+    from mtrl.evaluation import evaluate as evaluate
     from mtrl.run import resume as resume
     from mtrl.run import train as train
 
@@ -31,8 +31,8 @@ _HOMES = {
     "EnvironmentConfig": "config",
     "LearnerConfig": "config",
     "TrainConfig": "config",
-    "Evaluation": "evaluate",
-    "evaluate": "evaluate",
+    "Evaluation": "evaluation",
+    "evaluate": "evaluation",
     "resume": "run",
     "train": "run",
 }

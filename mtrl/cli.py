@@ -151,7 +151,7 @@ def _eval(arguments: Sequence[str] | None) -> int:
     if config.json_file is not None and not config.json_file.absolute().parent.is_dir():
         raise UsageError(f"json: expected a file in a folder that exists, got {config.json_file}")
 
-    from mtrl.evaluate import evaluate_file
+    from mtrl.evaluation import evaluate_file
 
     result, context = evaluate_file(**config.model_dump(exclude={"json_file"}))
     print(result.table())

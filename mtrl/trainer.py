@@ -19,7 +19,7 @@ from mtrl.benchmarks import N_GOALS, Benchmark
 from mtrl.checkpoint import save_checkpoint, write_atomically, write_text
 from mtrl.config import TrainConfig
 from mtrl.envs.vector import make_vector_env
-from mtrl.evaluate import Evaluation, evaluate_in
+from mtrl.evaluation import Evaluation, evaluate_in
 from mtrl.learner import Learner
 from mtrl.logger import RunLogger
 from mtrl.replay import ReplayBuffer

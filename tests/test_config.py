@@ -172,3 +172,14 @@ def test_policies_that_are_none(tmp_path, capsys):
         assert eval_main([str(path)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("mtrl-eval: error: ") and error.count("\n") == 1
+
+
+def test_names_at_the_top_are_what_they_say():
+    code = (
+        "from mtrl import MTSAC, Benchmark, TrainConfig, evaluate, get_benchmark, resume, train\n"
+        "assert all(map(callable, (evaluate, get_benchmark, resume, train)))\n"
+        "import mtrl, mtrl.evaluation, mtrl.run\n"
+        "assert all(callable(getattr(mtrl, name)) for name in mtrl.__all__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -37,7 +37,7 @@ def test_command_lines_are_understood(readme, request, monkeypatch):
         started.append(arguments or settings)
         raise UsageError("far enough")
 
-    for heavy in ("mtrl.run.train", "mtrl.run.resume", "mtrl.evaluate.evaluate_file"):
+    for heavy in ("mtrl.run.train", "mtrl.run.resume", "mtrl.evaluation.evaluate_file"):
         monkeypatch.setattr(heavy, start)
     monkeypatch.chdir(request.config.rootpath)
     mains = {"mtrl-train": train_main, "mtrl-eval": eval_main}

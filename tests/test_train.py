@@ -19,7 +19,7 @@ from mtrl.agent import MTSAC
 from mtrl.benchmarks import get_benchmark
 from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_atomically, write_text
 from mtrl.config import TrainConfig
-from mtrl.evaluate import evaluate
+from mtrl.evaluation import evaluate
 
 TASKS = ("drawer-close-v3", "reach-v3")
 SETTINGS = (

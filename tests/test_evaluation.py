@@ -15,7 +15,7 @@ from metaworld.policies import ENV_POLICY_MAP
 from mtrl.benchmarks import get_benchmark
 from mtrl.envs.metaworld import MetaWorldTask
 from mtrl.envs.vector import make_vector_env
-from mtrl.evaluate import Evaluation, evaluate_in
+from mtrl.evaluation import Evaluation, evaluate_in
 
 TASKS = ("reach-v3", "drawer-close-v3", "push-v3")
 SEED, EPISODES = 11, 8
