@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mtrl.config import AgentConfig, UsageError, unknown, validate
+from mtrl.config import AgentConfig, UsageError, one_line, unknown, validate
 from mtrl.networks import MultiTaskNetworks, multi_task_mlp, squashed_gaussian
 
 FORMAT = "mtrl-policy-1"
@@ -68,7 +68,7 @@ class MTSAC(nn.Module):
         def networks(count: int, inputs: int, outputs: int, bound: float) -> MultiTaskNetworks:
             return MultiTaskNetworks(
                 count, n, inputs, outputs, hidden, multi_head, bound, generator
-            ).requires_grad_(False)  # gradients come from torch.func, not from .backward()
+            ).requires_grad_(False)  # surgery differentiates with respect to views of its own
 
         self.actor = networks(1, observation_size, 2 * action_size, 1e-3)
         self.critics = networks(2, observation_size + action_size, 1, 3e-3)
@@ -206,18 +206,16 @@ class MTSAC(nn.Module):
             header = yaml.safe_load(metadata["config"])
             agent = cls(
                 tuple(str(task) for task in header["tasks"]),
-                validate(AgentConfig, header["agent"]),
+                validate(AgentConfig, header["agent"], source=f"policy: {path}: "),
                 int(header["observation_size"]),
                 int(header["action_size"]),
             )
             agent.load_state_dict(tensors)
+        except UsageError:
+            raise
         except (OSError, SafetensorError, yaml.YAMLError) as error:
-            raise UsageError(f"policy: cannot read {path}: {_line(error)}") from None
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-            reason = f"{path} does not hold what its header says: {_line(error)}"
+            raise UsageError(f"policy: cannot read {path}: {one_line(error)}") from None
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            reason = f"{path} does not hold what its header says: {one_line(error)}"
             raise UsageError(f"policy: {reason}") from None
         return agent.to(device), header
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

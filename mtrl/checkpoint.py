@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mtrl.config import UsageError
+from mtrl.config import UsageError, one_line
 
 FORMAT = "mtrl-checkpoint-1"
 KEEP = 2
@@ -103,7 +103,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             leaves = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         leaves |= json.loads(metadata["state"])
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise UsageError(f"resume: cannot read {path}: {' '.join(str(error).split())}") from None
+        raise UsageError(f"resume: cannot read {path}: {one_line(error)}") from None
     tree: dict[str, Any] = {}
     for name, value in leaves.items():
         *parents, leaf = name.split("/")

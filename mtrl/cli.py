@@ -145,11 +145,15 @@ def _eval(arguments: Sequence[str] | None) -> int:
         description="Judge a saved policy: deterministic actions, each goal once, an episode "
         "counts as solved if the success flag was set at any step.",
     )
-    parser.add_argument("policy", metavar="RUN_OR_POLICY", help=_help(EvalConfig, "policy"))
+    parser.add_argument(
+        "policy", metavar="RUN_OR_POLICY", help=EvalConfig.model_fields["policy"].description
+    )
     _add_flags(parser, EvalConfig(policy=Path()), leave_out=("policy",))
     config = validate(EvalConfig, parser.parse(arguments))
     if config.json_file is not None and not config.json_file.absolute().parent.is_dir():
         raise UsageError(f"json: expected a file in a folder that exists, got {config.json_file}")
+    if config.json_file is not None and config.json_file.is_dir():
+        raise UsageError(f"json: expected a file, got the folder {config.json_file}")
 
     from mtrl.evaluation import evaluate_file
 
@@ -218,10 +222,6 @@ def _merge(defaults: BaseModel, given: dict[str, Any]) -> dict[str, Any]:
         if name in given:
             (tree if group is None else tree[group])[name] = given[name]
     return tree
-
-
-def _help(model: type[BaseModel], name: str) -> str:
-    return model.model_fields[name].description or ""
 
 
 if __name__ == "__main__":

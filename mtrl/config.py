@@ -251,9 +251,7 @@ class TrainConfig(Section):
         try:
             tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(
-                f"config: cannot read {path}: {' '.join(str(error).split())}"
-            ) from None
+            raise UsageError(f"config: cannot read {path}: {one_line(error)}") from None
         return validate(cls, {} if tree is None else tree, source=f"{path}: ")
 
     def to_yaml(self) -> str:
@@ -280,6 +278,11 @@ def validate(model: type[Model], tree: Any, source: str = "") -> Model:
         name = ".".join(path) or "the file"
         message = first["msg"][0].lower() + first["msg"][1:]
         raise UsageError(f"{source}{name}: {message}, got {first['input']!r}") from None
+
+
+def one_line(error: Exception) -> str:
+    """An error's text without its line breaks."""
+    return " ".join(str(error).split())
 
 
 def unknown(field: str, value: str, choices: Iterable[str]) -> str:

@@ -139,11 +139,23 @@ def no_task(path, agent):
     save_file(agent.tensors(), path, {"format": "mtrl-policy-1", "config": "agent: {}"})
 
 
+def odd_size(path, agent):
+    header = "{tasks: [a], agent: {}, action_size: 4, observation_size: many}"
+    save_file(agent.tensors(), path, {"format": "mtrl-policy-1", "config": header})
+
+
+def odd_agent(path, agent):
+    header = "{tasks: [a], agent: {heads: none}, action_size: 4, observation_size: 39}"
+    save_file(agent.tensors(), path, {"format": "mtrl-policy-1", "config": header})
+
+
 def missing(path, agent):
     path.unlink()
 
 
-@pytest.mark.parametrize("damage", [truncated, text, foreign, other_shape, no_task, missing])
+@pytest.mark.parametrize(
+    "damage", [truncated, text, foreign, other_shape, no_task, odd_size, odd_agent, missing]
+)
 def test_damaged_and_foreign_files_are_refused_in_a_line(agent, tmp_path, damage):
     path = tmp_path / "policy.safetensors"
     agent.save(path)

@@ -15,6 +15,13 @@ from mtrl.config import AgentConfig, TrainConfig, UsageError
 TINY = ["--tasks", "reach-v3", "push-v3", "--batch-size", "8", "--hidden-sizes", "8"]
 
 
+def run_python(code: str) -> str:
+    """What a fresh interpreter prints; it must not fail."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_help_imports_neither_torch_nor_a_simulator():
     code = (
         "import sys\nfrom mtrl.cli import train_main\n"
@@ -22,14 +29,13 @@ def test_help_imports_neither_torch_nor_a_simulator():
         "heavy = {'torch', 'mujoco', 'metaworld', 'gymnasium', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    shown = run_python(code)
     for flag in (
         "--total-timesteps --learning-starts --buffer-size --batch-size --gradient-steps --tau "
         "--gamma --learning-rate --seed --device --benchmark --tasks --surgery --run-dir "
         "--eval-every --eval-episodes --checkpoint-every --resume --config"
     ).split():
-        assert flag in done.stdout
+        assert flag in shown
 
 
 def test_a_config_file_becomes_the_defaults_that_help_shows(tmp_path, capsys):
@@ -152,6 +158,7 @@ def policy(tmp_path):
         (["--tasks", "door-open-v3"], "what the policy was trained for"),
         (["--episodes", "51"], "episodes: input should be less than or equal to 50"),
         (["--json", "nowhere/x.json"], "json: expected a file in a folder that exists"),
+        (["--json", "/"], "json: expected a file, got the folder /"),
     ],
 )
 def test_wrong_evaluations(arguments, message, policy, capsys):
@@ -181,5 +188,4 @@ def test_names_at_the_top_are_what_they_say():
         "import mtrl, mtrl.evaluation, mtrl.run\n"
         "assert all(callable(getattr(mtrl, name)) for name in mtrl.__all__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_python(code)

@@ -155,10 +155,13 @@ def test_restore_goes_back_exactly():
     other.close()
 
 
-def test_a_worker_that_dies_is_noticed_with_its_task():
+@pytest.mark.parametrize("when", ["while it waits", "while it works"])
+def test_a_worker_that_dies_is_noticed_with_its_task(when):
     envs = make_vector_env(BENCHMARK, workers=2)
     envs.reset(seed=0)
     os.kill(envs._processes[1].pid, signal.SIGKILL)
+    if when == "while it waits":
+        envs._processes[1].join()  # so that the next message already finds nobody
     begin = time.monotonic()
     with pytest.raises(WorkerError, match=r"task '(push|window-close)-v3'.*died.*-9"):
         for action in actions(5):

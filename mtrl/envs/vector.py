@@ -7,7 +7,9 @@ import multiprocessing.connection
 import os
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 import gymnasium as gym
@@ -115,7 +117,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
         self._returns = np.zeros(n)
         self._success = np.zeros(n, bool)
-        self._episodes = np.zeros(n, np.int64)
+        self._episodes = np.full(n, -1)
         self._history: list[list[np.ndarray]] = [[] for _ in names]
 
     def reset(
@@ -133,7 +135,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         shared = self._shared
         shared.actions[:] = actions
         for pipe in self._pipes:
-            pipe.send(("step", None))
+            self._send(pipe, ("step", None))
         for history, action in zip(self._history, shared.actions.copy(), strict=True):
             history.append(action)
         self._receive(STEP_TIMEOUT)
@@ -185,7 +187,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             seeds = [seed] * len(rows)
             episodes = [int(self._episodes[row]) for row in rows]
             played = [() if actions is None else actions[row] for row in rows]
-            pipe.send(("reset", (seeds, episodes, played)))
+            self._send(pipe, ("reset", (seeds, episodes, played)))
         self._receive(START_TIMEOUT)
         self._begin(np.ones(self.num_envs, bool))
 
@@ -194,6 +196,11 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._success[started] = False
         for row in np.flatnonzero(started):
             self._history[row] = []
+
+    @staticmethod
+    def _send(pipe: Connection, message: tuple[str, Any]) -> None:
+        with suppress(BrokenPipeError):  # a dead worker: `_receive` finds it, and says whose
+            pipe.send(message)
 
     def _receive(self, timeout: float) -> None:
         """Wait until every worker has answered; raise for the first that cannot."""
