@@ -77,6 +77,10 @@ class MTSAC(nn.Module):
         self.log_alpha = nn.Parameter(initial, requires_grad=False)
         self._generator = generator
 
+    def networks(self) -> dict[str, MultiTaskNetworks]:
+        """What surgery is done on."""
+        return {"actor": self.actor, "critics": self.critics}
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
@@ -94,7 +98,7 @@ class MTSAC(nn.Module):
         Returns:
             `[n, A]` in [-1, 1].
         """
-        shared, per_task = self.actor.members()[0]
+        shared, per_task = self.actor.folded()[0]
         own = {name: value[tasks] for name, value in per_task.items()}
         outputs = multi_task_mlp(shared, own, observations[:, None])[:, 0]
         if noise is None:
@@ -210,6 +214,9 @@ class MTSAC(nn.Module):
                 int(header["observation_size"]),
                 int(header["action_size"]),
             )
+            for name, networks in agent.networks().items():
+                if f"{name}.rotation" in tensors:
+                    networks.add_rotation(tensors[f"{name}.rotation"].shape[-1])
             agent.load_state_dict(tensors)
         except UsageError:
             raise

@@ -67,7 +67,36 @@ class LearnerConfig(Section):
     surgery: str = Field(
         default="none",
         description="How the tasks' gradients on the trunk are combined: 'none' (their mean), "
-        "'pcgrad', or the name of a method registered with mtrl.surgery.register.",
+        "'pcgrad', 'rotograd' or another method of the README's table, one registered with "
+        "mtrl.surgery.register, 'torchjd:NAME', or 'package.module:name', a function from Gramian "
+        "to weights. Options of a method follow in brackets: 'cagrad(c=0.4)'.",
+    )
+    actor_surgery: str | None = Field(
+        default=None, description="Another method for the actor; default: that of 'surgery'."
+    )
+    critic_surgery: str | None = Field(
+        default=None, description="Another method for the critics; default: that of 'surgery'."
+    )
+    rotation_lr: float = Field(
+        default=1e-3,
+        ge=0,
+        description="RotoGrad: step of a rotation at the start [radians per update, at most].",
+    )
+    rotation_decay: float = Field(
+        default=0.99999,
+        gt=0,
+        le=1,
+        description="RotoGrad: factor on that step after each update; below 1, rotations settle "
+        "before the networks do.",
+    )
+    rotation_size: int | None = Field(
+        default=None,
+        gt=1,
+        description="RotoGrad: rotate the first so many features alone; default: all.",
+    )
+    rotation_step: Literal["geodesic", "matrix_exp"] = Field(
+        default="geodesic",
+        description="RotoGrad: 'geodesic' costs O(d^2) per task, the paper's 'matrix_exp' O(d^3).",
     )
     batch_size: int = Field(
         default=128, gt=0, description="Replay samples in one update [transitions per task]."

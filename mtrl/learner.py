@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,14 +15,11 @@ from torch import Tensor
 from mtrl.agent import MTSAC
 from mtrl.config import LearnerConfig
 from mtrl.losses import actor_loss, critic_loss, td_target, temperature_gradient
-from mtrl.networks import MultiTaskNetworks
+from mtrl.networks import MultiTaskNetworks, trunk
 from mtrl.replay import Batch, ReplayBuffer
-from mtrl.surgery import Gradients, get_surgery, gramian, task_gradients
+from mtrl.surgery import Gradients, get_surgery, gramian
 from mtrl.surgery.diagnostics import diagnose
-from mtrl.surgery.gradients import TaskLoss
-
-Problem = tuple[TaskLoss, MultiTaskNetworks, tuple[Any, ...]]
-"""One task's loss, the networks it trains, and what it is mapped over, each with a leading [T]."""
+from mtrl.surgery.gradients import Network, TaskLoss
 
 
 class Learner:
@@ -39,7 +37,12 @@ class Learner:
 
     def __init__(self, agent: MTSAC, config: LearnerConfig, seed: int = 0) -> None:
         self.agent, self.config = agent, config
-        self.surgery = get_surgery(config.surgery)
+        self.surgeries = {
+            "actor": get_surgery(config.actor_surgery or config.surgery, config),
+            "critics": get_surgery(config.critic_surgery or config.surgery, config),
+        }
+        for name, networks in agent.networks().items():
+            self.surgeries[name].prepare(networks)
         if agent.device.type == "cpu":
             _keep_freed_memory()
         self.generator = torch.Generator(agent.device).manual_seed(seed)
@@ -77,23 +80,23 @@ class Learner:
         agent, config = self.agent, self.config
         alpha = agent.log_alpha.exp()
 
-        critics = self._gradients(*self._critic_problem(batch, noise[0], alpha))
-        self._descend("critics", agent.critics, critics)
-
-        (actor,) = self._gradients(*self._actor_problem(batch, noise[1], alpha))
-        self._descend("actor", agent.actor, [actor])
+        critics = self._descend("critics", self._critic_problems(batch, noise[0], alpha))
+        (actor,) = self._descend("actor", self._actor_problems(batch, noise[1], alpha))
 
         agent.log_alpha.grad = temperature_gradient(
             actor.auxiliary["log_prob"], self.target_entropy
         )
         self.optimizers["temperature"].step()
 
-        targets, sources = agent.target_critics.parameters(), agent.critics.parameters()
-        torch._foreach_lerp_(list(targets), list(sources), config.tau)
+        # Rotations do not average, but what a head and its rotation do together does.
+        targets, sources = agent.target_critics.effective(), agent.critics.effective()
+        torch._foreach_lerp_(list(targets.values()), list(sources.values()), config.tau)
         return {
             "critic_loss": torch.stack([critic.losses for critic in critics]).mean(0),
             "actor_loss": actor.losses,
             "alpha": alpha,
+            "critic_weight": len(alpha) * torch.stack([c.weights for c in critics]).mean(0),
+            "actor_weight": len(alpha) * actor.weights,
         }
 
     @torch.no_grad()
@@ -106,15 +109,10 @@ class Learner:
         batch = replay.sample(self.config.batch_size, self._diagnosis_generator)
         noise, alpha = self._noise(batch, self._diagnosis_generator), self.agent.log_alpha.exp()
         found: dict[str, Tensor] = {}
-        for name, (loss, networks, arguments) in (
-            ("critic", self._critic_problem(batch, noise[0], alpha)),
-            ("actor", self._actor_problem(batch, noise[1], alpha)),
-        ):
-            gramians = [
-                gramian(task_gradients(loss, *member, *arguments).shared)
-                for member in networks.members()
-            ]
-            measures = diagnose(torch.stack(gramians))
+        critics = self._critic_problems(batch, noise[0], alpha)
+        (actor,) = self._actor_problems(batch, noise[1], alpha)
+        for name, problem in {"critic1": critics[0], "critic2": critics[1], "actor": actor}.items():
+            measures = diagnose(gramian(problem.task_gradients().shared))
             found |= {f"{name}/{measure}": value for measure, value in measures.items()}
         return found
 
@@ -127,6 +125,7 @@ class Learner:
             },
             "generator": self.generator.get_state(),
             "diagnosis_generator": self._diagnosis_generator.get_state(),
+            "surgeries": {name: dict(s.state_dict()) for name, s in self.surgeries.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -134,6 +133,8 @@ class Learner:
         for name, optimizer in self.optimizers.items():
             moments = {int(i): moment for i, moment in state["optimizers"].get(name, {}).items()}
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+        for name, surgery in self.surgeries.items():
+            surgery.load_state_dict(state.get("surgeries", {}).get(name, {}))
         self.generator.set_state(state["generator"].cpu())
         self._diagnosis_generator.set_state(state["diagnosis_generator"].cpu())
 
@@ -142,7 +143,7 @@ class Learner:
         dtype, device = batch.actions.dtype, batch.actions.device
         return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
-    def _critic_problem(self, batch: Batch, noise: Tensor, alpha: Tensor) -> Problem:
+    def _critic_problems(self, batch: Batch, noise: Tensor, alpha: Tensor) -> list[Network]:
         agent, config = self.agent, self.config
         target = td_target(
             agent.actor,
@@ -154,20 +155,18 @@ class Learner:
             config.reward_scale,
         )
         inputs = torch.cat([batch.observations, batch.actions], -1)
-        return critic_loss, agent.critics, (inputs, target)
+        return _problems(agent.critics, critic_loss, inputs, (target,))
 
-    def _actor_problem(self, batch: Batch, noise: Tensor, alpha: Tensor) -> Problem:
-        trunks, heads = zip(*self.agent.critics.members(), strict=True)
+    def _actor_problems(self, batch: Batch, noise: Tensor, alpha: Tensor) -> list[Network]:
+        trunks, heads = zip(*self.agent.critics.folded(), strict=True)
         loss = partial(actor_loss, trunks)
-        return loss, self.agent.actor, (heads, batch.observations, noise, alpha)
+        inputs, targets = batch.observations, (heads, batch.observations, noise, alpha)
+        return _problems(self.agent.actor, loss, inputs, targets)
 
-    def _gradients(
-        self, loss: TaskLoss, networks: MultiTaskNetworks, arguments: tuple[Any, ...]
-    ) -> list[Gradients]:
-        return self.surgery(loss, networks.members(), arguments, self.generator)
-
-    def _descend(self, name: str, networks: MultiTaskNetworks, gradients: list[Gradients]) -> None:
-        """Clip each network's gradient, and let the optimiser apply it."""
+    def _descend(self, name: str, problems: list[Network]) -> list[Gradients]:
+        """Surgery, clipping of each network's gradient, and a step of the optimiser."""
+        networks, surgery = self.agent.networks()[name], self.surgeries[name]
+        gradients = surgery(problems, self.generator)
         for owner in ("shared", "per_task"):
             members = [getattr(gradient, owner) for gradient in gradients]
             for key, parameter in getattr(networks, owner).items():
@@ -179,6 +178,18 @@ class Learner:
                 scale = (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1)
                 torch._foreach_mul_(views, scale)
         self.optimizers[name].step()
+        surgery.after_step(lambda: torch.stack([problem.losses() for problem in problems]))
+        return gradients
+
+
+def _problems(
+    networks: MultiTaskNetworks, loss: TaskLoss, inputs: Tensor, targets: tuple[Any, ...]
+) -> list[Network]:
+    rotations: Sequence[Tensor | None] = networks.rotations() or [None] * networks.n_networks
+    return [
+        Network(trunk, loss, *member, inputs, targets, rotation)
+        for member, rotation in zip(networks.members(), rotations, strict=True)
+    ]
 
 
 def _keep_freed_memory() -> None:

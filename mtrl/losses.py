@@ -1,7 +1,8 @@
 """SAC's losses (Haarnoja et al. 2018, arXiv 1812.05905), one value per task.
 
-A `*_loss` function is that of one task and one network, `[B, …]`, so that `vmap` maps it over
-tasks and `grad` gives each task a gradient of its own. The others take all tasks, `[T, B, …]`.
+A `*_loss` function is that of one task and one network, `[B, …]`, from the trunk's features on, so
+that `vmap` maps it over tasks and surgery can see both the features' and the parameters' gradients.
+The others take all tasks, `[T, B, …]`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtrl.networks import MultiTaskNetworks, Parameters, multi_task_mlp, squashed_gaussian
+from mtrl.networks import MultiTaskNetworks, Parameters, head, multi_task_mlp, squashed_gaussian
 from mtrl.replay import Batch
 
 
@@ -42,15 +43,15 @@ def td_target(
 
 
 def critic_loss(
-    shared: Parameters, per_task: Parameters, inputs: Tensor, target: Tensor
+    shared: Parameters, per_task: Parameters, features: Tensor, target: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """½ (Q(s, a) − y)², averaged over one task's batch: eq. 5.
 
     Args:
-        inputs: Observation and action, `[B, observation + A]`.
+        features: Of observation and action, `[B, d]`.
         target: `[B]`.
     """
-    value = multi_task_mlp(shared, per_task, inputs).squeeze(-1)
+    value = head(shared, per_task, features).squeeze(-1)
     return 0.5 * (value - target).square().mean(), {}
 
 
@@ -58,6 +59,7 @@ def actor_loss(
     critic_trunks: Sequence[Parameters],
     shared: Parameters,
     per_task: Parameters,
+    features: Tensor,
     critic_heads: Sequence[Parameters],
     observations: Tensor,
     noise: Tensor,
@@ -69,6 +71,7 @@ def actor_loss(
         critic_trunks: Each critic's shared parameters.
         shared: The actor's shared parameters.
         per_task: The actor's parameters of this task.
+        features: Of the observations, `[B, d]`.
         critic_heads: Each critic's parameters of this task.
         observations: `[B, observation]`.
         noise: `[B, A]`.
@@ -77,7 +80,7 @@ def actor_loss(
     Returns:
         The loss, and beside it the batch mean of log π, which the temperature needs.
     """
-    action, log_prob = squashed_gaussian(multi_task_mlp(shared, per_task, observations), noise)
+    action, log_prob = squashed_gaussian(head(shared, per_task, features), noise)
     inputs = torch.cat([observations, action], -1)
     critics = zip(critic_trunks, critic_heads, strict=True)
     values = torch.stack([multi_task_mlp(*critic, inputs).squeeze(-1) for critic in critics])

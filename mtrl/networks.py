@@ -14,14 +14,18 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from mtrl.config import UsageError
+
 Parameters = Mapping[str, Tensor]
+Member = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""One network's parameters: shared, and per task `[T, …]`."""
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 LOG_2PI = math.log(2 * math.pi)
 
 
-def multi_task_mlp(shared: Parameters, per_task: Parameters, inputs: Tensor) -> Tensor:
-    """ReLU trunk and linear head.
+def trunk(shared: Parameters, per_task: Parameters, inputs: Tensor) -> Tensor:
+    """ReLU layers, from inputs to the features z.
 
     The task enters as the bias of the first layer. That is the layer on [inputs, one-hot] without
     multiplying by zeros: row t of the bias is the one-hot's column t, plus the layer's own bias.
@@ -32,14 +36,38 @@ def multi_task_mlp(shared: Parameters, per_task: Parameters, inputs: Tensor) -> 
         inputs: `[B, in]` for one task, `[T, B, in]` for all.
 
     Returns:
-        `[B, out]`, or `[T, B, out]`.
+        `[B, d]`, or `[T, B, d]`.
     """
-    parameters = {**shared, **per_task}
     hidden = inputs
-    for layer in range(sum(name.startswith("weight") for name in parameters)):
-        weight, bias = parameters[f"weight{layer}"], parameters[f"bias{layer}"]
-        hidden = (hidden @ weight).add_(bias.unsqueeze(-2)).relu_()
-    return hidden @ parameters["head_weight"] + parameters["head_bias"].unsqueeze(-2)
+    for layer in range(sum(name.startswith("weight") for name in shared)):
+        bias = shared[f"bias{layer}"] if layer else per_task["bias0"]
+        hidden = (hidden @ shared[f"weight{layer}"]).add_(bias.unsqueeze(-2)).relu_()
+    return hidden
+
+
+def head(shared: Parameters, per_task: Parameters, features: Tensor) -> Tensor:
+    """Linear head on the features, rotated if `per_task` holds a `rotation`; shapes as `trunk`."""
+    parameters = {**shared, **per_task}
+    weight = parameters["head_weight"]
+    if "rotation" in per_task:
+        weight = fold(per_task["rotation"], weight)
+    return features @ weight + parameters["head_bias"].unsqueeze(-2)
+
+
+def fold(rotation: Tensor, weight: Tensor) -> Tensor:
+    """The head that sees z as `weight` sees R z: Wᵀ(R z) = (Rᵀ W)ᵀ z, `[…, d, out]`.
+
+    O(d² out) where rotating every sample's features would take O(B d²). A rotation `[…, m, m]`
+    turns the first m features and leaves the others.
+    """
+    size = rotation.shape[-1]
+    turned = (weight[..., :size, :].mT @ rotation).mT  # RᵀW, in the order that is fast in memory
+    return torch.cat([turned, weight[..., size:, :]], -2) if size < weight.shape[-2] else turned
+
+
+def multi_task_mlp(shared: Parameters, per_task: Parameters, inputs: Tensor) -> Tensor:
+    """Trunk and head; arguments as `trunk`. Returns `[B, out]`, or `[T, B, out]`."""
+    return head(shared, per_task, trunk(shared, per_task, inputs))
 
 
 class MultiTaskNetworks(nn.Module):
@@ -47,7 +75,8 @@ class MultiTaskNetworks(nn.Module):
 
     `shared` holds the trunk, and the head if there is a single one: `[N, …]`, subject to surgery.
     `per_task` holds the first layer's bias and, with several heads, each task's head: `[N, T, …]`,
-    never touched by surgery.
+    never touched by surgery. `rotation` is `[N, T, m, m]` where a method puts one between trunk
+    and heads, and is no parameter: no loss trains it.
 
     Weights are He-uniform with zero bias; the head is uniform in ± `head_bound`.
     """
@@ -81,22 +110,75 @@ class MultiTaskNetworks(nn.Module):
             head_weight=uniform(head_bound, *lead, hidden_sizes[-1], n_outputs),
             head_bias=uniform(head_bound, *lead, n_outputs),
         )
+        self.rotation: Tensor | None
+        self.register_buffer("rotation", None)  # see `add_rotation`
         self.shared = nn.ParameterDict(shared)
         self.per_task = nn.ParameterDict(per_task)
 
-    def members(self) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-        """Each network's parameters as views: shared, and per task `[T, …]`."""
+    @property
+    def n_tasks(self) -> int:
+        """T."""
+        return self.per_task["bias0"].shape[1]
+
+    @property
+    def n_features(self) -> int:
+        """d, the width of the trunk's output."""
+        return ({**self.shared, **self.per_task})["head_weight"].shape[-2]
+
+    def add_rotation(self, size: int | None = None) -> None:
+        """Put a rotation R_k between the trunk and the head of each task, the identity at first.
+
+        Args:
+            size: Turn the first so many features; default: all.
+
+        Raises:
+            UsageError: if there are not so many, or all tasks have one head.
+        """
+        if "head_weight" not in self.per_task:
+            raise UsageError(
+                "heads: expected 'multi', a head per task, for rotations, got 'single'"
+            )
+        size = self.n_features if size is None else size
+        if size > self.n_features:
+            raise UsageError(
+                f"rotation_size: expected at most {self.n_features}, the trunk's last width, "
+                f"got {size}"
+            )
+        like = self.per_task["head_weight"]
+        eye = torch.eye(size, dtype=like.dtype, device=like.device)
+        self.rotation = eye.repeat(self.n_networks, self.n_tasks, 1, 1)
+
+    def rotations(self) -> list[Tensor]:
+        """Each network's rotations as views, `[T, m, m]`; empty without."""
+        return [] if self.rotation is None else list(self.rotation)
+
+    def effective(self) -> dict[str, Tensor]:
+        """All parameters by name, `[N, …]`, the rotations folded into the heads."""
+        found: dict[str, Tensor] = {**self.shared, **self.per_task}
+        if self.rotation is not None:
+            found["head_weight"] = fold(self.rotation, found["head_weight"])
+        return found
+
+    def members(self) -> list[Member]:
+        """Each network as it is trained: views of its parameters, rotations apart."""
+        return self._split({**self.shared, **self.per_task})
+
+    def folded(self) -> list[Member]:
+        """Each network as it is computed with: rotations folded into the heads."""
+        return self._split(self.effective())
+
+    def _split(self, parameters: Parameters) -> list[Member]:
         return [
             (
-                {name: value[n] for name, value in self.shared.items()},
-                {name: value[n] for name, value in self.per_task.items()},
+                {name: parameters[name][n] for name in self.shared},
+                {name: parameters[name][n] for name in self.per_task},
             )
             for n in range(self.n_networks)
         ]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """All networks, all tasks: `[T, B, in]` to `[N, T, B, out]`."""
-        return torch.stack([multi_task_mlp(*member, inputs) for member in self.members()])
+        return torch.stack([multi_task_mlp(*member, inputs) for member in self.folded()])
 
 
 def squashed_gaussian(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 import sys
 import time
 from importlib.metadata import version
@@ -12,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from mtrl.agent import resolve_device
+from mtrl.agent import MTSAC, resolve_device
 from mtrl.benchmarks import Benchmark, get_benchmark
 from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_text
 from mtrl.config import TrainConfig, UsageError
 from mtrl.envs.vector import n_cores
-from mtrl.surgery import get_surgery
+from mtrl.learner import Learner
 from mtrl.trainer import Outcome, Trainer
 
 PACKAGES = (
@@ -40,7 +41,7 @@ def train(config: TrainConfig) -> Outcome:
     """
     benchmark, device, config = check(config)
     run_dir = config.run_dir or Path("runs") / (
-        f"{benchmark.name}_{config.learner.surgery}_seed{config.seed}_"
+        f"{benchmark.name}_{_file_name(config.learner.surgery)}_seed{config.seed}_"
         f"{time.strftime('%Y%m%d-%H%M%S')}"
     )
     try:
@@ -90,10 +91,16 @@ def check(config: TrainConfig) -> tuple[Benchmark, torch.device, TrainConfig]:
         UsageError: if a name is unknown, the device is missing, or numbers do not fit together.
     """
     benchmark = get_benchmark(config.benchmark, config.tasks)
-    get_surgery(config.learner.surgery)
+    # For one task and the narrowest inputs: a method says here what it cannot do with the networks.
+    Learner(MTSAC(benchmark.tasks[:1], config.agent, 1, 1), config.learner)
     schedule = config.schedule(len(benchmark.tasks))
     resolved = config.model_copy(update=dataclasses.asdict(schedule))
     return benchmark, resolve_device(config.device), resolved
+
+
+def _file_name(surgery: str) -> str:
+    """`torchjd:CAGrad(c=0.4)` without what a shell or a file system would mind."""
+    return re.sub(r"[^\w.-]+", "-", surgery).strip("-")
 
 
 def _record_process(run_dir: Path, device: torch.device) -> None:

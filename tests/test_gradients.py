@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mtrl.networks import MultiTaskNetworks, multi_task_mlp
-from mtrl.surgery import combine, gramian, mean_gradient, task_gradients
+from mtrl.networks import MultiTaskNetworks, head, multi_task_mlp, trunk
+from mtrl.surgery import Network, combine, gramian
 
 T, B, IN, OUT = 5, 9, 6, 3
 
@@ -19,9 +19,17 @@ def problem(request):
     return shared, per_task, x, y
 
 
-def loss(shared, per_task, x, y):
-    error = multi_task_mlp(shared, per_task, x) - y
+def task_loss(shared, per_task, features, y):
+    error = head(shared, per_task, features) - y
     return error.square().mean(), {"error": error}
+
+
+def loss(shared, per_task, x, y):
+    return task_loss(shared, per_task, trunk(shared, per_task, x), y)
+
+
+def network(shared, per_task, x, y):
+    return Network(trunk, task_loss, shared, per_task, x, (y,))
 
 
 def one_backward_per_task(shared, per_task, x, y):
@@ -38,7 +46,7 @@ def one_backward_per_task(shared, per_task, x, y):
 
 def test_equal_to_one_backward_per_task(problem):
     shared, per_task, x, y = problem
-    found = task_gradients(loss, *problem)
+    found = network(*problem).task_gradients()
     for t, truth in enumerate(one_backward_per_task(*problem)):
         for name in shared:
             torch.testing.assert_close(found.shared[name][t], truth[name], atol=1e-12, rtol=1e-9)
@@ -54,7 +62,7 @@ def test_equal_to_one_backward_per_task(problem):
 
 
 def test_mean_gradient_is_the_mean_of_them(problem):
-    found, mean = task_gradients(loss, *problem), mean_gradient(loss, *problem)
+    found, mean = network(*problem).task_gradients(), network(*problem).gradient()
     torch.testing.assert_close(mean.losses, found.losses)
     for name, gradient in mean.shared.items():
         torch.testing.assert_close(gradient, found.shared[name].mean(0), atol=1e-12, rtol=1e-9)
@@ -62,8 +70,35 @@ def test_mean_gradient_is_the_mean_of_them(problem):
         torch.testing.assert_close(gradient, found.per_task[name] / T, atol=1e-12, rtol=1e-9)
 
 
+def test_weighted_by_one_backward_as_by_the_task_gradients(problem):
+    """Weights may depend on losses and feature gradients, and multiply what the trunk gets."""
+    shared, per_task, x, y = problem
+    seen = []
+
+    def weigh(losses, features):
+        seen.append((losses, features))
+        return torch.linspace(-1, 2, T, dtype=torch.float64)
+
+    found, rows = network(*problem).gradient(weigh), network(*problem).task_gradients()
+    for name, gradient in found.shared.items():
+        if name.startswith("head"):  # a single head lies above the features: the mean
+            torch.testing.assert_close(gradient, rows.shared[name].mean(0))
+        else:
+            expected = combine(found.weights, {name: rows.shared[name]})[name]
+            torch.testing.assert_close(gradient, expected)
+    ((losses, features),) = seen
+    torch.testing.assert_close(losses, rows.losses)
+    for t in range(T):
+        own = {k: v[t] for k, v in per_task.items()}
+        z = trunk(shared, own, x[t]).requires_grad_()
+        value, _ = task_loss(shared, own, z, y[t])
+        (expected,) = torch.autograd.grad(value, z)
+        torch.testing.assert_close(features.norms[t], expected.norm())
+        torch.testing.assert_close(features.means[t], expected.mean(0))
+
+
 def test_gramian_and_combination(problem):
-    found = task_gradients(loss, *problem).shared
+    found = network(*problem).task_gradients().shared
     jacobian = torch.cat([gradient.flatten(1) for gradient in found.values()], 1)
     torch.testing.assert_close(gramian(found), jacobian @ jacobian.T)
     weights = torch.linspace(-1, 2, T, dtype=torch.float64)

@@ -1,29 +1,39 @@
 """Gradient surgery: what is done about conflicts between the tasks' gradients."""
 
+from mtrl.surgery.base import FeatureSurgery, GramianSurgery, Surgery
 from mtrl.surgery.gradients import (
+    FeatureGradients,
     Gradients,
+    Network,
+    Problem,
     TaskGradients,
     combine,
     gramian,
-    mean_gradient,
-    task_gradients,
 )
+from mtrl.surgery.model import MultiTaskModel
 from mtrl.surgery.none import NoSurgery
 from mtrl.surgery.pcgrad import PCGrad
-from mtrl.surgery.registry import GramianSurgery, Surgery, available, get_surgery, register
+from mtrl.surgery.registry import available, get_surgery, register
+from mtrl.surgery.rotograd import RotoGrad, RotoRotate, RotoScale
 
 __all__ = [
+    "FeatureGradients",
+    "FeatureSurgery",
     "Gradients",
     "GramianSurgery",
+    "MultiTaskModel",
+    "Network",
     "NoSurgery",
     "PCGrad",
+    "Problem",
+    "RotoGrad",
+    "RotoRotate",
+    "RotoScale",
     "Surgery",
     "TaskGradients",
     "available",
     "combine",
     "get_surgery",
     "gramian",
-    "mean_gradient",
     "register",
-    "task_gradients",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrl.surgery.registry import GramianSurgery, register
+from mtrl.surgery.base import GramianSurgery
+from mtrl.surgery.registry import register
 
 
 @register("pcgrad")

@@ -1,77 +1,18 @@
-"""Surgery methods by name, and what a method is."""
+"""Methods by name."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+import ast
+import inspect
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
+from mtrl.config import LearnerConfig, UsageError, one_line, unknown
+from mtrl.surgery.base import GramianSurgery, Surgery
 
-from mtrl.config import UsageError, unknown
-from mtrl.surgery.gradients import (
-    Gradients,
-    Parameters,
-    TaskLoss,
-    combine,
-    gramian,
-    task_gradients,
-)
-
-Network = tuple[Parameters, Parameters]
-"""One network's parameters: shared, and per task `[T, …]`."""
-
-
-class Surgery(ABC):
-    """Turns the tasks' losses into one gradient for each of N networks."""
-
-    @abstractmethod
-    def __call__(
-        self,
-        task_loss: TaskLoss,
-        networks: Sequence[Network],
-        batch: Sequence[Any],
-        generator: torch.Generator,
-    ) -> list[Gradients]:
-        """Compute what the optimiser applies; arguments as `task_gradients`.
-
-        Args:
-            generator: The only source of randomness, on the parameters' device.
-        """
-
-
-class GramianSurgery(Surgery):
-    """A method that only needs to know the tasks' dot products: a subclass gives `weights`.
-
-    Per-task parameters get the gradient of the mean loss, their own task's divided by T, so a
-    method whose weights are all 1/T is the plain average.
-    """
-
-    @abstractmethod
-    def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
-        """Gramians `[N, T, T]` of N networks to weights `[N, T]`, without leaving the device."""
-
-    def __call__(
-        self,
-        task_loss: TaskLoss,
-        networks: Sequence[Network],
-        batch: Sequence[Any],
-        generator: torch.Generator,
-    ) -> list[Gradients]:
-        """See `Surgery`."""
-        found = [task_gradients(task_loss, *network, *batch) for network in networks]
-        weights = self.weights(torch.stack([gramian(g.shared) for g in found]), generator)
-        return [
-            Gradients(
-                combine(w, g.shared),
-                {name: gradient / len(w) for name, gradient in g.per_task.items()},
-                g.losses,
-                g.auxiliary,
-            )
-            for w, g in zip(weights, found, strict=True)
-        ]
-
+__all__ = ["GramianSurgery", "Surgery", "available", "get_surgery", "register"]
 
 Method = TypeVar("Method", bound=type[Surgery])
 _METHODS: dict[str, type[Surgery]] = {}
@@ -106,12 +47,66 @@ def available() -> list[str]:
     return sorted(_METHODS)
 
 
-def get_surgery(name: str) -> Surgery:
-    """Make the method of that name.
+def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
+    """Make the method that a text describes.
+
+    Args:
+        spec: A registered name; `torchjd:Name`, one of TorchJD's weightings; or
+            `package.module:name`, a `Surgery` class or any callable from a Gramian `[T, T]` to
+            weights `[T]`. Options may follow: `cagrad(c=0.4)`.
+        config: Where the methods find the settings that have flags of their own.
 
     Raises:
-        UsageError: if there is none; the nearest name is given.
+        UsageError: if there is no such method, or it does not take these options.
     """
-    if name not in _METHODS:
-        raise UsageError(unknown("surgery", name, available()))
-    return _METHODS[name]()
+    name, options = _parse(spec)
+    make: Any
+    if ":" in name:
+        make = _import(name)
+    elif name in _METHODS:
+        make = _METHODS[name]
+    else:
+        raise UsageError(unknown("surgery", name, [*available(), "torchjd:NAME", "MODULE:NAME"]))
+    try:
+        if not (isinstance(make, type) and issubclass(make, Surgery)):
+            return make(**options)
+        accepted = list(inspect.signature(make).parameters)
+        for option in options:
+            if option not in accepted:
+                raise UsageError(unknown(f"surgery: option of {name}", option, accepted))
+        return make.from_config(config or LearnerConfig(), **options)
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"surgery: {spec!r}: {one_line(error)}") from None
+
+
+def _parse(spec: str) -> tuple[str, dict[str, Any]]:
+    """`name(key=value, …)` to its parts; values are Python literals."""
+    name, bracket, _ = spec.partition("(")
+    try:
+        call = ast.parse(f"f{spec[len(name) :] if bracket else '()'}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError
+        options = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError):
+        raise UsageError(f"surgery: expected NAME or NAME(option=value, …), got {spec!r}") from None
+    return name.strip(), options
+
+
+def _import(name: str) -> type[Surgery] | Callable[..., Surgery]:
+    """What makes the method that `torchjd:Name` or `package.module:name` stands for."""
+    from mtrl.surgery.plugins import callable_weighting, torchjd_weighting
+
+    module, _, attribute = name.partition(":")
+    if module == "torchjd":
+        return partial(torchjd_weighting, attribute)
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"surgery: cannot import {name!r}: {one_line(error)}") from None
+    if isinstance(found, type) and issubclass(found, Surgery):
+        return found
+    if not callable(found):
+        raise UsageError(f"surgery: expected a function from Gramian to weights, got {name!r}")
+    return lambda **options: callable_weighting(partial(found, **options))
