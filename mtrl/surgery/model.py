@@ -173,7 +173,7 @@ def _refuse_batch_norm(trunk: nn.Module) -> None:
     for name, module in trunk.named_modules():
         if isinstance(module, _BatchNorm) and module.training:
             raise UsageError(
-                f"trunk: expected no BatchNorm in training mode, got {name!r}: its batch statistics "
-                "make one task's gradient depend on other samples, and tasks with inputs of their "
-                "own would share running averages that fit none; use LayerNorm or GroupNorm"
+                f"trunk: expected no BatchNorm in training mode, got {name!r}: through the batch's "
+                "statistics a task's gradient would depend on other samples, and tasks with inputs "
+                "of their own share running averages that fit none; use LayerNorm or GroupNorm"
             )

@@ -1,0 +1,434 @@
+"""RotoGrad: what it promises, against explicit rotations, matrix exponentials and autograd."""
+
+import copy
+
+import pytest
+import torch
+
+from mtrl.agent import MTSAC
+from mtrl.config import AgentConfig, LearnerConfig, UsageError
+from mtrl.learner import Learner
+from mtrl.networks import MultiTaskNetworks, fold, head, trunk
+from mtrl.replay import Batch
+from mtrl.surgery import Network, RotoGrad, RotoRotate, RotoScale, get_surgery
+from mtrl.surgery.diagnostics import cosines
+from mtrl.surgery.rotation import MatrixExponential, orthonormalise_, turn_along_geodesic_
+
+T, B, IN, OUT, D = 4, 9, 6, 3, 8
+ROTOGRADS = ["rotograd", "rotograd-scale", "rotograd-rotate"]
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def unit(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor / tensor.norm(dim=-1, keepdim=True)
+
+
+def random_rotations(*shape: int, size: int, seed: int = 0) -> torch.Tensor:
+    skew = normal(*shape, size, size, seed=seed)
+    return torch.matrix_exp(skew - skew.mT)
+
+
+def networks(n: int = 1, size: int | None = None, rotate: bool = True) -> MultiTaskNetworks:
+    generator = torch.Generator().manual_seed(0)
+    made = MultiTaskNetworks(n, T, IN, OUT, (7, D), True, 1.0, generator).double()
+    made.requires_grad_(False)
+    if rotate:
+        made.add_rotation(size)
+    return made
+
+
+def squared_error(shared, per_task, features, y):
+    return (head(shared, per_task, features) - y).square().mean(), {}
+
+
+def problems(of: MultiTaskNetworks, seed: int = 1) -> list[Network]:
+    x, y = normal(T, B, IN, seed=seed), normal(T, B, OUT, seed=seed + 1)
+    rotations = of.rotations() or [None] * of.n_networks
+    return [
+        Network(trunk, squared_error, *member, x, (y,), rotation)
+        for member, rotation in zip(of.members(), rotations, strict=True)
+    ]
+
+
+def update(method: RotoGrad, on: list[Network]):
+    return method(on, torch.Generator())
+
+
+# ---------------------------------------------------------------------------- rotations
+
+
+@pytest.mark.parametrize("parallel", [0.0, 1.0, 1e-9, -1.0])
+def test_geodesic_step_is_the_matrix_exponential_of_its_skew_matrix(parallel):
+    rotation, step = random_rotations(T, size=D), 0.3
+    u, v = unit(normal(T, D)), normal(D, seed=3)
+    if parallel:  # the plane of rotation degenerates
+        u[0] = unit(v + (abs(parallel) < 1) * parallel * u[0]) * (1 if parallel > 0 else -1)
+    skew = step * (u[:, :, None] * v - v[:, None] * u[:, None])
+    expected = rotation @ torch.matrix_exp(skew)
+    turn_along_geodesic_(rotation, u, v, step)
+    torch.testing.assert_close(rotation, expected, atol=1e-12, rtol=0)
+
+
+def test_a_task_without_a_direction_is_not_turned():
+    rotation, u = random_rotations(T, size=D), unit(normal(T, D))
+    u[1] = 0
+    before = rotation.clone()
+    turn_along_geodesic_(rotation, u, normal(D, seed=3), 0.3)
+    assert torch.equal(rotation[1], before[1])
+    assert not torch.allclose(rotation[0], before[0])
+
+
+def test_geodesic_step_climbs_as_its_gradient_says():
+    """d/dη of Σ⟨Rᵀ g̃, v⟩ along the step is the squared norm of the skew gradient, halved."""
+    rotation, u, v = random_rotations(T, size=D), unit(normal(T, D)), normal(D, seed=3)
+    pull, eta = (rotation @ u[..., None]).squeeze(-1), 1e-6
+    turn_along_geodesic_(rotation, u, v, eta)
+    slope = ((rotation.mT @ pull[..., None]).squeeze(-1) @ v - u @ v) / eta
+    skew = u[:, :, None] * v - v[:, None] * u[:, None]
+    torch.testing.assert_close(slope, skew.square().sum((1, 2)) / 2, rtol=1e-4, atol=0)
+
+
+def test_first_step_of_both_parametrisations_agrees():
+    """At R = I they follow the same gradient; further on their metrics differ."""
+    geodesic = torch.eye(D).double().repeat(T, 1, 1)
+    exponential, paper = geodesic.clone(), MatrixExponential(geodesic)
+    u, v = unit(normal(T, D)), normal(D, seed=3)
+    turn_along_geodesic_(geodesic, u, v, 0.2)
+    paper.turn_(exponential, u, v, 0.2)
+    torch.testing.assert_close(exponential, geodesic, atol=1e-12, rtol=0)
+    torch.testing.assert_close(paper.weight, exponential)  # the module agrees with what it wrote
+
+
+@pytest.mark.parametrize("size", [32])
+def test_rotations_stay_rotations_for_100_000_steps(size):
+    rotation = torch.eye(size).repeat(3, 1, 1)
+    directions = unit(normal(1000, 3, size, dtype=torch.float32))
+    for i in range(100_000):
+        u = directions[i % 1000]
+        turn_along_geodesic_(rotation, u, directions[(i * 7 + 1) % 1000].mean(0), 0.1)
+    eye = torch.eye(size)
+    assert (rotation.mT @ rotation - eye).abs().max() < 1e-4
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(3), atol=1e-3, rtol=0)
+    assert (rotation - eye).abs().max() > 0.1  # and it has turned
+
+
+def test_orthonormalising_removes_an_error():
+    rotation = random_rotations(T, size=D)
+    drifted = rotation + 1e-4 * normal(T, D, D, seed=5)
+    orthonormalise_(drifted)
+    assert (drifted.mT @ drifted - torch.eye(D).double()).abs().max() < 1e-6
+    assert (drifted - rotation).abs().max() < 1e-3
+
+
+# ----------------------------------------------------------------- rotations in networks
+
+
+@pytest.mark.parametrize("size", [None, 5])
+def test_a_folded_head_sees_what_the_head_sees_of_rotated_features(size):
+    of = networks(n=2, size=size)
+    of.rotation = random_rotations(2, T, size=size or D)
+    x = normal(T, B, IN)
+    for n, (shared, per_task) in enumerate(of.members()):
+        z = trunk(shared, per_task, x)
+        m = size or D
+        r = torch.cat([z[..., :m] @ of.rotation[n].mT, z[..., m:]], -1)  # r = R z, row by row
+        expected = r @ per_task["head_weight"] + per_task["head_bias"][:, None]
+        torch.testing.assert_close(of(x)[n], expected)
+
+
+@pytest.mark.parametrize("size", [None, 5])
+def test_losses_train_the_head_behind_the_rotation_and_never_the_rotation(size):
+    of = networks(size=size)
+    of.rotation = random_rotations(1, T, size=size or D)
+    before = of.rotation.clone()
+    (problem,) = problems(of)
+    found, rows = problem.gradient(), problem.task_gradients()
+    assert torch.equal(of.rotation, before)
+    shared = {k: v.clone().requires_grad_() for k, v in problem.shared.items()}
+    own = {k: v.clone().requires_grad_() for k, v in problem.per_task.items()}
+    z, m = trunk(shared, own, problem.inputs), size or D
+    r = torch.cat([z[..., :m] @ before[0].mT, z[..., m:]], -1)
+    error = r @ own["head_weight"] + own["head_bias"][:, None] - problem.targets[0]
+    error.square().mean().backward()
+    for name, leaf in {**shared, **own}.items():
+        torch.testing.assert_close({**found.shared, **found.per_task}[name], leaf.grad)
+    for name, leaf in own.items():
+        torch.testing.assert_close(rows.per_task[name] / T, leaf.grad)
+
+
+def test_identity_at_the_start_changes_nothing():
+    plain, rotated = networks(rotate=False), networks()
+    x = normal(T, B, IN)
+    assert torch.equal(plain(x), rotated(x))
+
+
+def test_rotations_that_do_not_fit_are_refused():
+    with pytest.raises(UsageError, match="rotation_size: expected at most 8"):
+        networks(size=9)
+    single = MultiTaskNetworks(1, T, IN, OUT, (7, D), False, 1.0, torch.Generator())
+    with pytest.raises(UsageError, match="heads: expected 'multi'"):
+        single.add_rotation()
+
+
+# ------------------------------------------------------------------------------ RotoScale
+
+
+def feature_gradients(of: MultiTaskNetworks) -> torch.Tensor:
+    """[T, B, d] of the first network, by plain autograd, the rotation explicit."""
+    (problem, *_) = problems(of)
+    z = trunk(problem.shared, problem.per_task, problem.inputs).requires_grad_()
+    r = z if of.rotation is None else z @ of.rotation[0].mT
+    outputs = r @ problem.per_task["head_weight"] + problem.per_task["head_bias"][:, None]
+    losses = (outputs - problem.targets[0]).square().mean((1, 2))
+    return torch.autograd.grad(losses.sum(), z)[0]
+
+
+def test_scaled_gradients_have_one_norm_and_follow_the_papers_formula():
+    of = networks(rotate=False)
+    method = RotoScale()
+    method.prepare(of)
+    of.per_task["head_weight"][0, 0] *= 5  # magnitudes far apart
+    norms = feature_gradients(of).norm(dim=(1, 2))
+    first = update(method, problems(of))[0].weights
+    scaled = T * first * norms
+    torch.testing.assert_close(scaled, scaled[:1].expand(T))
+    torch.testing.assert_close(scaled[0], norms.mean())  # α_k = 1/T when all n_k are n_k⁰
+
+    initial = norms
+    of.per_task["head_weight"][0, 1] *= 0.1  # task 1 makes progress, so it counts less
+    norms = feature_gradients(of).norm(dim=(1, 2))
+    alpha = (norms / initial) / (norms / initial).sum()
+    found = update(method, problems(of))[0]
+    torch.testing.assert_close(found.weights, (alpha * norms).sum() / norms / T)
+    (problem,) = problems(of)
+    rows = problem.task_gradients()
+    for name, gradient in found.shared.items():
+        expected = torch.tensordot(found.weights, rows.shared[name], 1)
+        torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(found.per_task["head_weight"], rows.per_task["head_weight"] / T)
+
+
+def test_initial_norms_are_floored_and_taken_anew():
+    of = networks(rotate=False)
+    method = RotoScale(reset_every=3)
+    method.prepare(of)
+    full, tiny = torch.ones(T).double(), torch.ones(T).double()
+    tiny[2] = 1e-12
+    method.weights(0, slice(None), tiny)
+    method.updates = 1
+    weights = method.weights(0, slice(None), full)
+    # Without the floor task 2 would have ρ = 10¹² and all of α; with it ρ = 133.
+    rho = torch.tensor([1, 1, 1 / (0.01 * tiny.mean()), 1]).double()
+    torch.testing.assert_close(weights * T, ((rho / rho.sum()) * full).sum() / full)
+    method.updates = 3
+    method.weights(0, slice(None), full)
+    torch.testing.assert_close(method.initial_norms[0], full)
+
+
+def test_tasks_without_a_gradient_weigh_nothing_and_divide_nothing():
+    method = RotoScale()
+    method.prepare(networks(rotate=False))
+    norms = torch.tensor([0.0, 1.0, 2.0, 0.0]).double()
+    weights = method.weights(0, slice(None), norms)
+    assert weights[0] == weights[3] == 0 and (weights[1:3] > 0).all()
+    assert torch.equal(method.weights(0, slice(None), torch.zeros(T).double()), torch.zeros(T))
+
+
+# ----------------------------------------------------------------------------- RotoRotate
+
+
+def opposed() -> tuple[MultiTaskNetworks, list[Network]]:
+    """Tasks that pull the features in nearly opposite directions, each with its own inputs."""
+    of = networks()
+    weight = normal(D, OUT, seed=7)
+    for t in range(T):
+        sign = 1 if t % 2 else -1
+        of.per_task["head_weight"][0, t] = sign * weight + 0.1 * normal(D, OUT, seed=8 + t)
+    x = normal(T, B, IN)
+    (member,) = of.members()
+    y = torch.full((T, B, OUT), 10.0).double()
+    return of, [Network(trunk, squared_error, *member, x, (y,), of.rotations()[0])]
+
+
+def mean_cosine(problem: Network) -> float:
+    seen = []
+    problem.gradient(lambda losses, features: seen.append(features.means) or torch.ones(T).double())
+    matrix = cosines(seen[0] @ seen[0].T)
+    return matrix[torch.triu_indices(T, T, 1).unbind()].mean().item()
+
+
+@pytest.mark.parametrize("step", ["geodesic", "matrix_exp"])
+def test_opposed_tasks_with_inputs_of_their_own_come_to_agree(step):
+    of, on = opposed()
+    before = mean_cosine(on[0])
+    method = RotoRotate(rotation_lr=0.05, rotation_step=step)
+    weights = {k: v.clone() for k, v in of.named_parameters()}
+    method.prepare(of)
+    on = [Network(trunk, squared_error, *of.members()[0], on[0].inputs, on[0].targets, r)
+          for r in of.rotations()]  # fmt: skip
+    for _ in range(300):
+        update(method, on)
+    assert before < -0.2
+    assert mean_cosine(on[0]) > 0.9
+    assert all(torch.equal(weights[k], v) for k, v in of.named_parameters())
+
+
+def test_the_published_row_wise_objective_does_not_move_them():
+    """Sample by sample every task is compared with zeros: the reason for our own objective."""
+    of, on = opposed()
+    z = trunk(on[0].shared, on[0].per_task, on[0].inputs)
+    skew = torch.zeros(T, D, D).double().requires_grad_()
+    rotation = torch.matrix_exp(skew - skew.mT)
+    rows = torch.zeros(T, T * B, D).double()  # G_k over all rows of the joint batch
+    pulls = []
+    for t in range(T):
+        leaf = (z[t] @ rotation[t].detach().mT).requires_grad_()
+        loss, _ = squared_error({}, {k: v[t] for k, v in on[0].per_task.items()}, leaf,
+                                on[0].targets[0][t])  # fmt: skip
+        pulls.append(torch.autograd.grad(loss, leaf)[0])
+        rows[t, t * B : (t + 1) * B] = pulls[t] @ rotation[t].detach()
+    direction = torch.nn.functional.normalize(rows, dim=-1).mean(0)  # v, row by row
+    aligned = sum(
+        torch.cosine_similarity(pulls[t] @ rotation[t], direction[t * B : (t + 1) * B]).sum()
+        for t in range(T)
+    )
+    (published,) = torch.autograd.grad(aligned, skew)
+    assert published.abs().max() < 1e-12
+    method = RotoRotate(rotation_lr=0.05)
+    method.prepare(of)
+    on = [Network(trunk, squared_error, *of.members()[0], on[0].inputs, on[0].targets, r)
+          for r in of.rotations()]  # fmt: skip
+    update(method, on)
+    assert (of.rotation - torch.eye(D)).abs().max() > 1e-3  # ours, at the same point
+
+
+def test_rate_decays_and_zero_rate_is_plain_training():
+    _, on = opposed()
+    of, _ = opposed()
+    method = RotoRotate(rotation_lr=0.0)
+    method.prepare(of)
+    update(method, on)
+    assert torch.equal(of.rotation, torch.eye(D).double().expand(1, T, D, D))
+    for decay, expected in ((1.0, 4.0), (0.5, 1.875)):
+        angle, e = 0.01, torch.eye(2).double()
+        rotation = e.repeat(1, 1, 1)
+        for i in range(4):
+            turn_along_geodesic_(rotation, e[:1], e[1], angle * decay**i)
+        assert torch.acos(rotation[0, 0, 0]).item() == pytest.approx(expected * angle)
+
+
+# ------------------------------------------------------------------------------ in MTSAC
+
+
+def make_learner(n_tasks: int, **settings) -> Learner:
+    config = AgentConfig(hidden_sizes=(12, 11), initial_temperature=0.7)
+    agent = MTSAC(tuple(f"task-{t}" for t in range(n_tasks)), config, 7, 3).double()
+    return Learner(agent, LearnerConfig(rotation_lr=0.1, **settings))
+
+
+def make_batch(n_tasks: int, seed: int = 0) -> tuple[Batch, torch.Tensor]:
+    def draw(*shape: int) -> torch.Tensor:
+        return normal(n_tasks, 16, *shape, seed=seed + 10 * len(shape) + sum(shape))
+
+    batch = Batch(draw(7), draw(3).tanh(), draw(), (draw() > 1).double(), draw(7).roll(1, 0))
+    return batch, normal(2, n_tasks, 16, 3, seed=seed + 99)
+
+
+@pytest.mark.parametrize("method", ROTOGRADS)
+def test_a_single_task_is_plain_sac(method):
+    batch, noise = make_batch(1)
+    plain, other = make_learner(1, surgery="none"), make_learner(1, surgery=method)
+    for _ in range(3):
+        plain.update(batch, noise)
+        other.update(batch, noise)
+    for (name, a), (_, b) in zip(
+        plain.agent.named_parameters(), other.agent.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("step", ["geodesic", "matrix_exp"])
+def test_rotations_of_actor_and_each_critic_turn_on_their_own(step):
+    learner = make_learner(5, surgery="rotograd", rotation_step=step, rotation_size=6)
+    for seed in range(3):
+        learner.update(*make_batch(5, seed))
+    actor, critics = learner.agent.actor.rotation, learner.agent.critics.rotation
+    assert actor.shape == (1, 5, 6, 6) and critics.shape == (2, 5, 6, 6)
+    for rotation in (actor[0], critics[0], critics[1]):
+        assert (rotation - torch.eye(6)).abs().amax((1, 2)).min() > 1e-3
+        torch.testing.assert_close(rotation.mT @ rotation, torch.eye(6).double().expand(5, 6, 6))
+    assert not torch.allclose(critics[0], critics[1])
+    assert learner.agent.target_critics.rotation is None
+
+
+def test_target_critics_follow_what_head_and_rotation_do_together():
+    learner = make_learner(5, surgery="rotograd", tau=0.25)
+    learner.update(*make_batch(5))
+    before = copy.deepcopy(learner.agent.target_critics)
+    learner.update(*make_batch(5, 1))
+    of = learner.agent.critics
+    expected = before.per_task["head_weight"] * 0.75 + 0.25 * (
+        of.rotation.mT @ of.per_task["head_weight"]
+    )
+    found = learner.agent.target_critics.per_task["head_weight"]
+    torch.testing.assert_close(found, expected)
+    learner.config.__dict__["tau"] = 1.0  # targets that have caught up give the same values
+    learner.update(*make_batch(5, 2))
+    x = normal(5, 4, 10)
+    torch.testing.assert_close(learner.agent.target_critics(x), of(x))
+
+
+@pytest.mark.parametrize("step", ["geodesic", "matrix_exp"])
+def test_saved_policies_act_with_their_rotations(step, tmp_path):
+    learner = make_learner(3, surgery="rotograd", rotation_step=step)
+    learner.agent.float()
+    learner = Learner(learner.agent, learner.config)
+    for seed in range(3):
+        batch, noise = make_batch(3, seed)
+        learner.update(Batch(**{k: v.float() for k, v in vars(batch).items()}), noise.float())
+    agent, path = learner.agent, tmp_path / "policy.safetensors"
+    agent.save(path)
+    loaded = MTSAC.load(path)
+    torch.testing.assert_close(loaded.actor.rotation, agent.actor.rotation)
+    observation = normal(3, 7, dtype=torch.float32).numpy()
+    actions, _ = agent.predict(observation, deterministic=True)
+    again, _ = loaded.predict(observation, deterministic=True)
+    assert (actions == again).all()
+    agent.actor.rotation = agent.actor.rotation.roll(1, -1)
+    assert (agent.predict(observation, deterministic=True)[0] != actions).any()
+
+
+@pytest.mark.parametrize("step", ["geodesic", "matrix_exp"])
+@pytest.mark.parametrize("method", ROTOGRADS)
+def test_state_goes_on_where_it_stopped(method, step):
+    def fresh() -> Learner:
+        return make_learner(3, surgery=method, rotation_step=step, rotation_decay=0.5)
+
+    through, first, second = fresh(), fresh(), fresh()
+    for seed in range(4):
+        through.update(*make_batch(3, seed))
+    for seed in range(2):
+        first.update(*make_batch(3, seed))
+    second.agent.load_state_dict(first.agent.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for seed in range(2, 4):
+        second.update(*make_batch(3, seed))
+    for name, value in through.agent.state_dict().items():
+        assert torch.equal(value, second.agent.state_dict()[name]), name
+
+
+def test_options_in_brackets_override_the_configuration():
+    config = LearnerConfig(rotation_lr=0.5, rotation_size=4)
+    method = get_surgery("rotograd(rotation_lr=0.25, reset_every=7)", config)
+    assert isinstance(method, RotoGrad)
+    assert (method.rotation_lr, method.rotation_size, method.reset_every) == (0.25, 4, 7)
+    with pytest.raises(UsageError, match="did you mean 'reset_every'"):
+        get_surgery("rotograd(reset_evry=7)", config)
+
+
+def test_fold_needs_no_contiguous_weight():
+    rotation, weight = random_rotations(T, size=D), normal(T, OUT, D).mT
+    torch.testing.assert_close(fold(rotation, weight), rotation.mT @ weight)
