@@ -1,6 +1,7 @@
 """Gradient surgery: what is done about conflicts between the tasks' gradients."""
 
 from mtrl.surgery.base import FeatureSurgery, GramianSurgery, Surgery
+from mtrl.surgery.famo import FAMO
 from mtrl.surgery.gradients import (
     FeatureGradients,
     Gradients,
@@ -10,6 +11,7 @@ from mtrl.surgery.gradients import (
     combine,
     gramian,
 )
+from mtrl.surgery.gradnorm import GradNorm
 from mtrl.surgery.model import MultiTaskModel
 from mtrl.surgery.none import NoSurgery
 from mtrl.surgery.pcgrad import PCGrad
@@ -17,8 +19,10 @@ from mtrl.surgery.registry import available, get_surgery, register
 from mtrl.surgery.rotograd import RotoGrad, RotoRotate, RotoScale
 
 __all__ = [
+    "FAMO",
     "FeatureGradients",
     "FeatureSurgery",
+    "GradNorm",
     "Gradients",
     "GramianSurgery",
     "MultiTaskModel",

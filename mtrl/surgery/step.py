@@ -57,16 +57,16 @@ class ModelStep:
         cuts = [passed[task][1] for task in tasks]
         wanted = [*cuts, *self.heads]
         found = torch.autograd.grad([losses[t] for t in tasks], wanted, allow_unused=True)
-        for i, gradient in enumerate(found[len(cuts) :]):
-            self.head_gradients[i] = _sum(self.head_gradients[i], gradient)
         for task, gradient in zip(tasks, found, strict=False):
             if gradient is None:
                 raise ValueError(f"losses: expected {task!r} to depend on its head's last output")
+        for task, gradient in zip(tasks, found, strict=False):
             self._at_features.setdefault(task, []).append(gradient)
             self._open.append((task, passed[task][0], gradient))
-            before = self.losses.get(task, 0)
-            self.losses[task] = losses[task].detach() + before
+            self.losses[task] = self.losses.get(task, 0) + losses[task].detach()
         self.losses = {task: self.losses[task] for task in self.names if task in self.losses}
+        for i, gradient in enumerate(found[len(cuts) :]):
+            self.head_gradients[i] = _sum(self.head_gradients[i], gradient)
 
     def task_gradients(self) -> TaskGradients:
         """See `Problem`: one backward through the trunk for each task."""
@@ -101,6 +101,8 @@ class ModelStep:
 
     def _backward(self, outputs: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         parameters = list(self.trunk.values())
+        if not parameters:  # a frozen trunk, under heads that learn
+            return []
         found = torch.autograd.grad(
             outputs, parameters, gradients, retain_graph=True, allow_unused=True
         )
