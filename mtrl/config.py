@@ -166,6 +166,7 @@ class Schedule:
         "eval_every": 50_000,
         "checkpoint_every": 50_000,
         "log_every": 2_000,
+        "diagnose_every": 20_000,
     }
     """The defaults, per task."""
 
@@ -174,6 +175,7 @@ class Schedule:
     eval_every: int
     checkpoint_every: int
     log_every: int
+    diagnose_every: int
 
 
 class TrainConfig(Section):
@@ -224,6 +226,12 @@ class TrainConfig(Section):
         gt=0,
         description="Write the logs after every so many [environment steps over all tasks]; "
         "default: 2,000 per task.",
+    )
+    diagnose_every: int | None = Field(
+        default=None,
+        ge=0,
+        description="Measure how the tasks' gradients conflict after every so many [environment "
+        "steps over all tasks]; default: 20,000 per task; 0: never.",
     )
     seed: int = Field(
         default=0,

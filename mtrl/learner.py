@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import platform
 import sys
@@ -17,8 +18,8 @@ from mtrl.config import LearnerConfig
 from mtrl.losses import actor_loss, critic_loss, td_target, temperature_gradient
 from mtrl.networks import MultiTaskNetworks, trunk
 from mtrl.replay import Batch, ReplayBuffer
-from mtrl.surgery import Gradients, get_surgery, gramian
-from mtrl.surgery.diagnostics import diagnose
+from mtrl.surgery import Gradients, get_surgery
+from mtrl.surgery.diagnostics import Diagnosis
 from mtrl.surgery.gradients import Network, TaskLoss
 
 
@@ -80,8 +81,8 @@ class Learner:
         agent, config = self.agent, self.config
         alpha = agent.log_alpha.exp()
 
-        critics = self._descend("critics", self._critic_problems(batch, noise[0], alpha))
-        (actor,) = self._descend("actor", self._actor_problems(batch, noise[1], alpha))
+        critics = self._descend("critics", critic_problems(agent, config, batch, noise[0], alpha))
+        (actor,) = self._descend("actor", actor_problems(agent, batch, noise[1], alpha))
 
         agent.log_alpha.grad = temperature_gradient(
             actor.auxiliary["log_prob"], self.target_entropy
@@ -100,21 +101,21 @@ class Learner:
         }
 
     @torch.no_grad()
-    def diagnose(self, replay: ReplayBuffer) -> dict[str, Tensor]:
-        """How the tasks' gradients disagree now, under any method: `{actor,critic}/<measure>`.
+    def diagnose(self, replay: ReplayBuffer) -> dict[str, Diagnosis]:
+        """How the tasks' gradients disagree now, by network, under any method.
 
-        Looks at one more batch and updates nothing. Its random numbers are its own, so a run does
-        not depend on how often it is looked at.
+        Looks at one more batch, in float64, and updates nothing. Its random numbers are its own, so
+        a run does not depend on how often it is looked at.
         """
         batch = replay.sample(self.config.batch_size, self._diagnosis_generator)
-        noise, alpha = self._noise(batch, self._diagnosis_generator), self.agent.log_alpha.exp()
-        found: dict[str, Tensor] = {}
-        critics = self._critic_problems(batch, noise[0], alpha)
-        (actor,) = self._actor_problems(batch, noise[1], alpha)
-        for name, problem in {"critic1": critics[0], "critic2": critics[1], "actor": actor}.items():
-            measures = diagnose(gramian(problem.task_gradients().shared))
-            found |= {f"{name}/{measure}": value for measure, value in measures.items()}
-        return found
+        noise = self._noise(batch, self._diagnosis_generator).double()
+        batch = Batch(**{name: value.double() for name, value in vars(batch).items()})
+        agent = copy.deepcopy(self.agent).double()
+        alpha = agent.log_alpha.exp()
+        critics = critic_problems(agent, self.config, batch, noise[0], alpha)
+        actor = actor_problems(agent, batch, noise[1], alpha)
+        named = zip(("critic1", "critic2", "actor"), critics + actor, strict=True)
+        return {name: Diagnosis.of(problem, self.config.learning_rate) for name, problem in named}
 
     def state_dict(self) -> dict[str, Any]:
         """Moments of the optimisers, and generators; the agent is saved on its own."""
@@ -143,26 +144,6 @@ class Learner:
         dtype, device = batch.actions.dtype, batch.actions.device
         return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
-    def _critic_problems(self, batch: Batch, noise: Tensor, alpha: Tensor) -> list[Network]:
-        agent, config = self.agent, self.config
-        target = td_target(
-            agent.actor,
-            agent.target_critics,
-            batch,
-            noise,
-            alpha,
-            config.gamma,
-            config.reward_scale,
-        )
-        inputs = torch.cat([batch.observations, batch.actions], -1)
-        return _problems(agent.critics, critic_loss, inputs, (target,))
-
-    def _actor_problems(self, batch: Batch, noise: Tensor, alpha: Tensor) -> list[Network]:
-        trunks, heads = zip(*self.agent.critics.folded(), strict=True)
-        loss = partial(actor_loss, trunks)
-        inputs, targets = batch.observations, (heads, batch.observations, noise, alpha)
-        return _problems(self.agent.actor, loss, inputs, targets)
-
     def _descend(self, name: str, problems: list[Network]) -> list[Gradients]:
         """Surgery, clipping of each network's gradient, and a step of the optimiser."""
         networks, surgery = self.agent.networks()[name], self.surgeries[name]
@@ -180,6 +161,31 @@ class Learner:
         self.optimizers[name].step()
         surgery.after_step(lambda: torch.stack([problem.losses() for problem in problems]))
         return gradients
+
+
+def critic_problems(
+    agent: MTSAC, config: LearnerConfig, batch: Batch, noise: Tensor, alpha: Tensor
+) -> list[Network]:
+    """What each critic minimises; `noise` is that of the next actions, `[T, B, A]`."""
+    target = td_target(
+        agent.actor,
+        agent.target_critics,
+        batch,
+        noise,
+        alpha,
+        config.gamma,
+        config.reward_scale,
+    )
+    inputs = torch.cat([batch.observations, batch.actions], -1)
+    return _problems(agent.critics, critic_loss, inputs, (target,))
+
+
+def actor_problems(agent: MTSAC, batch: Batch, noise: Tensor, alpha: Tensor) -> list[Network]:
+    """What the actor minimises; `noise` is that of the current actions, `[T, B, A]`."""
+    trunks, heads = zip(*agent.critics.folded(), strict=True)
+    loss = partial(actor_loss, trunks)
+    inputs, targets = batch.observations, (heads, batch.observations, noise, alpha)
+    return _problems(agent.actor, loss, inputs, targets)
 
 
 def _problems(

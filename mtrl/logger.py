@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
     JSONOutputFormat,
@@ -20,6 +22,9 @@ from stable_baselines3.common.logger import (
 )
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STEP = "time/total_timesteps"
 PER_TASK = ("eval/success_rate", "rollout/success_rate", "rollout/ep_rew_mean")
@@ -54,11 +59,12 @@ class RunLogger:
             for file in files:
                 file.write(row, {key: () for key in row}, row[STEP])
         self._logger = Logger(str(run_dir), [tensorboard, *files])
+        self._tensorboard = tensorboard.writer
         if not resume_at:
             charts = {tag: ["Multiline", [f"{tag}/{task}" for task in tasks]] for tag in PER_TASK}
-            tensorboard.writer.add_custom_scalars({"all tasks": charts})
-            tensorboard.writer.add_text("config", f"```yaml\n{config}```")
-            tensorboard.writer.flush()
+            self._tensorboard.add_custom_scalars({"all tasks": charts})
+            self._tensorboard.add_text("config", textwrap.indent(config, "    "))  # a block of code
+            self._tensorboard.flush()
         self._total = total_timesteps
         self._bar = (
             tqdm(total=total_timesteps, initial=resume_at, unit=" steps", unit_scale=True)
@@ -71,6 +77,22 @@ class RunLogger:
         for key, value in {STEP: steps, **values}.items():
             self._logger.record(key, value, exclude="tensorboard" if key == STEP else None)
         self._logger.dump(steps)
+
+    def figure(self, steps: int, tag: str, figure: Figure) -> None:
+        """Show a picture in TensorBoard alone; the files hold numbers."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        # What SummaryWriter.add_figure does, without its pyplot.
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        self._tensorboard.add_image(tag, pixels, steps, dataformats="HWC")
+        self._tensorboard.flush()
+
+    def text(self, steps: int, tag: str, text: str) -> None:
+        """Show Markdown in TensorBoard's text tab alone."""
+        self._tensorboard.add_text(tag, text, steps)
+        self._tensorboard.flush()
 
     def tick(self, steps: int) -> None:
         """Move the live line, if there is one."""
@@ -106,7 +128,8 @@ class _TensorBoard(TensorBoardOutputFormat):
     """Hides, when a run is resumed, what an earlier process logged past its last checkpoint."""
 
     def __init__(self, folder: Path, resume_at: int) -> None:
-        self.writer = SummaryWriter(folder, purge_step=resume_at + 1 if resume_at else None)
+        # At a new run's start too: TensorBoard takes the first such mark for no restart.
+        self.writer = SummaryWriter(folder, purge_step=resume_at + 1)
         self._is_closed = False
 
 

@@ -24,6 +24,7 @@ from mtrl.learner import Learner
 from mtrl.logger import RunLogger
 from mtrl.replay import ReplayBuffer
 from mtrl.rollout import EpisodeStatistics
+from mtrl.surgery.diagnostics import worst_pairs
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """What asks a run to write a checkpoint and leave: a keyboard, a scheduler."""
@@ -127,6 +128,8 @@ class Trainer:
             self.logger.tick(self.steps)
             if self._due(schedule.log_every):
                 self._log()
+            if self._due(schedule.diagnose_every) and self._metrics:
+                self._pause(self._diagnose)
             if self.steps < schedule.total_timesteps:  # the end has its own
                 if self._due(schedule.eval_every):
                     self._pause(self._evaluate)
@@ -155,7 +158,7 @@ class Trainer:
         self.steps += self.n_tasks
 
     def _due(self, every: int) -> bool:
-        return self.steps // every > (self.steps - self.n_tasks) // every
+        return every > 0 and self.steps // every > (self.steps - self.n_tasks) // every
 
     def _log(self) -> None:
         """The only place, evaluation aside, where numbers are read off the device."""
@@ -172,12 +175,22 @@ class Trainer:
         for name, measured in self._metrics.items():
             by_task = zip(self.benchmark.tasks, measured.tolist(), strict=True)
             values |= {f"train/{name}/{task}": value for task, value in by_task}
-        if self._metrics and self.n_tasks > 1:
-            measures = self.learner.diagnose(self.replay)
-            values |= {f"surgery/{name}": value.item() for name, value in measures.items()}
         self.logger.write(self.steps, values)
         self.logger.progress(self.steps, fps, self.success)
         self._mark = (time.monotonic(), self.steps, self.updates)
+
+    def _diagnose(self) -> None:
+        from mtrl.figures import cosine_figure  # brings matplotlib, which nothing else needs
+
+        values: dict[str, float] = {}
+        for network, found in self.learner.diagnose(self.replay).items():
+            tag, tasks = f"surgery/{network}", self.benchmark.tasks
+            values |= {f"{tag}/{name}": value.item() for name, value in found.measures.items()}
+            if self.n_tasks > 1:
+                figure = cosine_figure(found.cosines, tasks, f"{network}, {self.steps:,} steps")
+                self.logger.figure(self.steps, f"{tag}/cosines", figure)
+                self.logger.text(self.steps, f"{tag}/conflicts", worst_pairs(found.cosines, tasks))
+        self.logger.write(self.steps, values)
 
     def _pause(self, work: Callable[[], object]) -> None:
         """Do something that does not count as training time in `time/fps`."""

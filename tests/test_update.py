@@ -14,10 +14,10 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from mtrl.agent import MTSAC
 from mtrl.config import AgentConfig, LearnerConfig
-from mtrl.learner import Learner
+from mtrl.learner import Learner, critic_problems
 from mtrl.losses import td_target
 from mtrl.replay import Batch
-from mtrl.surgery import PCGrad
+from mtrl.surgery import FAMO, FeatureSurgery, PCGrad, available, register
 
 OBSERVATION, ACTION, BATCH, HIDDEN = 7, 3, 16, (12, 11)
 
@@ -92,7 +92,7 @@ def distance(sb3: SAC, ours: MTSAC) -> float:
     return max(*gaps, (sb3.log_ent_coef - other.log_ent_coef).abs().max().item())
 
 
-@pytest.mark.parametrize("surgery", ["none", "pcgrad"])
+@pytest.mark.parametrize("surgery", ["none", "pcgrad", "rotograd"])
 def test_equals_stable_baselines3(surgery, monkeypatch):
     """T = 1, same weights, batch and noise: critic, actor, temperature and target agree.
 
@@ -230,3 +230,86 @@ def test_registered_weights_are_what_the_learner_applies(monkeypatch):
     other.update(batch, noise)
     for a, b in zip(plain.agent.parameters(), other.agent.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("n_tasks", [1, 4])
+@pytest.mark.parametrize("surgery", available())
+def test_every_method_takes_a_finite_step(surgery, n_tasks):
+    batch, noise = make_batch(n_tasks)
+    learner = make_learner(n_tasks, surgery=surgery)
+    before = learner.agent.actor.shared["weight0"].clone()
+    for _ in range(2):
+        metrics = learner.update(batch, noise)
+    for name, value in {**learner.agent.state_dict(), **metrics}.items():
+        assert value.isfinite().all(), name
+    assert not torch.equal(before, learner.agent.actor.shared["weight0"])
+
+
+@pytest.mark.parametrize("part", ["actor", "critic"])
+def test_one_network_may_have_a_method_of_its_own(part):
+    batch, noise = make_batch(4)
+    plain, both = make_learner(4), make_learner(4, surgery="pcgrad")
+    mixed = make_learner(4, **{f"{part}_surgery": "pcgrad"})
+    reverse = make_learner(4, surgery="pcgrad", **{f"{part}_surgery": "none"})
+    for learner in (plain, both, mixed, reverse):
+        learner.generator.manual_seed(0)
+        learner.update(batch, noise)
+
+    def critic(learner: Learner) -> torch.Tensor:
+        return learner.agent.critics.shared["weight0"]
+
+    def actor(learner: Learner) -> torch.Tensor:
+        return learner.agent.actor.shared["weight0"]
+
+    with_pcgrad, without = (reverse, mixed) if part == "actor" else (mixed, reverse)
+    assert torch.equal(critic(with_pcgrad), critic(both))
+    assert torch.equal(critic(without), critic(plain))
+    assert not torch.equal(critic(plain), critic(both))
+    assert not torch.equal(actor(mixed), actor(reverse))
+    if part == "actor":  # the same critics as in plain training, another actor
+        assert not torch.equal(actor(mixed), actor(plain))
+
+
+def test_weights_that_were_applied_are_reported():
+    batch, noise = make_batch(4)
+    metrics = make_learner(4).update(batch, noise)
+    assert torch.equal(metrics["critic_weight"], torch.ones(4).double())
+    metrics = make_learner(4, surgery="pcgrad").update(batch, noise)
+    assert (metrics["critic_weight"] - 1).abs().max() > 1e-3
+
+
+def test_a_method_hears_the_losses_after_the_step(monkeypatch):
+    heard = {}
+
+    def hear(self, losses):
+        heard[len(heard)] = losses().clone()
+
+    monkeypatch.setattr(FAMO, "after_step", hear)
+    batch, noise = make_batch(3)
+    learner = make_learner(3, surgery="famo")
+    with torch.no_grad():
+        alpha = learner.agent.log_alpha.exp()
+        before = critic_problems(learner.agent, learner.config, batch, noise[0], alpha)
+        learner.update(batch, noise)
+        critics, actor = heard.values()
+        assert critics.shape == (2, 3) and actor.shape == (1, 3)
+        # The problems hold views of the parameters, which have moved, and the old targets.
+        torch.testing.assert_close(critics, torch.stack([problem.losses() for problem in before]))
+
+
+def test_what_a_method_remembers_is_saved():
+    @register("test-remembers")
+    class Remembers(FeatureSurgery):
+        def prepare(self, networks):
+            self.register_buffer("seen", torch.zeros(networks.n_networks, networks.n_tasks))
+
+        def weights(self, n, tasks, losses, gradients):
+            self.seen[n, tasks] += losses.float()
+            return torch.full_like(losses, 1 / len(losses))
+
+    batch, noise = make_batch(3)
+    learner, other = (make_learner(3, surgery="test-remembers") for _ in range(2))
+    learner.update(batch, noise)
+    other.load_state_dict(learner.state_dict())
+    assert learner.surgeries["critics"].seen.all()
+    assert torch.equal(learner.surgeries["critics"].seen, other.surgeries["critics"].seen)

@@ -1,9 +1,37 @@
-"""How much the tasks' gradients disagree: conditions of Yu et al. 2020, from the Gramian alone."""
+"""How much the tasks' gradients disagree: the three conditions of Yu et al. 2020, and two more.
+
+All but the curvature come from the Gramian alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
+
+from mtrl.surgery.gradients import Network, Parameters, gramian
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What there is to say about one network."""
+
+    measures: dict[str, Tensor]  # see `diagnose`, and `curvature`; scalars
+    cosines: Tensor  # [T, T]
+
+    @classmethod
+    def of(cls, problem: Network, step: float) -> Diagnosis:
+        """Look at one problem, best in float64; `step` as in `multi_task_curvature`."""
+        shared = problem.task_gradients().shared
+
+        def gradient(parameters: Parameters) -> Parameters:
+            return replace(problem, shared=parameters).gradient().shared
+
+        curvature = multi_task_curvature(gradient, problem.shared, step)
+        matrix = gramian(shared)
+        return cls(diagnose(matrix) | {"curvature": curvature}, cosines(matrix))
 
 
 def cosines(gramian: Tensor) -> Tensor:
@@ -24,23 +52,111 @@ def magnitude_similarities(gramian: Tensor) -> Tensor:
     return torch.where(sums > 0, 2 * norms[..., :, None] * norms[..., None, :] / sums, 1)
 
 
-def diagnose(gramian: Tensor) -> dict[str, Tensor]:
-    """Means over the pairs of different tasks, and over networks; empty for a single task.
+def scale_spread(gramian: Tensor) -> Tensor:
+    """Largest over smallest squared norm of a task's gradient, `[T, T]` to a scalar, at least 1.
+
+    A zero gradient is left out: infinity would have no place on a chart, and the spread of the
+    other tasks would not be seen.
+    """
+    squares = gramian.diagonal()
+    smallest = torch.where(squares > 0, squares, torch.inf).amin()
+    return (squares.amax() / smallest).clamp(min=1)  # 0 / inf where all are zero
+
+
+def effective_rank(gramian: Tensor) -> Tensor:
+    """How many directions the gradients fill: exp of the entropy of G's normalised eigenvalues.
+
+    The measure is that of Roy & Vetterli 2007, of G rather than of J: 1 if all gradients are
+    parallel, or one dwarfs the rest; T if they are orthogonal and of one norm. Ill-conditioned
+    critic Gramians have been linked to tasks that never start (with PPO: arXiv 2605.11473).
 
     Args:
-        gramian: `[N, T, T]`.
+        gramian: `[T, T]`.
 
     Returns:
-        `conflict_fraction` (pairs with cos φ < 0: definition 1), `cosine_mean` and
-        `magnitude_similarity`, each a scalar tensor.
+        A scalar in [1, T], computed in float64; 1 if all gradients are zero, NaN if one is not
+        finite.
     """
-    n_tasks = gramian.shape[-1]
+    if not gramian.isfinite().all():  # eigvalsh would raise, and end the run that is looked at
+        return torch.tensor(torch.nan, dtype=torch.float64)
+    eigenvalues = torch.linalg.eigvalsh(gramian.double()).clamp(min=0)  # rounding leaves some < 0
+    total = eigenvalues.sum().clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.special.entr(eigenvalues / total).sum().exp()
+
+
+def diagnose(gramian: Tensor) -> dict[str, Tensor]:
+    """What one network's Gramian tells about its tasks; empty for a single task.
+
+    Args:
+        gramian: `[T, T]`.
+
+    Returns:
+        Means over the pairs of different tasks: `conflict_fraction` (pairs with cos φ < 0:
+        definition 1), `cosine_mean` and `magnitude_similarity`. Of all tasks together:
+        `scale_spread` and `effective_rank`. Each a float64 scalar.
+    """
+    n_tasks = len(gramian)
     if n_tasks == 1:
         return {}
+    gramian = gramian.double()  # ratios of squared norms can leave float32's range
     first, second = torch.triu_indices(n_tasks, n_tasks, 1, device=gramian.device)
-    pairs = cosines(gramian)[..., first, second]
+    pairs = cosines(gramian)[first, second]
     return {
-        "conflict_fraction": (pairs < 0).float().mean(),
+        "conflict_fraction": (pairs < 0).double().mean(),
         "cosine_mean": pairs.mean(),
-        "magnitude_similarity": magnitude_similarities(gramian)[..., first, second].mean(),
+        "magnitude_similarity": magnitude_similarities(gramian)[first, second].mean(),
+        "scale_spread": scale_spread(gramian),
+        "effective_rank": effective_rank(gramian),
     }
+
+
+def multi_task_curvature(
+    gradient: Callable[[Parameters], Parameters], parameters: Parameters, step: float
+) -> Tensor:
+    """Definition 3: H = ∫₀¹ ∇L(θ)ᵀ ∇²L(θ + a(θ′ − θ)) ∇L(θ) da, where θ′ = θ − step ∇L(θ).
+
+    Along that step ∇²L ∇L(θ) is the derivative of −∇L/step, so that the integral is exactly
+
+        H = ∇L(θ)ᵀ (∇L(θ) − ∇L(θ′)) / step:
+
+    one more gradient, where quadrature takes a Hessian-vector product per point, and misses what a
+    ReLU network's curvature mostly is, the jumps of the gradient between the points.
+
+    Args:
+        gradient: ∇L, from parameters to a gradient for each. The same function in each call, so
+            noise is drawn before; in float64, for the two gradients nearly cancel.
+        parameters: θ, the shared ones.
+        step: Length of the gradient step, in units of the gradient: a learning rate.
+
+    Example:
+        >>> gradient = lambda parameters: {"x": 2 * parameters["x"]}  # of Σ x², whose Hessian is 2
+        >>> multi_task_curvature(gradient, {"x": torch.tensor([1.0, 2.0]).double()}, step=0.1)
+        tensor(40.0000, dtype=torch.float64)
+    """
+    here = gradient(parameters)
+    there = gradient({name: value - step * here[name] for name, value in parameters.items()})
+    lost = [(here[name] * (here[name] - there[name])).sum() for name in parameters]
+    return torch.stack(lost).sum() / step
+
+
+def worst_pairs(cosines: Tensor, tasks: Sequence[str], n: int = 5) -> str:
+    """The pairs of tasks that conflict most, as a Markdown table; a sentence if none conflicts.
+
+    Args:
+        cosines: `[T, T]`; see `cosines`.
+        tasks: Names.
+        n: At most so many pairs.
+
+    Example:
+        >>> print(worst_pairs(torch.tensor([[1.0, -0.5], [-0.5, 1.0]]), ["reach-v3", "push-v3"]))
+        | task | task | cosine |
+        |---|---|---:|
+        | reach-v3 | push-v3 | -0.500 |
+    """
+    first, second = torch.triu_indices(len(tasks), len(tasks), 1).tolist()
+    pairs = zip(cosines.cpu()[first, second].tolist(), first, second, strict=True)
+    worst = sorted(pair for pair in pairs if pair[0] < 0)[:n]
+    if not worst:
+        return "No two tasks' gradients conflict."
+    rows = [f"| {tasks[i]} | {tasks[j]} | {value:.3f} |" for value, i, j in worst]
+    return "\n".join(["| task | task | cosine |", "|---|---|---:|", *rows])
