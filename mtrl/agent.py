@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mtrl.config import AgentConfig, UsageError, one_line, unknown, validate
+from mtrl.config import AgentConfig
 from mtrl.networks import MultiTaskNetworks, multi_task_mlp, squashed_gaussian
+from mtrl.validation import UsageError, one_line, unknown, validate
 
 FORMAT = "mtrl-policy-1"
 """What a policy file says it is."""

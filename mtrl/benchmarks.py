@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
 
-from mtrl.config import UsageError, unknown
+from mtrl.validation import UsageError, unknown
 
 N_GOALS = 50
 """Goals per task, the same ones in training and evaluation (Meta-World's MT protocol)."""

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mtrl.config import UsageError, one_line
+from mtrl.validation import UsageError, one_line
 
 FORMAT = "mtrl-checkpoint-1"
 KEEP = 2

@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
-from mtrl.config import Section, TrainConfig, UsageError, unknown, validate
+from mtrl.config import TrainConfig
+from mtrl.validation import Section, UsageError, unknown, validate
 
 
 class _Parser(argparse.ArgumentParser):

@@ -17,8 +17,8 @@ from scipy.stats import binomtest
 from mtrl.agent import MTSAC, resolve_device
 from mtrl.benchmarks import N_GOALS, Benchmark, get_benchmark
 from mtrl.checkpoint import newest_checkpoint
-from mtrl.config import UsageError, unknown
 from mtrl.envs.vector import TaskVectorEnv, make_vector_env
+from mtrl.validation import UsageError, unknown
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mtrl.config import UsageError
+from mtrl.validation import UsageError
 
 Parameters = Mapping[str, Tensor]
 Member = tuple[dict[str, Tensor], dict[str, Tensor]]

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from mtrl.agent import MTSAC
 from mtrl.cli import eval_main, train_main
-from mtrl.config import AgentConfig, TrainConfig, UsageError
+from mtrl.config import AgentConfig, TrainConfig
+from mtrl.validation import UsageError
 
 TINY = ["--tasks", "reach-v3", "push-v3", "--batch-size", "8", "--hidden-sizes", "8"]
 

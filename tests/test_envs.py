@@ -12,9 +12,9 @@ from gymnasium.utils.env_checker import check_env
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3
 
 from mtrl.benchmarks import N_GOALS, get_benchmark
-from mtrl.config import UsageError
 from mtrl.envs.metaworld import MetaWorldTask
 from mtrl.envs.vector import TaskVectorEnv, WorkerError, make_vector_env
+from mtrl.validation import UsageError
 
 TASKS = ("reach-v3", "push-v3", "door-open-v3", "window-close-v3")
 BENCHMARK = get_benchmark("", TASKS)

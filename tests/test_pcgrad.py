@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrl.config import UsageError
 from mtrl.surgery import GramianSurgery, available, get_surgery, register
 from mtrl.surgery.pcgrad import PCGrad, random_orders
+from mtrl.validation import UsageError
 
 
 def algorithm_1(gradients: torch.Tensor, orders: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from mtrl.cli import eval_main, train_main
-from mtrl.config import TrainConfig, UsageError
+from mtrl.config import TrainConfig
+from mtrl.validation import UsageError
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from mtrl.agent import MTSAC
-from mtrl.config import AgentConfig, LearnerConfig, UsageError
+from mtrl.config import AgentConfig, LearnerConfig
 from mtrl.learner import Learner
 from mtrl.networks import MultiTaskNetworks, fold, head, trunk
 from mtrl.replay import Batch
 from mtrl.surgery import Network, RotoGrad, RotoRotate, RotoScale, get_surgery
 from mtrl.surgery.diagnostics import cosines
 from mtrl.surgery.rotation import MatrixExponential, orthonormalise_, turn_along_geodesic_
+from mtrl.validation import UsageError
 
 T, B, IN, OUT, D = 4, 9, 6, 3, 8
 ROTOGRADS = ["rotograd", "rotograd-scale", "rotograd-rotate"]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from mtrl.config import UsageError
 from mtrl.surgery import GramianSurgery, MultiTaskModel, PCGrad
 from mtrl.surgery.pcgrad import random_orders
+from mtrl.validation import UsageError
 
 D = 6
 SURGERIES = ["none", "pcgrad", "rotograd", "rotograd-scale", "rotograd-rotate", "gradnorm", "famo"]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mtrl.config import UsageError
 from mtrl.surgery.base import Surgery
 from mtrl.surgery.registry import get_surgery
 from mtrl.surgery.step import ModelStep
+from mtrl.validation import UsageError
 
 
 class MultiTaskModel(nn.Module):

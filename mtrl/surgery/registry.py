@@ -9,8 +9,9 @@ from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar
 
-from mtrl.config import LearnerConfig, UsageError, one_line, unknown
+from mtrl.config import LearnerConfig
 from mtrl.surgery.base import GramianSurgery, Surgery
+from mtrl.validation import UsageError, one_line, unknown
 
 __all__ = ["GramianSurgery", "Surgery", "available", "get_surgery", "register"]
 

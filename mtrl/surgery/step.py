@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mtrl.config import unknown
 from mtrl.surgery.gradients import (
     FeatureGradients,
     Gradients,
@@ -16,6 +15,7 @@ from mtrl.surgery.gradients import (
     at_least_float32,
     combine,
 )
+from mtrl.validation import unknown
 
 
 class ModelStep:

@@ -1,0 +1,64 @@
+"""Errors of one line, and the validated sections that a configuration is made of.
+
+Imports neither torch nor mujoco, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class UsageError(ValueError):
+    """The user asked for something that cannot be done: one line says what was expected.
+
+    The command line prints it and exits with code 2; nothing has been written by then.
+    """
+
+
+class Section(BaseModel):
+    """Common behaviour of every part of the tree: immutable, no unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
+
+
+def validate(model: type[Model], tree: Any, source: str = "") -> Model:
+    """Build `model` from plain values, turning the first error into one line that names the field.
+
+    Raises:
+        UsageError: if a key is unknown (the nearest one is named) or a value does not fit.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"] if not isinstance(part, int)]
+        if first["type"] == "extra_forbidden":
+            section: Any = model
+            for part in path[:-1]:
+                section = section.model_fields[part].annotation
+            raise UsageError(source + unknown("key", path[-1], section.model_fields)) from None
+        name = ".".join(path) or "the file"
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise UsageError(f"{source}{name}: {message}, got {first['input']!r}") from None
+
+
+def one_line(error: Exception) -> str:
+    """An error's text without its line breaks."""
+    return " ".join(str(error).split())
+
+
+def unknown(field: str, value: str, choices: Iterable[str]) -> str:
+    """The error text for a name that does not exist, with the nearest one that does."""
+    names = list(choices)
+    near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    shown = ", ".join(names[:12]) + (f", … ({len(names)} in all)" if len(names) > 12 else "")
+    return f"{field}: unknown {value!r}; {hint}expected one of: {shown}"
