@@ -34,7 +34,8 @@ def test_help_imports_neither_torch_nor_a_simulator():
     for flag in (
         "--total-timesteps --learning-starts --buffer-size --batch-size --gradient-steps --tau "
         "--gamma --learning-rate --seed --device --benchmark --tasks --surgery --run-dir "
-        "--eval-every --eval-episodes --checkpoint-every --resume --config"
+        "--eval-every --eval-episodes --checkpoint-every --resume --config --diagnose-every "
+        "--actor-surgery --critic-surgery --rotation-lr --rotation-decay --rotation-size"
     ).split():
         assert flag in shown
 
@@ -76,6 +77,23 @@ WRONG = {
     "benchmark": (["--benchmark", "mt11"], "benchmark: unknown 'mt11'; did you mean 'mt10'"),
     "task": (["--tasks", "reech-v3"], "tasks: unknown 'reech-v3'; did you mean 'reach-v3'"),
     "surgery": (["--surgery", "pcgard"], "surgery: unknown 'pcgard'; did you mean 'pcgrad'"),
+    "option": (
+        ["--surgery", "rotograd(reset_evry=3)"],
+        "surgery: option of rotograd: unknown 'reset_evry'; did you mean 'reset_every'",
+    ),
+    "brackets": (["--surgery", "pcgrad(3"], "surgery: expected NAME or NAME(option=value, …)"),
+    "actor surgery": (["--actor-surgery", "pcgard"], "surgery: unknown 'pcgard'"),
+    "no module": (["--surgery", "nowhere.at:all"], "surgery: cannot import 'nowhere.at:all'"),
+    "no function": (["--surgery", "math:pi"], "expected a function from Gramian to weights"),
+    "rotation": (
+        ["--surgery", "rotograd", "--rotation-size", "500"],
+        "rotation_size: expected at most 400, the trunk's last width, got 500",
+    ),
+    "single head": (
+        ["--surgery", "rotograd-rotate", "--heads", "single"],
+        "heads: expected 'multi', a head per task, for rotations, got 'single'",
+    ),
+    "rotation step": (["--rotation-step", "exp"], "rotation_step: input should be 'geodesic' or"),
     "flag": (["--bach-size", "3"], "flag: unknown '--bach-size'; did you mean '--batch-size'"),
     "stray": (["mt10"], "unexpected argument 'mt10'"),
     "no value": (["--seed"], "expected one argument"),

@@ -1,6 +1,8 @@
 """Surgery for any PyTorch model, against plain autograd task by task."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -267,3 +269,12 @@ def test_a_trunk_must_give_one_tensor():
 
     with pytest.raises(ValueError, match="expected one tensor of features, got tuple"):
         MultiTaskModel(Two(), {"a": nn.Linear(4, 1)})(inputs())
+
+
+def test_surgery_needs_no_reinforcement_learning():
+    code = (
+        "import sys, mtrl.surgery\n"
+        "rl = {'gymnasium', 'mujoco', 'metaworld', 'stable_baselines3'} & set(sys.modules)\n"
+        "assert not rl, rl"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -23,8 +23,9 @@ from mtrl.evaluation import evaluate
 
 TASKS = ("drawer-close-v3", "reach-v3")
 SETTINGS = (
-    "--surgery pcgrad --total-timesteps 1200 --learning-starts 300 --horizon 50 --batch-size 16 "
-    "--hidden-sizes 16 16 --eval-every 500 --eval-episodes 2 --checkpoint-every 400 --log-every 200"
+    "--surgery rotograd --rotation-lr 0.1 --total-timesteps 1200 --learning-starts 300 "
+    "--horizon 50 --batch-size 16 --hidden-sizes 16 16 --eval-every 500 --eval-episodes 2 "
+    "--checkpoint-every 400 --log-every 200 --diagnose-every 400"
 ).split()
 
 
@@ -76,7 +77,7 @@ def test_the_run_folder(finished):
     checkpoints = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert checkpoints == ["step_000000000800.safetensors", "step_000000001200.safetensors"]
     config = TrainConfig.from_yaml(run_dir / "config.yaml")
-    assert config.tasks == TASKS and config.learner.surgery == "pcgrad" and config.seed == 1
+    assert config.tasks == TASKS and config.learner.surgery == "rotograd" and config.seed == 1
     (process,) = json.loads((run_dir / "run.json").read_text())
     assert "--surgery" in process["command"] and process["versions"]["metaworld"]
     assert "1,200/1,200 steps" in printed and "mean" in printed
@@ -96,10 +97,24 @@ def test_tensorboard_holds_every_promised_tag(finished):
             "train/critic_loss",
             "train/actor_loss",
             "train/alpha",
+            "train/critic_weight",
+            "train/actor_weight",
         ):
             assert f"{tag}/{task}" in tags
-    measures = ("conflict_fraction", "cosine_mean", "magnitude_similarity")
-    assert {f"surgery/{n}/{m}" for n in ("actor", "critic") for m in measures} <= tags
+    for network in ("actor", "critic1", "critic2"):
+        for measure in (
+            "conflict_fraction",
+            "cosine_mean",
+            "magnitude_similarity",
+            "scale_spread",
+            "effective_rank",
+            "curvature",
+        ):
+            seen = events.Scalars(f"surgery/{network}/{measure}")
+            assert [event.step for event in seen] == [400, 800, 1200]
+        pictures = events.Images(f"surgery/{network}/cosines")
+        assert [event.step for event in pictures] == [400, 800, 1200]
+        assert f"surgery/{network}/conflicts/text_summary" in events.Tags()["tensors"]
     assert {"eval/success_rate/mean", "eval/success_rate/worst", "time/fps"} <= tags
     assert "time/updates_per_second" in tags
     steps = [event.step for event in events.Scalars("eval/success_rate/mean")]
@@ -107,6 +122,15 @@ def test_tensorboard_holds_every_promised_tag(finished):
     assert [event.step for event in events.Scalars("time/fps")] == list(range(200, 1201, 200))
     assert "custom_scalars__config__" in events.Tags()["tensors"]
     assert "config/text_summary" in events.Tags()["tensors"]
+
+
+def test_the_rotations_have_turned_and_are_in_the_policy(finished):
+    run_dir, _ = finished
+    agent = MTSAC.load(run_dir / "policy_final.safetensors")
+    for rotation in (*agent.actor.rotations(), *agent.critics.rotations()):
+        eye = torch.eye(16)
+        assert (rotation - eye).abs().amax((1, 2)).min() > 1e-3
+        torch.testing.assert_close(rotation.mT @ rotation, eye.expand(2, 16, 16))
 
 
 def test_csv_and_json_say_the_same(finished):
@@ -228,6 +252,7 @@ def test_a_single_task_and_a_single_head_train(tmp_path):
                 "run_dir": tmp_path / heads,
                 "agent": {"heads": heads, "hidden_sizes": [8]},
                 "learner": {"batch_size": 8, "surgery": "pcgrad"},
+                "diagnose_every": 100,
                 "environment": {"horizon": 10},
             }
         )
