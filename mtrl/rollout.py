@@ -1,9 +1,10 @@
-"""What the training episodes looked like of late."""
+"""What training looked like of late: its episodes, and how fast it went."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,3 +49,24 @@ class EpisodeStatistics:
         for row in range(len(self._tasks)):
             self._returns[row].extend(state["returns"][row])
             self._success[row].extend(state["success"][row])
+
+
+class Pace:
+    """Environment steps and updates per second of training, what is done in between left out."""
+
+    def __init__(self, steps: int, updates: int) -> None:
+        self._mark = (time.monotonic(), steps, updates)
+
+    def lap(self, steps: int, updates: int) -> tuple[float, float]:
+        """Both rates since the last lap."""
+        now = time.monotonic()
+        begin, steps_before, updates_before = self._mark
+        self._mark = (now, steps, updates)
+        return (steps - steps_before) / (now - begin), (updates - updates_before) / (now - begin)
+
+    def pause(self, work: Callable[[], object]) -> None:
+        """Do something that is not training."""
+        begin = time.monotonic()
+        work()
+        mark, steps, updates = self._mark
+        self._mark = (mark + time.monotonic() - begin, steps, updates)

@@ -92,8 +92,8 @@ def check(config: TrainConfig) -> tuple[Benchmark, torch.device, TrainConfig]:
         UsageError: if a name is unknown, the device is missing, or numbers do not fit together.
     """
     benchmark = get_benchmark(config.benchmark, config.tasks)
-    # For one task and the narrowest inputs: a method says here what it cannot do with the networks.
-    Learner(MTSAC(benchmark.tasks[:1], config.agent, 1, 1), config.learner)
+    # With the narrowest inputs: here a method says what it cannot do with such networks.
+    Learner(MTSAC(benchmark.tasks, config.agent, 1, 1), config.learner)
     schedule = config.schedule(len(benchmark.tasks))
     resolved = config.model_copy(update=dataclasses.asdict(schedule))
     return benchmark, resolve_device(config.device), resolved

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +17,12 @@ from mtrl.checkpoint import save_checkpoint, write_atomically, write_text
 from mtrl.config import TrainConfig
 from mtrl.envs.vector import make_vector_env
 from mtrl.evaluation import Evaluation, evaluate_in
+from mtrl.interrupt import Interrupt
 from mtrl.learner import Learner
 from mtrl.logger import RunLogger
 from mtrl.replay import ReplayBuffer
-from mtrl.rollout import EpisodeStatistics
+from mtrl.rollout import EpisodeStatistics, Pace
 from mtrl.surgery.diagnostics import worst_pairs
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""What asks a run to write a checkpoint and leave: a keyboard, a scheduler."""
 
 
 @dataclass(frozen=True)
@@ -88,37 +83,30 @@ class Trainer:
             self.observations, _ = self.envs.reset(seed=config.seed)
         else:
             self._load(state)
-        self._mark = (time.monotonic(), self.steps, self.updates)
-        self.signal: int | None = None
-        self._handlers: dict[signal.Signals, Any] = {}
+        self.pace = Pace(self.steps, self.updates)
+        self.interrupt = Interrupt()
         self.logger = RunLogger(
             run_dir, benchmark.tasks, self.schedule.total_timesteps, config.to_yaml(), self.steps
         )
 
     def run(self) -> Outcome:
         """Train to the end, or until SIGINT or SIGTERM; either way a checkpoint is written."""
-        # Python delivers signals to the main thread alone, and lets no other ask for them.
-        main_thread = threading.current_thread() is threading.main_thread()
-        for number in SIGNALS if main_thread else ():
-            self._handlers[number] = signal.signal(number, self._interrupt)
         try:
-            self._loop()
-            self._checkpoint()
-            if self.signal is not None:
-                self.logger.say(f"interrupted; mtrl-train --resume {self.run_dir} goes on")
-                return Outcome(self.run_dir, None, self.signal)
-            return Outcome(self.run_dir, self._finish())
+            with self.interrupt as interrupt:
+                self._loop()
+                self._checkpoint()
+                if interrupt.signal is not None:
+                    self.logger.say(f"interrupted; mtrl-train --resume {self.run_dir} goes on")
+                    return Outcome(self.run_dir, None, interrupt.signal)
+                return Outcome(self.run_dir, self._finish())
         finally:
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
             self.logger.close()
             self.envs.close()
             self.eval_envs.close()
 
     def _loop(self) -> None:
         schedule, start = self.schedule, time.monotonic() - self.elapsed
-        self._mark = (time.monotonic(), self.steps, self.updates)
-        while self.steps < schedule.total_timesteps and self.signal is None:
+        while self.steps < schedule.total_timesteps and self.interrupt.signal is None:
             self._collect()
             if self.steps >= schedule.learning_starts:
                 for _ in range(self.config.learner.gradient_steps):
@@ -129,12 +117,12 @@ class Trainer:
             if self._due(schedule.log_every):
                 self._log()
             if self._due(schedule.diagnose_every) and self._metrics:
-                self._pause(self._diagnose)
+                self.pace.pause(self._diagnose)
             if self.steps < schedule.total_timesteps:  # the end has its own
                 if self._due(schedule.eval_every):
-                    self._pause(self._evaluate)
+                    self.pace.pause(self._evaluate)
                 if self._due(schedule.checkpoint_every):
-                    self._pause(self._checkpoint)
+                    self.pace.pause(self._checkpoint)
 
     def _collect(self) -> None:
         """One step of every task."""
@@ -162,12 +150,10 @@ class Trainer:
 
     def _log(self) -> None:
         """The only place, evaluation aside, where numbers are read off the device."""
-        now, steps, updates = self._mark
-        seconds = time.monotonic() - now
-        fps = (self.steps - steps) / seconds
+        fps, updates_per_second = self.pace.lap(self.steps, self.updates)
         values = {
             "time/fps": fps,
-            "time/updates_per_second": (self.updates - updates) / seconds,
+            "time/updates_per_second": updates_per_second,
             "time/updates": float(self.updates),
             "time/elapsed": self.elapsed,
             **self.statistics.values(),
@@ -177,7 +163,6 @@ class Trainer:
             values |= {f"train/{name}/{task}": value for task, value in by_task}
         self.logger.write(self.steps, values)
         self.logger.progress(self.steps, fps, self.success)
-        self._mark = (time.monotonic(), self.steps, self.updates)
 
     def _diagnose(self) -> None:
         from mtrl.figures import cosine_figure  # brings matplotlib, which nothing else needs
@@ -191,13 +176,6 @@ class Trainer:
                 self.logger.figure(self.steps, f"{tag}/cosines", figure)
                 self.logger.text(self.steps, f"{tag}/conflicts", worst_pairs(found.cosines, tasks))
         self.logger.write(self.steps, values)
-
-    def _pause(self, work: Callable[[], object]) -> None:
-        """Do something that does not count as training time in `time/fps`."""
-        begin = time.monotonic()
-        work()
-        now, steps, updates = self._mark
-        self._mark = (now + time.monotonic() - begin, steps, updates)
 
     def _evaluate(self, episodes: int | None = None) -> Evaluation:
         result = evaluate_in(
@@ -230,11 +208,6 @@ class Trainer:
         write_text(self.run_dir / "eval.json", text)
         self.logger.say(f"{result.table()}\n{self.run_dir}")
         return result
-
-    def _interrupt(self, number: int, frame: object) -> None:
-        """Stop after this step; a second signal stops at once."""
-        self.signal = number
-        signal.signal(number, self._handlers[signal.Signals(number)])
 
     def _description(self) -> dict[str, Any]:
         return {
