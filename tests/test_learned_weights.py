@@ -106,7 +106,7 @@ def test_tasks_that_are_missing_keep_their_state(name):
         outputs = model(x * len(tasks))
         losses = {k: outputs[k].square().mean() * (1 + ord(k) % 5) for k in tasks}
         model.backward(losses)
-        model.after_step(losses)
+        model.after_step(lambda: losses)
 
     step("a", "b", "c")
     before = copy.deepcopy(model.surgery.state_dict())

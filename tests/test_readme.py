@@ -9,6 +9,7 @@ import pytest
 
 from mtrl.cli import eval_main, train_main
 from mtrl.config import TrainConfig
+from mtrl.run import check
 from mtrl.validation import UsageError
 
 
@@ -19,7 +20,7 @@ def readme(request) -> str:
 
 def test_python_examples_run(readme, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for number, block in enumerate(blocks):
         script = tmp_path / f"example{number}.py"
         script.write_text(block)
@@ -36,6 +37,9 @@ def test_command_lines_are_understood(readme, request, monkeypatch):
 
     def start(*arguments, **settings):
         started.append(arguments or settings)
+        for config in arguments:
+            if isinstance(config, TrainConfig):
+                check(config)  # which knows every name in it
         raise UsageError("far enough")
 
     for heavy in ("mtrl.run.train", "mtrl.run.resume", "mtrl.evaluation.evaluate_file"):
@@ -43,7 +47,7 @@ def test_command_lines_are_understood(readme, request, monkeypatch):
     monkeypatch.chdir(request.config.rootpath)
     mains = {"mtrl-train": train_main, "mtrl-eval": eval_main}
     lines = re.findall(r"^    (?:.*&& )?(mtrl-(?:train|eval) .*)$", readme, re.MULTILINE)
-    assert len(lines) == 5
+    assert len(lines) == 9
     for line in lines:
         program, *arguments = shlex.split(line)
         assert mains[program](arguments) == 2
@@ -56,7 +60,7 @@ def test_every_setting_in_the_table_exists(readme, capsys):
     shown = capsys.readouterr().out
     rows = re.findall(r"^\| (`--.*?) \|", readme, re.MULTILINE)
     flags = re.findall(r"--[a-z-]+", " ".join(rows))
-    assert len(flags) >= 11
+    assert len(flags) >= 18
     assert all(flag in shown for flag in flags)
 
 

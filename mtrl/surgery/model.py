@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -141,14 +141,19 @@ class MultiTaskModel(nn.Module):
                 if gradient is not None:
                     _add_gradient(parameter, gradient / len(step.losses))
 
-    def after_step(self, losses: Mapping[str, Tensor]) -> None:
-        """Tell a method that wants to know (`famo`) the losses after the optimiser's step.
+    def after_step(self, losses: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Let a method see what the optimiser's step has brought; only `famo` looks.
 
         Args:
-            losses: Of the same tasks as in the last `backward`, on the same batch.
+            losses: Computes the losses of the last `backward` anew: its tasks, on its batch.
         """
-        ordered = [losses[task].detach() for task in self.heads if task in losses]
-        self.surgery.after_step(lambda: torch.stack(ordered)[None])
+
+        def ordered() -> Tensor:
+            with torch.no_grad():
+                found = losses()
+            return torch.stack([found[task].detach() for task in self.heads if task in found])[None]
+
+        self.surgery.after_step(ordered)
 
     def _output(self, task: str, z: Tensor) -> Any:
         if not isinstance(z, Tensor):
