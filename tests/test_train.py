@@ -195,7 +195,9 @@ def test_interrupted_and_resumed_is_the_same_run(finished, tmp_path, number):
         for line in process.stdout:
             if line.startswith("800/"):
                 break
-        while number == signal.SIGKILL and not list(stopped.glob("checkpoints/step_*800.safetensors")):
+        while number == signal.SIGKILL and not list(
+            stopped.glob("checkpoints/step_*800.safetensors")
+        ):
             time.sleep(0.01)
         # As a terminal and a scheduler do it: to the whole group, simulators included.
         os.killpg(process.pid, number)

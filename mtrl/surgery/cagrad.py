@@ -1,0 +1,49 @@
+"""CAGrad (Liu et al. 2021, "Conflict-Averse Gradient Descent for Multi-task Learning").
+
+arXiv 2110.14048.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtrl.surgery.base import GramianSurgery
+from mtrl.surgery.registry import register
+from mtrl.surgery.simplex import minimise
+from mtrl.validation import UsageError
+
+
+@register("cagrad")
+class CAGrad(GramianSurgery):
+    """Algorithm 1: of all steps close to the average gradient g_0, the best for the worst task.
+
+        max_d min_i ⟨g_i, d⟩  with  ‖d − g_0‖ ≤ c ‖g_0‖,
+        d = g_0 + c ‖g_0‖ / ‖g_w‖ g_w  where w minimises  ⟨g_w, g_0⟩ + c ‖g_0‖ ‖g_w‖
+
+    over convex weights w, g_w = Σ_i w_i g_i. With c = 0 it is the average, with a large c it
+    approaches MGDA.
+
+    Deviations from the paper:
+        * An interior-point method to machine precision, where the authors' code calls SLSQP, and
+          no rescaling of d by 1 / (1 + c²) or 1 / (1 + c), which that code has as an option.
+        * Where the best g_w is zero the paper divides by it; d is then an inner point of the ball
+          that does as well.
+        * Only shared parameters enter.
+
+    Args:
+        c: Radius of the ball in units of ‖g_0‖.
+    """
+
+    def __init__(self, c: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= c < float("inf"):
+            raise UsageError(f"surgery: expected c >= 0 for cagrad, got {c}")
+        self.c = c
+
+    def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
+        """See `GramianSurgery.weights`."""
+        average = gramian.new_full(gramian.shape[:-1], 1 / gramian.shape[-1], dtype=torch.float64)
+        squared_norm = gramian.double().mean((-1, -2))[..., None].clamp(min=0)
+        _, step = minimise(gramian, average, self.c * squared_norm.sqrt())
+        return (average + step).to(gramian.dtype)
