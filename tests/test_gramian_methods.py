@@ -1,8 +1,5 @@
 """Methods from the Gramian alone: TorchJD's values, optimality, closed forms, shared properties."""
 
-import sys
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -17,14 +14,14 @@ from mtrl.surgery.cagrad import CAGrad
 from mtrl.surgery.fairgrad import FairGrad
 from mtrl.surgery.imtl_g import IMTLG
 from mtrl.surgery.mgda import MGDA
-from mtrl.surgery.plugins import callable_weighting, torchjd_weighting
+from mtrl.surgery.plugins import torchjd_weighting
 from mtrl.surgery.simplex import minimise
 from mtrl.validation import UsageError
 
 METHODS = [name for name in available() if isinstance(get_surgery(name), GramianSurgery)]
 DRAWING = ["pcgrad"]  # orders of tasks; its own tests see to that
 STEADY = [name for name in METHODS if name not in DRAWING]
-SIZES = [2, 3, 5, 10, 25, 50]
+SIZES = [2, 3, 5, 10, 50]
 assert {"aligned-mtl", "cagrad", "fairgrad", "imtl-g", "mgda", "pcgrad"} <= set(METHODS)
 
 
@@ -87,9 +84,6 @@ def hard_cases(n_tasks: int, seed: int) -> dict[str, torch.Tensor]:
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
 def test_equals_torchjd(ours, theirs, rtol, n_tasks):
-    pytest.importorskip("torchjd")
-    if theirs["name"] == "CAGrad":
-        pytest.importorskip("cvxpy")
     name, options = theirs["name"], {k: v for k, v in theirs.items() if k != "name"}
     gradients = normal(2, n_tasks, 3 * n_tasks, seed=n_tasks) + 0.1
     expected = weigh(torchjd_weighting(name, **options), gradients)
@@ -99,7 +93,6 @@ def test_equals_torchjd(ours, theirs, rtol, n_tasks):
 @pytest.mark.parametrize("n_tasks", SIZES)
 def test_mgda_is_at_least_as_short_as_torchjd(n_tasks):
     """Frank-Wolfe stops short of the optimum, by ‖y − y*‖² ≤ ‖y‖² − ‖y*‖² at most."""
-    pytest.importorskip("torchjd")
     gradients = normal(n_tasks, 2 * n_tasks, seed=n_tasks)
     theirs = torchjd_weighting("MGDA", epsilon=1e-9, max_iters=1_000)
     found, other = weigh(MGDA(), gradients) @ gradients, weigh(theirs, gradients) @ gradients
@@ -124,7 +117,7 @@ def test_mgda_is_optimal(n_tasks, seed):
         assert (weights >= 0).all() and abs(weights.sum() - 1) < 1e-12, name
 
 
-@pytest.mark.parametrize("c", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("c", [0.0, 0.4, 0.9])
 @pytest.mark.parametrize("n_tasks", SIZES)
 def test_cagrad_is_optimal(n_tasks, c):
     """No step in the ball gains more for the worst task than the dual's value at any w."""
@@ -320,118 +313,3 @@ def test_no_constant_lives_on_the_cpu(name):
 def test_bad_hyperparameters(method, bad):
     with pytest.raises(UsageError, match=r"^surgery: expected .*, got"):
         method(bad)
-
-
-# Plug-ins.
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("AlignedMTL", {"pref_vector": [1, 2, 3, 4]}),
-        ("AlignedMTL", {"scale_mode": "rmse"}),
-        ("Constant", {"weights": [0.1, 0.2, 0.3, 0.4]}),
-        ("DualProj", {}),
-        ("IMTLG", {}),
-        ("Krum", {"n_byzantine": 1, "n_selected": 2}),
-        ("MGDA", {"max_iters": 5}),
-        ("Mean", {}),
-        ("PCGrad", {}),
-        ("Random", {}),
-        ("Sum", {}),
-        ("UPGrad", {}),
-        ("UPGrad", {"pref_vector": [1.0, 2.0, 3.0, 4.0]}),
-    ],
-)
-def test_torchjd_weightings_by_name(name, options):
-    aggregation = pytest.importorskip("torchjd.aggregation")
-    gramian = normal(3, 4, 9, seed=12).float()
-    gramian = gramian @ gramian.mT
-    method = torchjd_weighting(name, **options)
-    method.prepare(SimpleNamespace(n_tasks=4))
-    before = torch.get_rng_state()
-    found = method.weights(gramian, generator(13))
-    assert torch.equal(torch.get_rng_state(), before)
-
-    tensors = {k: torch.tensor(v).float() if isinstance(v, list) else v for k, v in options.items()}
-    weighting = getattr(aggregation, f"{name}Weighting")(**tensors)
-    seed = torch.randint(2**62, (), generator=generator(13))
-    with torch.random.fork_rng():
-        torch.manual_seed(int(seed))
-        assert torch.equal(found, torch.stack([weighting(one) for one in gramian]))
-
-
-def test_torchjd_draws_from_our_generator_alone():
-    pytest.importorskip("torchjd")
-    method, gramian = torchjd_weighting("Random"), torch.eye(5)[None]
-    first = method.weights(gramian, generator(0))
-    torch.rand(3)
-    assert torch.equal(method.weights(gramian, generator(0)), first)
-    assert not torch.equal(method.weights(gramian, generator(1)), first)
-    ours = generator(0)
-    assert not torch.equal(method.weights(gramian, ours), method.weights(gramian, ours))
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("UPgrad", {}, "unknown 'torchjd:UPgrad'; did you mean 'torchjd:UPGrad'"),
-        ("", {}, r"unknown 'torchjd:'; .*expected one of"),
-        ("Aggregator", {}, "unknown 'torchjd:Aggregator'"),
-        ("ConFIG", {}, "got 'torchjd:ConFIG', which needs the gradients themselves"),
-        ("GradDrop", {}, "needs the gradients themselves"),
-        ("NashMTL", {"n_tasks": 3}, "needs the gradients themselves"),
-        ("TrimmedMean", {}, "needs the gradients themselves"),
-        ("GradVac", {}, "keeps a state from step to step"),
-        ("PCD", {}, "keeps a state"),
-        ("MoDo", {}, "keeps a state"),
-        ("CAGrad", {}, r"as in torchjd:CAGrad\(c=0.5, .*, got torchjd:CAGrad: .*argument: 'c'"),
-        ("UPGrad", {"c": 1}, r"got torchjd:UPGrad\(c=1\): got an unexpected .*'c'"),
-        ("Krum", {"n_byzantine": -1}, r"got torchjd:Krum\(n_byzantine=-1\): .*non-negative"),
-        ("Constant", {"weights": 3}, r"as in torchjd:Constant\(weights=\[0.7, 0.3\]\), got"),
-    ],
-)
-def test_torchjd_errors(name, options, message):
-    pytest.importorskip("torchjd")
-    with pytest.raises(UsageError, match=message) as error:
-        torchjd_weighting(name, **options)
-    assert str(error.value).startswith("surgery: ") and "\n" not in str(error.value)
-
-
-def test_torchjd_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchjd", None)
-    with pytest.raises(UsageError, match=r'expected TorchJD .*pip install "mtrl\[torchjd\]"'):
-        torchjd_weighting("UPGrad")
-
-
-def test_a_solver_of_torchjd_is_missing(monkeypatch):
-    mixins = pytest.importorskip("torchjd._mixins")
-    monkeypatch.setattr(mixins, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r'pip install "torchjd\[quadprog_projector\]"'):
-        torchjd_weighting("UPGrad")
-
-
-def test_torchjd_says_before_the_run_what_it_cannot_do():
-    pytest.importorskip("torchjd")
-    for method in (
-        torchjd_weighting("Krum", n_byzantine=3),
-        torchjd_weighting("Constant", weights=[1]),
-    ):
-        with pytest.raises(UsageError, match="expected a method for 4 tasks, got torchjd:"):
-            method.prepare(SimpleNamespace(n_tasks=4))
-
-
-def test_a_function_is_a_method():
-    def inverse_norms(gramian):
-        return gramian.diagonal().rsqrt()
-
-    method = callable_weighting(inverse_norms)
-    gramian = torch.diag_embed(torch.tensor([[1.0, 4.0], [16.0, 25.0]]))
-    found = method.weights(gramian, generator(0))
-    torch.testing.assert_close(found, torch.tensor([[1.0, 0.5], [0.25, 0.2]]))
-    assert callable_weighting(lambda g: g.double()[0]).weights(gramian, generator(0)).dtype == (
-        torch.float32
-    )
-    for bad, shown in ((lambda g: g, r"\(2, 2\)"), (lambda g: [1, 1], "list")):
-        with pytest.raises(UsageError, match=rf"weights of shape \(2,\) .* got {shown} from"):
-            callable_weighting(bad).prepare(SimpleNamespace(n_tasks=2))

@@ -25,10 +25,10 @@ class CAGrad(GramianSurgery):
     approaches MGDA.
 
     Deviations from the paper:
-        * An interior-point method to machine precision, where the authors' code calls SLSQP, and
-          no rescaling of d by 1 / (1 + c²) or 1 / (1 + c), which that code has as an option.
-        * Where the best g_w is zero the paper divides by it; d is then an inner point of the ball
-          that does as well.
+        * Solved by an interior-point method, where the authors' code calls SLSQP. That code can
+          also divide d by 1 + c² or 1 + c.
+        * Where the best g_w is zero, by which the paper divides, d is a point inside the ball that
+          gains as much for the worst task.
         * Only shared parameters enter.
 
     Args:

@@ -28,7 +28,8 @@ class FairGrad(GramianSurgery):
     the best of several lengths is taken.
 
     Deviations from the paper:
-        * Newton's method to machine precision, where the authors' code calls SciPy's least squares.
+        * Solved by Newton's method, where the authors' code calls SciPy's least squares. For α
+          from 0.5 to 5 its residual is below 1e-8 even if squared norms are 1e8 apart.
         * Where a convex combination of gradients is zero no w is finite; a ridge as large as the
           Gramian's rounding error bounds it. A zero gradient gets the weight it would have on its
           own if it were as long as the longest.

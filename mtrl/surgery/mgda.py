@@ -23,7 +23,7 @@ class MGDA(GramianSurgery):
     weight: nothing can be gained without loss to it.
 
     Deviations from the paper:
-        * An interior-point method to machine precision, where the paper takes Frank-Wolfe steps.
+        * Solved by an interior-point method, where the paper takes Frank-Wolfe steps.
         * Only shared parameters enter, which is also what the paper does; its upper bound by the
           gradients of the shared features is not used.
     """

@@ -26,12 +26,14 @@ class PerNetwork(GramianSurgery):
 
     def prepare(self, networks: MultiTaskModule) -> None:
         """Try the function on orthogonal gradients, before the run collects anything."""
+        device = next(networks.parameters()).device
         try:
-            self.weights(torch.eye(networks.n_tasks)[None], torch.Generator())
+            self.weights(torch.eye(networks.n_tasks, device=device)[None], torch.Generator())
+        except UsageError:
+            raise
         except ValueError as error:
-            reason = one_line(error)
             message = f"surgery: expected a method for {networks.n_tasks} tasks, got {self.name}"
-            raise UsageError(f"{message}: {reason}") from None
+            raise UsageError(f"{message}: {one_line(error)}") from None
 
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
         """See `GramianSurgery.weights`."""

@@ -10,10 +10,8 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from mtrl.config import LearnerConfig
-from mtrl.surgery.base import GramianSurgery, Surgery
+from mtrl.surgery.base import Surgery
 from mtrl.validation import UsageError, one_line, unknown
-
-__all__ = ["GramianSurgery", "Surgery", "available", "get_surgery", "register"]
 
 Method = TypeVar("Method", bound=type[Surgery])
 _METHODS: dict[str, type[Surgery]] = {}

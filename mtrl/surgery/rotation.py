@@ -32,9 +32,9 @@ def turn_along_geodesic_(rotation: Tensor, u: Tensor, v: Tensor, step: float) ->
     e1, e2 = u, across / s.clamp(min=torch.finfo(s.dtype).tiny)
     angle = step * s
     sin, versin = angle.sin(), 2 * (angle / 2).sin().square()  # 1 − cos, without cancelling
-    columns = rotation @ torch.stack([e1, e2], -1)
+    plane = torch.stack([e1, e2], -2) @ rotation.mT  # rows: R e₁, R e₂
     rows = torch.stack([sin * e2 - versin * e1, -sin * e1 - versin * e2], -2)
-    rotation.baddbmm_(columns, rows)
+    rotation.baddbmm_(plane.mT, rows)
 
 
 def orthonormalise_(rotation: Tensor) -> None:
