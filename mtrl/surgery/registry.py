@@ -21,6 +21,7 @@ def register(name: str) -> Callable[[Method], Method]:
     """Class decorator that makes a method known to `--surgery` and `TrainConfig` by name.
 
     Example:
+        >>> from mtrl.surgery import GramianSurgery
         >>> @register("first-task-only")
         ... class FirstTaskOnly(GramianSurgery):
         ...     def weights(self, gramian, generator):
