@@ -113,7 +113,7 @@ def test_rotations_stay_rotations_for_100_000_steps(size):
     eye = torch.eye(size)
     exact = rotation.double()
     assert (exact.mT @ exact - eye).abs().max() < 1e-5
-    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(exact), torch.ones(3).double(), atol=1e-3, rtol=0)
     assert (rotation - eye).abs().max() > 0.1  # and it has turned
 
 
