@@ -1,5 +1,6 @@
 """One update against Stable-Baselines3's SAC, and the invariants of every update."""
 
+import copy
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -16,7 +17,7 @@ from mtrl.agent import MTSAC
 from mtrl.config import AgentConfig, LearnerConfig
 from mtrl.learner import Learner, critic_problems
 from mtrl.losses import td_target
-from mtrl.replay import Batch
+from mtrl.replay import Batch, ReplayBuffer
 from mtrl.surgery import FAMO, FeatureSurgery, PCGrad, available, register
 
 OBSERVATION, ACTION, BATCH, HIDDEN = 7, 3, 16, (12, 11)
@@ -313,3 +314,32 @@ def test_what_a_method_remembers_is_saved():
     other.load_state_dict(learner.state_dict())
     assert learner.surgeries["critics"].seen.all()
     assert torch.equal(learner.surgeries["critics"].seen, other.surgeries["critics"].seen)
+
+
+@pytest.mark.parametrize("surgery", ["none", "rotograd"])
+def test_a_diagnosis_changes_nothing_and_knows_every_network(surgery):
+    tasks, steps = 4, BATCH
+    replay = ReplayBuffer(steps, tasks, OBSERVATION, ACTION)
+    draw = np.random.default_rng(0)
+    for _ in range(steps):
+        observation, action = (
+            draw.normal(size=(tasks, OBSERVATION)),
+            draw.normal(size=(tasks, ACTION)),
+        )
+        replay.add(
+            observation, action, draw.normal(size=tasks), np.zeros(tasks), observation, False
+        )
+    agent = MTSAC(tuple("abcd"), AgentConfig(hidden_sizes=HIDDEN), OBSERVATION, ACTION)
+    learner = Learner(agent, LearnerConfig(surgery=surgery, batch_size=8))
+    learner.step(replay)
+    before = copy.deepcopy((agent.state_dict(), learner.state_dict()["surgeries"]))
+    generator = learner.generator.get_state()
+    found = learner.diagnose(replay)
+    assert set(found) == {"actor", "critic1", "critic2"}
+    for diagnosis in found.values():
+        assert all(value.isfinite() for value in diagnosis.measures.values())
+        torch.testing.assert_close(diagnosis.cosines.diagonal(), torch.ones(tasks).double())
+    assert not torch.equal(found["critic1"].cosines, found["critic2"].cosines)
+    assert torch.equal(generator, learner.generator.get_state())
+    after = (agent.state_dict(), learner.state_dict()["surgeries"])
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
