@@ -50,6 +50,16 @@ def validate(model: type[Model], tree: Any, source: str = "") -> Model:
         raise UsageError(f"{source}{name}: {message}, got {first['input']!r}") from None
 
 
+def expect(holds: bool, expected: str, got: Any) -> None:
+    """Refuse an option of a method of surgery that does not hold.
+
+    Raises:
+        UsageError: `surgery: expected …, got …`.
+    """
+    if not holds:
+        raise UsageError(f"surgery: expected {expected}, got {got!r}")
+
+
 def one_line(error: Exception) -> str:
     """An error's text without its line breaks."""
     return " ".join(str(error).split())

@@ -11,7 +11,7 @@ from torch import Tensor
 from mtrl.surgery.base import GramianSurgery
 from mtrl.surgery.registry import register
 from mtrl.surgery.simplex import minimise
-from mtrl.validation import UsageError
+from mtrl.validation import expect
 
 
 @register("cagrad")
@@ -37,8 +37,7 @@ class CAGrad(GramianSurgery):
 
     def __init__(self, c: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= c < float("inf"):
-            raise UsageError(f"surgery: expected c >= 0 for cagrad, got {c}")
+        expect(0 <= c < float("inf"), "c >= 0 for cagrad", c)
         self.c = c
 
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from mtrl.surgery.base import GramianSurgery
 from mtrl.surgery.registry import register
 from mtrl.surgery.simplex import unit_gramian
-from mtrl.validation import UsageError
+from mtrl.validation import expect
 
 _ITERATIONS = 30
 _STEPS = 12  # lengths tried at once in each of them: 8, 4, …, 2⁻⁸
@@ -43,8 +43,7 @@ class FairGrad(GramianSurgery):
 
     def __init__(self, alpha: float = 1.0) -> None:
         super().__init__()
-        if not 0 < alpha < float("inf"):
-            raise UsageError(f"surgery: expected alpha > 0 for fairgrad, got {alpha}")
+        expect(0 < alpha < float("inf"), "alpha > 0 for fairgrad", alpha)
         self.alpha = alpha
 
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:

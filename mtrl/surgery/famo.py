@@ -11,6 +11,7 @@ from torch import Tensor
 from mtrl.surgery.base import FeatureSurgery, MultiTaskModule
 from mtrl.surgery.gradients import FeatureGradients
 from mtrl.surgery.registry import register
+from mtrl.validation import expect
 
 
 @register("famo")
@@ -40,6 +41,8 @@ class FAMO(FeatureSurgery):
 
     def __init__(self, gamma: float = 1e-3, lr: float = 0.025) -> None:
         super().__init__()
+        expect(0 <= gamma < float("inf"), "gamma >= 0 for famo", gamma)
+        expect(0 < lr < float("inf"), "lr > 0 for famo", lr)
         self.gamma, self.lr = gamma, lr
         self._tasks: Any = slice(None)
 

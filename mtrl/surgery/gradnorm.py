@@ -10,6 +10,7 @@ from torch import Tensor
 from mtrl.surgery.base import FeatureSurgery, MultiTaskModule
 from mtrl.surgery.gradients import FeatureGradients
 from mtrl.surgery.registry import register
+from mtrl.validation import expect
 
 
 @register("gradnorm")
@@ -39,6 +40,8 @@ class GradNorm(FeatureSurgery):
 
     def __init__(self, alpha: float = 1.5, lr: float = 0.025) -> None:
         super().__init__()
+        expect(0 <= alpha < float("inf"), "alpha >= 0 for gradnorm", alpha)
+        expect(0 < lr < float("inf"), "lr > 0 for gradnorm", lr)
         self.alpha, self.lr = alpha, lr
 
     def prepare(self, networks: MultiTaskModule) -> None:

@@ -70,8 +70,12 @@ def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
     try:
         if not (isinstance(make, type) and issubclass(make, Surgery)):
             return make(**options)
-        accepted = list(inspect.signature(make).parameters)
+        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        parameters = inspect.signature(make).parameters.values()
+        accepted = [p.name for p in parameters if p.kind not in variable]
         for option in options:
+            if not accepted:
+                raise UsageError(f"surgery: expected no options for {name}, got {option!r}")
             if option not in accepted:
                 raise UsageError(unknown(f"surgery: option of {name}", option, accepted))
         return make.from_config(config or LearnerConfig(), **options)

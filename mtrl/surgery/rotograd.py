@@ -14,6 +14,7 @@ from mtrl.surgery.base import MultiTaskModule, Surgery
 from mtrl.surgery.gradients import FeatureGradients, Gradients, Problem
 from mtrl.surgery.registry import register
 from mtrl.surgery.rotation import MatrixExponential, orthonormalise_, turn_along_geodesic_
+from mtrl.validation import expect
 
 ORTHONORMALISE_EVERY = 10_000
 """Updates after which rounding errors are taken out of the rotations."""
@@ -73,6 +74,15 @@ class RotoGrad(Surgery):
         reset_every: int = 10_000,
     ) -> None:
         super().__init__()
+        expect(0 <= rotation_lr < float("inf"), "rotation_lr >= 0", rotation_lr)
+        expect(0 < rotation_decay <= 1, "rotation_decay in (0, 1]", rotation_decay)
+        expect(rotation_size is None or rotation_size > 1, "rotation_size > 1", rotation_size)
+        expect(
+            rotation_step in ("geodesic", "matrix_exp"),
+            "'geodesic' or 'matrix_exp' as rotation_step",
+            rotation_step,
+        )
+        expect(reset_every > 0, "reset_every > 0", reset_every)
         self.rotation_lr, self.rotation_decay = rotation_lr, rotation_decay
         self.rotation_size, self.rotation_step = rotation_size, rotation_step
         self.reset_every = reset_every
