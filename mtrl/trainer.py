@@ -149,7 +149,7 @@ class Trainer:
         return every > 0 and self.steps // every > (self.steps - self.n_tasks) // every
 
     def _log(self) -> None:
-        """The only place, evaluation aside, where numbers are read off the device."""
+        """Read numbers off the device, as only diagnoses and evaluations do besides."""
         fps, updates_per_second = self.pace.lap(self.steps, self.updates)
         values = {
             "time/fps": fps,

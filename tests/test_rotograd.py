@@ -307,19 +307,22 @@ def test_the_published_row_wise_objective_does_not_move_them():
     assert (of.rotation - torch.eye(D)).abs().max() > 1e-3  # ours, at the same point
 
 
-def test_rate_decays_and_zero_rate_is_plain_training():
-    _, on = opposed()
-    of, _ = opposed()
-    method = RotoRotate(rotation_lr=0.0)
+@pytest.mark.parametrize(
+    ("rate", "decay", "turns"),
+    [(0.0, 1.0, (False, False)), (0.05, 1.0, (True, True)), (0.05, 1e-15, (True, False))],
+)
+def test_rate_and_decay(rate, decay, turns):
+    of, on = opposed()
+    method = RotoRotate(rotation_lr=rate, rotation_decay=decay)
     method.prepare(of)
-    update(method, on)
-    assert torch.equal(of.rotation, torch.eye(D).double().expand(1, T, D, D))
-    for decay, expected in ((1.0, 4.0), (0.5, 1.875)):
-        angle, e = 0.01, torch.eye(2).double()
-        rotation = e.repeat(1, 1, 1)
-        for i in range(4):
-            turn_along_geodesic_(rotation, e[:1], e[1], angle * decay**i)
-        assert torch.acos(rotation[0, 0, 0]).item() == pytest.approx(expected * angle)
+    on = [
+        Network(trunk, squared_error, *of.members()[0], on[0].inputs, on[0].targets, r)
+        for r in of.rotations()
+    ]
+    for turned in turns:
+        before = of.rotation.clone()
+        update(method, on)
+        assert ((of.rotation - before).abs().max() > 1e-4) == turned
 
 
 # ------------------------------------------------------------------------------ in MTSAC

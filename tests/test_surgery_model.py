@@ -220,7 +220,11 @@ def test_rotations_turn_and_are_saved_with_the_model(surgery, tmp_path):
         assert torch.equal(output, other(x)[task])
         plain = model.heads[task](model.trunk(x))
         assert not torch.allclose(output, plain)
-    with pytest.raises(UsageError, match="n_features"):
+    with pytest.raises(
+        UsageError, match=r"rotation_size: expected at most n_features \(6\), got 7"
+    ):
+        make(f"{surgery}(rotation_size=7)")
+    with pytest.raises(UsageError, match="n_features: expected"):
         MultiTaskModel(nn.Linear(2, 2), {"a": nn.Linear(2, 1)}, "rotograd")
 
 

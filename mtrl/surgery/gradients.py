@@ -164,7 +164,8 @@ class Network:
         Every task has rows of its own in z, so the backward of the mean loss to z gives all
         G_k = ∂L_k/∂z at once, and the weights are factors on these rows before they go on into the
         trunk. What belongs to a task but lies below z, its bias in the first layer, goes with them:
-        it is the one-hot's column of the trunk.
+        it is the one-hot's column of the trunk. A single head is shared but lies above z: it gets
+        the mean loss's gradient.
         """
         n_tasks = self.n_tasks
         shared, per_task = _leaves(self.shared), _leaves(self.per_task)

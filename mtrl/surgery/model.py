@@ -78,6 +78,10 @@ class MultiTaskModel(nn.Module):
             raise UsageError(
                 "n_features: expected the trunk's output width for rotations, got None"
             )
+        if size > (self.n_features or size):
+            raise UsageError(
+                f"rotation_size: expected at most n_features ({self.n_features}), got {size}"
+            )
         like = next(self.parameters())
         eye = torch.eye(size, dtype=like.dtype, device=like.device)
         self.rotation = eye.repeat(1, self.n_tasks, 1, 1)
