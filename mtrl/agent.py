@@ -99,9 +99,9 @@ class MTSAC(nn.Module):
         Returns:
             `[n, A]` in [-1, 1].
         """
-        shared, per_task = self.actor.folded()[0]
-        own = {name: value[tasks] for name, value in per_task.items()}
-        outputs = multi_task_mlp(shared, own, observations[:, None])[:, 0]
+        shared, per_task = self.actor.folded()
+        own = {name: value[:, tasks] for name, value in per_task.items()}
+        outputs = multi_task_mlp(shared, own, observations[None, :, None])[0, :, 0]
         if noise is None:
             return torch.tanh(outputs.chunk(2, -1)[0])
         return squashed_gaussian(outputs, noise)[0]

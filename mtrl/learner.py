@@ -6,8 +6,6 @@ import copy
 import ctypes
 import platform
 import sys
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +17,9 @@ from mtrl.losses import actor_loss, critic_loss, td_target, temperature_gradient
 from mtrl.networks import MultiTaskNetworks, trunk
 from mtrl.replay import Batch, ReplayBuffer
 from mtrl.surgery import Gradients, get_surgery
+from mtrl.surgery.base import MAINTAIN_EVERY
 from mtrl.surgery.diagnostics import Diagnosis
-from mtrl.surgery.gradients import Network, TaskLoss
+from mtrl.surgery.network import Network, TaskLoss
 
 
 class Learner:
@@ -76,28 +75,30 @@ class Learner:
             noise: Standard normal numbers of the next and the current actions, `[2, T, B, A]`.
 
         Returns:
-            `critic_loss`, `actor_loss` and `alpha`, each `[T]`, on the device.
+            `critic_loss`, `actor_loss`, `alpha`, `critic_weight` and `actor_weight`, each `[T]`, on
+            the device.
         """
         agent, config = self.agent, self.config
         alpha = agent.log_alpha.exp()
 
-        critics = self._descend("critics", critic_problems(agent, config, batch, noise[0], alpha))
-        (actor,) = self._descend("actor", actor_problems(agent, batch, noise[1], alpha))
+        critics = self._descend("critics", critic_problem(agent, config, batch, noise[0], alpha))
+        actor = self._descend("actor", actor_problem(agent, config, batch, noise[1], alpha))
 
         agent.log_alpha.grad = temperature_gradient(
-            actor.auxiliary["log_prob"], self.target_entropy
+            actor.auxiliary["log_prob"][0], self.target_entropy
         )
         self.optimizers["temperature"].step()
 
         # Rotations do not average, but what a head and its rotation do together does.
-        targets, sources = agent.target_critics.effective(), agent.critics.effective()
-        torch._foreach_lerp_(list(targets.values()), list(sources.values()), config.tau)
+        targets, sources = (_values(each.folded()) for each in (agent.target_critics, agent.critics))
+        torch._foreach_lerp_(targets, sources, config.tau)
+        n_tasks = len(alpha)
         return {
-            "critic_loss": torch.stack([critic.losses for critic in critics]).mean(0),
-            "actor_loss": actor.losses,
+            "critic_loss": critics.losses.mean(0),
+            "actor_loss": actor.losses[0],
             "alpha": alpha,
-            "critic_weight": len(alpha) * torch.stack([c.weights for c in critics]).mean(0),
-            "actor_weight": len(alpha) * actor.weights,
+            "critic_weight": n_tasks * critics.weights.mean(0),
+            "actor_weight": n_tasks * actor.weights[0],
         }
 
     @torch.no_grad()
@@ -112,10 +113,11 @@ class Learner:
         batch = Batch(**{name: value.double() for name, value in vars(batch).items()})
         agent = copy.deepcopy(self.agent).double()
         alpha = agent.log_alpha.exp()
-        critics = critic_problems(agent, self.config, batch, noise[0], alpha)
-        actor = actor_problems(agent, batch, noise[1], alpha)
-        named = zip(("critic1", "critic2", "actor"), critics + actor, strict=True)
-        return {name: Diagnosis.of(problem, self.config.learning_rate) for name, problem in named}
+        critics = critic_problem(agent, self.config, batch, noise[0], alpha)
+        actor = actor_problem(agent, self.config, batch, noise[1], alpha)
+        problems = {"critic1": critics.only(0), "critic2": critics.only(1), "actor": actor}
+        step = self.config.learning_rate
+        return {name: Diagnosis.of(problem, step) for name, problem in problems.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Moments of the optimisers, and generators; the agent is saved on its own."""
@@ -144,29 +146,26 @@ class Learner:
         dtype, device = batch.actions.dtype, batch.actions.device
         return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
-    def _descend(self, name: str, problems: list[Network]) -> list[Gradients]:
+    def _descend(self, name: str, problem: Network) -> Gradients:
         """Surgery, clipping of each network's gradient, and a step of the optimiser."""
         networks, surgery = self.agent.networks()[name], self.surgeries[name]
-        gradients = surgery(problems, self.generator)
-        for owner in ("shared", "per_task"):
-            members = [getattr(gradient, owner) for gradient in gradients]
-            for key, parameter in getattr(networks, owner).items():
-                parameter.grad = torch.stack([member[key] for member in members])
+        gradients = surgery(problem, self.generator)
+        # Contiguous: torch's fused Adam takes a gradient's memory for laid out as its parameter's.
+        tree = {**gradients.shared, **gradients.per_task}
+        found = {key: value.contiguous() for key, value in tree.items()}
         if self.config.max_grad_norm > 0:
-            for n in range(networks.n_networks):
-                views = [p.grad[n] for p in networks.parameters() if p.grad is not None]
-                norm = torch.stack(torch._foreach_norm(views)).norm()
-                scale = (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1)
-                torch._foreach_mul_(views, scale)
+            _clip(list(found.values()), self.config.max_grad_norm)
+        for key, parameter in {**networks.shared, **networks.per_task}.items():
+            parameter.grad = found[key]
         self.optimizers[name].step()
-        surgery.after_step(lambda: torch.stack([problem.losses() for problem in problems]))
+        surgery.after_step(problem.losses)
         return gradients
 
 
-def critic_problems(
+def critic_problem(
     agent: MTSAC, config: LearnerConfig, batch: Batch, noise: Tensor, alpha: Tensor
-) -> list[Network]:
-    """What each critic minimises; `noise` is that of the next actions, `[T, B, A]`."""
+) -> Network:
+    """What the critics minimise; `noise` is that of the next actions, `[T, B, A]`."""
     target = td_target(
         agent.actor,
         agent.target_critics,
@@ -177,25 +176,39 @@ def critic_problems(
         config.reward_scale,
     )
     inputs = torch.cat([batch.observations, batch.actions], -1)
-    return _problems(agent.critics, critic_loss, inputs, (target,))
+    return _problem(agent.critics, config, critic_loss, inputs, (target,))
 
 
-def actor_problems(agent: MTSAC, batch: Batch, noise: Tensor, alpha: Tensor) -> list[Network]:
+def actor_problem(
+    agent: MTSAC, config: LearnerConfig, batch: Batch, noise: Tensor, alpha: Tensor
+) -> Network:
     """What the actor minimises; `noise` is that of the current actions, `[T, B, A]`."""
-    trunks, heads = zip(*agent.critics.folded(), strict=True)
-    loss = partial(actor_loss, trunks)
-    inputs, targets = batch.observations, (heads, batch.observations, noise, alpha)
-    return _problems(agent.actor, loss, inputs, targets)
+    targets = (agent.critics.folded(), batch.observations, noise, alpha)
+    return _problem(agent.actor, config, actor_loss, batch.observations, targets)
 
 
-def _problems(
-    networks: MultiTaskNetworks, loss: TaskLoss, inputs: Tensor, targets: tuple[Any, ...]
-) -> list[Network]:
-    rotations: Sequence[Tensor | None] = networks.rotations() or [None] * networks.n_networks
-    return [
-        Network(trunk, loss, *member, inputs, targets, rotation)
-        for member, rotation in zip(networks.members(), rotations, strict=True)
-    ]
+def _problem(
+    networks: MultiTaskNetworks,
+    config: LearnerConfig,
+    loss: TaskLoss,
+    inputs: Tensor,
+    targets: tuple[Any, ...],
+) -> Network:
+    shared, per_task = dict(networks.shared), dict(networks.per_task)
+    return Network(trunk, loss, shared, per_task, inputs[None], targets, networks.rotation)
+
+
+def _clip(gradients: list[Tensor], max_norm: float) -> None:
+    """Scale each network's gradient, all its parameters `[N, …]` together, to at most this norm."""
+    squares = [gradient.flatten(1).square().sum(1) for gradient in gradients]
+    norms = torch.stack(squares).sum(0).sqrt()
+    scale = (max_norm / (norms + 1e-6)).clamp(max=1)
+    for gradient in gradients:
+        gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
+
+
+def _values(trees: tuple[dict[str, Tensor], ...]) -> list[Tensor]:
+    return [value for tree in trees for value in tree.values()]
 
 
 def _keep_freed_memory() -> None:

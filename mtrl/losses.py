@@ -1,13 +1,10 @@
 """SAC's losses (Haarnoja et al. 2018, arXiv 1812.05905), one value per task.
 
-A `*_loss` function is that of one task and one network, `[B, …]`, from the trunk's features on, so
-that `vmap` maps it over tasks and surgery can see both the features' and the parameters' gradients.
-The others take all tasks, `[T, B, …]`.
+All networks and tasks at once: `[N, T, B, …]`. A `*_loss` function starts from the trunk's features,
+so that surgery can see both the features' and the parameters' gradients.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -45,46 +42,48 @@ def td_target(
 def critic_loss(
     shared: Parameters, per_task: Parameters, features: Tensor, target: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """½ (Q(s, a) − y)², averaged over one task's batch: eq. 5.
+    """½ (Q(s, a) − y)², averaged over a task's batch: eq. 5.
 
     Args:
-        features: Of observation and action, `[B, d]`.
-        target: `[B]`.
+        shared: The critics' shared parameters.
+        per_task: The critics' parameters of each task.
+        features: Of observation and action, `[N, T, B, d]`.
+        target: `[T, B]`.
+
+    Returns:
+        The losses, `[N, T]`, and nothing beside them.
     """
     value = head(shared, per_task, features).squeeze(-1)
-    return 0.5 * (value - target).square().mean(), {}
+    return 0.5 * (value - target).square().mean(-1), {}
 
 
 def actor_loss(
-    critic_trunks: Sequence[Parameters],
     shared: Parameters,
     per_task: Parameters,
     features: Tensor,
-    critic_heads: Sequence[Parameters],
+    critics: tuple[Parameters, Parameters],
     observations: Tensor,
     noise: Tensor,
     alpha: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """α log π(a|s) − min_i Q_i(s, a), a ~ π(·|s), averaged over one task's batch: eqs. 7 and 9.
+    """α log π(a|s) − min_i Q_i(s, a), a ~ π(·|s), averaged over a task's batch: eqs. 7 and 9.
 
     Args:
-        critic_trunks: Each critic's shared parameters.
         shared: The actor's shared parameters.
-        per_task: The actor's parameters of this task.
-        features: Of the observations, `[B, d]`.
-        critic_heads: Each critic's parameters of this task.
-        observations: `[B, observation]`.
-        noise: `[B, A]`.
-        alpha: This task's temperature, a scalar.
+        per_task: The actor's parameters of each task.
+        features: Of the observations, `[1, T, B, d]`.
+        critics: The critics' parameters, shared and per task.
+        observations: `[T, B, observation]`.
+        noise: `[T, B, A]`.
+        alpha: The temperatures, `[T]`.
 
     Returns:
-        The loss, and beside it the batch mean of log π, which the temperature needs.
+        The losses, `[1, T]`, and beside them the batch means of log π, which the temperature needs.
     """
     action, log_prob = squashed_gaussian(head(shared, per_task, features), noise)
-    inputs = torch.cat([observations, action], -1)
-    critics = zip(critic_trunks, critic_heads, strict=True)
-    values = torch.stack([multi_task_mlp(*critic, inputs).squeeze(-1) for critic in critics])
-    return (alpha * log_prob - values.amin(0)).mean(), {"log_prob": log_prob.mean()}
+    values = multi_task_mlp(*critics, torch.cat([observations[None], action], -1)).squeeze(-1)
+    losses = alpha[:, None] * log_prob - values.amin(0)
+    return losses.mean(-1), {"log_prob": log_prob.mean(-1)}
 
 
 def temperature_gradient(log_prob: Tensor, target_entropy: float) -> Tensor:

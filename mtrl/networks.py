@@ -1,8 +1,7 @@
 """Multi-task networks: a trunk the tasks share, and parameters one task alone owns.
 
-A network is written once, for one task and one member, and is mapped over tasks by `vmap`; called
-with the whole dictionary of per-task parameters it computes all tasks at once. Weights are stored
-`[in, out]`. In front of every parameter stands the member dimension N: two for twin critics.
+Networks of one shape are computed together: in front of everything stands N, two for twin critics.
+Then come the tasks and the samples of a task: `[N, T, B, …]`. Weights are stored `[in, out]`.
 """
 
 from __future__ import annotations
@@ -14,44 +13,57 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from mtrl.linear import own_linear, shared_linear
 from mtrl.validation import UsageError
 
 Parameters = Mapping[str, Tensor]
-Member = tuple[dict[str, Tensor], dict[str, Tensor]]
-"""One network's parameters: shared, and per task `[T, …]`."""
+"""By name: shared ones `[N, …]`, per-task ones `[N, T, …]`."""
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 LOG_2PI = math.log(2 * math.pi)
 
 
-def trunk(shared: Parameters, per_task: Parameters, inputs: Tensor) -> Tensor:
+def trunk(
+    shared: Parameters, per_task: Parameters, inputs: Tensor, tape: dict[str, Tensor] | None = None
+) -> Tensor:
     """ReLU layers, from inputs to the features z.
 
     The task enters as the bias of the first layer. That is the layer on [inputs, one-hot] without
     multiplying by zeros: row t of the bias is the one-hot's column t, plus the layer's own bias.
 
     Args:
-        shared: Parameters all tasks share.
-        per_task: One task's parameters, or all tasks' with a leading `[T, …]`.
-        inputs: `[B, in]` for one task, `[T, B, in]` for all.
+        shared: Parameters all tasks share; see `shared_linear`.
+        per_task: The tasks' own.
+        inputs: `[N, T, B, in]`, or `[1, T, B, in]` for all networks.
+        tape: Given one, writes down each weight's inputs under its name.
 
     Returns:
-        `[B, d]`, or `[T, B, d]`.
+        `[N, T, B, d]`.
     """
+    parameters = {**shared, **per_task}
     hidden = inputs
     for layer in range(sum(name.startswith("weight") for name in shared)):
-        bias = shared[f"bias{layer}"] if layer else per_task["bias0"]
-        hidden = (hidden @ shared[f"weight{layer}"]).add_(bias.unsqueeze(-2)).relu_()
+        weight = f"weight{layer}"
+        if tape is not None:
+            tape[weight] = hidden
+        hidden = shared_linear(hidden, shared[weight], parameters[f"bias{layer}"]).relu_()
     return hidden
 
 
 def head(shared: Parameters, per_task: Parameters, features: Tensor) -> Tensor:
-    """Linear head on the features, rotated if `per_task` holds a `rotation`; shapes as `trunk`."""
-    parameters = {**shared, **per_task}
-    weight = parameters["head_weight"]
-    if "rotation" in per_task:
-        weight = fold(per_task["rotation"], weight)
-    return features @ weight + parameters["head_bias"].unsqueeze(-2)
+    """Linear head on the features, rotated if `per_task` holds a `rotation`; shapes as `trunk`.
+
+    Never in half floats, even inside autocast: rounding a value to 8 bits would drown the
+    differences that the target is made of.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        if "head_weight" in shared:
+            weight, bias = shared["head_weight"], shared["head_bias"]
+            return shared_linear(features.to(weight.dtype), weight, bias)
+        weight, bias = per_task["head_weight"], per_task["head_bias"]
+        if "rotation" in per_task:
+            weight = fold(per_task["rotation"], weight)
+        return own_linear(features.to(weight.dtype), weight, bias)
 
 
 def fold(rotation: Tensor, weight: Tensor) -> Tensor:
@@ -66,7 +78,7 @@ def fold(rotation: Tensor, weight: Tensor) -> Tensor:
 
 
 def multi_task_mlp(shared: Parameters, per_task: Parameters, inputs: Tensor) -> Tensor:
-    """Trunk and head; arguments as `trunk`. Returns `[B, out]`, or `[T, B, out]`."""
+    """Trunk and head; arguments as `trunk`. Returns `[N, T, B, out]`."""
     return head(shared, per_task, trunk(shared, per_task, inputs))
 
 
@@ -152,33 +164,16 @@ class MultiTaskNetworks(nn.Module):
         """Each network's rotations as views, `[T, m, m]`; empty without."""
         return [] if self.rotation is None else list(self.rotation)
 
-    def effective(self) -> dict[str, Tensor]:
-        """All parameters by name, `[N, …]`, the rotations folded into the heads."""
-        found: dict[str, Tensor] = {**self.shared, **self.per_task}
+    def folded(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Shared and per-task parameters as they are computed with: heads behind their rotation."""
+        shared, per_task = dict(self.shared), dict(self.per_task)
         if self.rotation is not None:
-            found["head_weight"] = fold(self.rotation, found["head_weight"])
-        return found
-
-    def members(self) -> list[Member]:
-        """Each network as it is trained: views of its parameters, rotations apart."""
-        return self._split({**self.shared, **self.per_task})
-
-    def folded(self) -> list[Member]:
-        """Each network as it is computed with: rotations folded into the heads."""
-        return self._split(self.effective())
-
-    def _split(self, parameters: Parameters) -> list[Member]:
-        return [
-            (
-                {name: parameters[name][n] for name in self.shared},
-                {name: parameters[name][n] for name in self.per_task},
-            )
-            for n in range(self.n_networks)
-        ]
+            per_task["head_weight"] = fold(self.rotation, per_task["head_weight"])
+        return shared, per_task
 
     def forward(self, inputs: Tensor) -> Tensor:
         """All networks, all tasks: `[T, B, in]` to `[N, T, B, out]`."""
-        return torch.stack([multi_task_mlp(*member, inputs) for member in self.folded()])
+        return multi_task_mlp(*self.folded(), inputs[None])
 
 
 def squashed_gaussian(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,132 +6,142 @@ import torch
 from mtrl.networks import MultiTaskNetworks, head, multi_task_mlp, trunk
 from mtrl.surgery import Network, combine, gramian
 
-T, B, IN, OUT = 5, 9, 6, 3
+N, T, B, IN, OUT = 2, 5, 9, 6, 3
 
 
 @pytest.fixture(params=[True, False], ids=["multi-head", "single-head"])
 def problem(request):
     generator = torch.Generator().manual_seed(0)
-    networks = MultiTaskNetworks(1, T, IN, OUT, (8, 7), request.param, 1.0, generator).double()
-    ((shared, per_task),) = networks.requires_grad_(False).members()
-    x = torch.randn(T, B, IN, generator=generator, dtype=torch.float64)
+    networks = MultiTaskNetworks(N, T, IN, OUT, (8, 7), request.param, 1.0, generator).double()
+    shared, per_task = networks.requires_grad_(False).folded()
+    x = torch.randn(1, T, B, IN, generator=generator, dtype=torch.float64)
     y = torch.randn(T, B, OUT, generator=generator, dtype=torch.float64)
-    return shared, per_task, x, y
+    return Network(trunk, task_loss, shared, per_task, x, (y,))
 
 
 def task_loss(shared, per_task, features, y):
     error = head(shared, per_task, features) - y
-    return error.square().mean(), {"error": error}
+    return error.square().mean((-2, -1)), {"error": error}
 
 
-def loss(shared, per_task, x, y):
-    return task_loss(shared, per_task, trunk(shared, per_task, x), y)
+def plain(shared, per_task, x):
+    """Another forward pass, of one task in one network, on matrices alone."""
+    parameters = {**shared, **per_task}
+    for layer in range(2):
+        x = torch.relu(x @ parameters[f"weight{layer}"] + parameters[f"bias{layer}"])
+    return x, x @ parameters["head_weight"] + parameters["head_bias"]
 
 
-def network(shared, per_task, x, y):
-    return Network(trunk, task_loss, shared, per_task, x, (y,))
+def one_backward_per_task(problem, n, t):
+    """The independent truth: autograd on one network's and one task's parameters."""
+    shared = {k: v[n].clone().requires_grad_() for k, v in problem.shared.items()}
+    per_task = {k: v[n, t].clone().requires_grad_() for k, v in problem.per_task.items()}
+    features, outputs = plain(shared, per_task, problem.inputs[0, t])
+    features.retain_grad()
+    error = outputs - problem.targets[0][t]
+    loss = error.square().mean()
+    loss.backward()
+    own = {name: leaf.grad for name, leaf in per_task.items()}
+    return {k: v.grad for k, v in shared.items()}, own, loss.detach(), error, features.grad
 
 
-def one_backward_per_task(shared, per_task, x, y):
-    """The independent truth: autograd, task after task, on all parameters."""
-    shared = {k: v.clone().requires_grad_() for k, v in shared.items()}
-    per_task = {k: v.clone().requires_grad_() for k, v in per_task.items()}
-    rows = []
-    for t in range(T):
-        value, _ = loss(shared, {k: v[t] for k, v in per_task.items()}, x[t], y[t])
-        grads = torch.autograd.grad(value, [*shared.values(), *per_task.values()])
-        rows.append(dict(zip([*shared, *per_task], grads, strict=True)))
-    return rows
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-9)
 
 
 def test_equal_to_one_backward_per_task(problem):
-    shared, per_task, x, y = problem
-    found = network(*problem).task_gradients()
-    for t, truth in enumerate(one_backward_per_task(*problem)):
-        for name in shared:
-            torch.testing.assert_close(found.shared[name][t], truth[name], atol=1e-12, rtol=1e-9)
-        for name in per_task:
-            torch.testing.assert_close(
-                found.per_task[name][t], truth[name][t], atol=1e-12, rtol=1e-9
-            )
-            others = [s for s in range(T) if s != t]
-            assert not truth[name][others].any()  # nothing of a task's own is missed above
-        value, auxiliary = loss(shared, {k: v[t] for k, v in per_task.items()}, x[t], y[t])
-        torch.testing.assert_close(found.losses[t], value)
-        torch.testing.assert_close(found.auxiliary["error"][t], auxiliary["error"])
+    found = problem.task_gradients()
+    assert found.losses.shape == (N, T)
+    for n in range(N):
+        for t in range(T):
+            shared, own, loss, error, _ = one_backward_per_task(problem, n, t)
+            for name, expected in shared.items():
+                close(found.shared[name][n, t], expected)
+            for name, expected in own.items():
+                close(found.per_task[name][n, t], expected)
+            close(found.losses[n, t], loss)
+            close(found.auxiliary["error"][n, t], error)
 
 
 def test_mean_gradient_is_the_mean_of_them(problem):
-    found, mean = network(*problem).task_gradients(), network(*problem).gradient()
-    torch.testing.assert_close(mean.losses, found.losses)
+    found, mean = problem.task_gradients(), problem.gradient()
+    close(mean.losses, found.losses)
+    close(problem.losses(), found.losses)
     for name, gradient in mean.shared.items():
-        torch.testing.assert_close(gradient, found.shared[name].mean(0), atol=1e-12, rtol=1e-9)
+        close(gradient, found.shared[name].mean(1))
     for name, gradient in mean.per_task.items():
-        torch.testing.assert_close(gradient, found.per_task[name] / T, atol=1e-12, rtol=1e-9)
+        close(gradient, found.per_task[name] / T)
 
 
 def test_weighted_by_one_backward_as_by_the_task_gradients(problem):
     """Weights may depend on losses and feature gradients, and multiply what the trunk gets."""
-    shared, per_task, x, y = problem
     seen = []
 
     def weigh(losses, features):
         seen.append((losses, features))
-        return torch.linspace(-1, 2, T, dtype=torch.float64)
+        return torch.linspace(-1, 2, N * T, dtype=torch.float64).view(N, T)
 
-    found, rows = network(*problem).gradient(weigh), network(*problem).task_gradients()
+    found, rows = problem.gradient(weigh), problem.task_gradients()
     for name, gradient in found.shared.items():
         if name.startswith("head"):  # a single head lies above the features: the mean
-            torch.testing.assert_close(gradient, rows.shared[name].mean(0))
+            close(gradient, rows.shared[name].mean(1))
         else:
-            expected = combine(found.weights, {name: rows.shared[name]})[name]
-            torch.testing.assert_close(gradient, expected)
+            close(gradient, combine(found.weights, {name: rows.shared[name]})[name])
     ((losses, features),) = seen
-    torch.testing.assert_close(losses, rows.losses)
-    for t in range(T):
-        own = {k: v[t] for k, v in per_task.items()}
-        z = trunk(shared, own, x[t]).requires_grad_()
-        value, _ = task_loss(shared, own, z, y[t])
-        (expected,) = torch.autograd.grad(value, z)
-        torch.testing.assert_close(features.norms[t], expected.norm())
-        torch.testing.assert_close(features.means[t], expected.mean(0))
+    close(losses, rows.losses)
+    for n in range(N):
+        for t in range(T):
+            *_, expected = one_backward_per_task(problem, n, t)
+            close(features.norms[n, t], expected.norm())
+            close(features.means[n, t], expected.mean(0))
 
 
 def test_gramian_and_combination(problem):
-    found = network(*problem).task_gradients().shared
-    jacobian = torch.cat([gradient.flatten(1) for gradient in found.values()], 1)
-    torch.testing.assert_close(gramian(found), jacobian @ jacobian.T)
-    weights = torch.linspace(-1, 2, T, dtype=torch.float64)
-    combined = combine(weights, found)
-    flat = torch.cat([gradient.flatten() for gradient in combined.values()])
-    torch.testing.assert_close(flat, weights @ jacobian)
-    assert {k: v.shape for k, v in combined.items()} == {k: v.shape for k, v in problem[0].items()}
+    found = problem.task_gradients()
+    jacobian = torch.cat([gradient.flatten(2) for gradient in found.shared.values()], 2)
+    close(gramian(found.shared), jacobian @ jacobian.mT)
+    weights = torch.linspace(-1, 2, N * T, dtype=torch.float64).view(N, T)
+    combined = found.combine(weights)
+    flat = torch.cat([gradient.flatten(1) for gradient in combined.values()], 1)
+    close(flat, (weights[:, None] @ jacobian)[:, 0])
+    assert {k: v.shape for k, v in combined.items()} == {
+        k: v.shape for k, v in problem.shared.items()
+    }
+
+
+def test_one_network_of_several_is_what_it_is_among_them(problem):
+    together = problem.task_gradients()
+    for n in range(N):
+        alone = problem.only(n).task_gradients()
+        close(alone.gramian(), together.gramian()[n : n + 1])
+        close(alone.losses, together.losses[n : n + 1])
+
+
+def test_the_gramian_of_many_parameters_is_exact_to_float32():
+    """Sums over hundreds of thousands of products, of gradients that nearly cancel."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(1, 3, 600, 500, generator=generator)
+    exact = gradients.double().flatten(2) @ gradients.double().flatten(2).mT
+    found = gramian({"weight": gradients}).double()
+    norms = exact.diagonal(dim1=-2, dim2=-1).sqrt()
+    error = (found - exact).abs() / (norms[..., :, None] * norms[..., None, :])
+    assert error.max() < 1e-6
 
 
 def test_single_head_shares_its_head(problem):
-    shared, per_task, *_ = problem
-    assert ("head_weight" in shared) != ("head_weight" in per_task)
-    assert "bias0" in per_task  # how a single head tells tasks apart
-
-
-def test_all_tasks_at_once_equal_one_task_at_a_time(problem):
-    shared, per_task, x, _ = problem
-    together = multi_task_mlp(shared, per_task, x)
-    for t in range(T):
-        alone = multi_task_mlp(shared, {k: v[t] for k, v in per_task.items()}, x[t])
-        torch.testing.assert_close(together[t], alone)
+    assert ("head_weight" in problem.shared) != ("head_weight" in problem.per_task)
+    assert "bias0" in problem.per_task  # how a single head tells tasks apart
 
 
 def test_first_layer_bias_is_the_layer_on_a_one_hot(problem):
     """Concatenating a one-hot and multiplying gives what the per-task bias gives."""
-    shared, per_task, x, _ = problem
-    one_hot = torch.eye(T, dtype=torch.float64)[:, None].expand(T, B, T)
-    weight = torch.cat([shared["weight0"], per_task["bias0"]])
-    expected = torch.relu(torch.cat([x, one_hot], -1) @ weight)
-    identity = {"weight0": shared["weight0"]}
+    shared, per_task = problem.shared, problem.per_task
+    one_hot = torch.eye(T, dtype=torch.float64)[:, None].expand(1, T, B, T)
+    weight = torch.cat([shared["weight0"], per_task["bias0"]], 1)
+    expected = torch.relu(torch.cat([problem.inputs, one_hot], -1) @ weight[:, None])
     own = {
         "bias0": per_task["bias0"],
-        "head_weight": torch.eye(8, dtype=torch.float64).expand(T, 8, 8),
-        "head_bias": torch.zeros(T, 8, dtype=torch.float64),
+        "head_weight": torch.eye(8, dtype=torch.float64).expand(N, T, 8, 8),
+        "head_bias": torch.zeros(N, T, 8, dtype=torch.float64),
     }
-    torch.testing.assert_close(multi_task_mlp(identity, own, x), expected)
+    close(multi_task_mlp({"weight0": shared["weight0"]}, own, problem.inputs), expected)

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from mtrl.agent import MTSAC
 from mtrl.config import AgentConfig, LearnerConfig
-from mtrl.learner import Learner, critic_problems
+from mtrl.learner import Learner, critic_problem
 from mtrl.losses import td_target
 from mtrl.replay import Batch, ReplayBuffer
 from mtrl.surgery import FAMO, FeatureSurgery, PCGrad, available, register
@@ -58,7 +58,7 @@ def copy_to_sb3(ours: MTSAC, sb3: SAC) -> None:
     """Weights of the one task; SB3 stores them transposed, and μ and log σ in two layers."""
 
     def trunk(n: int, networks) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        shared, own = networks.members()[n]
+        shared, own = ({k: v[n] for k, v in tree.items()} for tree in networks.folded())
         layers = [(shared["weight0"], own["bias0"][0])]
         layers += [(shared[f"weight{i}"], shared[f"bias{i}"]) for i in range(1, len(HIDDEN))]
         return layers, (own["head_weight"][0], own["head_bias"][0])
@@ -290,12 +290,12 @@ def test_a_method_hears_the_losses_after_the_step(monkeypatch):
     learner = make_learner(3, surgery="famo")
     with torch.no_grad():
         alpha = learner.agent.log_alpha.exp()
-        before = critic_problems(learner.agent, learner.config, batch, noise[0], alpha)
+        before = critic_problem(learner.agent, learner.config, batch, noise[0], alpha)
         learner.update(batch, noise)
         critics, actor = heard.values()
         assert critics.shape == (2, 3) and actor.shape == (1, 3)
         # The problems hold views of the parameters, which have moved, and the old targets.
-        torch.testing.assert_close(critics, torch.stack([problem.losses() for problem in before]))
+        torch.testing.assert_close(critics, before.losses())
 
 
 def test_what_a_method_remembers_is_saved():
@@ -304,9 +304,9 @@ def test_what_a_method_remembers_is_saved():
         def prepare(self, networks):
             self.register_buffer("seen", torch.zeros(networks.n_networks, networks.n_tasks))
 
-        def weights(self, n, tasks, losses, gradients):
-            self.seen[n, tasks] += losses.float()
-            return torch.full_like(losses, 1 / len(losses))
+        def weights(self, tasks, losses, gradients):
+            self.seen[:, tasks] += losses.float()
+            return torch.full_like(losses, 1 / losses.shape[-1])
 
     batch, noise = make_batch(3)
     learner, other = (make_learner(3, surgery="test-remembers") for _ in range(2))

@@ -8,7 +8,7 @@ from mtrl.surgery.famo import FAMO
 from mtrl.surgery.gradients import (
     FeatureGradients,
     Gradients,
-    Network,
+    Jacobian,
     Problem,
     TaskGradients,
     combine,
@@ -18,6 +18,7 @@ from mtrl.surgery.gradnorm import GradNorm
 from mtrl.surgery.imtl_g import IMTLG
 from mtrl.surgery.mgda import MGDA
 from mtrl.surgery.model import MultiTaskModel
+from mtrl.surgery.network import Network
 from mtrl.surgery.none import NoSurgery
 from mtrl.surgery.pcgrad import PCGrad
 from mtrl.surgery.registry import available, get_surgery, register
@@ -35,6 +36,7 @@ __all__ = [
     "GradNorm",
     "Gradients",
     "GramianSurgery",
+    "Jacobian",
     "MultiTaskModel",
     "Network",
     "NoSurgery",

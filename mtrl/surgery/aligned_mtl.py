@@ -26,9 +26,9 @@ class AlignedMTL(GramianSurgery):
         * The tasks' importances are 1/T each: the scale of `none`, where the authors' code sums.
         * Zero is what cannot be told from the Gramian's rounding error.
         * Only shared parameters enter, not the shared features that the paper offers instead.
-
-    On CUDA `eigh` waits for the device, as nothing else here does.
     """
+
+    capturable = False  # on CUDA `eigh` waits for the device
 
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
         """See `GramianSurgery.weights`."""

@@ -10,14 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.config import LearnerConfig
-from mtrl.surgery.gradients import (
-    FeatureGradients,
-    Gradients,
-    Problem,
-    TaskGradients,
-    combine,
-    gramian,
-)
+from mtrl.surgery.gradients import FeatureGradients, Gradients, Problem
+
+MAINTAIN_EVERY = 10_000
+"""Updates between two calls of `Surgery.maintain`."""
 
 
 class MultiTaskModule(Protocol):
@@ -43,7 +39,14 @@ class Surgery(nn.Module, ABC):
     """Turns the T losses of each of N networks into one gradient for each network.
 
     What a method remembers from update to update goes into buffers: they are saved with a run.
+
+    Attributes:
+        capturable: Whether an update may be captured as a CUDA graph: `forward` and `after_step`
+            then must neither wait for the device nor depend on anything but tensors that stay in
+            place.
     """
+
+    capturable = True
 
     @classmethod
     def from_config(cls, config: LearnerConfig, **options: Any) -> Surgery:
@@ -54,13 +57,16 @@ class Surgery(nn.Module, ABC):
         """Called once, before the first update, to make buffers for N networks and T tasks."""
 
     @abstractmethod
-    def forward(self, problems: Sequence[Problem], generator: torch.Generator) -> list[Gradients]:
+    def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
         """Compute what the optimiser applies.
 
         Args:
-            problems: One per network.
+            problem: The losses of T tasks, in each of N networks.
             generator: The only source of randomness, on the parameters' device.
         """
+
+    def maintain(self, networks: MultiTaskModule) -> None:
+        """Called after every `MAINTAIN_EVERY` updates, between two of them, outside of graphs."""
 
     def after_step(self, losses: Callable[[], Tensor]) -> None:
         """Called once the optimiser has stepped; `losses()` are the new ones, `[N, T]`."""
@@ -77,11 +83,10 @@ class GramianSurgery(Surgery):
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
         """Gramians `[N, T, T]` of N networks to weights `[N, T]`, without leaving the device."""
 
-    def forward(self, problems: Sequence[Problem], generator: torch.Generator) -> list[Gradients]:
+    def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
         """See `Surgery`."""
-        found = [problem.task_gradients() for problem in problems]
-        weights = self.weights(torch.stack([gramian(g.shared) for g in found]), generator)
-        return [weighted(g, w) for g, w in zip(found, weights, strict=True)]
+        found = problem.task_gradients()
+        return found.weighted(self.weights(found.gramian(), generator))
 
 
 class FeatureSurgery(Surgery):
@@ -91,31 +96,15 @@ class FeatureSurgery(Surgery):
     """
 
     @abstractmethod
-    def weights(self, n: int, tasks: Any, losses: Tensor, gradients: FeatureGradients) -> Tensor:
-        """Weights `[T]` of the tasks' gradients on the trunk of network `n`.
+    def weights(self, tasks: Any, losses: Tensor, gradients: FeatureGradients) -> Tensor:
+        """Weights `[N, T]` of the tasks' gradients on the trunks.
 
         Args:
-            n: Which of the N networks.
             tasks: Index of the T tasks that are here, for buffers over all tasks.
-            losses: `[T]`.
-            gradients: With `norms`, `[T]`, and `means`, `[T, d]`.
+            losses: `[N, T]`.
+            gradients: With `norms`, `[N, T]`, and `means`, `[N, T, d]`.
         """
 
-    def forward(self, problems: Sequence[Problem], generator: torch.Generator) -> list[Gradients]:
+    def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
         """See `Surgery`."""
-
-        def solve(n: int, problem: Problem) -> Gradients:
-            return problem.gradient(lambda *evidence: self.weights(n, problem.tasks, *evidence))
-
-        return [solve(n, problem) for n, problem in enumerate(problems)]
-
-
-def weighted(gradients: TaskGradients, weights: Tensor) -> Gradients:
-    """Σ_t w_t g_t on what is shared; the mean loss's gradient on the tasks' own parameters."""
-    return Gradients(
-        combine(weights, gradients.shared),
-        {name: value / len(weights) for name, value in gradients.per_task.items()},
-        gradients.losses,
-        gradients.auxiliary,
-        weights,
-    )
+        return problem.gradient(lambda *evidence: self.weights(problem.tasks, *evidence))

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mtrl.surgery.gradients import Network, Parameters, gramian
+from mtrl.surgery.gradients import Parameters
+from mtrl.surgery.network import Network
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,14 @@ class Diagnosis:
 
     @classmethod
     def of(cls, problem: Network, step: float) -> Diagnosis:
-        """Look at one problem, best in float64; `step` as in `multi_task_curvature`."""
-        shared = problem.task_gradients().shared
+        """Look at one network's problem, best in float64; `step` as in `multi_task_curvature`."""
 
         def gradient(parameters: Parameters) -> Parameters:
             return replace(problem, shared=parameters).gradient().shared
 
         curvature = multi_task_curvature(gradient, problem.shared, step)
-        matrix = gramian(shared)
-        return cls(diagnose(matrix) | {"curvature": curvature}, cosines(matrix))
+        (gramian,) = problem.task_gradients().gramian()
+        return cls(diagnose(gramian) | {"curvature": curvature}, cosines(gramian))
 
 
 def cosines(gramian: Tensor) -> Tensor:

@@ -54,12 +54,12 @@ class FAMO(FeatureSurgery):
         self.register_buffer("moments", torch.stack([zeros, zeros]))
         self.register_buffer("steps", zeros.new_zeros(()))
 
-    def weights(self, n: int, tasks: Any, losses: Tensor, gradients: FeatureGradients) -> Tensor:
+    def weights(self, tasks: Any, losses: Tensor, gradients: FeatureGradients) -> Tensor:
         """See `FeatureSurgery`."""
         self._tasks = tasks
-        self.lowest[n, tasks] = torch.minimum(self.lowest[n, tasks], losses)
-        self.before[n, tasks] = log_loss = self._log(losses, self.lowest[n, tasks])
-        return (self.logits[n, tasks].log_softmax(0) - log_loss).softmax(0)
+        self.lowest[:, tasks] = torch.minimum(self.lowest[:, tasks], losses)
+        self.before[:, tasks] = log_loss = self._log(losses, self.lowest[:, tasks])
+        return (self.logits[:, tasks].log_softmax(-1) - log_loss).softmax(-1)
 
     def after_step(self, losses: Callable[[], Tensor]) -> None:
         """See `Surgery`."""

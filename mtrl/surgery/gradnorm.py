@@ -50,16 +50,17 @@ class GradNorm(FeatureSurgery):
         self.register_buffer("log_weights", like.new_zeros(shape))
         self.register_buffer("initial_losses", like.new_full(shape, torch.nan))
 
-    def weights(self, n: int, tasks: Any, losses: Tensor, gradients: FeatureGradients) -> Tensor:
+    def weights(self, tasks: Any, losses: Tensor, gradients: FeatureGradients) -> Tensor:
         """See `FeatureSurgery`."""
-        initial = self.initial_losses[n, tasks]
+        initial = self.initial_losses[:, tasks]
         initial = torch.where(initial.isnan(), losses, initial)
-        self.initial_losses[n, tasks] = initial
+        self.initial_losses[:, tasks] = initial
         ratio = losses / initial
         ratio = torch.where((ratio > 0) & ratio.isfinite(), ratio, 1)
-        log_weights = self.log_weights[n, tasks]
+        log_weights = self.log_weights[:, tasks]
         norms = log_weights.exp() * gradients.norms
-        target = norms.mean() * (ratio / ratio.mean()) ** self.alpha
+        target = norms.mean(-1, keepdim=True) * (ratio / ratio.mean(-1, keepdim=True)) ** self.alpha
         log_weights = log_weights - self.lr * (norms - target).sign()
-        self.log_weights[n, tasks] = log_weights - log_weights.exp().mean().log()  # sum T
-        return log_weights.softmax(0)  # the same weights, divided by T
+        mean = log_weights.exp().mean(-1, keepdim=True)
+        self.log_weights[:, tasks] = log_weights - mean.log()  # weights that sum to T
+        return log_weights.softmax(-1)  # the same, divided by T

@@ -28,9 +28,9 @@ class IMTLG(GramianSurgery):
           regular G, and no gradient is too short beside others to be seen.
         * A task whose gradient is zero gets no weight. Where the weights sum to zero, all are zero.
         * Only shared parameters enter, not the shared features that the paper offers instead.
-
-    On CUDA `eigh` waits for the device, as nothing else here does.
     """
+
+    capturable = False  # on CUDA `eigh` waits for the device
 
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
         """See `GramianSurgery.weights`."""

@@ -112,8 +112,7 @@ class MultiTaskModel(nn.Module):
         if self._step is None:
             trunk = {k: p for k, p in self.trunk.named_parameters() if p.requires_grad}
             heads = [p for p in self.heads.parameters() if p.requires_grad]
-            rotation = None if self.rotation is None else self.rotation[0]
-            self._step = ModelStep(trunk, heads, list(self.heads), rotation)
+            self._step = ModelStep(trunk, heads, list(self.heads), self.rotation)
         passed, self._passed = self._passed, {}
         self._step.add(passed, losses)
 
@@ -138,9 +137,9 @@ class MultiTaskModel(nn.Module):
         # Signs decide: no lower precision from here on, not even inside the caller's autocast.
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             if step.trunk:
-                (gradients,) = self.surgery([step], self._generator)
+                gradients = self.surgery(step, self._generator)
                 for name, parameter in step.trunk.items():
-                    _add_gradient(parameter, gradients.shared[name])
+                    _add_gradient(parameter, gradients.shared[name][0])
             for parameter, gradient in zip(step.heads, step.head_gradients, strict=True):
                 if gradient is not None:
                     _add_gradient(parameter, gradient / len(step.losses))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from mtrl.surgery.base import Surgery
@@ -15,6 +13,6 @@ from mtrl.surgery.registry import register
 class NoSurgery(Surgery):
     """The plain average, by one backward that never forms a gradient per task."""
 
-    def forward(self, problems: Sequence[Problem], generator: torch.Generator) -> list[Gradients]:
+    def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
         """See `Surgery`."""
-        return [problem.gradient() for problem in problems]
+        return problem.gradient()

@@ -19,6 +19,8 @@ _EXAMPLES = {"alpha": 1.0, "c": 0.5, "n_byzantine": 1, "weights": [0.7, 0.3]}
 class PerNetwork(GramianSurgery):
     """A function from one Gramian `[T, T]` to weights `[T]`, called for each network."""
 
+    capturable = False  # it may do anything
+
     def __init__(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.name = name

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
 
-def turn_along_geodesic_(rotation: Tensor, u: Tensor, v: Tensor, step: float) -> None:
+def turn_along_geodesic_(rotation: Tensor, u: Tensor, v: Tensor, step: Tensor | float) -> None:
     """R ← R exp(η (u vᵀ − v uᵀ)) in place: a step along the Riemannian gradient of ⟨Rᵀ g̃, v⟩.
 
     The skew matrix has rank two, so its exponential is the rotation of one plane: with
@@ -21,12 +21,13 @@ def turn_along_geodesic_(rotation: Tensor, u: Tensor, v: Tensor, step: float) ->
         exp(·) = I + sin θ (e₁ e₂ᵀ − e₂ e₁ᵀ) + (cos θ − 1)(e₁ e₁ᵀ + e₂ e₂ᵀ).
 
     Args:
-        rotation: `[T, m, m]`.
-        u: Unit vectors, `[T, m]`; zero for a task whose rotation stays as it is.
-        v: `[m]`, of any length.
+        rotation: `[…, T, m, m]`.
+        u: Unit vectors, `[…, T, m]`; zero for a task whose rotation stays as it is.
+        v: `[…, m]`, of any length.
         step: η.
     """
-    across = v * (u * u).sum(-1, keepdim=True) - (u @ v)[:, None] * u
+    v = v[..., None, :]
+    across = v * (u * u).sum(-1, keepdim=True) - (u * v).sum(-1, keepdim=True) * u
     across = across - (across * u).sum(-1, keepdim=True) * u  # again: the first may have cancelled
     s = across.norm(dim=-1, keepdim=True)
     e1, e2 = u, across / s.clamp(min=torch.finfo(s.dtype).tiny)
@@ -34,7 +35,7 @@ def turn_along_geodesic_(rotation: Tensor, u: Tensor, v: Tensor, step: float) ->
     sin, versin = angle.sin(), 2 * (angle / 2).sin().square()  # 1 − cos, without cancelling
     plane = torch.stack([e1, e2], -2) @ rotation.mT  # rows: R e₁, R e₂
     rows = torch.stack([sin * e2 - versin * e1, -sin * e1 - versin * e2], -2)
-    rotation.baddbmm_(plane.mT, rows)
+    rotation.flatten(0, -3).baddbmm_(plane.mT.flatten(0, -3), rows.flatten(0, -3))
 
 
 def orthonormalise_(rotation: Tensor) -> None:
@@ -55,7 +56,7 @@ class MatrixExponential(nn.Module):
         self.weight = nn.Parameter(torch.zeros_like(like))  # A, lower triangular: exp(0) = I
         orthogonal(self, "weight", orthogonal_map="matrix_exp", use_trivialization=False)
 
-    def turn_(self, rotation: Tensor, u: Tensor, v: Tensor, step: float) -> None:
+    def turn_(self, rotation: Tensor, u: Tensor, v: Tensor, step: Tensor | float) -> None:
         """A ← A + η ∂/∂A Σ_k ⟨R_kᵀ g̃_k, v⟩, and the new R into `rotation`.
 
         Arguments as `turn_along_geodesic_`, with `rotation` as this module left it.
@@ -65,5 +66,5 @@ class MatrixExponential(nn.Module):
             aligned = self.weight @ v
             (gradient,) = torch.autograd.grad((aligned * pull).sum(), list(self.parameters()))
         with torch.no_grad():
-            next(self.parameters()).add_(gradient, alpha=step)
+            next(self.parameters()).add_(step * gradient)
             rotation.copy_(self.weight)

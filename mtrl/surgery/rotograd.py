@@ -16,9 +16,6 @@ from mtrl.surgery.registry import register
 from mtrl.surgery.rotation import MatrixExponential, orthonormalise_, turn_along_geodesic_
 from mtrl.validation import expect
 
-ORTHONORMALISE_EVERY = 10_000
-"""Updates after which rounding errors are taken out of the rotations."""
-
 FLOOR = 0.01
 """Least initial norm of a task, as a fraction of the tasks' mean."""
 
@@ -64,6 +61,7 @@ class RotoGrad(Surgery):
     scales, rotates = True, True
 
     initial_norms: Tensor  # n_k⁰, [N, T]; 0 until the task has been seen
+    updates: Tensor  # so far; a tensor, for a captured update to count
 
     def __init__(
         self,
@@ -86,7 +84,8 @@ class RotoGrad(Surgery):
         self.rotation_lr, self.rotation_decay = rotation_lr, rotation_decay
         self.rotation_size, self.rotation_step = rotation_size, rotation_step
         self.reset_every = reset_every
-        self.updates = 0
+        self.capturable = rotation_step == "geodesic"  # torch's matrix_exp waits for the device
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.exponentials: Sequence[MatrixExponential] = ()
 
     @classmethod
@@ -105,68 +104,63 @@ class RotoGrad(Surgery):
                 modules = nn.ModuleList(MatrixExponential(r) for r in networks.rotations())
                 self.exponentials = cast(Sequence[MatrixExponential], modules)
 
-    def forward(self, problems: Sequence[Problem], generator: torch.Generator) -> list[Gradients]:
+    def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
         """See `Surgery`."""
-        gradients = [self._solve(n, problem) for n, problem in enumerate(problems)]
-        self.updates += 1
-        return gradients
-
-    def _solve(self, n: int, problem: Problem) -> Gradients:
         seen: list[FeatureGradients] = []
 
         def weigh(losses: Tensor, features: FeatureGradients) -> Tensor:
             seen.append(features)
-            return self.weights(n, problem.tasks, features.norms)
+            return self.weights(problem.tasks, features.norms)
 
         gradients = problem.gradient(weigh)
         if self.rotates:  # after the backward, which needs R_k as it was in the forward
-            self._turn(n, problem, seen[0].means)
+            self._turn(problem, seen[0].means)
+        self.updates += 1
         return gradients
 
-    def weights(self, n: int, tasks: Any, norms: Tensor) -> Tensor:
+    def maintain(self, networks: MultiTaskModule) -> None:
+        """Take rounding errors out of the rotations."""
+        if not self.exponentials:
+            for rotation in networks.rotations():
+                orthonormalise_(rotation)
+
+    def weights(self, tasks: Any, norms: Tensor) -> Tensor:
         """RotoScale's C/n_k, divided by T; a task without a gradient has weight 0.
 
         Args:
-            n: Which network.
             tasks: Index of the T tasks among all.
-            norms: n_k, `[T]`.
+            norms: n_k, `[N, T]`.
         """
+        n_tasks = norms.shape[-1]
         if not self.scales:
-            return torch.full_like(norms, 1 / len(norms))
-        initial = self.initial_norms[n, tasks]
-        initial = torch.where(initial > 0, initial, norms)
-        if self.updates % self.reset_every == 0:
-            initial = norms
-        self.initial_norms[n, tasks] = initial
+            return torch.full_like(norms, 1 / n_tasks)
+        initial = self.initial_norms[:, tasks]
+        anew = ~(initial > 0) | (self.updates % self.reset_every == 0)
+        initial = torch.where(anew, norms, initial)
+        self.initial_norms[:, tasks] = initial
         tiny = torch.finfo(norms.dtype).tiny
-        progress = norms / initial.clamp(min=(FLOOR * initial.mean()).clamp(min=tiny))
-        alpha = progress / progress.sum().clamp(min=tiny)
-        magnitude = (alpha * norms).sum()
-        return torch.where(norms > 0, magnitude / norms, 0) / len(norms)
+        floor = (FLOOR * initial.mean(-1, keepdim=True)).clamp(min=tiny)
+        progress = norms / initial.clamp(min=floor)
+        alpha = progress / progress.sum(-1, keepdim=True).clamp(min=tiny)
+        magnitude = (alpha * norms).sum(-1, keepdim=True)
+        return torch.where(norms > 0, magnitude / norms, 0) / n_tasks
 
-    def _turn(self, n: int, problem: Problem, means: Tensor) -> None:
-        """One step of the rotations of network `n`; `means` is ḡ, `[T, d]`."""
+    def _turn(self, problem: Problem, means: Tensor) -> None:
+        """One step of all rotations; `means` is ḡ, `[N, T, d]`."""
         rotation = problem.rotation
         assert rotation is not None  # `prepare` has seen to it
         size = rotation.shape[-1]
-        u = means.new_zeros(rotation.shape[:2])
-        u[problem.tasks] = normalize(means[:, :size], eps=torch.finfo(means.dtype).tiny)
-        v = u[problem.tasks].mean(0)
-        step = self.rotation_lr * self.rotation_decay**self.updates
+        u = means.new_zeros(rotation.shape[:3])
+        u[:, problem.tasks] = normalize(
+            means[..., :size], dim=-1, eps=torch.finfo(means.dtype).tiny
+        )
+        v = u[:, problem.tasks].mean(1)
+        step = self.rotation_lr * self.rotation_decay ** self.updates.double()
         if self.exponentials:
-            self.exponentials[n].turn_(rotation, u, v, step)
+            for n, exponential in enumerate(self.exponentials):
+                exponential.turn_(rotation[n], u[n], v[n], step)
         else:
             turn_along_geodesic_(rotation, u, v, step)
-            if (self.updates + 1) % ORTHONORMALISE_EVERY == 0:
-                orthonormalise_(rotation)
-
-    def get_extra_state(self) -> int:
-        """The number of updates: saved beside the buffers."""
-        return self.updates
-
-    def set_extra_state(self, state: int) -> None:
-        """See `get_extra_state`."""
-        self.updates = state
 
 
 @register("rotograd-scale")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mtrl.surgery.gradients import (
     FeatureGradients,
     Gradients,
-    TaskGradients,
+    Jacobian,
     Weigh,
     at_least_float32,
     combine,
@@ -25,7 +25,7 @@ class ModelStep:
         trunk: The shared parameters to be trained.
         heads: The heads' parameters to be trained.
         names: All tasks.
-        rotation: `[T, m, m]`, or None.
+        rotation: `[1, T, m, m]`, or None.
     """
 
     def __init__(
@@ -68,17 +68,19 @@ class ModelStep:
         for i, gradient in enumerate(found[len(cuts) :]):
             self.head_gradients[i] = _sum(self.head_gradients[i], gradient)
 
-    def task_gradients(self) -> TaskGradients:
+    def task_gradients(self) -> Jacobian:
         """See `Problem`: one backward through the trunk for each task."""
         self._into_trunk()
         rows = [self._rows[task] for task in self.losses]
-        shared = {name: torch.stack(row) for name, *row in zip(self.trunk, *rows, strict=True)}
-        return TaskGradients(shared, {}, self._stacked(), {})
+        shared = {
+            name: torch.stack(row)[None] for name, *row in zip(self.trunk, *rows, strict=True)
+        }
+        return Jacobian({}, self._stacked(), {}, shared)
 
     def gradient(self, weigh: Weigh | None = None) -> Gradients:
         """See `Problem`: a single backward through the trunk, unless batches were accumulated."""
         losses = self._stacked()
-        weights = torch.full_like(losses, 1 / len(losses))
+        weights = torch.full_like(losses, 1 / losses.shape[-1])
         if weigh is not None:
             batches = [self._at_features[task] for task in self.losses]
             whole = [torch.cat([g.flatten(0, -2) for g in task]) for task in batches]
@@ -86,10 +88,11 @@ class ModelStep:
         if self._rows:
             shared = combine(weights, self.task_gradients().shared)
         else:
-            by_task = dict(zip(self.losses, weights, strict=True))
+            by_task = dict(zip(self.losses, weights[0], strict=True))
             outputs = [z for _, z, _ in self._open]
             scaled = [by_task[task].to(g.dtype) * g for task, _, g in self._open]
-            shared = dict(zip(self.trunk, self._backward(outputs, scaled), strict=True))
+            found = self._backward(outputs, scaled)
+            shared = {name: value[None] for name, value in zip(self.trunk, found, strict=True)}
         return Gradients(shared, {}, losses, {}, weights)
 
     def _into_trunk(self) -> None:
@@ -111,7 +114,7 @@ class ModelStep:
         ]
 
     def _stacked(self) -> Tensor:
-        return torch.stack([at_least_float32(loss) for loss in self.losses.values()])
+        return torch.stack([at_least_float32(loss) for loss in self.losses.values()])[None]
 
 
 def _check(
