@@ -81,6 +81,27 @@ class LearnerConfig(Section):
         default="geodesic",
         description="RotoGrad: 'geodesic' costs O(d^2) per task, the paper's 'matrix_exp' O(d^3).",
     )
+    gradient_engine: Literal["auto", "jacobian", "factored"] = Field(
+        default="auto",
+        description="How a method on the Gramian gets it: 'jacobian' forms every task's gradient; "
+        "'factored' forms none and needs less memory for wide trunks; 'auto': by width.",
+    )
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        default="auto",
+        description="Numbers of the trunks' matrix products during updates; parameters, heads, "
+        "losses and Gramians are float32. 'auto': tf32 on CUDA, bf16 on a CPU with AVX512-BF16, "
+        "else fp32.",
+    )
+    capture: bool = Field(
+        default=True,
+        description="On CUDA, launch updates as one captured graph wherever the method allows it; "
+        "without effect on a CPU.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Fuse an update's small operations by torch.compile: takes a minute at the "
+        "start, and a C++ compiler on a CPU.",
+    )
     batch_size: int = Field(
         default=128, gt=0, description="Replay samples in one update [transitions per task]."
     )

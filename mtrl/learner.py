@@ -6,20 +6,31 @@ import copy
 import ctypes
 import platform
 import sys
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtrl.agent import MTSAC
+from mtrl.capture import Captured
 from mtrl.config import LearnerConfig
 from mtrl.losses import actor_loss, critic_loss, td_target, temperature_gradient
 from mtrl.networks import MultiTaskNetworks, trunk
+from mtrl.precision import resolve_precision, trunks_in
 from mtrl.replay import Batch, ReplayBuffer
 from mtrl.surgery import Gradients, get_surgery
 from mtrl.surgery.base import MAINTAIN_EVERY
 from mtrl.surgery.diagnostics import Diagnosis
-from mtrl.surgery.network import Network, TaskLoss
+from mtrl.surgery.network import Network, TaskLoss, Trunk
+
+Compiled = Callable[[Any], Any]
+"""From a function to the same one, fused by torch.compile or as it is."""
+
+
+def _as_it_is(function: Any) -> Any:
+    return function
 
 
 class Learner:
@@ -33,6 +44,11 @@ class Learner:
         agent: Updated in place.
         config: See its fields.
         seed: Of the update's noise and of the surgery's random orders.
+
+    Attributes:
+        captures: Whether `step` is launched as a CUDA graph.
+        precision: Of the trunks' products: fp32, tf32 or bf16.
+        updates: Made so far by `step`.
     """
 
     def __init__(self, agent: MTSAC, config: LearnerConfig, seed: int = 0) -> None:
@@ -47,12 +63,26 @@ class Learner:
             _keep_freed_memory()
         self.generator = torch.Generator(agent.device).manual_seed(seed)
         self._diagnosis_generator = torch.Generator(agent.device).manual_seed(seed)
+        self.precision = resolve_precision(config.precision, agent.device)
+        surgeries = self.surgeries.values()
+        self.captures = (
+            config.capture
+            and agent.device.type == "cuda"
+            and all(surgery.capturable for surgery in surgeries)
+        )
+        self.updates = 0
+        self._step: Callable[[], dict[str, Tensor]] | None = None
+        self._compiled: Compiled = cache(torch.compile) if config.compile else _as_it_is
         self.target_entropy = (
             -float(agent.action_size) if config.target_entropy is None else config.target_entropy
         )
         self.optimizers = {
             name: torch.optim.Adam(
-                parameters, lr=config.learning_rate, eps=config.adam_epsilon, fused=True
+                parameters,
+                lr=config.learning_rate,
+                eps=config.adam_epsilon,
+                fused=True,
+                capturable=agent.device.type == "cuda",
             )
             for name, parameters in (
                 ("actor", list(agent.actor.parameters())),
@@ -61,10 +91,32 @@ class Learner:
             )
         }
 
-    def step(self, replay: ReplayBuffer) -> dict[str, Tensor]:
-        """Sample a batch and update on it; see `update`."""
-        batch = replay.sample(self.config.batch_size)
-        return self.update(batch, self._noise(batch, self.generator))
+    def step(self, replay: ReplayBuffer, updates: int = 1) -> dict[str, Tensor]:
+        """Sample batches and update on them; on CUDA all launched as one graph.
+
+        Args:
+            replay: The same one in every call.
+            updates: How many, likewise.
+
+        Returns:
+            What the last `update` does; the next call may overwrite it.
+        """
+        if self._step is None:
+            self._step = partial(self._steps, replay, updates)
+            if self.captures:
+                self._step = Captured(self._step, [self.generator, replay.generator])
+        metrics = self._step()
+        self.updates += updates
+        if self.updates % MAINTAIN_EVERY < updates:
+            for name, networks in self.agent.networks().items():
+                self.surgeries[name].maintain(networks)
+        return metrics
+
+    def _steps(self, replay: ReplayBuffer, updates: int) -> dict[str, Tensor]:
+        for _ in range(updates):
+            batch = replay.sample(self.config.batch_size)
+            metrics = self.update(batch, self._noise(batch, self.generator))
+        return metrics
 
     @torch.no_grad()  # but for the backward inside, there is nothing to record
     def update(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
@@ -81,8 +133,11 @@ class Learner:
         agent, config = self.agent, self.config
         alpha = agent.log_alpha.exp()
 
-        critics = self._descend("critics", critic_problem(agent, config, batch, noise[0], alpha))
-        actor = self._descend("actor", actor_problem(agent, config, batch, noise[1], alpha))
+        with trunks_in(self.precision, agent.device):
+            problem = critic_problem(agent, config, batch, noise[0], alpha, self._compiled)
+            critics = self._descend("critics", problem)
+            problem = actor_problem(agent, config, batch, noise[1], alpha, self._compiled)
+            actor = self._descend("actor", problem)
 
         agent.log_alpha.grad = temperature_gradient(
             actor.auxiliary["log_prob"][0], self.target_entropy
@@ -90,7 +145,9 @@ class Learner:
         self.optimizers["temperature"].step()
 
         # Rotations do not average, but what a head and its rotation do together does.
-        targets, sources = (_values(each.folded()) for each in (agent.target_critics, agent.critics))
+        targets, sources = (
+            _values(each.folded()) for each in (agent.target_critics, agent.critics)
+        )
         torch._foreach_lerp_(targets, sources, config.tau)
         n_tasks = len(alpha)
         return {
@@ -126,6 +183,7 @@ class Learner:
                 name: {str(i): state for i, state in optimizer.state_dict()["state"].items()}
                 for name, optimizer in self.optimizers.items()
             },
+            "updates": self.updates,
             "generator": self.generator.get_state(),
             "diagnosis_generator": self._diagnosis_generator.get_state(),
             "surgeries": {name: dict(s.state_dict()) for name, s in self.surgeries.items()},
@@ -138,6 +196,7 @@ class Learner:
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
         for name, surgery in self.surgeries.items():
             surgery.load_state_dict(state.get("surgeries", {}).get(name, {}))
+        self.updates = state["updates"]
         self.generator.set_state(state["generator"].cpu())
         self._diagnosis_generator.set_state(state["diagnosis_generator"].cpu())
 
@@ -163,10 +222,15 @@ class Learner:
 
 
 def critic_problem(
-    agent: MTSAC, config: LearnerConfig, batch: Batch, noise: Tensor, alpha: Tensor
+    agent: MTSAC,
+    config: LearnerConfig,
+    batch: Batch,
+    noise: Tensor,
+    alpha: Tensor,
+    compiled: Compiled = _as_it_is,
 ) -> Network:
     """What the critics minimise; `noise` is that of the next actions, `[T, B, A]`."""
-    target = td_target(
+    target = compiled(td_target)(
         agent.actor,
         agent.target_critics,
         batch,
@@ -176,26 +240,43 @@ def critic_problem(
         config.reward_scale,
     )
     inputs = torch.cat([batch.observations, batch.actions], -1)
-    return _problem(agent.critics, config, critic_loss, inputs, (target,))
+    loss = compiled(critic_loss)
+    return _problem(agent.critics, config, compiled(trunk), loss, inputs, (target,))
 
 
 def actor_problem(
-    agent: MTSAC, config: LearnerConfig, batch: Batch, noise: Tensor, alpha: Tensor
+    agent: MTSAC,
+    config: LearnerConfig,
+    batch: Batch,
+    noise: Tensor,
+    alpha: Tensor,
+    compiled: Compiled = _as_it_is,
 ) -> Network:
     """What the actor minimises; `noise` is that of the current actions, `[T, B, A]`."""
     targets = (agent.critics.folded(), batch.observations, noise, alpha)
-    return _problem(agent.actor, config, actor_loss, batch.observations, targets)
+    loss, inputs = compiled(actor_loss), batch.observations
+    return _problem(agent.actor, config, compiled(trunk), loss, inputs, targets)
 
 
 def _problem(
     networks: MultiTaskNetworks,
     config: LearnerConfig,
+    trunk: Trunk,
     loss: TaskLoss,
     inputs: Tensor,
     targets: tuple[Any, ...],
 ) -> Network:
     shared, per_task = dict(networks.shared), dict(networks.per_task)
-    return Network(trunk, loss, shared, per_task, inputs[None], targets, networks.rotation)
+    return Network(
+        trunk,
+        loss,
+        shared,
+        per_task,
+        inputs[None],
+        targets,
+        networks.rotation,
+        config.gradient_engine,
+    )
 
 
 def _clip(gradients: list[Tensor], max_norm: float) -> None:

@@ -47,7 +47,7 @@ def own_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     n_networks, n_tasks = weight.shape[:2]
     rows = inputs.view(n_networks * n_tasks, 1, *inputs.shape[2:])
-    products = _Product.apply(rows, weight.flatten(0, 1)).view(n_networks, n_tasks, -1, bias.shape[-1])
+    products = _Product.apply(rows, weight.flatten(0, 1)).view(*inputs.shape[:-1], -1)
     return products + bias[:, :, None]
 
 
@@ -57,7 +57,7 @@ def _cast(inputs: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """`[N, T, B, in] @ [N, in, out]`, in the type of the rows; see `shared_linear` for the weight."""
+    """`[N, T, B, in] @ [N, in, out]` in the inputs' type; `shared_linear` says what of the weight."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """SAC's losses (Haarnoja et al. 2018, arXiv 1812.05905), one value per task.
 
-All networks and tasks at once: `[N, T, B, …]`. A `*_loss` function starts from the trunk's features,
-so that surgery can see both the features' and the parameters' gradients.
+All networks and tasks at once: `[N, T, B, …]`. A `*_loss` function starts from the trunk's
+features, so that surgery can see both their gradients and the parameters'.
 """
 
 from __future__ import annotations

@@ -7,14 +7,15 @@ dictionaries by parameter name, so that no `[T, P]` matrix is ever copied togeth
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from mtrl.precision import full_float32
 
 Parameters = Mapping[str, Tensor]
 
@@ -54,9 +55,7 @@ class TaskGradients(ABC):
     def weighted(self, weights: Tensor) -> Gradients:
         """Σ_t w_t g_t on what is shared; the mean loss's gradient on the tasks' own parameters."""
         per_task = {name: value / weights.shape[-1] for name, value in self.per_task.items()}
-        return Gradients(
-            self.combine(weights), per_task, self.losses, self.auxiliary, weights
-        )
+        return Gradients(self.combine(weights), per_task, self.losses, self.auxiliary, weights)
 
 
 @dataclass(frozen=True)
@@ -165,15 +164,3 @@ def combine(weights: Tensor, gradients: Parameters) -> dict[str, Tensor]:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Half floats to float32; others as they are."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-@contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """Products of float32 are of float32 here: no TF32, no autocast."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)

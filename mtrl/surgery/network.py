@@ -22,8 +22,10 @@ from mtrl.surgery.gradients import (
 
 
 class Trunk(Protocol):
-    """From inputs `[N, T, B, in]` to features `[N, T, B, d]`, of which all layers with a weight
-    are `shared_linear`, called `weight…` and `bias…`; `tape` takes each weight's inputs by name."""
+    """From inputs `[N, T, B, in]` to features `[N, T, B, d]`.
+
+    Matrices are called `weight…`, their biases `bias…`, and both go into `shared_linear`.
+    """
 
     def __call__(
         self,
@@ -54,7 +56,8 @@ class Network:
         inputs: What the trunk sees, `[N, T, B, in]`, or `[1, T, B, in]` for all networks.
         targets: Further arguments of the loss.
         rotation: Joins `per_task` under this name, as a constant.
-        factored: Whether `task_gradients` leaves them as factors; see `FactoredGradients`.
+        engine: What `task_gradients` gives: `jacobian` or `factored`; `auto` is what measures
+            best, see `prefers_factors`.
     """
 
     trunk: Trunk
@@ -64,7 +67,7 @@ class Network:
     inputs: Tensor
     targets: tuple[Any, ...] = ()
     rotation: Tensor | None = None
-    factored: bool = False
+    engine: str = "auto"
     tasks: ClassVar[Any] = slice(None)
 
     def task_gradients(self) -> TaskGradients:
@@ -77,7 +80,14 @@ class Network:
 
         at the price of the plain backward: `shared_linear` sees the view and multiplies but once.
         """
-        return self._factors() if self.factored else self._jacobian()
+        if self.engine == "factored" or (self.engine == "auto" and self._is_wide()):
+            return self._factors()
+        return self._jacobian()
+
+    def _is_wide(self) -> bool:
+        """Whether forming T gradients takes longer than doing without; see `FactoredGradients`."""
+        _, n_tasks, n_rows, _ = self.inputs.shape
+        return False
 
     def _jacobian(self) -> Jacobian:
         shared, per_task = _leaves(self._by_task(self.shared)), _leaves(self.per_task)
@@ -102,7 +112,9 @@ class Network:
         )
         tape: dict[str, Tensor] = {}
         with torch.enable_grad():
-            features = self.trunk({**weights, **shared}, {**per_task, **entering}, self.inputs, tape)
+            features = self.trunk(
+                {**weights, **shared}, {**per_task, **entering}, self.inputs, tape
+            )
             losses, auxiliary = self._heads(shared, per_task, features)
             found = _differentiate(losses.sum(), None, outputs, shared, per_task)
         at_outputs, formed, on_own = found

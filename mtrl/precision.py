@@ -1,0 +1,61 @@
+"""In which numbers the trunks' matrix products are computed.
+
+Everything else stays in float32: parameters, optimisers, heads, losses, Gramians.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from mtrl.validation import UsageError
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """`auto` to what is fast on the device; other names are checked against it.
+
+    Raises:
+        UsageError: for tf32 on a CPU, which has no such unit.
+    """
+    if name == "tf32" and device.type == "cpu":
+        raise UsageError("precision: expected 'fp32' or 'bf16' on a CPU, got 'tf32'")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "tf32"
+    has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bf16" if has_bf16() else "fp32"
+
+
+@contextmanager
+def trunks_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Inside, trunks of float32 networks compute their products in this precision.
+
+    Args:
+        precision: fp32, tf32 or bf16.
+        device: Where.
+    """
+    bf16 = precision == "bf16"
+    # No cache of cast weights: nothing here casts a weight twice, and a graph may not hold one.
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
+    with _float32_products("high" if precision == "tf32" else "highest"), autocast:
+        yield
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Inside, products of float32 are of float32, whatever surrounds it: no TF32, no autocast."""
+    with _float32_products("highest"), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def _float32_products(setting: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
