@@ -131,10 +131,17 @@ class EnvironmentConfig(Section):
         le=500,
         description="Steps after which an episode is truncated [environment steps].",
     )
+    envs_per_task: int = Field(
+        default=1,
+        gt=0,
+        description="Copies of each task that are stepped at once [environments]. They share the "
+        "task's episodes.",
+    )
     workers: int | None = Field(
         default=None,
         gt=0,
-        description="Simulator processes; default: one per processor core, at most one per task. "
+        description="Simulator processes; default: one per processor core, at most one per "
+        "environment. "
         "The trajectory does not depend on it.",
     )
 
