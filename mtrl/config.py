@@ -7,7 +7,7 @@
 
 Every leaf has a name of its own, so a field is the same word everywhere: `learner.batch_size` in
 YAML, `--batch-size` on the command line. Counts called *timesteps* are environment steps over all
-tasks together: one vector step of MT10 is ten of them.
+tasks and copies together: one vector step of MT10 is ten of them.
 
 This module imports neither torch nor mujoco, so that `--help` answers at once.
 """
@@ -111,7 +111,7 @@ class LearnerConfig(Section):
     gradient_steps: int = Field(
         default=1,
         gt=0,
-        description="Updates after each vector step, that is one step of every task.",
+        description="Updates during each vector step, that is one step of every environment.",
     )
     learning_rate: float = Field(
         default=3e-4, gt=0, description="Adam's step size: actor, critics, temperatures."
@@ -152,10 +152,17 @@ class EnvironmentConfig(Section):
         le=500,
         description="Steps after which an episode is truncated [environment steps].",
     )
+    envs_per_task: int = Field(
+        default=1,
+        gt=0,
+        description="Copies of each task that are stepped at once [environments]. They share the "
+        "task's episodes.",
+    )
     workers: int | None = Field(
         default=None,
         gt=0,
-        description="Simulator processes; default: one per processor core, at most one per task. "
+        description="Simulator processes; default: one per processor core, at most one per "
+        "environment. "
         "The trajectory does not depend on it.",
     )
 
@@ -267,12 +274,14 @@ class TrainConfig(Section):
             for name, per_task in Schedule.PER_TASK.items()
         }
         schedule = Schedule(**filled)
-        if schedule.learning_starts > schedule.total_timesteps:
+        if schedule.learning_starts >= schedule.total_timesteps:
             raise UsageError(
-                f"learning_starts: expected at most total_timesteps ({schedule.total_timesteps}), "
-                f"got {schedule.learning_starts}"
+                "learning_starts: expected less than total_timesteps "
+                f"({schedule.total_timesteps}), got {schedule.learning_starts}"
             )
-        stored = min(schedule.learning_starts // n_tasks, self.learner.buffer_size)
+        copies = self.environment.envs_per_task
+        capacity = self.learner.buffer_size // copies * copies  # whole vector steps
+        stored = min(schedule.learning_starts // n_tasks, capacity)
         if self.learner.batch_size > stored:
             raise UsageError(
                 f"batch_size: expected at most the {stored} transitions per task that "

@@ -1,16 +1,91 @@
-"""What training looked like of late: its episodes, and how fast it went."""
+"""The simulators' half of the loop: acting, storing what happened, and how it went of late."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
+
+from mtrl.agent import MTSAC
+from mtrl.envs.vector import TaskVectorEnv
+from mtrl.replay import ReplayBuffer, upload
 
 WINDOW = 20
 """Training episodes per task behind each `rollout/` number."""
+
+STAGES = ("act", "learn", "wait", "store")
+"""What a vector step of the loop consists of, in this order."""
+
+
+class Collector:
+    """Acts in T·E environments with one policy; `act`, `wait` and `store` make one vector step.
+
+    Between `act` and `wait` the simulators work beside whatever the caller does. All other methods
+    want them at rest.
+
+    Args:
+        envs: E copies of each of the agent's tasks.
+        agent: The policy. It may change between `act` and `wait`.
+        seed: Of the exploration's noise.
+    """
+
+    def __init__(self, envs: TaskVectorEnv, agent: MTSAC, seed: int) -> None:
+        self.envs, self.agent = envs, agent
+        self.statistics = EpisodeStatistics(agent.tasks)
+        self._generator = torch.Generator(agent.device).manual_seed(seed)
+        self._tasks = torch.arange(len(agent.tasks), device=agent.device)
+        self._tasks = self._tasks.repeat_interleave(envs.envs_per_task)
+        self._observations = self._actions = np.empty(0)
+
+    def reset(self, seed: int) -> None:
+        """Start the first episodes of `seed`."""
+        self._observations, _ = self.envs.reset(seed=seed)
+
+    def act(self, uniform: bool) -> None:
+        """Choose actions and send them off: a sample of the policy, or uniformly random ones."""
+        shape, device = (len(self._tasks), self.agent.action_size), self.agent.device
+        if uniform:
+            actions = 2 * torch.rand(shape, generator=self._generator, device=device) - 1
+        else:
+            noise = torch.randn(shape, generator=self._generator, device=device)
+            actions = self.agent.act(upload(self._observations, device), self._tasks, noise)
+        self._actions = actions.cpu().numpy()
+        self.envs.step_async(self._actions)
+
+    def wait(self) -> tuple[Any, ...]:
+        """What the simulators answer, once all have; `store` takes it."""
+        return self.envs.step_wait()
+
+    def store(self, answer: tuple[Any, ...], replay: ReplayBuffer) -> None:
+        """Put the vector step into the replay, with true successors; note episodes that ended."""
+        observations, rewards, terminated, truncated, infos = answer
+        done = terminated | truncated
+        following = observations
+        if done.any():
+            following = np.where(done[:, None], infos["final_obs"], observations)
+            self.statistics.add(infos)
+        ended = bool(done.any())
+        replay.add(self._observations, self._actions, rewards, terminated, following, ended)
+        self._observations = observations
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on exactly."""
+        return {
+            "envs": self.envs.state(),
+            "exploration_generator": self._generator.get_state(),
+            "statistics": self.statistics.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], seed: int) -> None:
+        """Take over what `state_dict` gave in a run of `seed`."""
+        self._observations = self.envs.restore(state["envs"], seed=seed)
+        self._generator.set_state(state["exploration_generator"].cpu())
+        self.statistics.load_state_dict(state["statistics"])
 
 
 class EpisodeStatistics:
@@ -22,11 +97,12 @@ class EpisodeStatistics:
         self._success: list[deque[bool]] = [deque(maxlen=WINDOW) for _ in tasks]
 
     def add(self, infos: dict[str, Any]) -> None:
-        """Take the episodes that ended from the `infos` of `TaskVectorEnv.step`."""
-        episode = infos["final_info"]["episode"]
-        for row in np.flatnonzero(infos["_final_info"]):
-            self._returns[row].append(float(episode["r"][row]))
-            self._success[row].append(bool(episode["s"][row]))
+        """Take the episodes that ended from the `infos` of `TaskVectorEnv.step`, `[T·E]` rows."""
+        episode, ended = infos["final_info"]["episode"], infos["_final_info"]
+        envs_per_task = len(ended) // len(self._tasks)
+        for row in np.flatnonzero(ended):
+            self._returns[row // envs_per_task].append(float(episode["r"][row]))
+            self._success[row // envs_per_task].append(bool(episode["s"][row]))
 
     def values(self) -> dict[str, float]:
         """`rollout/` tags of the tasks that have finished an episode."""
@@ -52,21 +128,33 @@ class EpisodeStatistics:
 
 
 class Pace:
-    """Environment steps and updates per second of training, what is done in between left out."""
+    """How fast training is and what it spends its time on, evaluations and logging left out.
+
+    On a GPU, updates are only launched in `learn`. It is in the next `act` that the loop waits for
+    them, because that reads actions off the device.
+    """
 
     def __init__(self, steps: int, updates: int) -> None:
-        self._mark = (time.monotonic(), steps, updates)
+        self._begin(steps, updates)
 
-    def lap(self, steps: int, updates: int) -> tuple[float, float]:
-        """Both rates since the last lap."""
-        now = time.monotonic()
-        begin, steps_before, updates_before = self._mark
-        self._mark = (now, steps, updates)
-        return (steps - steps_before) / (now - begin), (updates - updates_before) / (now - begin)
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of what is done inside."""
+        start = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - start
 
-    def pause(self, work: Callable[[], object]) -> None:
-        """Do something that is not training."""
-        begin = time.monotonic()
-        work()
-        mark, steps, updates = self._mark
-        self._mark = (mark + time.monotonic() - begin, steps, updates)
+    def lap(self, steps: int, updates: int) -> dict[str, float]:
+        """`time/` tags: rates since the last lap, and each stage's share of the time."""
+        total = sum(self._seconds.values())
+        found = {
+            "time/fps": (steps - self._steps) / total,
+            "time/updates_per_second": (updates - self._updates) / total,
+        }
+        found |= {f"time/share/{name}": part / total for name, part in self._seconds.items()}
+        self._begin(steps, updates)
+        return found
+
+    def _begin(self, steps: int, updates: int) -> None:
+        self._steps, self._updates = steps, updates
+        self._seconds = dict.fromkeys(STAGES, 0.0)

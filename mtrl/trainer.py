@@ -21,7 +21,7 @@ from mtrl.interrupt import Interrupt
 from mtrl.learner import Learner
 from mtrl.logger import RunLogger
 from mtrl.replay import ReplayBuffer
-from mtrl.rollout import EpisodeStatistics, Pace
+from mtrl.rollout import Collector, Pace
 from mtrl.surgery.diagnostics import worst_pairs
 
 
@@ -59,28 +59,37 @@ class Trainer:
             for sequence in np.random.SeedSequence(config.seed).spawn(4)
         )
         environment = config.environment
-        self.envs = make_vector_env(benchmark, environment.horizon, environment.workers)
+        self.envs = make_vector_env(
+            benchmark,
+            environment.horizon,
+            environment.workers,
+            envs_per_task=environment.envs_per_task,
+        )
         observation_size, action_size = self.envs.observation_size, self.envs.action_size
         self.agent = MTSAC(
             benchmark.tasks, config.agent, observation_size, action_size, weights
         ).to(device)
         self.learner = Learner(self.agent, config.learner, learner)
         self.replay = ReplayBuffer(
-            config.learner.buffer_size, self.n_tasks, observation_size, action_size, device, replay
+            config.learner.buffer_size,
+            self.n_tasks,
+            observation_size,
+            action_size,
+            device,
+            replay,
+            environment.envs_per_task,
         )
-        self.generator = torch.Generator(device).manual_seed(exploration)
-        self.tasks = torch.arange(self.n_tasks, device=device)
+        self.collector = Collector(self.envs, self.agent, exploration)
         self.eval_envs = make_vector_env(
             benchmark, environment.horizon, environment.workers, shuffle_goals=False
         )
         self.schedule = config.schedule(self.n_tasks)
-        self.statistics = EpisodeStatistics(benchmark.tasks)
         self.steps = self.updates = 0
         self.elapsed = 0.0
         self.success: float | None = None
         self._metrics: dict[str, torch.Tensor] = {}
         if state is None:
-            self.observations, _ = self.envs.reset(seed=config.seed)
+            self.collector.reset(config.seed)
         else:
             self._load(state)
         self.pace = Pace(self.steps, self.updates)
@@ -100,69 +109,64 @@ class Trainer:
                     return Outcome(self.run_dir, None, interrupt.signal)
                 return Outcome(self.run_dir, self._finish())
         finally:
-            self.logger.close()
-            self.envs.close()
-            self.eval_envs.close()
+            self.close()
+
+    def close(self) -> None:
+        """End the simulators and the logs."""
+        self.logger.close()
+        self.envs.close()
+        self.eval_envs.close()
 
     def _loop(self) -> None:
         schedule, start = self.schedule, time.monotonic() - self.elapsed
         while self.steps < schedule.total_timesteps and self.interrupt.signal is None:
-            self._collect()
-            if self.steps >= schedule.learning_starts:
-                for _ in range(self.config.learner.gradient_steps):
-                    self._metrics = self.learner.step(self.replay)
-                    self.updates += 1
+            self.step()
             self.elapsed = time.monotonic() - start
             self.logger.tick(self.steps)
             if self._due(schedule.log_every):
                 self._log()
             if self._due(schedule.diagnose_every) and self._metrics:
-                self.pace.pause(self._diagnose)
+                self._diagnose()
             if self.steps < schedule.total_timesteps:  # the end has its own
                 if self._due(schedule.eval_every):
-                    self.pace.pause(self._evaluate)
+                    self._evaluate()
                 if self._due(schedule.checkpoint_every):
-                    self.pace.pause(self._checkpoint)
+                    self._checkpoint()
 
-    def _collect(self) -> None:
-        """One step of every task."""
-        shape = (self.n_tasks, self.agent.action_size)
-        device = self.agent.device
-        if self.steps < self.schedule.learning_starts:
-            actions = 2 * torch.rand(shape, generator=self.generator, device=device) - 1
-        else:
-            noise = torch.randn(shape, generator=self.generator, device=device)
-            inputs = torch.from_numpy(self.observations).to(device)
-            actions = self.agent.act(inputs, self.tasks, noise)
-        sent = actions.cpu().numpy()
-        observations, rewards, terminated, truncated, infos = self.envs.step(sent)
-        done = terminated | truncated
-        following = observations
-        if done.any():
-            following = np.where(done[:, None], infos["final_obs"], observations)
-            self.statistics.add(infos)
-        self.replay.add(self.observations, sent, rewards, terminated, following, bool(done.any()))
-        self.observations = observations
-        self.steps += self.n_tasks
+    def step(self) -> None:
+        """One vector step; while it is simulated, the learner learns from those before it.
+
+        The order of what depends on what is fixed, so that a run does not depend on who is faster.
+        """
+        learning = self.steps >= self.schedule.learning_starts
+        with self.pace.stage("act"):
+            self.collector.act(uniform=not learning)
+        with self.pace.stage("learn"):
+            for _ in range(self.config.learner.gradient_steps if learning else 0):
+                self._metrics = self.learner.step(self.replay)
+                self.updates += 1
+        with self.pace.stage("wait"):
+            answer = self.collector.wait()
+        with self.pace.stage("store"):
+            self.collector.store(answer, self.replay)
+        self.steps += self.envs.num_envs
 
     def _due(self, every: int) -> bool:
-        return every > 0 and self.steps // every > (self.steps - self.n_tasks) // every
+        return every > 0 and self.steps // every > (self.steps - self.envs.num_envs) // every
 
     def _log(self) -> None:
         """Read numbers off the device, as only diagnoses and evaluations do besides."""
-        fps, updates_per_second = self.pace.lap(self.steps, self.updates)
         values = {
-            "time/fps": fps,
-            "time/updates_per_second": updates_per_second,
+            **self.pace.lap(self.steps, self.updates),
             "time/updates": float(self.updates),
             "time/elapsed": self.elapsed,
-            **self.statistics.values(),
+            **self.collector.statistics.values(),
         }
         for name, measured in self._metrics.items():
             by_task = zip(self.benchmark.tasks, measured.tolist(), strict=True)
             values |= {f"train/{name}/{task}": value for task, value in by_task}
         self.logger.write(self.steps, values)
-        self.logger.progress(self.steps, fps, self.success)
+        self.logger.progress(self.steps, values["time/fps"], self.success)
 
     def _diagnose(self) -> None:
         from mtrl.figures import cosine_figure  # brings matplotlib, which nothing else needs
@@ -223,13 +227,11 @@ class Trainer:
             "agent": self.agent.state_dict(),
             "learner": self.learner.state_dict(),
             "replay": self.replay.state_dict(),
-            "envs": self.envs.state(),
-            "exploration_generator": self.generator.get_state(),
+            **self.collector.state_dict(),
             "steps": self.steps,
             "updates": self.updates,
             "elapsed": self.elapsed,
             "success": self.success,
-            "statistics": self.statistics.state_dict(),
         }
         description = self.agent.description() | self._description()
         save_checkpoint(self.run_dir, self.steps, state, yaml.safe_dump(description))
@@ -238,8 +240,6 @@ class Trainer:
         self.agent.load_state_dict(state["agent"])
         self.learner.load_state_dict(state["learner"])
         self.replay.load_state_dict(state["replay"])
-        self.observations = self.envs.restore(state["envs"], seed=self.config.seed)
-        self.generator.set_state(state["exploration_generator"].cpu())
+        self.collector.load_state_dict(state, self.config.seed)
         self.steps, self.updates = state["steps"], state["updates"]
         self.elapsed, self.success = state["elapsed"], state["success"]
-        self.statistics.load_state_dict(state["statistics"])

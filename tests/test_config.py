@@ -105,13 +105,17 @@ WRONG = {
     "no width": (["--hidden-sizes", "8", "0"], "hidden_sizes: input should be greater than 0"),
     "late start": (
         [*TINY, "--learning-starts", "900", "--total-timesteps", "800"],
-        "learning_starts: expected at most total_timesteps (800), got 900",
+        "learning_starts: expected less than total_timesteps (800), got 900",
     ),
     "batch": (
         [*TINY, "--learning-starts", "14", "--total-timesteps", "800"],
         "batch_size: expected at most the 7 transitions per task",
     ),
     "buffer": ([*TINY, "--buffer-size", "7"], "batch_size: expected at most the 7"),
+    "copies": (
+        [*TINY, "--buffer-size", "11", "--envs-per-task", "6"],
+        "batch_size: expected at most the 6 transitions per task",
+    ),
     "folder": ([*TINY, "--run-dir", "/dev/null/run"], "run_dir: cannot create /dev/null/run"),
     "resume": (["--resume", "nowhere"], "resume: expected a run folder with a checkpoint"),
     "resume flag": (["--resume", "nowhere", "--seed", "1"], "got --seed"),

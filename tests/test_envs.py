@@ -49,6 +49,51 @@ def test_the_number_of_workers_does_not_matter():
     assert len(traces[0]["final"]) == 2
 
 
+def test_copies_share_their_tasks_episodes():
+    """Row t E + e is copy e of task t, and plays what one environment plays e, e + E, … later."""
+    benchmark, copies, horizon = get_benchmark("", TASKS[:2]), 3, 20
+    envs = make_vector_env(benchmark, horizon, workers=2, envs_per_task=copies)
+    assert (envs.n_tasks, envs.envs_per_task, envs.num_envs) == (2, copies, 6)
+    assert envs.names == TASKS[:2] and envs.observation_space.shape == (6, 39)
+    moves = np.random.default_rng(0).uniform(-1, 1, (2 * horizon, 6, 4)).astype(np.float32)
+    first, _ = envs.reset(seed=4)
+    trace = [envs.step(move) for move in moves]
+    state = envs.state()
+    assert state["episodes"] == [6, 7, 8, 6, 7, 8]
+    for row, (task, copy) in enumerate((task, copy) for task in TASKS[:2] for copy in range(3)):
+        alone = MetaWorldTask(task, horizon)
+        assert np.array_equal(first[row], alone.reset(seed=4, options={"episode": copy})[0])
+        for step, (observations, rewards, _, truncated, infos) in enumerate(trace):
+            expected, reward, *_ = alone.step(moves[step, row])
+            assert rewards[row] == reward
+            if truncated[row]:
+                assert np.array_equal(infos["final_obs"][row], expected)
+                following = copy + copies * ((step + 1) // horizon)
+                expected, _ = alone.reset(options={"episode": following})
+            assert np.array_equal(observations[row], expected)
+    envs.close()
+
+
+def test_a_step_in_two_halves_is_a_step():
+    halves, whole = (make_vector_env(BENCHMARK, horizon=10, workers=1) for _ in range(2))
+    for envs in (halves, whole):
+        envs.reset(seed=0)
+    for action in actions(12):
+        halves.step_async(action)
+        with pytest.raises(gym.error.AlreadyPendingCallError, match="step_async"):
+            halves.step_async(action)
+        with pytest.raises(gym.error.AlreadyPendingCallError, match="state"):
+            halves.state()
+        found, expected = halves.step_wait(), whole.step(action)
+        for a, b in zip(found[:4], expected[:4], strict=True):
+            assert np.array_equal(a, b)
+    with pytest.raises(gym.error.NoAsyncCallError):
+        halves.step_wait()
+    halves.step_async(action)
+    for envs in (halves, whole):
+        envs.close()  # also with a step under way
+
+
 def test_an_episode_is_the_reference_simulators_own():
     """The same goal set by hand in Meta-World gives the same observations and rewards."""
     ours = MetaWorldTask("door-open-v3", horizon=60)

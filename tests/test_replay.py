@@ -3,27 +3,31 @@
 import numpy as np
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from mtrl.replay import ReplayBuffer
 
 T = 3
 
 
-def fill(buffer: ReplayBuffer, steps: int, ends, start: int = 0) -> list[list[tuple]]:
-    """Write numbered transitions; `ends(step, task)` says which tasks' episodes end. Each task's
-    observation is (task, episode, step in the episode); returns all transitions by task."""
-    truth = [[] for _ in range(T)]
-    episode, elapsed = np.zeros(T), np.zeros(T)
+def fill(buffer: ReplayBuffer, steps: int, ends, start: int = 0) -> list[list[list[tuple]]]:
+    """Write numbered transitions; `ends(step, env)` says which environments' episodes end. Each
+    one's observation is (environment, episode, step in the episode); returns all transitions of
+    each vector step, by task."""
+    n, envs_per_task = T * buffer.envs_per_task, buffer.envs_per_task
+    env, episode, elapsed = np.arange(n), np.zeros(n), np.zeros(n)
+    truth = []
     for step in range(start, start + steps):
-        observation = np.stack([np.arange(T), episode, elapsed], -1)
+        observation = np.stack([env, episode, elapsed], -1)
         following = observation + [0, 0, 1]
-        action = np.full((T, 2), step % 97 / 97)
-        reward = np.arange(T) * 1000.0 + step
-        done = np.array([ends(step, t) for t in range(T)])
-        terminated = done & (np.arange(T) == 1)  # task 1's ends are real ones
+        action = np.full((n, 2), step % 97 / 97)
+        reward = env * 1000.0 + step
+        done = np.array([ends(step, i) for i in range(n)])
+        terminated = done & (env == 1)  # environment 1's ends are real ones
         buffer.add(observation, action, reward, terminated, following, bool(done.any()))
-        for t in range(T):
-            truth[t].append((reward[t], *observation[t], *following[t], float(terminated[t])))
+        rows = np.column_stack([reward, observation, following, terminated])
+        tasks = rows.reshape(T, envs_per_task, -1).tolist()
+        truth.append([[tuple(row) for row in task] for task in tasks])
         elapsed += 1
         episode[done] += 1
         elapsed[done] = 0
@@ -46,51 +50,74 @@ def read(buffer: ReplayBuffer, batch_size: int = 4000) -> list[list[tuple]]:
     return [[tuple(row) for row in task] for task in rows.tolist()]
 
 
+@pytest.mark.parametrize("envs_per_task", [1, 3])
 @pytest.mark.parametrize("steps", [5, 99, 100, 101, 250, 1000])
 @pytest.mark.parametrize(
     "ends",
     [
-        lambda step, task: False,
-        lambda step, task: step % 100 == 99,
-        lambda step, task: (step + 7 * task) % 13 == 0,
-        lambda step, task: True,
+        lambda step, env: False,
+        lambda step, env: step % 100 == 99,
+        lambda step, env: (step + 7 * env) % 13 == 0,
+        lambda step, env: True,
     ],
     ids=["endless", "together", "apart", "always"],
 )
-def test_samples_are_the_newest_true_transitions(steps, ends):
-    buffer = ReplayBuffer(100, T, 3, 2)
+def test_samples_are_the_newest_true_transitions(steps, ends, envs_per_task):
+    buffer = ReplayBuffer(100 * envs_per_task, T, 3, 2, envs_per_task=envs_per_task)
     truth = fill(buffer, steps, ends)
-    kept = len(buffer)
-    together = not any(ends(0, t) != ends(0, 0) for t in range(T)) and not ends(0, 0)
+    kept, rest = divmod(len(buffer), envs_per_task)
+    together = len({ends(0, i) for i in range(T * envs_per_task)}) == 1 and not ends(0, 0)
     if together:
         assert kept == min(steps, 100)
-    assert kept >= min(steps, 50)
+    assert rest == 0 and kept >= min(steps, 50)
     for t, rows in enumerate(read(buffer)):
-        assert set(rows) == set(truth[t][-kept:])
+        assert set(rows) == {row for step in truth[-kept:] for row in step[t]}
 
 
-def test_sampling_is_uniform_and_independent_between_tasks():
-    buffer = ReplayBuffer(20, T, 3, 2)
-    fill(buffer, 73, lambda step, task: step == 60)
+@pytest.mark.parametrize("envs_per_task", [1, 4])
+def test_sampling_is_uniform_and_independent_between_tasks(envs_per_task):
+    """Over vector steps and copies alike, of a ring that has come round."""
+    buffer = ReplayBuffer(20, T, 3, 2, envs_per_task=envs_per_task)
+    steps = 20 // envs_per_task
+    fill(buffer, 53 + steps, lambda step, env: step == 54)
     assert len(buffer) == 20
     draws = 40_000
-    ages = buffer.sample(draws).rewards - torch.arange(T)[:, None] * 1000 - 53
+    batch = buffer.sample(draws)
+    env = batch.observations[..., 0]
+    ages = batch.rewards - env * 1000 - 53
+    first = envs_per_task * torch.arange(T)[:, None]
+    which = (ages * envs_per_task + env - first).long()  # of the task's 20 transitions
     for t in range(T):
-        counts = torch.bincount(ages[t].long(), minlength=20).double()
+        counts = torch.bincount(which[t], minlength=20).double()
+        assert len(counts) == 20
         chi_squared = ((counts - draws / 20).square() / (draws / 20)).sum().item()
         assert chi_squared < 43.8  # 99.9% quantile, 19 degrees of freedom
-    correlation = torch.corrcoef(ages)[0, 1].abs().item()
+    correlation = torch.corrcoef(which.float())[0, 1].abs().item()
     assert correlation < 4 / draws**0.5
 
 
-def test_state_goes_on_exactly():
-    first = ReplayBuffer(50, T, 3, 2, seed=4)
-    fill(first, 130, lambda step, task: (step + task) % 30 == 0)
+def test_a_sample_holds_no_number_of_the_hosts_that_changes():
+    """Like a CUDA graph, a trace repeats the operations with the Python numbers of its time."""
+    buffer = ReplayBuffer(50, T, 3, 2, envs_per_task=2)
+    fill(buffer, 5, lambda step, env: False)
+    traced = make_fx(lambda: buffer.sample(16).rewards)()
+    for steps in (3, 60, 1):
+        fill(buffer, steps, lambda step, env: step == 20)
+        state = buffer.generator.get_state()
+        rewards = buffer.sample(16).rewards
+        buffer.generator.set_state(state)
+        assert torch.equal(traced(), rewards)
+
+
+@pytest.mark.parametrize("envs_per_task", [1, 2])
+def test_state_goes_on_exactly(envs_per_task):
+    first = ReplayBuffer(50, T, 3, 2, seed=4, envs_per_task=envs_per_task)
+    fill(first, 130, lambda step, env: (step + env) % 30 == 0)
     first.sample(7)
-    second = ReplayBuffer(50, T, 3, 2, seed=9)
+    second = ReplayBuffer(50, T, 3, 2, seed=9, envs_per_task=envs_per_task)
     second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
     for buffer in (first, second):
-        fill(buffer, 20, lambda step, task: step == 140, start=130)
+        fill(buffer, 20, lambda step, env: step == 140, start=130)
     for _ in range(3):
         for a, b in zip(
             vars(first.sample(16)).values(), vars(second.sample(16)).values(), strict=True
@@ -101,7 +128,7 @@ def test_state_goes_on_exactly():
 def test_a_look_aside_does_not_move_the_buffers_own_generator():
     a, b = (ReplayBuffer(50, T, 3, 2, seed=1) for _ in range(2))
     for buffer in (a, b):
-        fill(buffer, 40, lambda step, task: False)
+        fill(buffer, 40, lambda step, env: False)
     a.sample(8, torch.Generator().manual_seed(0))
     assert torch.equal(a.sample(8).rewards, b.sample(8).rewards)
 

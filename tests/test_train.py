@@ -20,6 +20,7 @@ from mtrl.benchmarks import get_benchmark
 from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_atomically, write_text
 from mtrl.config import TrainConfig
 from mtrl.evaluation import evaluate
+from mtrl.rollout import STAGES
 
 TASKS = ("drawer-close-v3", "reach-v3")
 SETTINGS = (
@@ -117,6 +118,9 @@ def test_tensorboard_holds_every_promised_tag(finished):
         assert f"surgery/{network}/conflicts/text_summary" in events.Tags()["tensors"]
     assert {"eval/success_rate/mean", "eval/success_rate/worst", "time/fps"} <= tags
     assert "time/updates_per_second" in tags
+    shares = [events.Scalars(f"time/share/{stage}") for stage in STAGES]
+    for parts in zip(*shares, strict=True):
+        assert sum(part.value for part in parts) == pytest.approx(1)
     steps = [event.step for event in events.Scalars("eval/success_rate/mean")]
     assert steps == [500, 1000, 1200]  # environment steps over all tasks
     assert [event.step for event in events.Scalars("time/fps")] == list(range(200, 1201, 200))
@@ -145,7 +149,7 @@ def test_csv_and_json_say_the_same(finished):
         assert {k: float(v) for k, v in line.items() if v} == pytest.approx(row)
     assert rows[-1]["time/total_timesteps"] == 1200
     updates = [row["time/updates"] for row in rows if "time/updates" in row]
-    assert updates[-1] == (1200 - 300) / 2 + 1  # one per vector step, from learning_starts on
+    assert updates[-1] == (1200 - 300) / 2  # one per vector step after learning_starts
 
 
 def test_final_evaluation_is_what_mtrl_eval_and_python_find(finished, tmp_path):

@@ -37,6 +37,8 @@ class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
         task: Meta-World name, e.g. `"reach-v3"`.
         horizon: Steps after which the episode is truncated, at most 500.
         shuffle_goals: Whether the 50 goals come in random order.
+        stride: How many episodes a plain `reset()` goes on by. E copies of a task with stride E
+            that start at episodes 0, …, E − 1 share the task's episodes among them.
         kwargs: Passed on to Meta-World, e.g. `render_mode="rgb_array"`.
 
     Example:
@@ -52,15 +54,21 @@ class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
     action_space = ACTION_SPACE
 
     def __init__(
-        self, task: str, horizon: int = 500, shuffle_goals: bool = True, **kwargs: Any
+        self,
+        task: str,
+        horizon: int = 500,
+        shuffle_goals: bool = True,
+        stride: int = 1,
+        **kwargs: Any,
     ) -> None:
         self.task = task
         self.horizon = horizon
         self.shuffle_goals = shuffle_goals
+        self.stride = stride
         self.simulator: SawyerXYZEnv = ALL_V3_ENVIRONMENTS[task](**kwargs)
         self.render_mode = self.simulator.render_mode
         self.metadata = self.simulator.metadata
-        self._seed, self._episode, self._elapsed = 0, -1, 0
+        self._seed, self._episode, self._elapsed = 0, -stride, 0
         self._random_vectors: dict[int, np.ndarray] = {}
 
     def reset(
@@ -69,9 +77,9 @@ class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
         """Start the next episode; `seed` starts over at episode 0; `options["episode"]` jumps."""
         super().reset(seed=seed)  # the custom; nothing here draws from np_random
         if seed is not None:
-            self._seed, self._episode = seed, -1
+            self._seed, self._episode = seed, -self.stride
             self._random_vectors.clear()
-        self._episode = (options or {}).get("episode", self._episode + 1)
+        self._episode = (options or {}).get("episode", self._episode + self.stride)
         self._elapsed = 0
         cycle, goal = divmod(self._episode, N_GOALS)
         if self.shuffle_goals:

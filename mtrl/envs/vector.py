@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.error import AlreadyPendingCallError, NoAsyncCallError
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
@@ -38,10 +39,13 @@ class WorkerError(ChildProcessError):
 
 
 class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """One environment per task, row t of every array belonging to task t.
+    """E environments per task; row t E + e of every array belongs to copy e of task t.
 
     One process per task, as `gymnasium.vector.AsyncVectorEnv` has it, spends its time on waking
-    processes when there are more tasks than cores. Here each worker holds several tasks.
+    processes when there are more tasks than cores. Here each worker holds several.
+
+    `step` is `step_async`, after which the caller may do other work while simulators step, and
+    `step_wait`. Below, N = T E rows.
 
     Episodes end in the same step they are followed by the next (`AutoresetMode.SAME_STEP`): where
     `terminated | truncated`, `infos["final_obs"]` holds the true last observation, and
@@ -49,11 +53,13 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     `infos["success"]` is each step's flag.
 
     Args:
-        factories: For each task a picklable callable that makes its environment. Episode e of an
-            environment must repeat from `reset(seed)`, `reset(options={"episode": e})`.
-        names: The tasks' names, for error messages.
+        factories: For each row a picklable callable that makes its environment. Episode k must
+            repeat from `reset(seed=seed, options={"episode": k})`, and a plain `reset()` go on by
+            E: copy e of a task plays its episodes e, e + E, e + 2E, …
+        names: The T tasks' names, for error messages.
         observation_space: Of every task, a `Box` of one dimension.
         action_space: Likewise.
+        envs_per_task: The number E of copies of each task.
         workers: Number of processes; default: one per core this process may use.
 
     Raises:
@@ -68,10 +74,12 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         names: Sequence[str],
         observation_space: Box,
         action_space: Box,
+        envs_per_task: int = 1,
         workers: int | None = None,
     ) -> None:
         self.names = tuple(names)
-        self.num_envs = n = len(names)
+        self.n_tasks, self.envs_per_task = len(names), envs_per_task
+        self.num_envs = n = self.n_tasks * envs_per_task
         self.single_observation_space, self.single_action_space = observation_space, action_space
         self.observation_space = batch_space(observation_space, n)
         self.action_space = batch_space(action_space, n)
@@ -115,31 +123,59 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._stop = weakref.finalize(self, _stop, self._pipes, self._processes)
         self._receive(START_TIMEOUT)
 
+        self._pending = False
         self._returns = np.zeros(n)
         self._success = np.zeros(n, bool)
-        self._episodes = np.full(n, -1)
-        self._history: list[list[np.ndarray]] = [[] for _ in names]
+        self._first = np.tile(np.arange(envs_per_task), self.n_tasks)
+        self._episodes = self._first - envs_per_task
+        self._history: list[list[np.ndarray]] = [[] for _ in range(n)]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start every task's next episode, or its first one of `seed`. Observations [T, d]."""
-        self._episodes = np.zeros_like(self._episodes) if seed is not None else self._episodes + 1
+        """Start every row's next episode, or its first one of `seed`. Observations [N, d]."""
+        self._expect_no_step("reset")
+        following = self._episodes + self.envs_per_task
+        self._episodes = self._first.copy() if seed is not None else following
         self._start(seed, None)
         return self._shared.observations.copy(), {}
 
     def step(
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Step every task once with actions [T, a] in [-1, 1]; returns [T, d], [T], [T], [T]."""
+        """Step every row once with actions [N, a] in [-1, 1]; returns [N, d], [N], [N], [N]."""
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Have every row step with actions [N, a], and return before they have.
+
+        Raises:
+            AlreadyPendingCallError: (Gymnasium's) if the last step has not been waited for.
+        """
+        self._expect_no_step("step_async")
         shared = self._shared
         shared.actions[:] = actions
         for pipe in self._pipes:
             self._send(pipe, ("step", None))
         for history, action in zip(self._history, shared.actions.copy(), strict=True):
             history.append(action)
+        self._pending = True
+
+    def step_wait(
+        self,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """What came of `step_async`, as `step` returns it.
+
+        Raises:
+            NoAsyncCallError: (Gymnasium's) if there was none.
+        """
+        if not self._pending:
+            raise NoAsyncCallError("step_wait: expected a step_async before it", "step")
+        self._pending = False
         self._receive(STEP_TIMEOUT)
 
+        shared = self._shared
         terminated, truncated = shared.terminated.astype(bool), shared.truncated.astype(bool)
         success = shared.success.astype(bool)
         self._returns += shared.rewards
@@ -156,12 +192,13 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 "_final_info": done,
             }
             self._begin(done)
-            self._episodes[done] += 1
+            self._episodes[done] += self.envs_per_task
         return shared.observations.copy(), shared.rewards.copy(), terminated, truncated, infos
 
     def state(self) -> dict[str, Any]:
-        """Where every task is: its episode's number, and what was done and seen in it so far."""
-        actions = {str(t): np.array(rows, np.float32) for t, rows in enumerate(self._history)}
+        """Where every row is: its episode's number, and what was done and seen in it so far."""
+        self._expect_no_step("state")
+        actions = {str(row): np.array(a, np.float32) for row, a in enumerate(self._history)}
         return {
             "episodes": self._episodes.tolist(),
             "returns": self._returns.tolist(),
@@ -170,12 +207,13 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         }
 
     def restore(self, state: dict[str, Any], *, seed: int) -> np.ndarray:
-        """Go back to a `state` under `seed` by playing its actions again. Observations [T, d].
+        """Go back to a `state` under `seed` by playing its actions again. Observations [N, d].
 
         The simulator is deterministic, so this is exact, and needs nothing of its inside.
         """
+        self._expect_no_step("restore")
         self._episodes = np.array(state["episodes"])
-        actions = [np.asarray(state["actions"][str(t)]) for t in range(self.num_envs)]
+        actions = [np.asarray(state["actions"][str(row)]) for row in range(self.num_envs)]
         self._start(seed, actions)
         self._history = [list(rows) for rows in actions]
         self._returns, self._success = np.array(state["returns"]), np.array(state["success"])
@@ -196,6 +234,10 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._success[started] = False
         for row in np.flatnonzero(started):
             self._history[row] = []
+
+    def _expect_no_step(self, call: str) -> None:
+        if self._pending:
+            raise AlreadyPendingCallError(f"{call}: expected step_wait after step_async", "step")
 
     @staticmethod
     def _send(pipe: Connection, message: tuple[str, Any]) -> None:
@@ -219,7 +261,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 raise WorkerError(f"{self._at(index)}: {failure}")
 
     def _at(self, index: int) -> str:
-        return f"task {self.names[self._shared.busy[index]]!r}"
+        return f"task {self.names[self._shared.busy[index] // self.envs_per_task]!r}"
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the processes."""
@@ -241,12 +283,18 @@ def make_vector_env(
     horizon: int = 500,
     workers: int | None = None,
     shuffle_goals: bool = True,
+    envs_per_task: int = 1,
 ) -> TaskVectorEnv:
     """The benchmark's tasks on the reference simulator; see `MetaWorldTask` for the arguments."""
     return TaskVectorEnv(
-        [partial(MetaWorldTask, task, horizon, shuffle_goals) for task in benchmark.tasks],
+        [
+            partial(MetaWorldTask, task, horizon, shuffle_goals, envs_per_task)
+            for task in benchmark.tasks
+            for _ in range(envs_per_task)
+        ],
         benchmark.tasks,
         OBSERVATION_SPACE,
         ACTION_SPACE,
+        envs_per_task,
         workers,
     )

@@ -25,16 +25,16 @@ EnvFactory = Callable[[], gym.Env[np.ndarray, np.ndarray]]
 
 @dataclass
 class SharedArrays:
-    """The arrays parent and workers share, one row per task."""
+    """The arrays parent and workers share, one row per environment."""
 
-    observations: np.ndarray  # [T, observation], of the state to act in next
-    final_observations: np.ndarray  # [T, observation], of the state before an autoreset
-    actions: np.ndarray  # [T, action]
-    rewards: np.ndarray  # [T]
-    terminated: np.ndarray  # [T]
-    truncated: np.ndarray  # [T]
-    success: np.ndarray  # [T]
-    busy: np.ndarray  # [workers], the task each worker is at
+    observations: np.ndarray  # [N, observation], of the state to act in next
+    final_observations: np.ndarray  # [N, observation], of the state before an autoreset
+    actions: np.ndarray  # [N, action]
+    rewards: np.ndarray  # [N]
+    terminated: np.ndarray  # [N]
+    truncated: np.ndarray  # [N]
+    success: np.ndarray  # [N]
+    busy: np.ndarray  # [workers], the row each worker is at
 
 
 def allocate(
