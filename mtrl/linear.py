@@ -52,12 +52,15 @@ def own_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _cast(inputs: Tensor) -> Tensor:
+    """To autocast's type inside autocast, which leaves float64 as it is."""
     kind = inputs.device.type
-    return inputs.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else inputs
+    if torch.is_autocast_enabled(kind) and inputs.dtype != torch.float64:
+        return inputs.to(torch.get_autocast_dtype(kind))
+    return inputs
 
 
 class _Product(torch.autograd.Function):
-    """`[N, T, B, in] @ [N, in, out]` in the inputs' type; `shared_linear` says what of the weight."""
+    """`[N, T, B, in] @ [N, in, out]` in the inputs' type; see `shared_linear` for the weight."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:

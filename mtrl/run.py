@@ -19,6 +19,7 @@ from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_text
 from mtrl.config import TrainConfig
 from mtrl.envs.vector import n_cores
 from mtrl.learner import Learner
+from mtrl.precision import resolve_precision
 from mtrl.trainer import Outcome, Trainer
 from mtrl.validation import UsageError
 
@@ -92,11 +93,15 @@ def check(config: TrainConfig) -> tuple[Benchmark, torch.device, TrainConfig]:
         UsageError: if a name is unknown, the device is missing, or numbers do not fit together.
     """
     benchmark = get_benchmark(config.benchmark, config.tasks)
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.learner.precision, device)
     # With the narrowest inputs: here a method says what it cannot do with such networks.
-    Learner(MTSAC(benchmark.tasks, config.agent, 1, 1), config.learner)
+    narrow = config.learner.model_copy(update={"precision": "fp32", "compile": False})
+    Learner(MTSAC(benchmark.tasks, config.agent, 1, 1), narrow)
     schedule = config.schedule(len(benchmark.tasks))
-    resolved = config.model_copy(update=dataclasses.asdict(schedule))
-    return benchmark, resolve_device(config.device), resolved
+    learner = config.learner.model_copy(update={"precision": precision})
+    resolved = config.model_copy(update=dataclasses.asdict(schedule) | {"learner": learner})
+    return benchmark, device, resolved
 
 
 def _file_name(surgery: str) -> str:

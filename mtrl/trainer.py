@@ -84,7 +84,7 @@ class Trainer:
             benchmark, environment.horizon, environment.workers, shuffle_goals=False
         )
         self.schedule = config.schedule(self.n_tasks)
-        self.steps = self.updates = 0
+        self.steps = 0
         self.elapsed = 0.0
         self.success: float | None = None
         self._metrics: dict[str, torch.Tensor] = {}
@@ -92,7 +92,7 @@ class Trainer:
             self.collector.reset(config.seed)
         else:
             self._load(state)
-        self.pace = Pace(self.steps, self.updates)
+        self.pace = Pace(self.steps, self.learner.updates)
         self.interrupt = Interrupt()
         self.logger = RunLogger(
             run_dir, benchmark.tasks, self.schedule.total_timesteps, config.to_yaml(), self.steps
@@ -142,9 +142,8 @@ class Trainer:
         with self.pace.stage("act"):
             self.collector.act(uniform=not learning)
         with self.pace.stage("learn"):
-            for _ in range(self.config.learner.gradient_steps if learning else 0):
-                self._metrics = self.learner.step(self.replay)
-                self.updates += 1
+            if learning:
+                self._metrics = self.learner.step(self.replay, self.config.learner.gradient_steps)
         with self.pace.stage("wait"):
             answer = self.collector.wait()
         with self.pace.stage("store"):
@@ -157,8 +156,8 @@ class Trainer:
     def _log(self) -> None:
         """Read numbers off the device, as only diagnoses and evaluations do besides."""
         values = {
-            **self.pace.lap(self.steps, self.updates),
-            "time/updates": float(self.updates),
+            **self.pace.lap(self.steps, self.learner.updates),
+            "time/updates": float(self.learner.updates),
             "time/elapsed": self.elapsed,
             **self.collector.statistics.values(),
         }
@@ -206,7 +205,7 @@ class Trainer:
             policy="policy_final.safetensors",
             seed=self.config.seed,
             total_timesteps=self.steps,
-            updates=self.updates,
+            updates=self.learner.updates,
             seconds=round(self.elapsed, 1),
         )
         write_text(self.run_dir / "eval.json", text)
@@ -229,7 +228,6 @@ class Trainer:
             "replay": self.replay.state_dict(),
             **self.collector.state_dict(),
             "steps": self.steps,
-            "updates": self.updates,
             "elapsed": self.elapsed,
             "success": self.success,
         }
@@ -241,5 +239,5 @@ class Trainer:
         self.learner.load_state_dict(state["learner"])
         self.replay.load_state_dict(state["replay"])
         self.collector.load_state_dict(state, self.config.seed)
-        self.steps, self.updates = state["steps"], state["updates"]
+        self.steps = state["steps"]
         self.elapsed, self.success = state["elapsed"], state["success"]
