@@ -208,7 +208,7 @@ def _metavar(annotation: Any) -> str:
         return "|".join(typing.get_args(annotation))
     if inner := typing.get_args(annotation):  # X | None, tuple[X, ...], Annotated[X, ...]
         return _metavar(inner[0])
-    return {int: "N", float: "X", str: "NAME", Path: "PATH"}[annotation]
+    return {int: "N", float: "X", str: "NAME", Path: "PATH", bool: "true|false"}[annotation]
 
 
 def _is_tuple(annotation: Any) -> bool:

@@ -133,11 +133,11 @@ class Learner:
         agent, config = self.agent, self.config
         alpha = agent.log_alpha.exp()
 
-        with trunks_in(self.precision, agent.device):
-            problem = critic_problem(agent, config, batch, noise[0], alpha, self._compiled)
-            critics = self._descend("critics", problem)
-            problem = actor_problem(agent, config, batch, noise[1], alpha, self._compiled)
-            actor = self._descend("actor", problem)
+        how = self.precision, self._compiled
+        problem = critic_problem(agent, config, batch, noise[0], alpha, *how)
+        critics = self._descend("critics", problem)
+        problem = actor_problem(agent, config, batch, noise[1], alpha, *how)
+        actor = self._descend("actor", problem)
 
         agent.log_alpha.grad = temperature_gradient(
             actor.auxiliary["log_prob"][0], self.target_entropy
@@ -227,21 +227,23 @@ def critic_problem(
     batch: Batch,
     noise: Tensor,
     alpha: Tensor,
+    precision: str = "fp32",
     compiled: Compiled = _as_it_is,
 ) -> Network:
     """What the critics minimise; `noise` is that of the next actions, `[T, B, A]`."""
-    target = compiled(td_target)(
-        agent.actor,
-        agent.target_critics,
-        batch,
-        noise,
-        alpha,
-        config.gamma,
-        config.reward_scale,
-    )
+    with trunks_in(precision, agent.device):
+        target = compiled(td_target)(
+            agent.actor,
+            agent.target_critics,
+            batch,
+            noise,
+            alpha,
+            config.gamma,
+            config.reward_scale,
+        )
     inputs = torch.cat([batch.observations, batch.actions], -1)
-    loss = compiled(critic_loss)
-    return _problem(agent.critics, config, compiled(trunk), loss, inputs, (target,))
+    parts = compiled(trunk), compiled(critic_loss), inputs, (target,)
+    return _problem(agent.critics, *parts, config.gradient_engine, precision)
 
 
 def actor_problem(
@@ -250,33 +252,25 @@ def actor_problem(
     batch: Batch,
     noise: Tensor,
     alpha: Tensor,
+    precision: str = "fp32",
     compiled: Compiled = _as_it_is,
 ) -> Network:
     """What the actor minimises; `noise` is that of the current actions, `[T, B, A]`."""
     targets = (agent.critics.folded(), batch.observations, noise, alpha)
-    loss, inputs = compiled(actor_loss), batch.observations
-    return _problem(agent.actor, config, compiled(trunk), loss, inputs, targets)
+    parts = compiled(trunk), compiled(actor_loss), batch.observations, targets
+    return _problem(agent.actor, *parts, config.gradient_engine, precision)
 
 
 def _problem(
     networks: MultiTaskNetworks,
-    config: LearnerConfig,
     trunk: Trunk,
     loss: TaskLoss,
     inputs: Tensor,
     targets: tuple[Any, ...],
+    *how: str,
 ) -> Network:
     shared, per_task = dict(networks.shared), dict(networks.per_task)
-    return Network(
-        trunk,
-        loss,
-        shared,
-        per_task,
-        inputs[None],
-        targets,
-        networks.rotation,
-        config.gradient_engine,
-    )
+    return Network(trunk, loss, shared, per_task, inputs[None], targets, networks.rotation, *how)
 
 
 def _clip(gradients: list[Tensor], max_norm: float) -> None:

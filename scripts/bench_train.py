@@ -84,7 +84,7 @@ def measure(found: Found, n_tasks: int, seconds: float, **settings: Any) -> None
         }
         times: dict[str, list[float]] = {name: [] for name in parts}
         for block in (1, 5):  # the first is warm-up
-            trainer.pace.lap(trainer.steps, trainer.updates)
+            trainer.pace.lap(trainer.steps, trainer.learner.updates)
             times = {name: [] for name in parts}
             end = perf_counter() + (seconds if block > 1 else 0)
             while not times["loop"] or perf_counter() < end:
@@ -97,7 +97,7 @@ def measure(found: Found, n_tasks: int, seconds: float, **settings: Any) -> None
                     times[name].append((perf_counter() - start) / block * 1e3)
         ms = {name: median(values) for name, values in times.items()}
         halves = ms["simulation"], ms["learning"]
-        shares = trainer.pace.lap(trainer.steps, trainer.updates)
+        shares = trainer.pace.lap(trainer.steps, trainer.learner.updates)
         ratios = {
             "loop/slower-half": ms["loop"] / max(halves),
             "loop/sum": ms["loop"] / sum(halves),

@@ -99,7 +99,7 @@ def check_theorem(name: str) -> Descent:
     lr = len(heads) * alpha
     path = descend(heads, start, "pcgrad", torch.optim.SGD, lr, THEOREM_STEPS)
     rows = torch.stack([(path.thetas - h.center) @ h.hessian for h in heads.values()], 1)
-    cos = torch.stack([cosines(gramian({"theta": row}))[0, 1] for row in rows])
+    cos = cosines(gramian({"theta": rows}))[:, 0, 1]
     descent = 0.5 * alpha * (1 - cos.clamp(max=0).square()) * rows.sum(1).square().sum(-1)
     bounds = (path.losses - descent)[:-1]
     rounding = 8 * torch.finfo(torch.float64).eps * path.losses[0]

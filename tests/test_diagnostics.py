@@ -1,6 +1,5 @@
 """Measures of conflict in closed form."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -9,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtrl.linear import shared_linear
 from mtrl.networks import MultiTaskNetworks, head, trunk
 from mtrl.surgery import Network
 from mtrl.surgery.diagnostics import (
+    Diagnosis,
     cosines,
     diagnose,
     effective_rank,
@@ -105,40 +106,43 @@ def test_curvature_of_a_quadratic_is_the_same_along_any_step():
 def test_curvature_of_a_multi_task_network_by_its_explicit_hessian(relu):
     """Gauss and Legendre on the definition; with ReLU, what the first point sees is not all."""
     generator = torch.Generator().manual_seed(0)
-    networks = MultiTaskNetworks(1, 3, 4, 2, (5, 4), True, 1.0, generator).double()
-    ((shared, per_task),) = networks.requires_grad_(False).members()
-    x, y = normal(3, 8, 4, seed=4), normal(3, 8, 2, seed=5)
+    networks = MultiTaskNetworks(2, 3, 4, 2, (5, 4), True, 1.0, generator).double()
+    x, y = normal(1, 3, 8, 4, seed=4), normal(3, 8, 2, seed=5)
+    activate = torch.relu if relu else torch.tanh
+
+    def smooth(shared, per_task, inputs, tape=None):
+        hidden = torch.tanh(shared_linear(inputs, shared["weight0"], per_task["bias0"]))
+        return torch.tanh(shared_linear(hidden, shared["weight1"], shared["bias1"]))
 
     def task_loss(shared, per_task, features, y):
-        features = features if relu else torch.tanh(features)
-        return (head(shared, per_task, features) - y).square().mean(), {}
+        return (head(shared, per_task, features) - y).square().mean((-2, -1)), {}
 
-    def smooth(shared, per_task, inputs):
-        return torch.tanh(inputs @ shared["weight0"] + per_task["bias0"]) @ shared["weight1"]
-
-    problem = Network(trunk if relu else smooth, task_loss, shared, per_task, x, (y,))
-    names = list(shared) if relu else ["weight0", "weight1"]
-    sizes = [shared[name].numel() for name in names]
-    theta = torch.cat([shared[name].flatten() for name in names])
-
-    def loss(vector):
-        parts = zip(names, vector.split(sizes), strict=True)
-        moved = {name: part.view(shared[name].shape) for name, part in parts}
-        return problem.losses(shared | moved).mean()
-
-    def gradient(parameters):
-        return dataclasses.replace(problem, shared=shared | parameters).gradient().shared
-
+    both = Network(
+        trunk if relu else smooth, task_loss, *networks.requires_grad_(False).folded(), x, (y,)
+    )
     step = 0.3
-    g = torch.autograd.functional.jacobian(loss, theta)
-    expected = torch.zeros(()).double()
-    for node, weight in zip(*np.polynomial.legendre.leggauss(12), strict=True):
-        at = theta - (1 + node) / 2 * step * g
-        expected += weight / 2 * (g @ torch.autograd.functional.hessian(loss, at) @ g)
-    found = multi_task_curvature(gradient, {name: shared[name] for name in names}, step)
-    if relu:
-        assert found.isfinite() and not torch.allclose(found, expected)
-        g_there = torch.autograd.functional.jacobian(loss, theta - step * g)
-        torch.testing.assert_close(found, g @ (g - g_there) / step)
-    else:
-        torch.testing.assert_close(found, expected)
+    for n in range(2):
+        problem = both.only(n)
+        shared, own = problem.shared, {name: value[0] for name, value in problem.per_task.items()}
+        theta = torch.cat([value.flatten() for value in shared.values()])
+
+        def loss(vector, shared=shared, own=own):
+            """Another forward pass, of one network, on matrices alone."""
+            parts = vector.split([value.numel() for value in shared.values()])
+            moved = {k: p.view(shared[k].shape[1:]) for k, p in zip(shared, parts, strict=True)}
+            z = activate(x[0] @ moved["weight0"] + own["bias0"][:, None])
+            z = activate(z @ moved["weight1"] + moved["bias1"])
+            return (z @ own["head_weight"] + own["head_bias"][:, None] - y).square().mean()
+
+        g = torch.autograd.functional.jacobian(loss, theta)
+        expected = torch.zeros(()).double()
+        for node, weight in zip(*np.polynomial.legendre.leggauss(12), strict=True):
+            at = theta - (1 + node) / 2 * step * g
+            expected += weight / 2 * (g @ torch.autograd.functional.hessian(loss, at) @ g)
+        found = Diagnosis.of(problem, step).measures["curvature"]
+        if relu:
+            assert found.isfinite() and not torch.allclose(found, expected)
+            g_there = torch.autograd.functional.jacobian(loss, theta - step * g)
+            torch.testing.assert_close(found, g @ (g - g_there) / step)
+        else:
+            torch.testing.assert_close(found, expected)

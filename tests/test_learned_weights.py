@@ -8,13 +8,15 @@ from torch import nn
 
 from mtrl.surgery import FAMO, FeatureGradients, GradNorm, MultiTaskModel
 
-T = 4
+N, T = 2, 4
+MIXED = torch.tensor([[0.0, 1.0, -1.0, 2.0], [1.0, -1.0, -2.0, 0.0]]).double()
+"""Losses of either sign and zero."""
 
 
 class Shape(nn.Linear):
     """What a method may know of its networks."""
 
-    n_networks, n_tasks = 1, T
+    n_networks, n_tasks = N, T
 
 
 def prepared(method):
@@ -23,76 +25,79 @@ def prepared(method):
 
 
 def features(norms: torch.Tensor) -> FeatureGradients:
-    return FeatureGradients(norms[:, None, None].double())
+    return FeatureGradients(norms[:, :, None, None].double())
 
 
 def test_gradnorm_steps_against_the_gradient_of_its_objective():
     method = prepared(GradNorm(alpha=1.5, lr=0.1))
-    norms, first = torch.tensor([1.0, 4.0, 0.5, 2.0]), torch.tensor([2.0, 1.0, 3.0, 1.0]).double()
-    log_weights = torch.zeros(T).double()
-    for losses in (first, first * torch.tensor([0.5, 0.9, 1.0, 2.0])):
+    norms = torch.tensor([[1.0, 4.0, 0.5, 2.0], [3.0, 0.1, 1.0, 2.0]]).double()
+    first = torch.tensor([[2.0, 1.0, 3.0, 1.0], [1.0, 5.0, 0.2, 1.0]]).double()
+    second = first * torch.tensor([[0.5, 0.9, 1.0, 2.0], [1.5, 1.0, 0.3, 0.6]])
+    log_weights = torch.zeros(N, T).double()
+    for losses in (first, second):
         leaf = log_weights.clone().requires_grad_()
         weighted = leaf.exp() * norms
         rate = losses / first
-        rate = rate / rate.mean()
-        objective = (weighted - (weighted.mean() * rate**1.5).detach()).abs().sum()
-        objective.backward()
+        rate = rate / rate.mean(1, keepdim=True)
+        target = weighted.mean(1, keepdim=True) * rate**1.5
+        (weighted - target.detach()).abs().sum().backward()
         log_weights = log_weights - 0.1 * leaf.grad.sign()
-        log_weights = log_weights - (log_weights.exp().sum() / T).log()
-        found = method.weights(0, slice(None), losses, features(norms))
+        log_weights = log_weights - (log_weights.exp().sum(1, keepdim=True) / T).log()
+        found = method.weights(slice(None), losses, features(norms))
         torch.testing.assert_close(found, log_weights.exp() / T)
 
 
 def test_gradnorm_without_alpha_makes_norms_equal():
-    method, norms = prepared(GradNorm(alpha=0.0, lr=0.01)), torch.tensor([100.0, 1.0, 0.01, 3.0])
+    method = prepared(GradNorm(alpha=0.0, lr=0.01))
+    norms = torch.tensor([[100.0, 1.0, 0.01, 3.0], [2.0, 0.3, 50.0, 1.0]]).double()
     for _ in range(3_000):
-        weights = method.weights(0, slice(None), torch.ones(T).double(), features(norms))
+        weights = method.weights(slice(None), torch.ones(N, T).double(), features(norms))
     weighted = weights * norms
-    assert weighted.max() / weighted.min() < 1.1
-    assert weights.sum().item() == pytest.approx(1)
+    assert (weighted.amax(1) / weighted.amin(1) < 1.1).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(N).double())
 
 
 def test_gradnorm_survives_losses_of_either_sign_and_zero():
     method = prepared(GradNorm())
-    for losses in ([0.0, 1.0, -1.0, 2.0], [1.0, -1.0, -2.0, 0.0]):
-        weights = method.weights(
-            0, slice(None), torch.tensor(losses).double(), features(torch.ones(T))
-        )
+    for losses in (MIXED, MIXED.flip(0)):
+        weights = method.weights(slice(None), losses, features(torch.ones(N, T)))
         assert weights.isfinite().all() and (weights > 0).all()
 
 
 def test_famo_is_algorithm_1_with_adam():
     method = prepared(FAMO(gamma=0.01, lr=0.05))
-    xi = nn.Parameter(torch.zeros(T).double())
+    xi = nn.Parameter(torch.zeros(N, T).double())
     adam = torch.optim.Adam([xi], lr=0.05)
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
-        old, new = torch.rand(2, T, generator=generator, dtype=torch.float64) + 0.1
-        z = xi.softmax(0)
-        expected = (z / old / (z / old).sum()).detach()
-        torch.testing.assert_close(method.weights(0, slice(None), old, features(old)), expected)
+        old, new = torch.rand(2, N, T, generator=generator, dtype=torch.float64) + 0.1
+        z = xi.softmax(1)
+        expected = (z / old / (z / old).sum(1, keepdim=True)).detach()
+        torch.testing.assert_close(method.weights(slice(None), old, features(old)), expected)
         adam.zero_grad()
         ((z * (old.log() - new.log())).sum() + 0.01 / 2 * xi.square().sum()).backward()
         adam.step()
-        method.after_step(lambda new=new: new[None])
-        torch.testing.assert_close(method.logits[0], xi.detach())
+        method.after_step(lambda new=new: new)
+        torch.testing.assert_close(method.logits, xi.detach())
 
 
 def test_famo_favours_the_task_that_falls_behind():
     method = prepared(FAMO())
     for _ in range(50):
-        method.weights(0, slice(None), torch.ones(T).double(), features(torch.ones(T)))
-        method.after_step(lambda: torch.tensor([[0.5, 0.5, 0.9, 0.5]]).double())
-    assert method.logits[0].argmax() == 2
+        method.weights(slice(None), torch.ones(N, T).double(), features(torch.ones(N, T)))
+        method.after_step(
+            lambda: torch.tensor([[0.5, 0.5, 0.9, 0.5], [0.9, 0.5, 0.5, 0.5]]).double()
+        )
+    assert method.logits.argmax(1).tolist() == [2, 0]
 
 
 def test_famo_takes_losses_below_zero():
     method = prepared(FAMO())
-    for losses in ([0.0, 1.0, -1.0, 2.0], [1.0, -1.0, -2.0, 0.0]):
-        values = torch.tensor(losses).double()
-        weights = method.weights(0, slice(None), values, features(torch.ones(T)))
-        method.after_step(lambda values=values: values[None] - 0.1)
-        assert weights.isfinite().all() and weights.sum().item() == pytest.approx(1)
+    for losses in (MIXED, MIXED.flip(0)):
+        weights = method.weights(slice(None), losses, features(torch.ones(N, T)))
+        method.after_step(lambda losses=losses: losses - 0.1)
+        assert weights.isfinite().all()
+        torch.testing.assert_close(weights.sum(1), torch.ones(N).double())
     assert method.logits.isfinite().all()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from mtrl.precision import trunks_in
 from mtrl.surgery.factored import FactoredGradients
 from mtrl.surgery.gradients import (
     FeatureGradients,
@@ -57,7 +59,8 @@ class Network:
         targets: Further arguments of the loss.
         rotation: Joins `per_task` under this name, as a constant.
         engine: What `task_gradients` gives: `jacobian` or `factored`; `auto` is what measures
-            best, see `prefers_factors`.
+            best for these sizes.
+        precision: Of the trunk's products; see `trunks_in`.
     """
 
     trunk: Trunk
@@ -68,6 +71,7 @@ class Network:
     targets: tuple[Any, ...] = ()
     rotation: Tensor | None = None
     engine: str = "auto"
+    precision: str = "fp32"
     tasks: ClassVar[Any] = slice(None)
 
     def task_gradients(self) -> TaskGradients:
@@ -91,7 +95,7 @@ class Network:
 
     def _jacobian(self) -> Jacobian:
         shared, per_task = _leaves(self._by_task(self.shared)), _leaves(self.per_task)
-        with torch.enable_grad():
+        with torch.enable_grad(), self._precision():
             losses, auxiliary = self._losses(shared, per_task)
             on_shared, on_own = _differentiate(losses.sum(), None, shared, per_task)
         return Jacobian(on_own, losses.detach(), _detached(auxiliary), on_shared)
@@ -111,7 +115,7 @@ class Network:
             for tree in (self._by_task(self.shared), self.per_task)
         )
         tape: dict[str, Tensor] = {}
-        with torch.enable_grad():
+        with torch.enable_grad(), self._precision():
             features = self.trunk(
                 {**weights, **shared}, {**per_task, **entering}, self.inputs, tape
             )
@@ -136,24 +140,26 @@ class Network:
         """
         n_tasks = self.inputs.shape[1]
         shared, per_task = _leaves(self.shared), _leaves(self.per_task)
-        with torch.enable_grad():
+        with torch.enable_grad(), self._precision():
             features = self.trunk(shared, per_task, self.inputs)
             z = at_least_float32(features.detach()).requires_grad_()
             losses, auxiliary = self._heads(shared, per_task, z)
             # Σ_n of the networks' mean losses: each network gets its own gradient.
             above = _differentiate(losses.sum() / n_tasks, None, {"z": z}, shared, per_task)
-            at_features = above[0]["z"]
-            weights = torch.full_like(losses, 1 / n_tasks)
-            if weigh is not None:
-                weights = weigh(losses.detach(), FeatureGradients(at_features, n_tasks))
-                at_features = (n_tasks * weights)[..., None, None] * at_features
+        at_features = above[0]["z"]
+        weights = torch.full_like(losses, 1 / n_tasks)
+        if weigh is not None:
+            weights = weigh(losses.detach(), FeatureGradients(at_features, n_tasks))
+            at_features = (n_tasks * weights)[..., None, None] * at_features
+        with self._precision():
             below = _differentiate(features, at_features.to(features.dtype), shared, per_task)
         on_shared, on_own = (_add(a, b) for a, b in zip(above[1:], below, strict=True))
         return Gradients(on_shared, on_own, losses.detach(), _detached(auxiliary), weights)
 
     def losses(self) -> Tensor:
         """The losses at the present parameters, `[N, T]`."""
-        return self._losses(self.shared, self.per_task)[0]
+        with self._precision():
+            return self._losses(self.shared, self.per_task)[0]
 
     def only(self, n: int) -> Network:
         """The n-th network alone."""
@@ -174,6 +180,9 @@ class Network:
             name: value[:, None].expand(-1, n_tasks, *value.shape[1:])
             for name, value in parameters.items()
         }
+
+    def _precision(self) -> AbstractContextManager[None]:
+        return trunks_in(self.precision, self.inputs.device)
 
     def _losses(
         self, shared: Parameters, per_task: Parameters, tape: dict[str, Tensor] | None = None
