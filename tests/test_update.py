@@ -152,7 +152,8 @@ def test_next_action_is_sampled_at_the_next_observation():
     agent = learner.agent
 
     def target(batch: Batch) -> torch.Tensor:
-        return td_target(agent.actor, agent.target_critics, batch, noise[0], alpha, 0.99)
+        networks = agent.actor.folded(), agent.target_critics.folded()
+        return td_target(*networks, batch, noise[0], alpha, 0.99)
 
     moved = Batch(**{**vars(batch), "observations": batch.observations + 1})
     assert torch.equal(target(batch), target(moved))
