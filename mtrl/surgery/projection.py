@@ -1,4 +1,4 @@
-"""PCGrad's T − 1 dependent projections as one kernel, for CUDA. Needs Triton, as torch brings it."""
+"""PCGrad's T − 1 dependent projections as one kernel, for CUDA; needs Triton."""
 
 import torch
 import triton
