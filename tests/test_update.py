@@ -1,6 +1,7 @@
 """One update against Stable-Baselines3's SAC, and the invariants of every update."""
 
 import copy
+import shutil
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -423,3 +424,18 @@ def test_maintenance_and_the_count_of_updates(monkeypatch):
     other = make_learner(2, surgery="rotograd")
     other.load_state_dict(learner.state_dict())
     assert other.updates == 9
+
+
+@pytest.mark.slow  # it compiles for a minute
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on a CPU")
+@pytest.mark.parametrize("surgery", ["pcgrad", "rotograd"])
+def test_compiled_updates_are_the_eager_ones(surgery):
+    eager, compiled = (make_learner(3, surgery=surgery, compile=each) for each in (False, True))
+    for seed in range(3):
+        batch, noise = make_batch(3, seed)
+        eager.update(batch, noise)
+        compiled.update(batch, noise)
+    for (name, value), (_, expected) in zip(
+        compiled.agent.named_parameters(), eager.agent.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(value, expected, atol=1e-9, rtol=0, msg=name)
