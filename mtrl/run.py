@@ -17,7 +17,7 @@ from mtrl.agent import MTSAC, resolve_device
 from mtrl.benchmarks import Benchmark, get_benchmark
 from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_text
 from mtrl.config import TrainConfig
-from mtrl.envs.vector import n_cores
+from mtrl.envs.processes import n_cores
 from mtrl.learner import Learner
 from mtrl.trainer import Outcome, Trainer
 from mtrl.validation import UsageError
