@@ -17,6 +17,7 @@ from mtrl.agent import MTSAC, resolve_device
 from mtrl.benchmarks import Benchmark, get_benchmark
 from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_text
 from mtrl.config import TrainConfig
+from mtrl.envs.parity import choose_simulators
 from mtrl.envs.processes import n_cores
 from mtrl.learner import Learner
 from mtrl.trainer import Outcome, Trainer
@@ -89,11 +90,13 @@ def check(config: TrainConfig) -> tuple[Benchmark, torch.device, TrainConfig]:
     """Look up every name and fill in defaults, before anything heavy starts.
 
     Raises:
-        UsageError: if a name is unknown, the device is missing, or numbers do not fit together.
+        UsageError: if a name is unknown, the device or a simulator is missing, or numbers do not
+            fit together.
     """
     benchmark = get_benchmark(config.benchmark, config.tasks)
     # With the narrowest inputs: here a method says what it cannot do with such networks.
     Learner(MTSAC(benchmark.tasks, config.agent, 1, 1), config.learner)
+    choose_simulators(benchmark.tasks, config.environment)
     schedule = config.schedule(len(benchmark.tasks))
     resolved = config.model_copy(update=dataclasses.asdict(schedule))
     return benchmark, resolve_device(config.device), resolved
