@@ -185,7 +185,8 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._begin(np.ones(self.num_envs, bool))
 
     def _wait(self) -> None:
-        for part in self._parts:
+        # Pools first: what they reset, they reset while workers still work.
+        for part in reversed(self._parts):
             part.wait()
 
     def _begin(self, started: np.ndarray) -> None:
@@ -229,9 +230,6 @@ def make_vector_env(
     reference = [task for task in benchmark.tasks if chosen[task] == "metaworld"]
     native = [task for task in benchmark.tasks if chosen[task] == "envpool"]
     parts: list[WorkerProcesses | NativePools] = []
-    if native:
-        first = [first_rows[task] for task in native]
-        parts.append(NativePools(native, first, envs_per_task, horizon))
     if reference:
         tasks = [task for task in reference for _ in range(envs_per_task)]
         rows = [first_rows[task] + copy for task in reference for copy in range(envs_per_task)]
@@ -239,6 +237,9 @@ def make_vector_env(
             partial(MetaWorldTask, task, horizon, shuffle_goals, envs_per_task) for task in tasks
         ]
         parts.append(WorkerProcesses(rows, factories, tasks, workers))
+    if native:
+        first = [first_rows[task] for task in native]
+        parts.append(NativePools(native, first, envs_per_task, horizon))
     return TaskVectorEnv(
         benchmark.tasks, simulators, parts, OBSERVATION_SPACE, ACTION_SPACE, envs_per_task
     )
