@@ -4,8 +4,9 @@
 
 All step the same tasks of MT10 and MT50 (and one task alone), in turns of one block each; what
 counts is the ratio of the median blocks. *ours* is the reference simulator in worker processes,
-*native* all tasks on EnvPool, *async* and *sync* Gymnasium's `AsyncVectorEnv` (one process per
-task) and `SyncVectorEnv` on the reference. From nothing to the first observation is timed once.
+*native* all tasks on EnvPool, *auto* those on EnvPool that agree with the reference, as training
+has it; *async* and *sync* are Gymnasium's `AsyncVectorEnv` (one process per task) and
+`SyncVectorEnv` on the reference. From nothing to the first observation is timed once.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import metaworld  # noqa: F401, registers its environments
 import numpy as np
 
 from mtrl.benchmarks import get_benchmark
+from mtrl.config import EnvironmentConfig
+from mtrl.envs.parity import choose_simulators
 from mtrl.envs.vector import make_vector_env
 
 BLOCK = 50
@@ -44,7 +47,7 @@ def main() -> None:
     for name in ("mt1", "mt10") if arguments.quick else GYMNASIUM:
         ms |= measure(name, blocks=8 if arguments.quick else 20)
         # How much faster: theirs over ours.
-        for ours in ("ours", "native"):
+        for ours in ("ours", "native", "auto"):
             for theirs in ("async", "sync"):
                 ratios[f"{name}/{ours}/{theirs}"] = ms[f"{name}/{theirs}"] / ms[f"{name}/{ours}"]
         ratios[f"{name}/start/async"] = ms[f"{name}/async/start"] / ms[f"{name}/ours/start"]
@@ -61,9 +64,11 @@ def measure(name: str, blocks: int) -> dict[str, float]:
     benchmark = get_benchmark("mt1:reach-v3" if name == "mt1" else name)
     theirs: dict[str, Any] = {"env_name": "reach-v3"} if name == "mt1" else {}
     native = ("envpool",) * len(benchmark.tasks)
+    chosen = choose_simulators(benchmark.tasks, EnvironmentConfig()).by_task
     make: dict[str, Callable[[], Any]] = {
         "ours": partial(make_vector_env, benchmark),
         "native": partial(make_vector_env, benchmark, simulators=native),
+        "auto": partial(make_vector_env, benchmark, simulators=chosen),
     }
     for strategy in ("async", "sync"):
         make[strategy] = partial(

@@ -23,9 +23,10 @@ Contacts are chaotic, so long sequences part although the dynamics are equal. A 
 - experts: the two differ in whether success was ever seen in at most 10% of the experts'
   episodes, and in the share of steps that show success by at most 0.1 on average.
 
-12 episodes of each kind are played, and 36 more where they leave nothing open but whether returns
-differ. So noise counts against a task: in doubt it fails. `--write` puts all numbers and verdicts
-into the package, `mtrl/envs/parity.json`, with the versions they hold for.
+12 episodes of each kind are played, and 36 more where a task misses nothing but the last two
+criteria, and those not clearly. So noise counts against a task: in doubt it fails. `--write` puts
+numbers and verdicts into the package, `mtrl/envs/parity.json`, with the versions they hold for; of
+some tasks, into those that are there.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from scipy.stats import binom
 
 from mtrl.benchmarks import NAMED
 from mtrl.envs.metaworld import MetaWorldTask
-from mtrl.envs.parity import installed_versions
+from mtrl.envs.parity import installed_versions, verdicts
 
 KINDS = ("random", "expert", "noisy")
 SEED, STEPS, TIMEOUT = 20, 300, 900  # TIMEOUT [seconds per task]: some resets may never end
@@ -202,11 +203,13 @@ def failures(found: dict[str, Any]) -> tuple[list[str], bool]:
         reasons.append("rewards differ in equal states")
     if found["flag_error"] > 0.01:
         reasons.append("success differs in equal states")
-    if found["success_differs"] > 0.1:
-        reasons.append("experts succeed in other episodes")
-    if abs(np.subtract(*found["success_steps"])) > 0.1:
-        reasons.append("experts hold success for other lengths")
     undecided = not reasons
+    differ, gap = found["success_differs"], abs(np.subtract(*found["success_steps"]))
+    if differ > 0.1:
+        reasons.append("experts succeed in other episodes")
+    if gap > 0.1:
+        reasons.append("experts hold success for other lengths")
+    undecided &= max(differ, gap) <= 0.2
     for kind, values in found["returns"].items():
         low, high = values["low"], values["high"]
         apart = low > 0.1 or high < -0.1
@@ -260,8 +263,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the verdicts into the package")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="tasks at once")
     arguments = parser.parse_args()
-    if arguments.write and (arguments.tasks or arguments.quick):
-        parser.error("--write: expected a full run, without TASK and --quick")
+    if arguments.write and arguments.quick:
+        parser.error("--write: expected no --quick beside it")
 
     names = arguments.tasks or list(NAMED["mt50"])
     tasks = {}
@@ -272,6 +275,10 @@ def main() -> None:
             print(f"{task:30} {'; '.join(verdict['reasons']) or 'passed'}", flush=True)
     print(f"{sum(verdict['passed'] for verdict in tasks.values())} of {len(tasks)} passed")
     if arguments.write:
+        if arguments.tasks:
+            if verdicts()["versions"] != installed_versions():
+                parser.error("--write: expected no TASK, as the verdicts are for other versions")
+            tasks = verdicts()["tasks"] | tasks
         text = json.dumps({"versions": installed_versions(), "tasks": tasks}, indent=1)
         (files("mtrl.envs") / "parity.json").write_text(text + "\n")  # type: ignore[attr-defined]
 
