@@ -88,7 +88,7 @@ def choose_simulators(tasks: Sequence[str], config: EnvironmentConfig) -> Simula
     if config.simulator == "envpool" and len(native) < len(tasks):
         rest = " ".join(task for task in tasks if task not in native)
         raise UsageError(
-            f"simulator: expected tasks that EnvPool was found to agree on ({why}) or that are named "
+            f"simulator: expected tasks EnvPool was found to agree on ({why}) or that are named "
             f"in native_tasks, got {rest}"
         )
     return _describe(tasks, native, why)
