@@ -8,7 +8,7 @@ import platform
 import re
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from mtrl.agent import MTSAC, resolve_device
 from mtrl.benchmarks import Benchmark, get_benchmark
 from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_text
 from mtrl.config import TrainConfig
-from mtrl.envs.parity import choose_simulators
+from mtrl.envs.parity import choose_simulators, expect_same_simulators
 from mtrl.envs.processes import n_cores
 from mtrl.learner import Learner
 from mtrl.precision import resolve_precision
@@ -33,6 +33,7 @@ PACKAGES = (
     "mujoco",
     "stable-baselines3",
     "safetensors",
+    "envpool",
 )
 
 
@@ -76,6 +77,8 @@ def resume(run_dir: Path, total_timesteps: int | None = None) -> Outcome:
         config = config.model_copy(update={"total_timesteps": total_timesteps})
     benchmark, device, config = check(config)
     state = load_checkpoint(path)
+    simulators = choose_simulators(benchmark.tasks, config.environment).by_task
+    expect_same_simulators(benchmark.tasks, state["envs"]["simulators"], simulators)
     total = config.schedule(len(benchmark.tasks)).total_timesteps
     if state["steps"] >= total and (run_dir / "eval.json").exists():
         raise UsageError(
@@ -107,6 +110,13 @@ def check(config: TrainConfig) -> tuple[Benchmark, torch.device, TrainConfig]:
     return benchmark, device, resolved
 
 
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:  # an extra
+        return False
+
+
 def _file_name(surgery: str) -> str:
     """`torchjd:CAGrad(c=0.4)` without what a shell or a file system would mind."""
     return re.sub(r"[^\w.-]+", "-", surgery).strip("-")
@@ -122,7 +132,7 @@ def _record_process(run_dir: Path, device: torch.device) -> None:
             "command": sys.argv,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": {"python": platform.python_version()}
-            | {package: version(package) for package in PACKAGES},
+            | {package: version(package) for package in PACKAGES if _is_installed(package)},
             "machine": {
                 "platform": platform.platform(),
                 "cores": n_cores(),

@@ -94,6 +94,19 @@ def choose_simulators(tasks: Sequence[str], config: EnvironmentConfig) -> Simula
     return _describe(tasks, native, why)
 
 
+def expect_same_simulators(tasks: Sequence[str], before: Sequence[str], now: Sequence[str]) -> None:
+    """Refuse to go on with a run on other simulators than it began with.
+
+    Raises:
+        UsageError: naming the first task that would change.
+    """
+    for task, old, new in zip(tasks, before, now, strict=True):
+        if old != new:
+            raise UsageError(
+                f"simulator: expected {task} to go on with the one it began with, {old}, got {new}"
+            )
+
+
 def _describe(tasks: Sequence[str], native: list[str], why: str) -> Simulators:
     by_task = tuple("envpool" if task in native else "metaworld" for task in tasks)
     rest = [task for task in tasks if task not in native]

@@ -17,8 +17,8 @@ from mtrl.benchmarks import Benchmark
 from mtrl.envs import worker
 from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE, MetaWorldTask
 from mtrl.envs.native import NativePools
+from mtrl.envs.parity import expect_same_simulators
 from mtrl.envs.processes import WorkerProcesses
-from mtrl.validation import UsageError
 
 
 class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -164,12 +164,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             UsageError: if other simulators made the state.
         """
         self._expect_no_step("restore")
-        for name, then, now in zip(self.names, state["simulators"], self.simulators, strict=True):
-            if then != now:
-                raise UsageError(
-                    f"simulator: expected {name} to go on with the one it began with, {then}, "
-                    f"got {now}"
-                )
+        expect_same_simulators(self.names, state["simulators"], self.simulators)
         self._episodes = np.array(state["episodes"])
         actions = [np.asarray(state["actions"][str(row)]) for row in range(self.num_envs)]
         self._start(seed, actions)
