@@ -19,75 +19,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
+from cases import Case
 from peers import StableBaselines, TorchJD
 from products import matrix_products
-from published import ACTION, BATCH, DEPTH, OBSERVATION, WIDTH, Published
+from published import ACTION, BATCH, OBSERVATION, WIDTH, Published
 from timing import Found, add_arguments, interleaved, precision_of, show
-from torch import Tensor
 
-from mtrl.agent import MTSAC
 from mtrl.capture import Captured
-from mtrl.config import AgentConfig, LearnerConfig
-from mtrl.learner import Learner, critic_problem
-from mtrl.replay import Batch, ReplayBuffer
+from mtrl.learner import Learner
+from mtrl.replay import ReplayBuffer
 from mtrl.surgery import GramianSurgery, available
 from mtrl.surgery.gradients import Jacobian
 
 PER_TASK = 100_000
 """Transitions in a full replay."""
-
-
-def random_batch(n_tasks: int, device: str) -> tuple[Batch, Tensor]:
-    """A batch of noise: the time of an update does not depend on the numbers."""
-    lead = (n_tasks, BATCH)
-    batch = Batch(
-        torch.randn(*lead, OBSERVATION, device=device),
-        torch.rand(*lead, ACTION, device=device) * 2 - 1,
-        torch.rand(*lead, device=device),
-        torch.zeros(*lead, device=device),
-        torch.randn(*lead, OBSERVATION, device=device),
-    )
-    return batch, torch.randn(2, *lead, ACTION, device=device)
-
-
-def full_replay(n_tasks: int, device: str, capacity: int = PER_TASK) -> ReplayBuffer:
-    """A replay full of noise."""
-    draw = np.random.default_rng(0)
-    replay = ReplayBuffer(capacity, n_tasks, OBSERVATION, ACTION, device)
-    observations = draw.normal(size=(n_tasks, OBSERVATION))
-    actions, rewards = draw.uniform(-1, 1, (n_tasks, ACTION)), draw.uniform(size=n_tasks)
-    for _ in range(capacity):
-        replay.add(observations, actions, rewards, np.zeros(n_tasks), observations, done=False)
-    return replay
-
-
-@dataclass(frozen=True)
-class Case:
-    """What one table is about."""
-
-    n_tasks: int
-    width: int
-    device: str
-    precision: str
-    compile: bool = False
-
-    def learner(self, surgery: str, **settings: Any) -> Learner:
-        """Ours at these sizes."""
-        config = AgentConfig(hidden_sizes=(self.width,) * DEPTH)
-        tasks = tuple(f"task-{t}" for t in range(self.n_tasks))
-        agent = MTSAC(tasks, config, OBSERVATION, ACTION).to(self.device)
-        how = {"precision": self.precision, "compile": self.compile, **settings}
-        return Learner(agent, LearnerConfig(surgery=surgery, **how))
-
-    def name(self) -> str:
-        """In front of every key."""
-        return f"mt{self.n_tasks}" + (f"/w{self.width}" if self.width != WIDTH else "")
 
 
 class Bench:
@@ -102,19 +51,16 @@ class Bench:
 
     def __init__(self, case: Case, quick: bool) -> None:
         self.case, self.quick = case, quick
-        self.batch, self.noise = random_batch(case.n_tasks, case.device)
+        self.batch, self.noise = case.batch()
         self.ms: dict[str, float] = {}
         self.ratios: dict[str, float] = {}
         self.mib: dict[str, float] = {}
         self.none = self.update("none")
 
-    @torch.no_grad()
     def update(self, surgery: str, **settings: Any) -> Callable[[], object]:
         """One update under a method."""
         learner = self.case.learner(surgery, **settings)
-        problem = critic_problem(
-            learner.agent, learner.config, self.batch, self.noise[0], learner.agent.log_alpha
-        )
+        problem = self.case.critics(learner, self.batch, self.noise)
         forms = isinstance(problem.task_gradients(), Jacobian)
         held = 0
         for name, networks in learner.agent.networks().items():
@@ -170,7 +116,7 @@ class Bench:
 
     def single(self) -> None:
         """The whole step of a learner of one task, from its replay, and SB3's from its own."""
-        replay = full_replay(1, self.case.device)
+        replay = self.case.full_replay(PER_TASK)
         ours = {"ours": {}, **({"ours-fp32": {"precision": "fp32"}} if self.is_not_fp32() else {})}
         steps: dict[str, Callable[[], object]] = {
             name: partial(self.case.learner("none", **settings).step, replay)
@@ -185,7 +131,7 @@ class Bench:
         """Methods as their papers have them, and what is done now and then."""
         slow = {"rotograd, matrix_exp": self.update("rotograd", rotation_step="matrix_exp")}
         slow["torchjd:UPGrad"] = self.update("torchjd:UPGrad")
-        replay = full_replay(self.case.n_tasks, self.case.device, BATCH)
+        replay = self.case.full_replay(BATCH)
         slow["diagnosis"] = partial(self.case.learner("none").diagnose, replay)
         self.compete(10, slow)
 
@@ -221,11 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if given.compile:
                 torch.compiler.reset()  # or sizes would become variables
             case = Case(n_tasks, width, given.device, precision, given.compile)
+            prefix = f"mt{n_tasks}" + (f"/w{width}" if width != WIDTH else "")
             bench = Bench(case, given.quick)
             bench.run()
             measured = (bench.ms, bench.ratios, bench.mib)
             for table, values in zip(found.values(), measured, strict=True):
-                table |= {f"{case.name()}/{name}": round(v, 3) for name, v in values.items()}
+                table |= {f"{prefix}/{name}": round(v, 3) for name, v in values.items()}
     show(found, given.device, precision, given.json)
 
 

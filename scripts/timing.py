@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -22,7 +22,7 @@ WARM_UP = {"cpu": 2, "cuda": 5}
 
 
 def interleaved(
-    variants: dict[str, Callable[[], object]], rounds: int, device: str
+    variants: Mapping[str, Callable[[], object]], rounds: int, device: str
 ) -> dict[str, float]:
     """Median milliseconds of each, taking turns: a machine that slows down slows all of them."""
     times: dict[str, list[float]] = {name: [] for name in variants}
@@ -60,6 +60,6 @@ def show(found: Found, device: str, precision: str, file: Path | None) -> None:
     for unit, table in found.items():
         print(unit)
         for key, value in table.items():
-            print(f"  {key:36} {value:9.2f}")
+            print(f"  {key:36} {value:12.4g}")
     if file:
         file.write_text(json.dumps(found, indent=2) + "\n")
