@@ -152,6 +152,17 @@ class EnvironmentConfig(Section):
         le=500,
         description="Steps after which an episode is truncated [environment steps].",
     )
+    simulator: Literal["auto", "metaworld", "envpool"] = Field(
+        default="auto",
+        description="What training steps: 'metaworld', the reference; 'envpool', a faster port, "
+        "for tasks that were found to agree with the reference; 'auto': EnvPool where it is "
+        "installed and a task agrees, else the reference. Evaluation is always on the reference.",
+    )
+    native_tasks: tuple[str, ...] = Field(
+        default=(),
+        description="Tasks to run on EnvPool although they were not found to agree with the "
+        "reference.",
+    )
     envs_per_task: int = Field(
         default=1,
         gt=0,

@@ -233,8 +233,8 @@ def critic_problem(
     """What the critics minimise; `noise` is that of the next actions, `[T, B, A]`."""
     with trunks_in(precision, agent.device):
         target = compiled(td_target)(
-            agent.actor,
-            agent.target_critics,
+            agent.actor.folded(),
+            agent.target_critics.folded(),
             batch,
             noise,
             alpha,

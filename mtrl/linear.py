@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def shared_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -28,14 +29,17 @@ def shared_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         `[N, T, B, out]`.
     """
     n_networks = len(weight)
-    products = _Product.apply(_cast(inputs).expand(n_networks, -1, -1, -1), weight)
+    inputs = _cast(inputs).expand(n_networks, -1, -1, -1)
+    products = _Product.apply(inputs, weight, inputs.dtype)
     if bias.ndim < 4:
         bias = bias.view(n_networks, -1, 1, bias.shape[-1])
     return products.add_(bias.to(products.dtype))
 
 
 def own_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A layer each task has for itself: X_t W_t + b_t.
+    """A layer each task has for itself: X_t W_t + b_t, in the weight's type.
+
+    The backward is in the type of the inputs, as that of the layers before it will be.
 
     Args:
         inputs: `[N, T, B, in]`.
@@ -46,9 +50,9 @@ def own_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         `[N, T, B, out]`.
     """
     n_networks, n_tasks = weight.shape[:2]
-    rows = inputs.view(n_networks * n_tasks, 1, *inputs.shape[2:])
-    products = _Product.apply(rows, weight.flatten(0, 1)).view(*inputs.shape[:-1], -1)
-    return products + bias[:, :, None]
+    rows = inputs.reshape(n_networks * n_tasks, 1, *inputs.shape[2:])
+    products = _Product.apply(rows, weight.flatten(0, 1), weight.dtype)
+    return products.view(*inputs.shape[:-1], -1) + bias[:, :, None]
 
 
 def _cast(inputs: Tensor) -> Tensor:
@@ -60,36 +64,37 @@ def _cast(inputs: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """`[N, T, B, in] @ [N, in, out]` in the inputs' type; see `shared_linear` for the weight."""
+    """`[N, T, B, in] @ [N, in, out]` in a given type; see `shared_linear` for the weight."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
-        by_task = weight.ndim == 4
-        used = (weight[:, 0] if by_task else weight).to(inputs.dtype)
-        ctx.save_for_backward(inputs, used)
-        ctx.by_task, ctx.weight_dtype = by_task, weight.dtype
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.by_task, ctx.weight_dtype = weight.ndim == 4, weight.dtype
+        weight = weight[:, 0] if ctx.by_task else weight
+        ctx.save_for_backward(inputs, weight.to(inputs.dtype))
         # No view of a result: the caller adds and clips in place.
-        products = inputs.new_empty(*inputs.shape[:-1], weight.shape[-1])
-        torch.bmm(inputs.flatten(1, 2), used, out=products.flatten(1, 2))
+        products = inputs.new_empty(*inputs.shape[:-1], weight.shape[-1], dtype=dtype)
+        rows, out = inputs.flatten(1, 2), products.flatten(1, 2)
+        torch.bmm(rows.to(dtype), weight.to(dtype), out=out)
         return products
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        (at_output,) = gradients
-        inputs, used = ctx.saved_tensors
-        by_inputs, by_weight = ctx.needs_input_grad
+    @once_differentiable  # the weight is saved as it was used, and no longer known as the argument
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        inputs, weight = ctx.saved_tensors
+        at_output = gradients[0].to(inputs.dtype)
+        by_inputs, by_weight, _ = ctx.needs_input_grad
         at_inputs = at_weight = None
         if by_inputs:
-            thin = used.shape[-1] == 1  # an outer product, which bmm is slow at on the CPU
+            thin = weight.shape[-1] == 1  # an outer product, which bmm is slow at on the CPU
             multiply = torch.mul if thin else torch.bmm
-            at_inputs = multiply(at_output.flatten(1, 2), used.mT).view(inputs.shape)
+            at_inputs = multiply(at_output.flatten(1, 2), weight.mT).view(inputs.shape)
         if by_weight and ctx.by_task:  # a sum for each task over its own rows
             at_weight = torch.bmm(inputs.flatten(0, 1).mT, at_output.flatten(0, 1))
             at_weight = at_weight.unflatten(0, inputs.shape[:2]).to(ctx.weight_dtype)
         elif by_weight:
             at_weight = _transposed_product(inputs.flatten(1, 2), at_output.flatten(1, 2))
             at_weight = at_weight.to(ctx.weight_dtype)
-        return at_inputs, at_weight
+        return at_inputs, at_weight, None
 
 
 def _transposed_product(rows: Tensor, at_output: Tensor) -> Tensor:

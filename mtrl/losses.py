@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrl.networks import MultiTaskNetworks, Parameters, head, multi_task_mlp, squashed_gaussian
+from mtrl.networks import Parameters, head, multi_task_mlp, squashed_gaussian
 from mtrl.replay import Batch
 
 
 def td_target(
-    actor: MultiTaskNetworks,
-    target_critics: MultiTaskNetworks,
+    actor: tuple[Parameters, Parameters],
+    target_critics: tuple[Parameters, Parameters],
     batch: Batch,
     noise: Tensor,
     alpha: Tensor,
@@ -27,15 +27,19 @@ def td_target(
     Time limits are not terminal: they bootstrap from the true s′.
 
     Args:
+        actor: Its parameters, shared and per task.
+        target_critics: Likewise.
         noise: `[T, B, A]`.
         alpha: `[T]`.
 
     Returns:
         `[T, B]`.
     """
-    next_action, log_prob = squashed_gaussian(actor(batch.next_observations)[0], noise)
-    inputs = torch.cat([batch.next_observations, next_action], -1)
-    next_value = target_critics(inputs).squeeze(-1).amin(0) - alpha[:, None] * log_prob
+    observations = batch.next_observations[None]
+    next_action, log_prob = squashed_gaussian(multi_task_mlp(*actor, observations), noise)
+    inputs = torch.cat([observations, next_action], -1)
+    value = multi_task_mlp(*target_critics, inputs).squeeze(-1).amin(0)
+    next_value = value - alpha[:, None] * log_prob[0]
     return reward_scale * batch.rewards + gamma * (1 - batch.terminated) * next_value
 
 

@@ -53,17 +53,17 @@ def trunk(
 def head(shared: Parameters, per_task: Parameters, features: Tensor) -> Tensor:
     """Linear head on the features, rotated if `per_task` holds a `rotation`; shapes as `trunk`.
 
-    Never in half floats, even inside autocast: rounding a value to 8 bits would drown the
-    differences that the target is made of.
+    Its results are in the parameters' type whatever that of the features: rounding a value to 8
+    bits would drown the differences that a target is made of.
     """
     with torch.autocast(features.device.type, enabled=False):
         if "head_weight" in shared:
             weight, bias = shared["head_weight"], shared["head_bias"]
-            return shared_linear(features.to(weight.dtype), weight, bias)
+            return shared_linear(features.to(bias.dtype), weight, bias)
         weight, bias = per_task["head_weight"], per_task["head_bias"]
         if "rotation" in per_task:
             weight = fold(per_task["rotation"], weight)
-        return own_linear(features.to(weight.dtype), weight, bias)
+        return own_linear(features, weight, bias)
 
 
 def fold(rotation: Tensor, weight: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from mtrl.agent import MTSAC, resolve_device
 from mtrl.benchmarks import Benchmark, get_benchmark
 from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_text
 from mtrl.config import TrainConfig
-from mtrl.envs.vector import n_cores
+from mtrl.envs.parity import choose_simulators
+from mtrl.envs.processes import n_cores
 from mtrl.learner import Learner
 from mtrl.precision import resolve_precision
 from mtrl.trainer import Outcome, Trainer
@@ -90,7 +91,8 @@ def check(config: TrainConfig) -> tuple[Benchmark, torch.device, TrainConfig]:
     """Look up every name and fill in defaults, before anything heavy starts.
 
     Raises:
-        UsageError: if a name is unknown, the device is missing, or numbers do not fit together.
+        UsageError: if a name is unknown, the device or a simulator is missing, or numbers do not
+            fit together.
     """
     benchmark = get_benchmark(config.benchmark, config.tasks)
     device = resolve_device(config.device)
@@ -98,6 +100,7 @@ def check(config: TrainConfig) -> tuple[Benchmark, torch.device, TrainConfig]:
     # With the narrowest inputs: here a method says what it cannot do with such networks.
     narrow = config.learner.model_copy(update={"precision": "fp32", "compile": False})
     Learner(MTSAC(benchmark.tasks, config.agent, 1, 1), narrow)
+    choose_simulators(benchmark.tasks, config.environment)
     schedule = config.schedule(len(benchmark.tasks))
     learner = config.learner.model_copy(update={"precision": precision})
     resolved = config.model_copy(update=dataclasses.asdict(schedule) | {"learner": learner})

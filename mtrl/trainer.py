@@ -15,6 +15,7 @@ from mtrl.agent import MTSAC
 from mtrl.benchmarks import N_GOALS, Benchmark
 from mtrl.checkpoint import save_checkpoint, write_atomically, write_text
 from mtrl.config import TrainConfig
+from mtrl.envs.parity import choose_simulators
 from mtrl.envs.vector import make_vector_env
 from mtrl.evaluation import Evaluation, evaluate_in
 from mtrl.interrupt import Interrupt
@@ -59,11 +60,13 @@ class Trainer:
             for sequence in np.random.SeedSequence(config.seed).spawn(4)
         )
         environment = config.environment
+        simulators = choose_simulators(benchmark.tasks, environment)
         self.envs = make_vector_env(
             benchmark,
             environment.horizon,
             environment.workers,
             envs_per_task=environment.envs_per_task,
+            simulators=simulators.by_task,
         )
         observation_size, action_size = self.envs.observation_size, self.envs.action_size
         self.agent = MTSAC(
@@ -97,6 +100,7 @@ class Trainer:
         self.logger = RunLogger(
             run_dir, benchmark.tasks, self.schedule.total_timesteps, config.to_yaml(), self.steps
         )
+        self.logger.say(simulators.note)
 
     def run(self) -> Outcome:
         """Train to the end, or until SIGINT or SIGTERM; either way a checkpoint is written."""

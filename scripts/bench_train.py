@@ -1,6 +1,6 @@
 """Time the whole training loop and its two halves alone, and watch its memory.
 
-    python scripts/bench_train.py [--quick] [--json FILE] [--device cuda] [--surgery pcgrad]
+    python scripts/bench_train.py [--quick] [--json FILE] [--device cuda] [--simulator envpool]
     python scripts/bench_train.py --soak 200000 [--seconds S] [--json FILE]
 
 The halves are simulation (a vector step without updates: choosing actions, simulating, storing) and
@@ -26,17 +26,20 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from mtrl.config import TrainConfig
-from mtrl.run import check
-from mtrl.trainer import Trainer
+from mtrl.envs.processes import n_cores
+
+# As in mtrl-train: a simulator process imports this file again, and is to be spared torch.
+if TYPE_CHECKING:
+    from mtrl.trainer import Trainer
 
 Found = dict[str, dict[str, float]]
 BENCHMARKS = {1: "mt1:reach-v3", 10: "mt10", 50: "mt50"}
@@ -45,6 +48,9 @@ BENCHMARKS = {1: "mt1:reach-v3", 10: "mt10", 50: "mt50"}
 @contextmanager
 def trainer_of(n_tasks: int, **settings: Any) -> Iterator[Trainer]:
     """A run about to begin, in a folder that goes with it."""
+    from mtrl.run import check
+    from mtrl.trainer import Trainer
+
     with tempfile.TemporaryDirectory() as folder:
         benchmark, device, config = check(
             TrainConfig.model_validate({"benchmark": BENCHMARKS[n_tasks], **settings})
@@ -73,6 +79,8 @@ def simulate(trainer: Trainer) -> None:
 
 def measure(found: Found, n_tasks: int, seconds: float, **settings: Any) -> None:
     """Halves and loop for one number of tasks, `seconds` long."""
+    import torch
+
     with trainer_of(n_tasks, learning_starts=128 * n_tasks, **settings) as trainer:
         fill(trainer)
         while trainer.steps < trainer.schedule.learning_starts:
@@ -122,16 +130,19 @@ def resident(pid: int) -> float:
 def soak(found: Found, vector_steps: int, seconds: float | None, **settings: Any) -> None:
     """A long run of MT10, whose memory is looked at every second."""
     total = 10 * vector_steps
-    schedule = dict.fromkeys(("eval_every", "checkpoint_every", "diagnose_every"), total // 50)
+    # All that a run does besides comes early and often, so that warm-up has seen it.
+    schedule = dict.fromkeys(("eval_every", "checkpoint_every", "diagnose_every"), 10 * 500)
     learner = {"buffer_size": 1_000, "batch_size": 32, **settings.pop("learner")}
+    environment = {"horizon": 100, **settings.pop("environment")}
     small = {
         **schedule,
         "total_timesteps": total,
         "learning_starts": 1_000,
-        "log_every": total // 200,
+        "log_every": 10 * 250,
         "eval_episodes": 1,
         "agent": {"hidden_sizes": [32, 32]},
         "learner": learner,
+        "environment": environment,
     }
     seen: list[tuple[int, float, float]] = []
     over = threading.Event()
@@ -170,14 +181,24 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--surgery", default="pcgrad")
+    parser.add_argument(
+        "--simulator",
+        default="auto",
+        choices=["auto", "metaworld", "envpool"],
+        help="as mtrl-train",
+    )
     parser.add_argument("--envs-per-task", type=int, default=1, metavar="E")
     parser.add_argument("--soak", type=int, metavar="N", help="a run of N vector steps instead")
     parser.add_argument("--seconds", type=float, metavar="S", help="end the soak after S seconds")
     arguments = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as mtrl-train does
     settings = {
         "device": arguments.device,
         "learner": {"surgery": arguments.surgery},
-        "environment": {"envs_per_task": arguments.envs_per_task},
+        "environment": {
+            "envs_per_task": arguments.envs_per_task,
+            "simulator": arguments.simulator,
+        },
     }
     found: Found = {"ms": {}, "ratios": {}, "MiB": {}}
     if arguments.soak:
@@ -185,7 +206,7 @@ def main() -> None:
     else:
         for n_tasks in (1, 10) if arguments.quick else (1, 10, 50):
             measure(found, n_tasks, 15 if arguments.quick else 60, **settings)
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.device}")
+    print(f"{n_cores()} cores, torch {version('torch')}, {arguments.device}")
     for unit, table in found.items():
         print(unit)
         for key, value in table.items():

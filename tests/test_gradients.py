@@ -1,22 +1,29 @@
 """Per-task gradients against one backward per task, and the Gramian against J Jᵀ, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mtrl.networks import MultiTaskNetworks, head, multi_task_mlp, trunk
 from mtrl.surgery import Network, combine, gramian
+from mtrl.surgery.factored import FactoredGradients
 
 N, T, B, IN, OUT = 2, 5, 9, 6, 3
 
 
+def make_problem(hidden=(8, 7), multi_head=True, rows=B, **settings):
+    generator = torch.Generator().manual_seed(0)
+    networks = MultiTaskNetworks(N, T, IN, OUT, hidden, multi_head, 1.0, generator).double()
+    shared, per_task = networks.requires_grad_(False).folded()
+    x = torch.randn(1, T, rows, IN, generator=generator, dtype=torch.float64)
+    y = torch.randn(T, rows, OUT, generator=generator, dtype=torch.float64)
+    return Network(trunk, task_loss, shared, per_task, x, (y,), **settings)
+
+
 @pytest.fixture(params=[True, False], ids=["multi-head", "single-head"])
 def problem(request):
-    generator = torch.Generator().manual_seed(0)
-    networks = MultiTaskNetworks(N, T, IN, OUT, (8, 7), request.param, 1.0, generator).double()
-    shared, per_task = networks.requires_grad_(False).folded()
-    x = torch.randn(1, T, B, IN, generator=generator, dtype=torch.float64)
-    y = torch.randn(T, B, OUT, generator=generator, dtype=torch.float64)
-    return Network(trunk, task_loss, shared, per_task, x, (y,))
+    return make_problem(multi_head=request.param)
 
 
 def task_loss(shared, per_task, features, y):
@@ -115,6 +122,64 @@ def test_one_network_of_several_is_what_it_is_among_them(problem):
         alone = problem.only(n).task_gradients()
         close(alone.gramian(), together.gramian()[n : n + 1])
         close(alone.losses, together.losses[n : n + 1])
+
+
+@pytest.mark.parametrize("multi_head", [True, False])
+@pytest.mark.parametrize("hidden", [(8, 7), (60, 50, 40)], ids=["formed", "as-factors"])
+def test_both_engines_give_the_same(hidden, multi_head):
+    """Thin layers, whose gradients are formed, and layers that are wide beside their batch."""
+    problem = make_problem(hidden, multi_head, rows=4, engine="jacobian")
+    formed, factored = (
+        problem.task_gradients(),
+        replace(problem, engine="factored").task_gradients(),
+    )
+    assert isinstance(factored, FactoredGradients)
+    close(factored.gramian(), formed.gramian())
+    close(factored.losses, formed.losses)
+    weights = torch.linspace(-1, 2, N * T, dtype=torch.float64).view(N, T)
+    found, expected = factored.weighted(weights), formed.weighted(weights)
+    assert found.shared.keys() == expected.shared.keys()
+    assert found.per_task.keys() == expected.per_task.keys()
+    for name, gradient in {**expected.shared, **expected.per_task}.items():
+        close({**found.shared, **found.per_task}[name], gradient)
+
+
+def in_float32(problem):
+    def convert(tree):
+        return {name: value.float() for name, value in tree.items()}
+
+    return replace(
+        problem,
+        shared=convert(problem.shared),
+        per_task=convert(problem.per_task),
+        inputs=problem.inputs.float(),
+        targets=(problem.targets[0].float(),),
+    )
+
+
+@pytest.mark.parametrize("engine", ["jacobian", "factored"])
+def test_bf16_rounds_products_and_nothing_else(engine):
+    """Gradients come back in float32, as far from exact as 8 bits of mantissa make them."""
+    exact = make_problem((60, 50), rows=64, engine=engine)
+    rounded = replace(in_float32(exact), precision="bf16")
+    truth, found = exact.task_gradients(), rounded.task_gradients()
+    distance = (found.gramian() - truth.gramian()).norm() / truth.gramian().norm()
+    assert found.gramian().dtype == torch.float32
+    assert 1e-5 < distance < 2e-2
+    weights = torch.full((N, T), 1 / T)
+    for gradients in (found.weighted(weights), rounded.gradient()):
+        expected = exact.gradient()
+        for name, value in {**expected.shared, **expected.per_task}.items():
+            got = {**gradients.shared, **gradients.per_task}[name]
+            assert got.dtype == torch.float32, name
+            assert (got - value).norm() < 3e-2 * value.norm(), name
+    assert (rounded.losses() - exact.losses()).abs().max() < 2e-2 * exact.losses().max()
+
+
+def test_precision_leaves_float64_alone():
+    problem = make_problem()
+    for name, value in replace(problem, precision="bf16").task_gradients().shared.items():
+        assert torch.equal(value, problem.task_gradients().shared[name])
 
 
 def test_the_gramian_of_many_parameters_is_exact_to_float32():

@@ -30,9 +30,9 @@ def features(norms: torch.Tensor) -> FeatureGradients:
 
 def test_gradnorm_steps_against_the_gradient_of_its_objective():
     method = prepared(GradNorm(alpha=1.5, lr=0.1))
-    norms = torch.tensor([[1.0, 4.0, 0.5, 2.0], [3.0, 0.1, 1.0, 2.0]]).double()
+    norms = torch.tensor([[1.0, 4.0, 0.5, 2.0], [30.0, 0.1, 1.0, 2.0]]).double()
     first = torch.tensor([[2.0, 1.0, 3.0, 1.0], [1.0, 5.0, 0.2, 1.0]]).double()
-    second = first * torch.tensor([[0.5, 0.9, 1.0, 2.0], [1.5, 1.0, 0.3, 0.6]])
+    second = first * torch.tensor([[0.5, 0.9, 1.0, 2.0], [0.015, 0.01, 0.003, 0.006]])
     log_weights = torch.zeros(N, T).double()
     for losses in (first, second):
         leaf = log_weights.clone().requires_grad_()
@@ -44,6 +44,7 @@ def test_gradnorm_steps_against_the_gradient_of_its_objective():
         log_weights = log_weights - 0.1 * leaf.grad.sign()
         log_weights = log_weights - (log_weights.exp().sum(1, keepdim=True) / T).log()
         found = method.weights(slice(None), losses, features(norms))
+        torch.testing.assert_close(method.log_weights, log_weights)
         torch.testing.assert_close(found, log_weights.exp() / T)
 
 

@@ -39,7 +39,12 @@ def config(run_dir: Path, **changes) -> TrainConfig:
             "seed": 3,
             "agent": {"hidden_sizes": [8, 8]},
             "learner": {"batch_size": 16, "buffer_size": 101, "surgery": "pcgrad"},
-            "environment": {"horizon": HORIZON, "envs_per_task": COPIES, "workers": workers},
+            "environment": {
+                "horizon": HORIZON,
+                "envs_per_task": COPIES,
+                "workers": workers,
+                "simulator": "metaworld",
+            },
         }
         | changes
     )

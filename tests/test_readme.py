@@ -47,7 +47,7 @@ def test_command_lines_are_understood(readme, request, monkeypatch):
     monkeypatch.chdir(request.config.rootpath)
     mains = {"mtrl-train": train_main, "mtrl-eval": eval_main}
     lines = re.findall(r"^    (?:.*&& )?(mtrl-(?:train|eval) .*)$", readme, re.MULTILINE)
-    assert len(lines) == 9
+    assert len(lines) == 10
     for line in lines:
         program, *arguments = shlex.split(line)
         assert mains[program](arguments) == 2
@@ -60,7 +60,7 @@ def test_every_setting_in_the_table_exists(readme, capsys):
     shown = capsys.readouterr().out
     rows = re.findall(r"^\| (`--.*?) \|", readme, re.MULTILINE)
     flags = re.findall(r"--[a-z-]+", " ".join(rows))
-    assert len(flags) >= 18
+    assert len(flags) >= 27
     assert all(flag in shown for flag in flags)
 
 

@@ -219,13 +219,14 @@ def test_initial_norms_are_floored_and_taken_anew():
     of = networks(rotate=False)
     method = RotoScale(reset_every=3)
     method.prepare(of)
-    full, tiny = torch.ones(N, T).double(), torch.ones(N, T).double()
+    full = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]]).double()
+    tiny = torch.tensor([[1.0] * T, [10.0] * T]).double()
     tiny[0, 2] = tiny[1, 3] = 1e-12
     method.weights(slice(None), tiny)
     method.updates.fill_(1)
     weights = method.weights(slice(None), full)
-    # Without the floor such a task would have ρ = 10¹² and all of α; with it ρ = 133.
-    rho = torch.where(tiny < 1, 1 / (0.01 * tiny.mean(1, keepdim=True)), 1)
+    # Without the floor such a task would have ρ ≥ 10¹² and all of α; with it ρ ≤ 400.
+    rho = full / torch.where(tiny < 1, 0.01 * tiny.mean(1, keepdim=True), tiny)
     alpha = rho / rho.sum(1, keepdim=True)
     torch.testing.assert_close(weights * T, (alpha * full).sum(1, keepdim=True) / full)
     torch.testing.assert_close(method.initial_norms, tiny)
@@ -252,7 +253,7 @@ def opposed(method: RotoGrad) -> tuple[MultiTaskNetworks, Network]:
     """Tasks that pull the features in nearly opposite directions, each with its own inputs."""
     of = networks(rotate=False)
     signs = torch.tensor([-1.0, 1.0, -1.0, 1.0]).double()[:, None, None]
-    weight = signs * normal(N, 1, D, OUT, seed=7) + 0.1 * normal(N, T, D, OUT, seed=8)
+    weight = signs * normal(N, 1, D, OUT, seed=7) + 0.1 * normal(N, T, D, OUT, seed=15)
     of.per_task["head_weight"].copy_(weight)
     method.prepare(of)
     return of, posed(of, torch.full((T, B, OUT), 10.0).double())

@@ -282,3 +282,15 @@ def test_surgery_needs_no_reinforcement_learning():
         "assert not rl, rl"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rotations_are_cleaned_up_now_and_then(monkeypatch):
+    monkeypatch.setattr("mtrl.surgery.model.MAINTAIN_EVERY", 3)
+    heads = {"a": nn.Linear(4, 1), "b": nn.Linear(4, 1)}
+    model = MultiTaskModel(nn.Linear(2, 4), heads, "rotograd", n_features=4)
+    model.rotation.mul_(1.01)
+    for _ in range(3):
+        before = (model.rotation.mT @ model.rotation - torch.eye(4)).abs().max()
+        model.backward({task: output.mean() for task, output in model(torch.ones(5, 2)).items()})
+    after = (model.rotation.mT @ model.rotation - torch.eye(4)).abs().max()
+    assert before > 1e-2 and after < 1e-3

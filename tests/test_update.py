@@ -1,6 +1,7 @@
 """One update against Stable-Baselines3's SAC, and the invariants of every update."""
 
 import copy
+import shutil
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -12,13 +13,22 @@ from gymnasium.spaces import Box
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtrl.agent import MTSAC
 from mtrl.config import AgentConfig, LearnerConfig
 from mtrl.learner import Learner, critic_problem
 from mtrl.losses import td_target
 from mtrl.replay import Batch, ReplayBuffer
-from mtrl.surgery import FAMO, FeatureSurgery, PCGrad, available, register
+from mtrl.surgery import (
+    FAMO,
+    FeatureSurgery,
+    PCGrad,
+    RotoGrad,
+    available,
+    get_surgery,
+    register,
+)
 
 OBSERVATION, ACTION, BATCH, HIDDEN = 7, 3, 16, (12, 11)
 
@@ -152,7 +162,8 @@ def test_next_action_is_sampled_at_the_next_observation():
     agent = learner.agent
 
     def target(batch: Batch) -> torch.Tensor:
-        return td_target(agent.actor, agent.target_critics, batch, noise[0], alpha, 0.99)
+        networks = agent.actor.folded(), agent.target_critics.folded()
+        return td_target(*networks, batch, noise[0], alpha, 0.99)
 
     moved = Batch(**{**vars(batch), "observations": batch.observations + 1})
     assert torch.equal(target(batch), target(moved))
@@ -343,3 +354,88 @@ def test_a_diagnosis_changes_nothing_and_knows_every_network(surgery):
     assert torch.equal(generator, learner.generator.get_state())
     after = (agent.state_dict(), learner.state_dict()["surgeries"])
     torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+class NothingLeavesTheDevice(TorchDispatchMode):
+    """Fails where a GPU's host would wait, or a shape would depend on values."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in self.WAITS, f"{name} in a captured update"
+        for index in args[1] if name in ("index", "index_put_", "_index_put_impl_") else ():
+            assert index is None or index.dtype != torch.bool, "boolean index in a captured update"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("engine", ["jacobian", "factored"])
+@pytest.mark.parametrize("surgery", [name for name in available() if get_surgery(name).capturable])
+def test_a_capturable_update_never_waits_for_the_device(surgery, engine):
+    """And tensors a captured graph would hold stay where they are."""
+    learner = make_learner(4, surgery=surgery, gradient_engine=engine)
+    batch, noise = make_batch(4)
+    learner.update(batch, noise)  # optimisers make their state
+
+    def addresses() -> dict[str, int]:
+        held = {f"agent.{k}": v for k, v in learner.agent.state_dict().items()}
+        for name, method in learner.surgeries.items():
+            held |= {f"{name}.{k}": v for k, v in method.state_dict().items()}
+        for name, optimizer in learner.optimizers.items():
+            for i, state in enumerate(optimizer.state.values()):
+                held |= {f"{name}.{i}.{k}": v for k, v in state.items()}
+        return {name: value.data_ptr() for name, value in held.items()}
+
+    before = addresses()
+    with NothingLeavesTheDevice():
+        learner.update(batch, noise)
+    assert addresses() == before
+
+
+@pytest.mark.parametrize("surgery", ["imtl-g", "aligned-mtl"])
+def test_the_watch_above_can_bark(surgery):
+    with pytest.raises(AssertionError, match="captured update"), NothingLeavesTheDevice():
+        torch.ones(3)[torch.tensor([True, False, True])]
+    assert not get_surgery(surgery).capturable
+
+
+def test_replay_samples_without_waiting():
+    replay = ReplayBuffer(10, 2, OBSERVATION, ACTION)
+    x = np.zeros((2, OBSERVATION))
+    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, False)
+    with NothingLeavesTheDevice():
+        replay.sample(4)
+
+
+def test_maintenance_and_the_count_of_updates(monkeypatch):
+    """Rotations are cleaned up every so many updates, however many are made in one call."""
+    monkeypatch.setattr("mtrl.learner.MAINTAIN_EVERY", 4)
+    called = []
+    monkeypatch.setattr(RotoGrad, "maintain", lambda self, networks: called.append(networks))
+    learner = make_learner(2, surgery="rotograd", batch_size=8)
+    learner.agent.float()
+    learner = Learner(learner.agent, learner.config)
+    replay, x = ReplayBuffer(10, 2, OBSERVATION, ACTION), np.zeros((2, OBSERVATION))
+    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, False)
+    for _ in range(3):
+        learner.step(replay, 3)
+    assert learner.updates == 9
+    assert len(called) == 2 * 2  # actor and critics, after the updates 4 and 8
+    other = make_learner(2, surgery="rotograd")
+    other.load_state_dict(learner.state_dict())
+    assert other.updates == 9
+
+
+@pytest.mark.slow  # it compiles for a minute
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on a CPU")
+@pytest.mark.parametrize("surgery", ["pcgrad", "rotograd"])
+def test_compiled_updates_are_the_eager_ones(surgery):
+    eager, compiled = (make_learner(3, surgery=surgery, compile=each) for each in (False, True))
+    for seed in range(3):
+        batch, noise = make_batch(3, seed)
+        eager.update(batch, noise)
+        compiled.update(batch, noise)
+    for (name, value), (_, expected) in zip(
+        compiled.agent.named_parameters(), eager.agent.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(value, expected, atol=1e-9, rtol=0, msg=name)

@@ -1,15 +1,9 @@
-"""All tasks as one `gymnasium.vector.VectorEnv`, over as many processes as there are cores."""
+"""All tasks as one `gymnasium.vector.VectorEnv`, whatever simulates them."""
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
-import os
-import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import Any
 
 import gymnasium as gym
@@ -22,27 +16,13 @@ from gymnasium.vector.utils import batch_space
 from mtrl.benchmarks import Benchmark
 from mtrl.envs import worker
 from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE, MetaWorldTask
-
-START_TIMEOUT, STEP_TIMEOUT = 120.0, 60.0
-"""Longest silence of a worker that is taken for work [seconds]. A dead one is noticed at once."""
-
-
-def n_cores() -> int:
-    """Processor cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-class WorkerError(ChildProcessError):
-    """A simulator process failed, died or hangs; the message names the task it was at."""
+from mtrl.envs.native import NativePools
+from mtrl.envs.processes import WorkerProcesses
+from mtrl.validation import UsageError
 
 
 class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """E environments per task; row t E + e of every array belongs to copy e of task t.
-
-    One process per task, as `gymnasium.vector.AsyncVectorEnv` has it, spends its time on waking
-    processes when there are more tasks than cores. Here each worker holds several.
 
     `step` is `step_async`, after which the caller may do other work while simulators step, and
     `step_wait`. Below, N = T E rows.
@@ -53,14 +33,13 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     `infos["success"]` is each step's flag.
 
     Args:
-        factories: For each row a picklable callable that makes its environment. Episode k must
-            repeat from `reset(seed=seed, options={"episode": k})`, and a plain `reset()` go on by
-            E: copy e of a task plays its episodes e, e + E, e + 2E, …
-        names: The T tasks' names, for error messages.
+        names: The T tasks' names.
+        simulators: For each task what simulates it, `"metaworld"` or `"envpool"`.
+        parts: The rows' simulators, which together have every row once. Copy e of a task plays
+            its episodes e, e + E, e + 2E, …
         observation_space: Of every task, a `Box` of one dimension.
         action_space: Likewise.
         envs_per_task: The number E of copies of each task.
-        workers: Number of processes; default: one per core this process may use.
 
     Raises:
         WorkerError: from any method, if a process is lost.
@@ -70,58 +49,27 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def __init__(
         self,
-        factories: Sequence[worker.EnvFactory],
         names: Sequence[str],
+        simulators: Sequence[str],
+        parts: Sequence[WorkerProcesses | NativePools],
         observation_space: Box,
         action_space: Box,
         envs_per_task: int = 1,
-        workers: int | None = None,
     ) -> None:
-        self.names = tuple(names)
+        self.names, self.simulators = tuple(names), tuple(simulators)
         self.n_tasks, self.envs_per_task = len(names), envs_per_task
         self.num_envs = n = self.n_tasks * envs_per_task
         self.single_observation_space, self.single_action_space = observation_space, action_space
         self.observation_space = batch_space(observation_space, n)
         self.action_space = batch_space(action_space, n)
+        (self.observation_size,), (self.action_size,) = observation_space.shape, action_space.shape
 
-        workers = min(n, workers or n_cores())
-        # Dealt in turn, because neighbours in Meta-World's lists cost alike (0.2 to 0.7 ms a step).
-        rows = [np.arange(n)[index::workers] for index in range(workers)]
-        (d,), (a,) = observation_space.shape, action_space.shape
-        self.observation_size, self.action_size = d, a
-        # A server that has imported the simulator forks each worker: no second import per worker,
-        # and none of the parent's threads or CUDA state in it.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        memory = worker.allocate(
-            context,
-            {
-                "observations": ((n, d), "f"),
-                "final_observations": ((n, d), "f"),
-                "actions": ((n, a), "f"),
-                "rewards": ((n,), "d"),
-                "terminated": ((n,), "B"),
-                "truncated": ((n,), "B"),
-                "success": ((n,), "B"),
-                "busy": ((workers,), "i"),
-            },
-        )
+        memory = worker.allocate(n, self.observation_size, self.action_size)
         self._shared = worker.view(memory)
-        self._rows, self._pipes, self._processes = rows, [], []
-        for index, part in enumerate(rows):
-            pipe, theirs = context.Pipe()
-            process = context.Process(
-                target=worker.run,
-                args=(index, part.tolist(), [factories[i] for i in part], memory, theirs),
-                daemon=True,
-                name=f"mtrl-worker-{index}",
-            )
-            process.start()
-            theirs.close()
-            self._pipes.append(pipe)
-            self._processes.append(process)
-        self._stop = weakref.finalize(self, _stop, self._pipes, self._processes)
-        self._receive(START_TIMEOUT)
+        self._parts = parts
+        for part in parts:
+            part.open(memory)
+        self._wait()
 
         self._pending = False
         self._returns = np.zeros(n)
@@ -156,8 +104,8 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._expect_no_step("step_async")
         shared = self._shared
         shared.actions[:] = actions
-        for pipe in self._pipes:
-            self._send(pipe, ("step", None))
+        for part in self._parts:
+            part.step()
         for history, action in zip(self._history, shared.actions.copy(), strict=True):
             history.append(action)
         self._pending = True
@@ -173,7 +121,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if not self._pending:
             raise NoAsyncCallError("step_wait: expected a step_async before it", "step")
         self._pending = False
-        self._receive(STEP_TIMEOUT)
+        self._wait()
 
         shared = self._shared
         terminated, truncated = shared.terminated.astype(bool), shared.truncated.astype(bool)
@@ -200,6 +148,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._expect_no_step("state")
         actions = {str(row): np.array(a, np.float32) for row, a in enumerate(self._history)}
         return {
+            "simulators": list(self.simulators),
             "episodes": self._episodes.tolist(),
             "returns": self._returns.tolist(),
             "success": self._success.tolist(),
@@ -209,9 +158,18 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def restore(self, state: dict[str, Any], *, seed: int) -> np.ndarray:
         """Go back to a `state` under `seed` by playing its actions again. Observations [N, d].
 
-        The simulator is deterministic, so this is exact, and needs nothing of its inside.
+        The simulators are deterministic, so this is exact, and needs nothing of their inside.
+
+        Raises:
+            UsageError: if other simulators made the state.
         """
         self._expect_no_step("restore")
+        for name, then, now in zip(self.names, state["simulators"], self.simulators, strict=True):
+            if then != now:
+                raise UsageError(
+                    f"simulator: expected {name} to go on with the one it began with, {then}, "
+                    f"got {now}"
+                )
         self._episodes = np.array(state["episodes"])
         actions = [np.asarray(state["actions"][str(row)]) for row in range(self.num_envs)]
         self._start(seed, actions)
@@ -221,13 +179,15 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def _start(self, seed: int | None, actions: list[np.ndarray] | None) -> None:
         """Start the episodes of `self._episodes`, and play `actions` in them."""
-        for pipe, rows in zip(self._pipes, self._rows, strict=True):
-            seeds = [seed] * len(rows)
-            episodes = [int(self._episodes[row]) for row in rows]
-            played = [() if actions is None else actions[row] for row in rows]
-            self._send(pipe, ("reset", (seeds, episodes, played)))
-        self._receive(START_TIMEOUT)
+        for part in self._parts:
+            part.start(seed, self._episodes, actions)
+        self._wait()
         self._begin(np.ones(self.num_envs, bool))
+
+    def _wait(self) -> None:
+        # Pools first: what they reset, they reset while workers still work.
+        for part in reversed(self._parts):
+            part.wait()
 
     def _begin(self, started: np.ndarray) -> None:
         self._returns[started] = 0.0
@@ -239,43 +199,10 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if self._pending:
             raise AlreadyPendingCallError(f"{call}: expected step_wait after step_async", "step")
 
-    @staticmethod
-    def _send(pipe: Connection, message: tuple[str, Any]) -> None:
-        with suppress(BrokenPipeError):  # a dead worker: `_receive` finds it, and says whose
-            pipe.send(message)
-
-    def _receive(self, timeout: float) -> None:
-        """Wait until every worker has answered; raise for the first that cannot."""
-        for index, (pipe, process) in enumerate(zip(self._pipes, self._processes, strict=True)):
-            ready = multiprocessing.connection.wait([pipe, process.sentinel], timeout)
-            if not ready:
-                raise WorkerError(f"{self._at(index)}: no answer for {timeout:.0f} s")
-            try:
-                failure = pipe.recv()
-            except (EOFError, ConnectionResetError):
-                process.join(1.0)
-                raise WorkerError(
-                    f"{self._at(index)}: the simulator process died (exit code {process.exitcode})"
-                ) from None
-            if failure is not None:
-                raise WorkerError(f"{self._at(index)}: {failure}")
-
-    def _at(self, index: int) -> str:
-        return f"task {self.names[self._shared.busy[index] // self.envs_per_task]!r}"
-
     def close_extras(self, **kwargs: Any) -> None:
-        """End the processes."""
-        self._stop()
-
-
-def _stop(pipes: list[Any], processes: list[Any]) -> None:
-    for pipe in pipes:
-        pipe.close()  # a worker leaves when its pipe ends
-    for process in processes:
-        process.join(5.0)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        """End processes and threads."""
+        for part in self._parts:
+            part.close()
 
 
 def make_vector_env(
@@ -284,17 +211,35 @@ def make_vector_env(
     workers: int | None = None,
     shuffle_goals: bool = True,
     envs_per_task: int = 1,
+    simulators: Sequence[str] | None = None,
 ) -> TaskVectorEnv:
-    """The benchmark's tasks on the reference simulator; see `MetaWorldTask` for the arguments."""
+    """The benchmark's tasks, ready to be reset.
+
+    Args:
+        benchmark: The tasks.
+        horizon: Steps after which an episode is truncated, at most 500.
+        workers: Processes for the tasks on the reference simulator; default: one per core.
+        shuffle_goals: Whether the 50 goals of the reference simulator come in random order.
+        envs_per_task: Copies of each task.
+        simulators: For each task `"metaworld"` (the reference) or `"envpool"`, as
+            `choose_simulators` has it; default: all on the reference.
+    """
+    simulators = simulators or ("metaworld",) * len(benchmark.tasks)
+    first_rows = {task: t * envs_per_task for t, task in enumerate(benchmark.tasks)}
+    chosen = dict(zip(benchmark.tasks, simulators, strict=True))
+    reference = [task for task in benchmark.tasks if chosen[task] == "metaworld"]
+    native = [task for task in benchmark.tasks if chosen[task] == "envpool"]
+    parts: list[WorkerProcesses | NativePools] = []
+    if reference:
+        tasks = [task for task in reference for _ in range(envs_per_task)]
+        rows = [first_rows[task] + copy for task in reference for copy in range(envs_per_task)]
+        factories = [
+            partial(MetaWorldTask, task, horizon, shuffle_goals, envs_per_task) for task in tasks
+        ]
+        parts.append(WorkerProcesses(rows, factories, tasks, workers))
+    if native:
+        first = [first_rows[task] for task in native]
+        parts.append(NativePools(native, first, envs_per_task, horizon))
     return TaskVectorEnv(
-        [
-            partial(MetaWorldTask, task, horizon, shuffle_goals, envs_per_task)
-            for task in benchmark.tasks
-            for _ in range(envs_per_task)
-        ],
-        benchmark.tasks,
-        OBSERVATION_SPACE,
-        ACTION_SPACE,
-        envs_per_task,
-        workers,
+        benchmark.tasks, simulators, parts, OBSERVATION_SPACE, ACTION_SPACE, envs_per_task
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import BaseContext
+from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
 import gymnasium as gym
@@ -23,9 +23,13 @@ import numpy as np
 EnvFactory = Callable[[], gym.Env[np.ndarray, np.ndarray]]
 
 
+Memory = dict[str, tuple[Any, tuple[int, ...]]]
+"""Anonymous shared memory (no name to leak), and the shape of the array in it, by name."""
+
+
 @dataclass
 class SharedArrays:
-    """The arrays parent and workers share, one row per environment."""
+    """What passes between the vector environment and its simulators, one row per environment."""
 
     observations: np.ndarray  # [N, observation], of the state to act in next
     final_observations: np.ndarray  # [N, observation], of the state before an autoreset
@@ -34,20 +38,25 @@ class SharedArrays:
     terminated: np.ndarray  # [N]
     truncated: np.ndarray  # [N]
     success: np.ndarray  # [N]
-    busy: np.ndarray  # [workers], the row each worker is at
 
 
-def allocate(
-    context: BaseContext, shapes: dict[str, tuple[tuple[int, ...], str]]
-) -> dict[str, Any]:
-    """Anonymous shared memory (no name to leak) for arrays of the given shapes and type codes."""
+def allocate(rows: int, observation_size: int, action_size: int) -> Memory:
+    """Memory for `SharedArrays` of so many rows."""
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {
+        "observations": ((rows, observation_size), "f"),
+        "final_observations": ((rows, observation_size), "f"),
+        "actions": ((rows, action_size), "f"),
+        "rewards": ((rows,), "d"),
+        "terminated": ((rows,), "B"),
+        "truncated": ((rows,), "B"),
+        "success": ((rows,), "B"),
+    }
     return {
-        name: (context.RawArray(code, int(np.prod(shape))), shape)
-        for name, (shape, code) in shapes.items()
+        name: (RawArray(code, int(np.prod(shape))), shape) for name, (shape, code) in shapes.items()
     }
 
 
-def view(memory: dict[str, Any]) -> SharedArrays:
+def view(memory: Memory) -> SharedArrays:
     """NumPy arrays over the memory `allocate` gave."""
     return SharedArrays(
         **{
@@ -61,10 +70,14 @@ def run(
     index: int,
     rows: Sequence[int],
     factories: Sequence[EnvFactory],
-    memory: dict[str, Any],
+    memory: Memory,
+    busy: Any,
     pipe: Connection,
 ) -> None:
-    """Serve `reset` and `step` until the parent says goodbye or is gone."""
+    """Serve `reset` and `step` until the parent says goodbye or is gone.
+
+    `busy[index]` tells the parent which row this worker is at.
+    """
     # A Ctrl-C or a scheduler's SIGTERM reaches the whole group; the parent decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -76,13 +89,13 @@ def run(
     try:
         envs = []
         for row, factory in zip(rows, factories, strict=True):
-            arrays.busy[index] = row
+            busy[index] = row
             envs.append(factory())
         pipe.send(None)
         while True:
             command, arguments = pipe.recv()
             for position, (row, env) in enumerate(zip(rows, envs, strict=True)):
-                arrays.busy[index] = row
+                busy[index] = row
                 if command == "step":
                     _step(env, row, arrays)
                 else:

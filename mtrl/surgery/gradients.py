@@ -7,7 +7,7 @@ dictionaries by parameter name, so that no `[T, P]` matrix is ever copied togeth
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -133,10 +133,6 @@ class Problem(Protocol):
         """
 
 
-CHUNK = 2**15
-"""Numbers of a gradient that are summed up in float32, before sums go on in float64."""
-
-
 def gramian(gradients: Parameters) -> Tensor:
     """G = J Jᵀ of gradients `[N, T, …]`, `[N, T, T]`.
 
@@ -144,21 +140,29 @@ def gramian(gradients: Parameters) -> Tensor:
     in float64.
     """
     with full_float32(next(iter(gradients.values())).device):
-        flat = [at_least_float32(gradient).flatten(2) for gradient in gradients.values()]
-        chunks = [rows for parameter in flat for rows in parameter.split(CHUNK, -1)]
-        products = [(rows @ rows.mT).double() for rows in chunks]
-        return torch.stack(products).sum(0).to(flat[0].dtype)
+        products = [rows @ rows.mT for value in gradients.values() for rows in _chunks(value)]
+        return torch.stack(products).double().sum(0).to(products[0].dtype)
 
 
 def combine(weights: Tensor, gradients: Parameters) -> dict[str, Tensor]:
     """Σ_t w_t g_t for each parameter, `[N, …]`; weights `[N, T]`, gradients `[N, T, …]`."""
     with full_float32(weights.device):
-        return {
-            name: (weights[:, None] @ at_least_float32(gradient).flatten(2)).view(
-                len(weights), *gradient.shape[2:]
-            )
-            for name, gradient in gradients.items()
+        sums = {
+            name: torch.cat([weights[:, None] @ rows for rows in _chunks(value)], -1)
+            for name, value in gradients.items()
         }
+    return {
+        name: value.view(len(weights), *gradients[name].shape[2:]) for name, value in sums.items()
+    }
+
+
+def _chunks(gradient: Tensor) -> Iterator[Tensor]:
+    """`[N, T, …]` as matrices `[N, T, at most so many]` in at least float32, one after the other.
+
+    On a CPU they fit into its cache, so that casting and multiplying read memory once.
+    """
+    size = 2**15 if gradient.device.type == "cpu" else 2**22
+    return (at_least_float32(rows) for rows in gradient.flatten(2).split(size, -1))
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mtrl.surgery.base import Surgery
+from mtrl.surgery.base import MAINTAIN_EVERY, Surgery
 from mtrl.surgery.registry import get_surgery
 from mtrl.surgery.step import ModelStep
 from mtrl.validation import UsageError
@@ -65,6 +65,7 @@ class MultiTaskModel(nn.Module):
         self._generator: torch.Generator | None = None
         self._passed: dict[str, tuple[Tensor, Tensor]] = {}
         self._step: ModelStep | None = None
+        self._n_backwards = 0
 
     @property
     def n_tasks(self) -> int:
@@ -143,6 +144,9 @@ class MultiTaskModel(nn.Module):
             for parameter, gradient in zip(step.heads, step.head_gradients, strict=True):
                 if gradient is not None:
                     _add_gradient(parameter, gradient / len(step.losses))
+            self._n_backwards += 1
+            if self._n_backwards % MAINTAIN_EVERY == 0:
+                self.surgery.maintain(self)
 
     def after_step(self, losses: Callable[[], Mapping[str, Tensor]]) -> None:
         """Let a method see what the optimiser's step has brought; only `famo` looks.

@@ -94,7 +94,8 @@ class Network:
         return False
 
     def _jacobian(self) -> Jacobian:
-        shared, per_task = _leaves(self._by_task(self.shared)), _leaves(self.per_task)
+        shared = _leaves(self._by_task(self._rounded()))
+        per_task = _leaves(self.per_task)
         with torch.enable_grad(), self._precision():
             losses, auxiliary = self._losses(shared, per_task)
             on_shared, on_own = _differentiate(losses.sum(), None, shared, per_task)
@@ -139,21 +140,24 @@ class Network:
         the mean loss's gradient.
         """
         n_tasks = self.inputs.shape[1]
-        shared, per_task = _leaves(self.shared), _leaves(self.per_task)
+        shared, per_task = _leaves(self._rounded()), _leaves(self.per_task)
         with torch.enable_grad(), self._precision():
             features = self.trunk(shared, per_task, self.inputs)
-            z = at_least_float32(features.detach()).requires_grad_()
+            z = features.detach().requires_grad_()
             losses, auxiliary = self._heads(shared, per_task, z)
             # Σ_n of the networks' mean losses: each network gets its own gradient.
             above = _differentiate(losses.sum() / n_tasks, None, {"z": z}, shared, per_task)
         at_features = above[0]["z"]
         weights = torch.full_like(losses, 1 / n_tasks)
         if weigh is not None:
-            weights = weigh(losses.detach(), FeatureGradients(at_features, n_tasks))
-            at_features = (n_tasks * weights)[..., None, None] * at_features
+            evidence = FeatureGradients(at_least_float32(at_features), n_tasks)
+            weights = weigh(losses.detach(), evidence)
+            factors = (n_tasks * weights)[..., None, None]
+            at_features = at_features * factors.to(at_features.dtype)
         with self._precision():
-            below = _differentiate(features, at_features.to(features.dtype), shared, per_task)
+            below = _differentiate(features, at_features, shared, per_task)
         on_shared, on_own = (_add(a, b) for a, b in zip(above[1:], below, strict=True))
+        on_shared = {name: at_least_float32(value) for name, value in on_shared.items()}
         return Gradients(on_shared, on_own, losses.detach(), _detached(auxiliary), weights)
 
     def losses(self) -> Tensor:
@@ -179,6 +183,17 @@ class Network:
         return {
             name: value[:, None].expand(-1, n_tasks, *value.shape[1:])
             for name, value in parameters.items()
+        }
+
+    def _rounded(self) -> dict[str, Tensor]:
+        """Shared parameters, the trunk's matrices as they are multiplied with."""
+        return {
+            name: value.bfloat16()
+            if self.precision == "bf16"
+            and name.startswith("weight")
+            and value.dtype != torch.float64
+            else value
+            for name, value in self.shared.items()
         }
 
     def _precision(self) -> AbstractContextManager[None]:

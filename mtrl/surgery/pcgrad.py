@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor
 
 from mtrl.surgery.base import GramianSurgery
 from mtrl.surgery.registry import register
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @register("pcgrad")
@@ -34,16 +38,24 @@ class PCGrad(GramianSurgery):
         squared_norms = gramian.diagonal(dim1=-2, dim2=-1)
         tiny = torch.finfo(gramian.dtype).tiny
         inverse = torch.where(squared_norms > tiny, 1 / squared_norms, 0)
-        coefficients = torch.eye(n_tasks, dtype=gramian.dtype, device=gramian.device)
-        coefficients = coefficients.expand_as(gramian).clone()
-
         orders = random_orders(len(gramian), n_tasks, generator)
-        for j in orders.unbind(-1):  # j[n, i]: whom task i of network n meets in this step
-            rows = gramian.gather(-2, j[..., None].expand_as(gramian))
-            dots = (coefficients * rows).sum(-1)
-            step = dots.clamp(max=0) * inverse.gather(-1, j)
-            coefficients.scatter_add_(-1, j[..., None], -step[..., None])
-        return coefficients.mean(-2)
+        if gramian.is_cuda and _HAS_TRITON:
+            from mtrl.surgery.projection import projected
+
+            return projected(gramian, inverse, orders).mean(-2)
+        return _projected(gramian, inverse, orders).mean(-2)
+
+
+def _projected(gramian: Tensor, inverse: Tensor, orders: Tensor) -> Tensor:
+    """As `projection.projected`, on any device, in T − 1 rounds of small operations."""
+    coefficients = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
+    coefficients = coefficients.expand_as(gramian).clone()
+    for j in orders.unbind(-1):  # j[n, i]: whom task i of network n meets in this step
+        rows = gramian.gather(-2, j[..., None].expand_as(gramian))
+        dots = (coefficients * rows).sum(-1)
+        step = dots.clamp(max=0) * inverse.gather(-1, j)
+        coefficients.scatter_add_(-1, j[..., None], -step[..., None])
+    return coefficients
 
 
 def random_orders(n_networks: int, n_tasks: int, generator: torch.Generator) -> Tensor:

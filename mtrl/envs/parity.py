@@ -1,0 +1,106 @@
+"""Which simulator runs each task: EnvPool where it was found to agree with the reference.
+
+The verdicts are `parity.json`, written by `scripts/parity.py`. They hold for the versions and the
+platform named in it and for no others.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from typing import Any
+
+from mtrl.config import EnvironmentConfig
+from mtrl.validation import UsageError, unknown
+
+INSTALL = 'pip install ".[fast]"'
+
+
+@dataclass(frozen=True)
+class Simulators:
+    """What runs each task, and why.
+
+    Attributes:
+        by_task: `"metaworld"` or `"envpool"` for each task, in the tasks' order.
+        note: One line for people.
+    """
+
+    by_task: tuple[str, ...]
+    note: str
+
+
+@cache
+def verdicts() -> dict[str, Any]:
+    """What `scripts/parity.py` found: `versions`, and for each of `tasks` whether it `passed`."""
+    return json.loads((files("mtrl.envs") / "parity.json").read_text(encoding="utf-8"))
+
+
+def installed_versions() -> dict[str, str]:
+    """Everything a verdict depends on; without EnvPool, without that key."""
+    found = {"platform": f"{platform.system()} {platform.machine()}"}
+    for package in ("envpool", "metaworld", "mujoco"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def choose_simulators(tasks: Sequence[str], config: EnvironmentConfig) -> Simulators:
+    """Decide where each task runs; starts nothing.
+
+    `native_tasks` run on EnvPool whatever their verdict. For the others, `simulator` is
+    "metaworld": the reference; "envpool": EnvPool, and a task that has not passed is refused;
+    "auto": EnvPool where a task has passed and EnvPool is there, else the reference.
+
+    Raises:
+        UsageError: if EnvPool is asked for and missing, or for a task that has not passed.
+    """
+    for task in config.native_tasks:
+        if task not in tasks:
+            raise UsageError(unknown("native_tasks", task, tasks))
+    if config.simulator == "metaworld":
+        if config.native_tasks:
+            raise UsageError(
+                "native_tasks: expected none with simulator 'metaworld', got "
+                f"{config.native_tasks[0]!r}"
+            )
+        return _describe(tasks, [], "as asked for")
+    found, tested = installed_versions(), verdicts()["versions"]
+    if "envpool" not in found:
+        if config.simulator == "envpool" or config.native_tasks:
+            field = "simulator" if config.simulator == "envpool" else "native_tasks"
+            raise UsageError(f"{field}: expected EnvPool to be installed ({INSTALL}), got none")
+        return _describe(tasks, [], f"EnvPool is not installed: {INSTALL}")
+    if found == tested:
+        passed = {task for task, verdict in verdicts()["tasks"].items() if verdict["passed"]}
+        why = "the others differ on EnvPool (mtrl/envs/parity.json)"
+    else:
+        passed = set()
+        other = next(key for key in tested if found.get(key) != tested[key])
+        why = f"parity was shown with {other} {tested[other]}, here is {found[other]}"
+    native = [task for task in tasks if task in passed or task in config.native_tasks]
+    if config.simulator == "envpool" and len(native) < len(tasks):
+        rest = " ".join(task for task in tasks if task not in native)
+        raise UsageError(
+            f"simulator: expected tasks that agree with the reference on EnvPool ({why}), or are "
+            f"named in native_tasks, got {rest}"
+        )
+    return _describe(tasks, native, why)
+
+
+def _describe(tasks: Sequence[str], native: list[str], why: str) -> Simulators:
+    by_task = tuple("envpool" if task in native else "metaworld" for task in tasks)
+    rest = [task for task in tasks if task not in native]
+    parts = []
+    if native:
+        parts.append(f"{len(native)} of {len(tasks)} tasks on EnvPool {version('envpool')}")
+    if rest:
+        names = "all" if not native else ", ".join(rest)
+        parts.append(f"on the reference Meta-World {version('metaworld')}: {names} ({why})")
+    return Simulators(by_task, "simulators: " + "; ".join(parts))
