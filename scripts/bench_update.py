@@ -8,7 +8,7 @@ counts are the ratios of the medians. An update is: next action, target, two cri
 backward, actor forward and backward through both critics, three optimisers, target networks. The
 batch is drawn before, for all alike; only of the update against Stable-Baselines3's, at one task,
 drawing is a part, on both sides. On CUDA ours, and the matrix products, are replayed as graphs.
-The others come with `pip install ".[test]"`.
+TorchJD is left out where it is not installed.
 
 Ratios are called by what is divided, `pcgrad/none`, but `ours/sb3`, which is how many times as many
 updates per second as Stable-Baselines3 ours makes. `-fp32` is ours in the precision in which the
@@ -18,13 +18,14 @@ others compute.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from cases import Case
-from peers import StableBaselines, TorchJD
+from peer_sb3 import StableBaselines
 from products import matrix_products
 from published import ACTION, BATCH, OBSERVATION, WIDTH, Published
 from timing import Found, add_arguments, interleaved, precision_of, show
@@ -37,6 +38,7 @@ from mtrl.surgery.gradients import Jacobian
 
 PER_TASK = 100_000
 """Transitions in a full replay."""
+HAS_TORCHJD = importlib.util.find_spec("torchjd") is not None
 
 
 class Bench:
@@ -130,20 +132,26 @@ class Bench:
     def slow(self) -> None:
         """Methods as their papers have them, and what is done now and then."""
         slow = {"rotograd, matrix_exp": self.update("rotograd", rotation_step="matrix_exp")}
-        slow["torchjd:UPGrad"] = self.update("torchjd:UPGrad")
+        if HAS_TORCHJD:
+            slow["torchjd:UPGrad"] = self.update("torchjd:UPGrad")
         replay = self.case.full_replay(BATCH)
         slow["diagnosis"] = partial(self.case.learner("none").diagnose, replay)
         self.compete(10, slow)
 
     def peers(self) -> None:
-        """PCGrad by others; where each backward is one of all tasks, of no more than ten."""
+        """PCGrad by others; those that go backward T times over all rows, of ten tasks at most."""
         sizes = self.case.n_tasks, self.case.device, self.case.width
         ours = {"pcgrad": self.update("pcgrad")}
         if self.is_not_fp32():
             ours["pcgrad-fp32"] = self.update("pcgrad", precision="fp32")
-        theirs = {"torchjd-autogram": partial(TorchJD(*sizes, "autogram").update, self.batch)}
-        if self.case.n_tasks <= 10:
+        theirs: dict[str, Callable[[], object]] = {}
+        if HAS_TORCHJD:
+            from peer_torchjd import TorchJD
+
+            theirs["torchjd-autogram"] = partial(TorchJD(*sizes, "autogram").update, self.batch)
+        if HAS_TORCHJD and self.case.n_tasks <= 10:
             theirs["torchjd"] = partial(TorchJD(*sizes).update, self.batch)
+        if self.case.n_tasks <= 10:
             theirs["published"] = partial(Published(*sizes).update, self.batch)
         self.compete(10, ours | theirs, over=ours)
 

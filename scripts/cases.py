@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from published import ACTION, BATCH, DEPTH, OBSERVATION, WIDTH
 from torch import Tensor
@@ -49,12 +48,14 @@ class Case:
 
     def full_replay(self, capacity: int) -> ReplayBuffer:
         """A replay of noise."""
-        draw, n = np.random.default_rng(0), self.n_tasks
-        replay = ReplayBuffer(capacity, n, OBSERVATION, ACTION, self.device)
-        observations = draw.normal(size=(n, OBSERVATION))
-        actions, rewards = draw.uniform(-1, 1, (n, ACTION)), draw.uniform(size=n)
-        for _ in range(capacity):
-            replay.add(observations, actions, rewards, np.zeros(n), observations, done=False)
+        replay = ReplayBuffer(capacity, self.n_tasks, OBSERVATION, ACTION, self.device)
+        state = {
+            "rows": torch.randn(capacity + 1, self.n_tasks, OBSERVATION + ACTION + 2),
+            "starts": torch.arange(capacity),
+            "next_row": torch.tensor(capacity),
+            "generator": replay.generator.get_state(),
+        }
+        replay.load_state_dict(state)
         return replay
 
     @torch.no_grad()

@@ -1,8 +1,6 @@
-"""What installs from PyPI and a user might take instead of us, at the same sizes.
+"""PCGrad by TorchJD in multi-task SAC at our sizes: what a user might take instead.
 
-Stable-Baselines3 for one task, TorchJD for several. Both are given what their users can have for
-the asking, such as fused Adam; both share this process, and with it our settings of the C library's
-memory.
+It is written with care: fused Adam, no product that is not needed, the faster of TorchJD's ways.
 """
 
 from __future__ import annotations
@@ -12,13 +10,8 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import torch
-from gymnasium.spaces import Box
 from published import ACTION, BATCH, DEPTH, OBSERVATION, WIDTH
-from stable_baselines3 import SAC
-from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 from torchjd.aggregation import PCGrad, PCGradWeighting
 from torchjd.autogram import Engine
@@ -29,46 +22,6 @@ from mtrl.replay import Batch
 RATE, GAMMA, TAU, MAX_NORM = 3e-4, 0.99, 0.005, 1.0
 ADAM: dict[str, Any] = {"eps": 1e-5, "fused": True}
 EVERY = slice(None)
-
-
-class Spaces(gym.Env):
-    """Nothing but spaces: SB3 wants an environment to be built from."""
-
-    observation_space = Box(-1, 1, (OBSERVATION,), np.float32)
-    action_space = Box(-1, 1, (ACTION,), np.float32)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """As of an environment."""
-        return np.zeros(OBSERVATION, np.float32), {}
-
-
-class StableBaselines:
-    """Stable-Baselines3's SAC with a replay full of noise; float32, as it is."""
-
-    def __init__(self, device: str, width: int = WIDTH, capacity: int = 100_000) -> None:
-        self.sac = SAC(
-            "MlpPolicy",
-            Spaces(),
-            learning_rate=RATE,
-            buffer_size=capacity,
-            tau=TAU,
-            gamma=GAMMA,
-            policy_kwargs={"net_arch": [width] * DEPTH, "optimizer_kwargs": ADAM},
-            device=device,
-        )
-        self.sac.set_logger(Logger(None, []))
-        replay, draw = self.sac.replay_buffer, np.random.default_rng(0)
-        assert replay is not None
-        for array in (replay.observations, replay.next_observations, replay.rewards):
-            array[:] = draw.normal(size=array.shape)
-        replay.actions[:] = draw.uniform(-1, 1, replay.actions.shape)
-        replay.full = True
-
-    def update(self) -> None:
-        """One update, drawing its batch included."""
-        self.sac.train(gradient_steps=1, batch_size=BATCH)
 
 
 class TaskNetwork(nn.Module):
