@@ -79,7 +79,7 @@ def choose_simulators(tasks: Sequence[str], config: EnvironmentConfig) -> Simula
         return _describe(tasks, [], f"EnvPool is not installed: {INSTALL}")
     if found == tested:
         passed = {task for task, verdict in verdicts()["tasks"].items() if verdict["passed"]}
-        why = "the others differ on EnvPool (mtrl/envs/parity.json)"
+        why = "EnvPool was not found to agree, see mtrl/envs/parity.json"
     else:
         passed = set()
         other = next(key for key in tested if found.get(key) != tested[key])
@@ -88,8 +88,8 @@ def choose_simulators(tasks: Sequence[str], config: EnvironmentConfig) -> Simula
     if config.simulator == "envpool" and len(native) < len(tasks):
         rest = " ".join(task for task in tasks if task not in native)
         raise UsageError(
-            f"simulator: expected tasks that agree with the reference on EnvPool ({why}), or are "
-            f"named in native_tasks, got {rest}"
+            f"simulator: expected tasks EnvPool was found to agree on ({why}) or that are named "
+            f"in native_tasks, got {rest}"
         )
     return _describe(tasks, native, why)
 
