@@ -1,113 +1,59 @@
-"""Time one full SAC update under every method, as published, and its matrix products alone.
+"""Time one full SAC update under every method, against its matrix products and against others'.
 
-    python scripts/bench_update.py [--quick] [--json FILE] [--device cuda]
+    python scripts/bench_update.py [--quick] [--json FILE] [--device cuda] [--precision fp32]
+                                   [--tasks 1 10 50] [--width 400] [--compile]
 
 All variants take turns within one loop, so that a machine that slows down slows all of them; what
 counts are the ratios of the medians. An update is: next action, target, two critics forward and
 backward, actor forward and backward through both critics, three optimisers, target networks. The
-batch is drawn before, for all alike.
+batch is drawn before, for all alike; only of the update against Stable-Baselines3's, at one task,
+drawing is a part, on both sides. On CUDA ours, and the matrix products, are replayed as graphs.
+TorchJD is left out where it is not installed.
+
+Ratios are called by what is divided, `pcgrad/none`, but `ours/sb3`, which is how many times as many
+updates per second as Stable-Baselines3 ours makes. `-fp32` is ours in the precision in which the
+others compute.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
-from published import ACTION, BATCH, DEPTH, OBSERVATION, WIDTH, Published
-from torch import Tensor
+from cases import Case
+from peer_sb3 import StableBaselines
+from products import matrix_products
+from published import ACTION, BATCH, OBSERVATION, WIDTH, Published
+from timing import Found, add_arguments, interleaved, precision_of, show
 
-from mtrl.agent import MTSAC
-from mtrl.config import AgentConfig, LearnerConfig
+from mtrl.capture import Captured
 from mtrl.learner import Learner
-from mtrl.replay import Batch, ReplayBuffer
+from mtrl.replay import ReplayBuffer
 from mtrl.surgery import GramianSurgery, available
+from mtrl.surgery.gradients import Jacobian
 
-
-def random_batch(n_tasks: int, device: str) -> tuple[Batch, Tensor]:
-    """A batch of noise: the time of an update does not depend on the numbers."""
-    lead = (n_tasks, BATCH)
-    batch = Batch(
-        torch.randn(*lead, OBSERVATION, device=device),
-        torch.rand(*lead, ACTION, device=device) * 2 - 1,
-        torch.rand(*lead, device=device),
-        torch.zeros(*lead, device=device),
-        torch.randn(*lead, OBSERVATION, device=device),
-    )
-    return batch, torch.randn(2, *lead, ACTION, device=device)
-
-
-def make_learner(n_tasks: int, surgery: str, device: str, **settings: Any) -> Learner:
-    """Our learner at the published sizes."""
-    config = AgentConfig(hidden_sizes=(WIDTH,) * DEPTH)
-    tasks = tuple(f"task-{t}" for t in range(n_tasks))
-    agent = MTSAC(tasks, config, OBSERVATION, ACTION).to(device)
-    return Learner(agent, LearnerConfig(surgery=surgery, **settings))
-
-
-def matrix_products(n_tasks: int, device: str) -> Callable[[], None]:
-    """The products an update without surgery cannot avoid, into preallocated memory.
-
-    Per layer and network: next action 1, target critics 2, critics 2 forward, 2 for weights and 2
-    for inputs, actor 1 forward, 1 for weights and 1 for inputs, the actor's critics 2 forward and
-    2 for inputs. A first layer passes nothing on to its inputs, except, for the actor's sake, to
-    the actions.
-    """
-    rows = n_tasks * BATCH
-    layers = [(OBSERVATION + ACTION, WIDTH)] + [(WIDTH, WIDTH)] * (DEPTH - 1)
-    work = []
-    for i, (fan_in, width) in enumerate(layers):
-        x = torch.randn(rows, fan_in, device=device)
-        y = torch.randn(rows, width, device=device)
-        w = torch.randn(fan_in, width, device=device)
-        out_y, out_x, out_w = torch.empty_like(y), torch.empty_like(x), torch.empty_like(w)
-        inputs = 5 if i else 2
-        work.append((x, y, w, out_y, out_x, out_w, 8, inputs, 3))
-
-    def run() -> None:
-        for x, y, w, out_y, out_x, out_w, forwards, inputs, weights in work:
-            for _ in range(forwards):
-                torch.mm(x, w, out=out_y)
-            for _ in range(inputs):
-                torch.mm(y, w.mT, out=out_x)
-            for _ in range(weights):
-                torch.mm(x.mT, y, out=out_w)
-
-    return run
-
-
-def interleaved(variants: dict[str, Callable[[], object]], rounds: int, device: str) -> dict:
-    """Median milliseconds of each, taking turns; two rounds of warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds + 2):
-        for name, run in variants.items():
-            start = perf_counter()
-            run()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(perf_counter() - start)
-    return {name: median(values[2:]) * 1e3 for name, values in times.items()}
+PER_TASK = 100_000
+"""Transitions in a full replay."""
+HAS_TORCHJD = importlib.util.find_spec("torchjd") is not None
 
 
 class Bench:
-    """Everything measured for one number of tasks.
+    """Everything measured for one case.
 
     Attributes:
         ms: Median milliseconds of one update.
         ratios: Of these medians, each within its own loop.
-        mib: What a method holds beside what `none` does: per-task gradients, rotations, state.
+        mib: What a method holds beside what `none` does: per-task gradients if it forms them,
+            rotations, state.
     """
 
-    def __init__(self, n_tasks: int, device: str, quick: bool) -> None:
-        self.n_tasks, self.device, self.quick = n_tasks, device, quick
-        self.batch, self.noise = random_batch(n_tasks, device)
+    def __init__(self, case: Case, quick: bool) -> None:
+        self.case, self.quick = case, quick
+        self.batch, self.noise = case.batch()
         self.ms: dict[str, float] = {}
         self.ratios: dict[str, float] = {}
         self.mib: dict[str, float] = {}
@@ -115,70 +61,127 @@ class Bench:
 
     def update(self, surgery: str, **settings: Any) -> Callable[[], object]:
         """One update under a method."""
-        learner = make_learner(self.n_tasks, surgery, self.device, **settings)
+        learner = self.case.learner(surgery, **settings)
+        problem = self.case.critics(learner, self.batch, self.noise)
+        forms = isinstance(problem.task_gradients(), Jacobian)
         held = 0
         for name, networks in learner.agent.networks().items():
             method = learner.surgeries[name]
             held += sum(tensor.nbytes for tensor in (*method.buffers(), *networks.rotations()))
-            if isinstance(method, GramianSurgery):  # one network's at a time are freed with it
-                held += self.n_tasks * sum(p.nbytes for p in networks.shared.values())
-        self.mib[surgery] = held / 2**20
-        return partial(learner.update, self.batch, self.noise)
+            if forms and isinstance(method, GramianSurgery):
+                held += self.case.n_tasks * sum(p.nbytes for p in networks.shared.values())
+        self.mib.setdefault(surgery, held / 2**20)
+        return self.graph(learner, partial(learner.update, self.batch, self.noise))
 
-    def compete(self, rounds: int, **variants: Callable[[], object]) -> None:
-        """Let variants take turns with `none`, in a loop of their own: slow ones stretch others."""
-        rounds = max(2, rounds // (5 if self.quick else 1) // (4 if self.n_tasks > 10 else 1))
-        medians = interleaved({"none": self.none, **variants}, rounds, self.device)
+    def graph(self, learner: Learner, run: Callable[[], object]) -> Callable[[], object]:
+        """As the learner launches it."""
+        return Captured(run, [learner.generator]) if learner.captures else run
+
+    def compete(
+        self, rounds: int, variants: dict[str, Callable[[], object]], over: Collection[str] = ()
+    ) -> None:
+        """Let variants take turns, in a loop of their own: slow ones stretch others.
+
+        Args:
+            rounds: Of the full benchmark at ten tasks of the published width.
+            variants: Each by name.
+            over: Those that all others are divided by; default: `none`, which joins.
+        """
+        if not over:
+            variants, over = {"none": self.none, **variants}, ("none",)
+        size = self.case.n_tasks / 10 * (self.case.width / WIDTH) ** 2
+        rounds = max(3, int(rounds / (5 if self.quick else 1) / min(max(size, 0.2), 4)))
+        medians = interleaved(variants, rounds, self.case.device)
         self.ms = medians | self.ms
-        self.ratios |= {f"{k}/none": v / medians["none"] for k, v in medians.items() if k != "none"}
+        for base in over:
+            others = {name: value for name, value in medians.items() if name not in over}
+            self.ratios |= {f"{k}/{base}": value / medians[base] for k, value in others.items()}
 
     def run(self) -> None:
         """Measure all."""
-        first = ("pcgrad", "rotograd", "rotograd-scale", "rotograd-rotate")
-        matmul = matrix_products(self.n_tasks, self.device)
-        self.compete(60, matmul=matmul, **{name: self.update(name) for name in first})
+        n_tasks, device = self.case.n_tasks, self.case.device
+        several = ("rotograd", "rotograd-scale", "rotograd-rotate") if n_tasks > 1 else ()
+        first = ("pcgrad", *several)
+        matmul = matrix_products(n_tasks, device, self.case.precision, self.case.width)
+        if device == "cuda":
+            matmul = Captured(matmul, [])
+        self.compete(60, {"matmul": matmul, **{name: self.update(name) for name in first}})
         self.ratios["none/matmul"] = 1 / self.ratios.pop("matmul/none")
-        others = [name for name in available() if name not in ("none", *first)]
-        self.compete(30, **{name: self.update(name) for name in others})
+        if n_tasks == 1:
+            self.single()
+        else:
+            self.compete(30, {k: self.update(k) for k in available() if k not in ("none", *first)})
+            self.slow()
+            self.peers()
+        rows = ReplayBuffer(PER_TASK, n_tasks, OBSERVATION, ACTION)
+        self.mib[f"replay of {PER_TASK:,} per task"] = rows.nbytes / 2**20
+
+    def single(self) -> None:
+        """The whole step of a learner of one task, from its replay, and SB3's from its own."""
+        replay = self.case.full_replay(PER_TASK)
+        ours = {"ours": {}, **({"ours-fp32": {"precision": "fp32"}} if self.is_not_fp32() else {})}
+        steps: dict[str, Callable[[], object]] = {
+            name: partial(self.case.learner("none", **settings).step, replay)
+            for name, settings in ours.items()
+        }
+        sb3 = StableBaselines(self.case.device, self.case.width, PER_TASK)
+        self.compete(60, {**steps, "sb3": sb3.update}, over=("sb3",))
+        for name in ours:
+            self.ratios[f"{name}/sb3"] **= -1  # updates per second
+
+    def slow(self) -> None:
+        """Methods as their papers have them, and what is done now and then."""
         slow = {"rotograd, matrix_exp": self.update("rotograd", rotation_step="matrix_exp")}
-        if importlib.util.find_spec("torchjd"):
+        if HAS_TORCHJD:
             slow["torchjd:UPGrad"] = self.update("torchjd:UPGrad")
-        if self.n_tasks == 10:
-            slow["published"] = partial(Published(self.n_tasks, self.device).update, self.batch)
-        slow["diagnosis"] = self.diagnosis()
-        self.compete(10, **slow)
-        full = ReplayBuffer(100_000, self.n_tasks, OBSERVATION, ACTION)
-        self.mib["replay of 100,000 per task"] = full.nbytes / 2**20
+        replay = self.case.full_replay(BATCH)
+        slow["diagnosis"] = partial(self.case.learner("none").diagnose, replay)
+        self.compete(10, slow)
 
-    def diagnosis(self) -> Callable[[], object]:
-        """What a look at the conflicts costs, at logging steps alone."""
-        replay = ReplayBuffer(BATCH, self.n_tasks, OBSERVATION, ACTION, self.device)
-        for _ in range(BATCH):
-            row = [value[:, 0].cpu().numpy() for value in vars(self.batch).values()]
-            replay.add(row[0], row[1], row[2], row[3], row[4], done=False)
-        return partial(make_learner(self.n_tasks, "none", self.device).diagnose, replay)
+    def peers(self) -> None:
+        """PCGrad by others; those that go backward T times over all rows, of ten tasks at most."""
+        sizes = self.case.n_tasks, self.case.device, self.case.width
+        ours = {"pcgrad": self.update("pcgrad")}
+        if self.is_not_fp32():
+            ours["pcgrad-fp32"] = self.update("pcgrad", precision="fp32")
+        theirs: dict[str, Callable[[], object]] = {}
+        if HAS_TORCHJD:
+            from peer_torchjd import TorchJD
+
+            theirs["torchjd-autogram"] = partial(TorchJD(*sizes, "autogram").update, self.batch)
+        if HAS_TORCHJD and self.case.n_tasks <= 10:
+            theirs["torchjd"] = partial(TorchJD(*sizes).update, self.batch)
+        if self.case.n_tasks <= 10:
+            theirs["published"] = partial(Published(*sizes).update, self.batch)
+        self.compete(10, ours | theirs, over=ours)
+
+    def is_not_fp32(self) -> bool:
+        """Whether ours in float32 is another variant."""
+        return self.case.precision != "fp32"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table, and write it where --json says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds: about a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    arguments = parser.parse_args()
-    found: dict[str, dict[str, float]] = {"ms": {}, "ratios": {}, "MiB": {}}
-    for n_tasks in (10, 50):
-        bench = Bench(n_tasks, arguments.device, arguments.quick)
-        bench.run()
-        for table, values in zip(found.values(), (bench.ms, bench.ratios, bench.mib), strict=True):
-            table |= {f"mt{n_tasks}/{name}": round(value, 3) for name, value in values.items()}
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.device}")
-    for unit, table in found.items():
-        print(unit)
-        for key, value in table.items():
-            print(f"  {key:36} {value:9.2f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    parser.add_argument("--tasks", type=int, nargs="+", default=[1, 10, 50], metavar="T")
+    parser.add_argument("--width", type=int, nargs="+", default=[WIDTH], metavar="W")
+    parser.add_argument("--compile", action="store_true", help="ours by torch.compile")
+    add_arguments(parser)
+    given = parser.parse_args(arguments)
+    precision = precision_of(parser, given.precision, given.device)
+    found: Found = {"ms": {}, "ratios": {}, "MiB": {}}
+    for width in given.width:
+        for n_tasks in given.tasks:
+            if given.compile:
+                torch.compiler.reset()  # or sizes would become variables
+            case = Case(n_tasks, width, given.device, precision, given.compile)
+            prefix = f"mt{n_tasks}" + (f"/w{width}" if width != WIDTH else "")
+            bench = Bench(case, given.quick)
+            bench.run()
+            measured = (bench.ms, bench.ratios, bench.mib)
+            for table, values in zip(found.values(), measured, strict=True):
+                table |= {f"{prefix}/{name}": round(v, 3) for name, v in values.items()}
+    show(found, given.device, precision, given.json)
 
 
 if __name__ == "__main__":

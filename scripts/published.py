@@ -19,15 +19,15 @@ class Published:
     parameters; a sequential projection of flat vectors, task by task, in random order.
     """
 
-    def __init__(self, n_tasks: int, device: str) -> None:
+    def __init__(self, n_tasks: int, device: str, width: int = WIDTH) -> None:
         self.n_tasks = n_tasks
 
         def mlp(inputs: int, outputs: int) -> nn.Sequential:
-            sizes = [inputs + n_tasks, *[WIDTH] * DEPTH]
+            sizes = [inputs + n_tasks, *[width] * DEPTH]
             layers: list[nn.Module] = []
-            for fan_in, width in pairwise(sizes):
-                layers += [nn.Linear(fan_in, width), nn.ReLU()]
-            return nn.Sequential(*layers, nn.Linear(WIDTH, outputs * n_tasks)).to(device)
+            for fan_in, fan_out in pairwise(sizes):
+                layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+            return nn.Sequential(*layers, nn.Linear(width, outputs * n_tasks)).to(device)
 
         self.actor = mlp(OBSERVATION, 2 * ACTION)
         self.critics = [mlp(OBSERVATION + ACTION, 1) for _ in range(2)]

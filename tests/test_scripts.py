@@ -1,7 +1,9 @@
-"""The scripts that draw pictures run, and write what they promise."""
+"""The scripts run, and write what they promise."""
 
+import copy
 import csv
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +11,8 @@ import sys
 import pytest
 import torch
 from PIL import Image
+
+from mtrl.surgery import MultiTaskModel, available
 
 
 @pytest.fixture
@@ -85,3 +89,59 @@ def test_digits(script, tmp_path):
     assert [row[0] for row in tables] == ["surgery", *methods, "surgery", *methods[1:]]
     mean = sum(float(row[2]) for row in rows[:3]) / 3
     assert tables[1][1].startswith(f"{mean:.3f} ± ")
+
+
+@pytest.fixture
+def scripts(request, monkeypatch):
+    """Imports one of them."""
+    monkeypatch.syspath_prepend(request.config.rootpath / "scripts")
+    return importlib.import_module
+
+
+def test_bench_update(scripts, tmp_path, monkeypatch, capsys):
+    bench, timing = scripts("bench_update"), scripts("timing")
+    monkeypatch.setattr(timing, "WARM_UP", {"cpu": 0})
+    monkeypatch.setattr(bench, "interleaved", lambda runs, _, d: timing.interleaved(runs, 1, d))
+    monkeypatch.setattr(bench, "PER_TASK", 500)
+    file = tmp_path / "found.json"
+    bench.main(["--tasks", "1", "2", "--width", "16", "--precision", "bf16", "--json", str(file)])
+    assert "bf16" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert all(value > 0 for table in ("ms", "ratios") for value in found[table].values())
+    single = {"none/matmul", "pcgrad/none", "ours/sb3", "ours-fp32/sb3"}
+    assert {f"mt1/w16/{key}" for key in single} == {k for k in found["ratios"] if "mt1/" in k}
+    several = [f"{a}/{b}" for a in ("published", "torchjd", "torchjd-autogram")
+               for b in ("pcgrad", "pcgrad-fp32")]  # fmt: skip
+    methods = [f"{name}/none" for name in available() if name != "none"]
+    assert {f"mt2/w16/{key}" for key in (*several, *methods)} <= found["ratios"].keys()
+
+
+@pytest.mark.parametrize("engine", ["autojac", "autogram"])
+def test_torchjd_takes_our_step(scripts, monkeypatch, engine):
+    """With two tasks there is but one order of projections."""
+    peers = scripts("peer_torchjd")
+    monkeypatch.setattr(peers, "MAX_NORM", torch.inf)
+    torch.manual_seed(0)
+    peer = peers.TorchJD(2, "cpu", 16, engine)
+    critic, inputs, y = peer.critics[0], torch.randn(2, 128, 45), torch.randn(2, 128, 1)
+    y[1] *= -3
+    heads = {str(t): copy.deepcopy(head) for t, head in enumerate(critic.heads)}
+    found = []
+    for surgery in ("none", "pcgrad"):
+        ours = MultiTaskModel(copy.deepcopy(critic.trunk), heads, surgery)
+        for module in ours.trunk.modules():
+            module._forward_hooks.clear()  # autogram's
+        outputs = ours({str(t): inputs[t] for t in range(2)})
+        ours.backward({str(t): (outputs[str(t)] - y[t]).square().mean() for t in range(2)})
+        found.append([p.grad for p in ours.trunk.parameters()])
+    assert not torch.allclose(found[0][0], found[1][0])  # there is a conflict
+    peer.descend(critic, inputs, lambda outputs, t: (outputs - y[t]).square().mean((-2, -1)))
+    for theirs, own in zip(critic.trunk.parameters(), found[1], strict=True):
+        torch.testing.assert_close(theirs.grad, own)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_engines_agree(scripts, precision):
+    engines = scripts("bench_engines")
+    case = engines.Case(3, 200, "cpu", precision)
+    assert engines.difference(case) < {"fp32": 1e-5, "bf16": 2e-2}[precision]

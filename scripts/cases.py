@@ -1,0 +1,66 @@
+"""Ours at the sizes of a benchmark, and noise to work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from published import ACTION, BATCH, DEPTH, OBSERVATION, WIDTH
+from torch import Tensor
+
+from mtrl.agent import MTSAC
+from mtrl.config import AgentConfig, LearnerConfig
+from mtrl.learner import Learner, critic_problem
+from mtrl.replay import Batch, ReplayBuffer
+from mtrl.surgery.network import Network
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes, and how it is computed."""
+
+    n_tasks: int
+    width: int = WIDTH
+    device: str = "cpu"
+    precision: str = "fp32"
+    compile: bool = False
+
+    def learner(self, surgery: str, **settings: Any) -> Learner:
+        """Ours at these sizes."""
+        config = AgentConfig(hidden_sizes=(self.width,) * DEPTH)
+        tasks = tuple(f"task-{t}" for t in range(self.n_tasks))
+        agent = MTSAC(tasks, config, OBSERVATION, ACTION).to(self.device)
+        how = {"precision": self.precision, "compile": self.compile, **settings}
+        return Learner(agent, LearnerConfig(surgery=surgery, **how))
+
+    def batch(self) -> tuple[Batch, Tensor]:
+        """Noise, and the noise of actions: the time of an update does not depend on the numbers."""
+        lead, device = (self.n_tasks, BATCH), self.device
+        batch = Batch(
+            torch.randn(*lead, OBSERVATION, device=device),
+            torch.rand(*lead, ACTION, device=device) * 2 - 1,
+            torch.rand(*lead, device=device),
+            torch.zeros(*lead, device=device),
+            torch.randn(*lead, OBSERVATION, device=device),
+        )
+        return batch, torch.randn(2, *lead, ACTION, device=device)
+
+    def full_replay(self, capacity: int) -> ReplayBuffer:
+        """A replay of noise."""
+        replay = ReplayBuffer(capacity, self.n_tasks, OBSERVATION, ACTION, self.device)
+        state = {
+            "rows": torch.randn(capacity + 1, self.n_tasks, OBSERVATION + ACTION + 2),
+            "starts": torch.arange(capacity),
+            "next_row": torch.tensor(capacity),
+            "generator": replay.generator.get_state(),
+        }
+        replay.load_state_dict(state)
+        return replay
+
+    @torch.no_grad()
+    def critics(self, learner: Learner, batch: Batch, noise: Tensor) -> Network:
+        """What the learner's critics minimise on this batch."""
+        alpha = learner.agent.log_alpha.exp()
+        arguments = (learner.agent, learner.config, batch, noise[0], alpha)
+        return critic_problem(*arguments, learner.precision)

@@ -1,0 +1,65 @@
+"""What the benchmarks share: turns in one loop, a table, a file."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from mtrl.precision import resolve_precision
+from mtrl.validation import UsageError
+
+Found = dict[str, dict[str, float]]
+"""Unit to name to number: what `--json` writes."""
+
+WARM_UP = {"cpu": 2, "cuda": 5}
+"""Rounds that do not count; on CUDA the fourth captures a graph."""
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], object]], rounds: int, device: str
+) -> dict[str, float]:
+    """Median milliseconds of each, taking turns: a machine that slows down slows all of them."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(WARM_UP[device] + rounds):
+        for name, run in variants.items():
+            start = perf_counter()
+            run()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(perf_counter() - start)
+    return {name: median(values[-rounds:]) * 1e3 for name, values in times.items()}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The flags of every benchmark of updates."""
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32", "bf16"])
+    parser.add_argument("--quick", action="store_true", help="few rounds")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+
+
+def precision_of(parser: ArgumentParser, name: str, device: str) -> str:
+    """The precision that `--precision` comes to on this device."""
+    try:
+        return resolve_precision(name, torch.device(device))
+    except UsageError as error:
+        parser.error(str(error))
+
+
+def show(found: Found, device: str, precision: str, file: Path | None) -> None:
+    """Print a table of the device, and write it where --json says."""
+    threads = f"{torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name() if device == "cuda" else threads
+    print(f"{device} ({name}), torch {torch.__version__}, {precision}")
+    for unit, table in found.items():
+        print(unit)
+        for key, value in table.items():
+            print(f"  {key:36} {value:12.4g}")
+    if file:
+        file.write_text(json.dumps(found, indent=2) + "\n")
