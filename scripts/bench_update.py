@@ -90,7 +90,7 @@ class Bench:
         if not over:
             variants, over = {"none": self.none, **variants}, ("none",)
         size = self.case.n_tasks / 10 * (self.case.width / WIDTH) ** 2
-        rounds = max(3, int(rounds / (5 if self.quick else 1) / min(max(size, 0.2), 4)))
+        rounds = max(3, int(rounds / (5 if self.quick else 1) / min(max(size, 0.5), 4)))
         medians = interleaved(variants, rounds, self.case.device)
         self.ms = medians | self.ms
         for base in over:

@@ -98,6 +98,16 @@ def scripts(request, monkeypatch):
     return importlib.import_module
 
 
+@pytest.fixture
+def one_thread():
+    """Where cores are busy, two threads wait for each other in every small product."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_bench_update(scripts, tmp_path, monkeypatch, capsys):
     bench, timing = scripts("bench_update"), scripts("timing")
     monkeypatch.setattr(timing, "WARM_UP", {"cpu": 0})
