@@ -160,10 +160,18 @@ def main() -> None:
     tests = ["-m", "pytest", "-q", "tests/test_cuda.py", "-p", "no:cacheprovider"]
     report.part("equality", tests, "pytest pydantic", 90)
     for precision in ("tf32", "bf16", "fp32"):
-        update = ["scripts/bench_update.py", "--quick", "--precision", precision, *bench]
-        report.part(f"update/{precision}", update, "pydantic safetensors", 60)
-    compiled = ["scripts/bench_update.py", "--quick", "--compile", *bench]
-    report.part("update/compiled", compiled, "pydantic safetensors", 120)
+        update = [
+            "scripts/bench_update.py",
+            "--quick",
+            "--tasks",
+            "1",
+            "10",
+            "--precision",
+            precision,
+        ]
+        report.part(f"update/{precision}", [*update, *bench], "stable_baselines3", 60)
+    compiled = ["scripts/bench_update.py", "--quick", "--tasks", "10", "--compile", *bench]
+    report.part("update/compiled", compiled, "stable_baselines3", 120)
     report.part("engines", ["scripts/bench_engines.py", *bench], "pydantic", 60)
     report.part("envs", ["scripts/bench_envs.py", "--quick", "--json", "{json}"], "metaworld", 60)
     for simulator in ("auto", "metaworld"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mtrl.networks import MultiTaskNetworks, head, multi_task_mlp, trunk
-from mtrl.surgery import Network, combine, gramian
+from mtrl.surgery import Jacobian, Network, combine, gramian
 from mtrl.surgery.factored import FactoredGradients
 
 N, T, B, IN, OUT = 2, 5, 9, 6, 3
@@ -142,6 +142,14 @@ def test_both_engines_give_the_same(hidden, multi_head):
     assert found.per_task.keys() == expected.per_task.keys()
     for name, gradient in {**expected.shared, **expected.per_task}.items():
         close({**found.shared, **found.per_task}[name], gradient)
+
+
+def test_wide_trunks_are_left_as_factors():
+    narrow, wide = make_problem((400, 400), rows=128), make_problem((1100, 1100), rows=128)
+    assert isinstance(narrow.task_gradients(), Jacobian)
+    assert isinstance(wide.task_gradients(), FactoredGradients)
+    assert isinstance(replace(wide, precision="bf16").task_gradients(), Jacobian)
+    assert isinstance(replace(wide, engine="jacobian").task_gradients(), Jacobian)
 
 
 def in_float32(problem):

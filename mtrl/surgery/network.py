@@ -89,9 +89,16 @@ class Network:
         return self._jacobian()
 
     def _is_wide(self) -> bool:
-        """Whether forming T gradients takes longer than doing without; see `FactoredGradients`."""
+        """Whether T gradients take longer to form than to do without.
+
+        A layer's gradients are T in·out numbers to write and to read; without them there are
+        T² B² (in + out) products to make. `scripts/bench_engines.py` has found where the times
+        cross on CPUs; in bf16 forming them was faster at every width.
+        """
         _, n_tasks, n_rows, _ = self.inputs.shape
-        return False
+        shapes = [v.shape[-2:] for name, v in self.shared.items() if name.startswith("weight")]
+        ratio = sum(a * b for a, b in shapes) / sum(a + b for a, b in shapes)
+        return self.precision != "bf16" and ratio > max(400, n_tasks * n_rows**2 / 400)
 
     def _jacobian(self) -> Jacobian:
         shared = _leaves(self._by_task(self._rounded()))
