@@ -145,7 +145,7 @@ def test_both_engines_give_the_same(hidden, multi_head):
 
 
 def test_wide_trunks_are_left_as_factors():
-    narrow, wide = make_problem((400, 400), rows=128), make_problem((1100, 1100), rows=128)
+    narrow, wide = make_problem((400, 400), rows=128), make_problem((1300, 1300), rows=128)
     assert isinstance(narrow.task_gradients(), Jacobian)
     assert isinstance(wide.task_gradients(), FactoredGradients)
     assert isinstance(replace(wide, precision="bf16").task_gradients(), Jacobian)
