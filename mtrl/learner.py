@@ -275,8 +275,8 @@ def _problem(
 
 def _clip(gradients: list[Tensor], max_norm: float) -> None:
     """Scale each network's gradient, all its parameters `[N, …]` together, to at most this norm."""
-    squares = [gradient.flatten(1).square().sum(1) for gradient in gradients]
-    norms = torch.stack(squares).sum(0).sqrt()
+    norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
+    norms = torch.linalg.vector_norm(norms, dim=0)
     scale = (max_norm / (norms + 1e-6)).clamp(max=1)
     for gradient in gradients:
         gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
