@@ -8,7 +8,6 @@ imported after that.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import typing
@@ -134,9 +133,6 @@ def _train(arguments: Sequence[str] | None) -> int:
     else:
         config = validate(TrainConfig, _merge(defaults, given))
 
-    # OpenMP's threads spin for milliseconds before they sleep, on cores that the simulators, or
-    # another run, could use; a loop that has to share its cores took up to ten times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
     from mtrl.run import resume, train
 
     outcome = train(config) if resumed is None else resume(Path(resumed), total)

@@ -191,7 +191,6 @@ def main() -> None:
     parser.add_argument("--soak", type=int, metavar="N", help="a run of N vector steps instead")
     parser.add_argument("--seconds", type=float, metavar="S", help="end the soak after S seconds")
     arguments = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as mtrl-train does
     settings = {
         "device": arguments.device,
         "learner": {"surgery": arguments.surgery},
