@@ -14,7 +14,7 @@ from mtrl.validation import UsageError
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """`auto` to what is fast on the device; other names are checked against it.
+    """`auto` to tf32 on CUDA, and to fp32 elsewhere; other names are checked against the device.
 
     Raises:
         UsageError: for tf32 on a CPU, which has no such unit.
@@ -23,10 +23,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
         raise UsageError("precision: expected 'fp32' or 'bf16' on a CPU, got 'tf32'")
     if name != "auto":
         return name
-    if device.type == "cuda":
-        return "tf32"
-    has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return "bf16" if has_bf16() else "fp32"
+    return "tf32" if device.type == "cuda" else "fp32"
 
 
 @contextmanager

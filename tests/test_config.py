@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from mtrl.agent import MTSAC
 from mtrl.cli import eval_main, train_main
 from mtrl.config import AgentConfig, TrainConfig
+from mtrl.precision import resolve_precision
 from mtrl.validation import UsageError
 
 TINY = ["--tasks", "reach-v3", "push-v3", "--batch-size", "8", "--hidden-sizes", "8"]
@@ -212,3 +213,11 @@ def test_names_at_the_top_are_what_they_say():
         "assert all(callable(getattr(mtrl, name)) for name in mtrl.__all__)"
     )
     run_python(code)
+
+
+def test_precision_is_what_the_device_can_do():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [resolve_precision("auto", device) for device in (cpu, cuda)] == ["fp32", "tf32"]
+    assert resolve_precision("bf16", cpu) == "bf16"
+    with pytest.raises(UsageError, match="precision: expected 'fp32' or 'bf16' on a CPU"):
+        resolve_precision("tf32", cpu)
