@@ -98,7 +98,7 @@ class Network:
         _, n_tasks, n_rows, _ = self.inputs.shape
         shapes = [v.shape[-2:] for name, v in self.shared.items() if name.startswith("weight")]
         ratio = sum(a * b for a, b in shapes) / sum(a + b for a, b in shapes)
-        return self.precision != "bf16" and ratio > max(400, n_tasks * n_rows**2 / 400)
+        return self.precision != "bf16" and ratio > max(1000, n_tasks * n_rows**2 / 160)
 
     def _jacobian(self) -> Jacobian:
         shared = _leaves(self._by_task(self._rounded()))
