@@ -6,7 +6,6 @@ import copy
 import ctypes
 import platform
 import sys
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -16,21 +15,14 @@ from torch import Tensor
 from mtrl.agent import MTSAC
 from mtrl.capture import Captured
 from mtrl.config import LearnerConfig
-from mtrl.losses import actor_loss, critic_loss, td_target, temperature_gradient
-from mtrl.networks import MultiTaskNetworks, trunk
-from mtrl.precision import resolve_precision, trunks_in
+from mtrl.losses import temperature_gradient
+from mtrl.precision import resolve_precision
+from mtrl.problems import Compiled, actor_problem, as_it_is, critic_problem
 from mtrl.replay import Batch, ReplayBuffer
 from mtrl.surgery import Gradients, get_surgery
 from mtrl.surgery.base import MAINTAIN_EVERY
 from mtrl.surgery.diagnostics import Diagnosis
-from mtrl.surgery.network import Network, TaskLoss, Trunk
-
-Compiled = Callable[[Any], Any]
-"""From a function to the same one, fused by torch.compile or as it is."""
-
-
-def _as_it_is(function: Any) -> Any:
-    return function
+from mtrl.surgery.network import Network
 
 
 class Learner:
@@ -71,8 +63,8 @@ class Learner:
             and all(surgery.capturable for surgery in surgeries)
         )
         self.updates = 0
-        self._step: Callable[[], dict[str, Tensor]] | None = None
-        self._compiled: Compiled = cache(torch.compile) if config.compile else _as_it_is
+        self._graph: tuple[ReplayBuffer, int, Captured[dict[str, Tensor]]] | None = None
+        self._compiled: Compiled = cache(torch.compile) if config.compile else as_it_is
         self.target_entropy = (
             -float(agent.action_size) if config.target_entropy is None else config.target_entropy
         )
@@ -95,22 +87,37 @@ class Learner:
         """Sample batches and update on them; on CUDA all launched as one graph.
 
         Args:
-            replay: The same one in every call.
-            updates: How many, likewise.
+            replay: Of the agent's tasks, on its device; captured, the same one in every call.
+            updates: How many; likewise.
 
         Returns:
             What the last `update` does; the next call may overwrite it.
+
+        Raises:
+            ValueError: if updates are captured and an argument is another one than before.
         """
-        if self._step is None:
-            self._step = partial(self._steps, replay, updates)
-            if self.captures:
-                self._step = Captured(self._step, [self.generator, replay.generator])
-        metrics = self._step()
+        if self.captures:
+            metrics = self._graph_of(replay, updates)()
+        else:
+            metrics = self._steps(replay, updates)
         self.updates += updates
         if self.updates % MAINTAIN_EVERY < updates:
             for name, networks in self.agent.networks().items():
                 self.surgeries[name].maintain(networks)
         return metrics
+
+    def _graph_of(self, replay: ReplayBuffer, updates: int) -> Captured[dict[str, Tensor]]:
+        if self._graph is None:
+            work = partial(self._steps, replay, updates)
+            captured = Captured(work, [self.generator, replay.generator])
+            self._graph = replay, updates, captured
+        before, count, captured = self._graph
+        if before is not replay or count != updates:
+            raise ValueError(
+                f"step: expected the replay and the {count} updates that were captured, got "
+                f"{'another replay' if before is not replay else f'{updates} updates'}"
+            )
+        return captured
 
     def _steps(self, replay: ReplayBuffer, updates: int) -> dict[str, Tensor]:
         for _ in range(updates):
@@ -219,58 +226,6 @@ class Learner:
         self.optimizers[name].step()
         surgery.after_step(problem.losses)
         return gradients
-
-
-def critic_problem(
-    agent: MTSAC,
-    config: LearnerConfig,
-    batch: Batch,
-    noise: Tensor,
-    alpha: Tensor,
-    precision: str = "fp32",
-    compiled: Compiled = _as_it_is,
-) -> Network:
-    """What the critics minimise; `noise` is that of the next actions, `[T, B, A]`."""
-    with trunks_in(precision, agent.device):
-        target = compiled(td_target)(
-            agent.actor.folded(),
-            agent.target_critics.folded(),
-            batch,
-            noise,
-            alpha,
-            config.gamma,
-            config.reward_scale,
-        )
-    inputs = torch.cat([batch.observations, batch.actions], -1)
-    parts = compiled(trunk), compiled(critic_loss), inputs, (target,)
-    return _problem(agent.critics, *parts, config.gradient_engine, precision)
-
-
-def actor_problem(
-    agent: MTSAC,
-    config: LearnerConfig,
-    batch: Batch,
-    noise: Tensor,
-    alpha: Tensor,
-    precision: str = "fp32",
-    compiled: Compiled = _as_it_is,
-) -> Network:
-    """What the actor minimises; `noise` is that of the current actions, `[T, B, A]`."""
-    targets = (agent.critics.folded(), batch.observations, noise, alpha)
-    parts = compiled(trunk), compiled(actor_loss), batch.observations, targets
-    return _problem(agent.actor, *parts, config.gradient_engine, precision)
-
-
-def _problem(
-    networks: MultiTaskNetworks,
-    trunk: Trunk,
-    loss: TaskLoss,
-    inputs: Tensor,
-    targets: tuple[Any, ...],
-    *how: str,
-) -> Network:
-    shared, per_task = dict(networks.shared), dict(networks.per_task)
-    return Network(trunk, loss, shared, per_task, inputs[None], targets, networks.rotation, *how)
 
 
 def _clip(gradients: list[Tensor], max_norm: float) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mtrl.agent import MTSAC
 from mtrl.config import AgentConfig, LearnerConfig
-from mtrl.learner import Learner, critic_problem
+from mtrl.learner import Learner
+from mtrl.problems import critic_problem
 from mtrl.replay import Batch, ReplayBuffer
 from mtrl.surgery.network import Network
 

@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtrl.agent import MTSAC
 from mtrl.config import AgentConfig, LearnerConfig
-from mtrl.learner import Learner, critic_problem
+from mtrl.learner import Learner
 from mtrl.losses import td_target
+from mtrl.problems import critic_problem
 from mtrl.replay import Batch, ReplayBuffer
 from mtrl.surgery import (
     FAMO,

@@ -1,0 +1,77 @@
+"""What an SAC update minimises, as problems for surgery: the critics' and the actor's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.agent import MTSAC
+from mtrl.config import LearnerConfig
+from mtrl.losses import actor_loss, critic_loss, td_target
+from mtrl.networks import MultiTaskNetworks, trunk
+from mtrl.precision import trunks_in
+from mtrl.replay import Batch
+from mtrl.surgery.network import Network, TaskLoss, Trunk
+
+Compiled = Callable[[Any], Any]
+"""From a function to the same one, fused by torch.compile or as it is."""
+
+
+def as_it_is(function: Any) -> Any:
+    """Not compiled."""
+    return function
+
+
+def critic_problem(
+    agent: MTSAC,
+    config: LearnerConfig,
+    batch: Batch,
+    noise: Tensor,
+    alpha: Tensor,
+    precision: str = "fp32",
+    compiled: Compiled = as_it_is,
+) -> Network:
+    """What the critics minimise; `noise` is that of the next actions, `[T, B, A]`."""
+    with trunks_in(precision, agent.device):
+        target = compiled(td_target)(
+            agent.actor.folded(),
+            agent.target_critics.folded(),
+            batch,
+            noise,
+            alpha,
+            config.gamma,
+            config.reward_scale,
+        )
+    inputs = torch.cat([batch.observations, batch.actions], -1)
+    parts = compiled(trunk), compiled(critic_loss), inputs, (target,)
+    return _problem(agent.critics, *parts, config.gradient_engine, precision)
+
+
+def actor_problem(
+    agent: MTSAC,
+    config: LearnerConfig,
+    batch: Batch,
+    noise: Tensor,
+    alpha: Tensor,
+    precision: str = "fp32",
+    compiled: Compiled = as_it_is,
+) -> Network:
+    """What the actor minimises; `noise` is that of the current actions, `[T, B, A]`."""
+    targets = (agent.critics.folded(), batch.observations, noise, alpha)
+    parts = compiled(trunk), compiled(actor_loss), batch.observations, targets
+    return _problem(agent.actor, *parts, config.gradient_engine, precision)
+
+
+def _problem(
+    networks: MultiTaskNetworks,
+    trunk: Trunk,
+    loss: TaskLoss,
+    inputs: Tensor,
+    targets: tuple[Any, ...],
+    *how: str,
+) -> Network:
+    shared, per_task = dict(networks.shared), dict(networks.per_task)
+    return Network(trunk, loss, shared, per_task, inputs[None], targets, networks.rotation, *how)
