@@ -89,8 +89,8 @@ class LearnerConfig(Section):
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
         default="auto",
         description="Numbers of the trunks' matrix products during updates; parameters, heads, "
-        "losses and Gramians are float32. 'auto': tf32 on CUDA, fp32 on a CPU; 'bf16' is twice as "
-        "fast on one with AVX512-BF16.",
+        "losses and Gramians are float32. 'auto': tf32 on CUDA, fp32 on a CPU; 'bf16' is nearly "
+        "twice as fast on one with AVX512-BF16.",
     )
     capture: bool = Field(
         default=True,
