@@ -34,7 +34,16 @@ WHEELS = (
     "pydantic pydantic-core annotated-types typing-inspection pyyaml safetensors tqdm "
     "pytest pytest-timeout iniconfig pluggy packaging"
 )
-TRAINING = ["-m", "mtrl.cli", "--benchmark", "mt10", "--surgery", "pcgrad", "--device", "cuda"]
+TRAINING = [
+    "-m",
+    "mtrl.cli.train",
+    "--benchmark",
+    "mt10",
+    "--surgery",
+    "pcgrad",
+    "--device",
+    "cuda",
+]
 
 
 class Report:

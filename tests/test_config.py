@@ -9,7 +9,8 @@ import yaml
 from safetensors.torch import save_file
 
 from mtrl.agent import MTSAC
-from mtrl.cli import eval_main, train_main
+from mtrl.cli.eval import main as eval_main
+from mtrl.cli.train import main as train_main
 from mtrl.config import AgentConfig, TrainConfig
 from mtrl.precision import resolve_precision
 from mtrl.validation import UsageError
@@ -26,7 +27,7 @@ def run_python(code: str) -> str:
 
 def test_help_imports_neither_torch_nor_a_simulator():
     code = (
-        "import sys\nfrom mtrl.cli import train_main\n"
+        "import sys\nfrom mtrl.cli.train import main as train_main\n"
         "try: train_main(['--help'])\nexcept SystemExit as end: assert not end.code\n"
         "heavy = {'torch', 'mujoco', 'metaworld', 'gymnasium', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"

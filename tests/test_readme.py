@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from mtrl.cli import eval_main, train_main
+from mtrl.cli.eval import main as eval_main
+from mtrl.cli.train import main as train_main
 from mtrl.config import TrainConfig
 from mtrl.run import check
 from mtrl.validation import UsageError

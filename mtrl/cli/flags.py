@@ -1,0 +1,117 @@
+"""Command lines from configurations: one flag per field, spelled with dashes.
+
+argparse splits the command line; pydantic reads the values, so YAML and flags are validated in one
+place. Commands import torch and mujoco after that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from mtrl.validation import UsageError, unknown
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line, and an unknown flag is told the nearest one."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage."""
+        raise UsageError(message)
+
+    def parse(self, arguments: Sequence[str] | None) -> dict[str, Any]:
+        """Flags and their values, by field."""
+        known, rest = self.parse_known_args(arguments)
+        if rest:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            flags = [flag for flag in flags if flag.startswith("--")]
+            raise UsageError(
+                unknown("flag", rest[0], flags)
+                if rest[0].startswith("-")
+                else f"unexpected argument {rest[0]!r}"
+            )
+        return vars(known)
+
+
+def run(
+    program: str,
+    command: Callable[[Sequence[str] | None], int],
+    arguments: Sequence[str] | None,
+) -> int:
+    """Carry out a command; what goes wrong is one line. Returns the exit code."""
+    try:
+        return command(arguments)
+    except UsageError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # the disk's, or a simulator process's
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before a run could handle it, or a second time
+        return 128 + signal.SIGINT
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, defaults: BaseModel, leave_out: Sequence[str] = ()
+) -> None:
+    """One flag per leaf of the tree; values stay strings, for pydantic to read."""
+    for group, name, field, default in _leaves(defaults):
+        if name in leave_out:
+            continue
+        target = parser if group is None else _group(parser, group)
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        text = (field.description or "").replace("%", "%%")
+        target.add_argument(
+            "--json" if name == "json_file" else "--" + name.replace("_", "-"),
+            dest=name,
+            metavar=_metavar(field.annotation),
+            nargs="+" if _is_tuple(field.annotation) else None,
+            default=argparse.SUPPRESS,
+            help=text if default is None else f"{text} (default: {shown})",
+        )
+
+
+def _leaves(model: BaseModel) -> Iterator[tuple[str | None, str, FieldInfo, Any]]:
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            for _, leaf, leaf_field, leaf_value in _leaves(value):
+                yield name, leaf, leaf_field, leaf_value
+        else:
+            yield None, name, field, value
+
+
+def _group(parser: argparse.ArgumentParser, title: str) -> Any:
+    groups = {group.title: group for group in parser._action_groups}
+    return groups.get(title) or parser.add_argument_group(title)
+
+
+def _metavar(annotation: Any) -> str:
+    """What stands for a value in --help: the type's word, or the choices."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return "|".join(typing.get_args(annotation))
+    if inner := typing.get_args(annotation):  # X | None, tuple[X, ...], Annotated[X, ...]
+        return _metavar(inner[0])
+    return {int: "N", float: "X", str: "NAME", Path: "PATH", bool: "true|false"}[annotation]
+
+
+def _is_tuple(annotation: Any) -> bool:
+    parts = (annotation, *typing.get_args(annotation))
+    return any(typing.get_origin(part) is tuple for part in parts)
+
+
+def merge(defaults: BaseModel, given: dict[str, Any]) -> dict[str, Any]:
+    """The tree of `defaults` with the given leaves in their places."""
+    tree = defaults.model_dump()
+    for group, name, _, _ in _leaves(defaults):
+        if name in given:
+            (tree if group is None else tree[group])[name] = given[name]
+    return tree
