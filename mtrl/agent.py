@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mtrl.config import AgentConfig
-from mtrl.networks import MultiTaskNetworks, multi_task_mlp, squashed_gaussian
+from mtrl.distributions import CategoricalValue, ScalarValue, Value, squashed_gaussian
+from mtrl.networks import MultiTaskNetworks, Trunk
+from mtrl.normalization import ObservationNormalizer
 from mtrl.validation import UsageError, one_line, unknown, validate
 
 FORMAT = "mtrl-policy-1"
@@ -64,17 +66,35 @@ class MTSAC(nn.Module):
         self.tasks, self.config = tuple(tasks), config
         self.observation_size, self.action_size = observation_size, action_size
         generator = torch.Generator().manual_seed(seed)
-        n, hidden, multi_head = len(tasks), config.hidden_sizes, config.heads == "multi"
+        trunk = Trunk(config.layer_norm, config.trunk == "residual")
 
-        def networks(count: int, inputs: int, outputs: int, bound: float) -> MultiTaskNetworks:
-            return MultiTaskNetworks(
-                count, n, inputs, outputs, hidden, multi_head, bound, generator
-            ).requires_grad_(False)  # surgery differentiates with respect to views of its own
+        def networks(
+            count: int, inputs: int, outputs: int, sizes: tuple[int, ...] | None, bound: float
+        ) -> MultiTaskNetworks:
+            made = MultiTaskNetworks(
+                count,
+                len(tasks),
+                inputs,
+                outputs,
+                sizes or config.hidden_sizes,
+                config.heads == "multi",
+                bound,
+                generator,
+                trunk,
+                config.task_embedding,
+            )
+            # Surgery differentiates with respect to views of its own.
+            return made.requires_grad_(False)
 
-        self.actor = networks(1, observation_size, 2 * action_size, 1e-3)
-        self.critics = networks(2, observation_size + action_size, 1, 3e-3)
+        self.value: Value = ScalarValue()
+        if config.critic_bins is not None:
+            self.value = CategoricalValue(config.critic_bins, config.value_limit)
+        size, both = observation_size, observation_size + action_size
+        self.actor = networks(1, size, 2 * action_size, config.actor_hidden_sizes, 1e-3)
+        self.critics = networks(2, both, self.value.n_outputs, config.critic_hidden_sizes, 3e-3)
+        self.normalizer = ObservationNormalizer(size) if config.normalize_observations else None
         self.target_critics = copy.deepcopy(self.critics)
-        initial = torch.full((n,), config.initial_temperature).log()
+        initial = torch.full((len(tasks),), config.initial_temperature).log()
         self.log_alpha = nn.Parameter(initial, requires_grad=False)
         self._generator = generator
 
@@ -86,6 +106,10 @@ class MTSAC(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.log_alpha.device
+
+    def normalized(self, observations: Tensor) -> Tensor:
+        """As the networks are to see them, `[…, observation]`."""
+        return observations if self.normalizer is None else self.normalizer(observations)
 
     @torch.no_grad()
     def act(self, observations: Tensor, tasks: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -99,9 +123,10 @@ class MTSAC(nn.Module):
         Returns:
             `[n, A]` in [-1, 1].
         """
-        shared, per_task = self.actor.folded()
-        own = {name: value[:, tasks] for name, value in per_task.items()}
-        outputs = multi_task_mlp(shared, own, observations[None, :, None])[0, :, 0]
+        actor = self.actor.folded()
+        own = {name: value[:, tasks] for name, value in actor.per_task.items()}
+        inputs = self.normalized(observations)
+        outputs = actor._replace(per_task=own)(inputs[None, :, None])[0, :, 0]
         if noise is None:
             return torch.tanh(outputs.chunk(2, -1)[0])
         return squashed_gaussian(outputs, noise)[0]

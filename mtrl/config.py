@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import yaml
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
 
 from mtrl.validation import Section, UsageError, one_line, validate
 
@@ -32,16 +33,62 @@ class AgentConfig(Section):
         description="'multi': one linear head per task; 'single': one head for all, which tells "
         "tasks apart by the task one-hot alone.",
     )
+    trunk: Literal["mlp", "residual"] = Field(
+        default="mlp",
+        description="'mlp': ReLU layers in a row; 'residual': a layer, then blocks of two layers "
+        "that are added to what they are given.",
+    )
     hidden_sizes: tuple[PositiveInt, ...] = Field(
         default=(400, 400, 400),
         min_length=1,
-        description="Widths of the trunk's ReLU layers, of actor and critics alike [units].",
+        description="Widths of the trunk's layers, of a residual trunk's first layer and blocks "
+        "[units].",
+    )
+    actor_hidden_sizes: tuple[PositiveInt, ...] | None = Field(
+        default=None, min_length=1, description="Others for the actor; default: 'hidden_sizes'."
+    )
+    critic_hidden_sizes: tuple[PositiveInt, ...] | None = Field(
+        default=None, min_length=1, description="Others for the critics; default: 'hidden_sizes'."
+    )
+    layer_norm: bool = Field(
+        default=False, description="Whether the trunks' layers are normalised before ReLU."
+    )
+    task_embedding: int | None = Field(
+        default=None,
+        gt=0,
+        description="Tell tasks apart by learned vectors of unit norm and so many numbers; "
+        "default: by one-hots.",
+    )
+    normalize_observations: bool = Field(
+        default=False,
+        description="Whether networks see observations less their running mean, over their "
+        "deviation.",
+    )
+    critic_bins: int | None = Field(
+        default=None,
+        gt=1,
+        description="Critics give a histogram of the value with so many bins and are trained by "
+        "cross-entropy; default: a number, by squared error.",
+    )
+    value_limit: float = Field(
+        default=10.0,
+        gt=0,
+        description="That histogram goes from minus this to this [scaled return].",
     )
     initial_temperature: float = Field(
         default=1.0,
         gt=0,
-        description="Entropy temperature alpha each task starts with [reward per nat].",
+        description="Entropy temperature alpha each task starts with [scaled reward per nat].",
     )
+
+    @model_validator(mode="after")
+    def _blocks_add_up(self) -> AgentConfig:
+        for name in ("hidden_sizes", "actor_hidden_sizes", "critic_hidden_sizes"):
+            if self.trunk == "residual" and len(set(getattr(self, name) or (1,))) > 1:
+                raise PydanticCustomError(
+                    "widths", f"{name}: expected one width throughout a residual trunk"
+                )
+        return self
 
 
 class LearnerConfig(Section):
@@ -117,6 +164,11 @@ class LearnerConfig(Section):
         default=3e-4, gt=0, description="Adam's step size: actor, critics, temperatures."
     )
     adam_epsilon: float = Field(default=1e-5, gt=0, description="Adam's epsilon.")
+    weight_decay: float = Field(
+        default=0.0,
+        ge=0,
+        description="AdamW's: fraction of each weight that a step of size 1 would take away.",
+    )
     max_grad_norm: float = Field(
         default=1.0,
         ge=0,
@@ -140,6 +192,12 @@ class LearnerConfig(Section):
         default=1.0,
         gt=0,
         description="Factor on every reward the learner sees; logs show raw rewards.",
+    )
+    return_scale: float | None = Field(
+        default=None,
+        gt=0,
+        description="Scale each task's rewards by a running factor, such that its largest "
+        "discounted return so far becomes this; default: not.",
     )
 
 

@@ -21,6 +21,7 @@ from mtrl.evaluation import Evaluation, evaluate_in
 from mtrl.interrupt import Interrupt
 from mtrl.learner import Learner
 from mtrl.logger import RunLogger
+from mtrl.normalization import RewardScale
 from mtrl.replay import ReplayBuffer
 from mtrl.rollout import Collector, Pace
 from mtrl.surgery.diagnostics import worst_pairs
@@ -81,6 +82,14 @@ class Trainer:
             device,
             replay,
             environment.envs_per_task,
+            RewardScale(
+                self.n_tasks,
+                environment.envs_per_task,
+                config.learner.gamma,
+                config.learner.return_scale,
+                config.learner.reward_scale,
+                device,
+            ),
         )
         self.collector = Collector(self.envs, self.agent, exploration)
         self.eval_envs = make_vector_env(

@@ -68,7 +68,9 @@ def fill(trainer: Trainer) -> None:
     observations = draw.normal(size=(n, agent.observation_size))
     actions, rewards = draw.uniform(-1, 1, (n, agent.action_size)), draw.uniform(size=n)
     for _ in range(trainer.config.learner.buffer_size // trainer.envs.envs_per_task):
-        trainer.replay.add(observations, actions, rewards, np.zeros(n), observations, done=False)
+        trainer.replay.add(
+            observations, actions, rewards, np.zeros(n), observations, np.zeros(n, bool)
+        )
 
 
 def simulate(trainer: Trainer) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mtrl.networks import MultiTaskNetworks, head, multi_task_mlp, trunk
+from mtrl.networks import Function, MultiTaskNetworks, Trunk, head
 from mtrl.surgery import Jacobian, Network, combine, gramian
 from mtrl.surgery.factored import FactoredGradients
 
@@ -15,7 +15,7 @@ N, T, B, IN, OUT = 2, 5, 9, 6, 3
 def make_problem(hidden=(8, 7), multi_head=True, rows=B, **settings):
     generator = torch.Generator().manual_seed(0)
     networks = MultiTaskNetworks(N, T, IN, OUT, hidden, multi_head, 1.0, generator).double()
-    shared, per_task = networks.requires_grad_(False).folded()
+    trunk, shared, per_task = networks.requires_grad_(False).folded()
     x = torch.randn(1, T, rows, IN, generator=generator, dtype=torch.float64)
     y = torch.randn(T, rows, OUT, generator=generator, dtype=torch.float64)
     return Network(trunk, task_loss, shared, per_task, x, (y,), **settings)
@@ -222,4 +222,5 @@ def test_first_layer_bias_is_the_layer_on_a_one_hot(problem):
         "head_weight": torch.eye(8, dtype=torch.float64).expand(N, T, 8, 8),
         "head_bias": torch.zeros(N, T, 8, dtype=torch.float64),
     }
-    close(multi_task_mlp({"weight0": shared["weight0"]}, own, problem.inputs), expected)
+    layer = Function(Trunk(), {"weight0": shared["weight0"]}, own)
+    close(layer(problem.inputs), expected)
