@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 import re
 import sys
 import time
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from mtrl.agent import MTSAC, resolve_device
 from mtrl.benchmarks import Benchmark, get_benchmark
 from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_text
 from mtrl.config import TrainConfig
+from mtrl.envs.custom import spaces_of, tells_success
 from mtrl.envs.parity import choose_simulators, expect_same_simulators
 from mtrl.envs.processes import n_cores
 from mtrl.learner import Learner
@@ -37,13 +38,17 @@ PACKAGES = (
 )
 
 
-def train(config: TrainConfig) -> Outcome:
+def train(config: TrainConfig, benchmark: Benchmark | None = None) -> Outcome:
     """Train, evaluate and save one policy.
+
+    Args:
+        config: Everything that decides what the run does.
+        benchmark: Tasks of one's own, in place of those that `config` names.
 
     Raises:
         UsageError: if the configuration asks for what cannot be done; nothing is written then.
     """
-    benchmark, device, config = check(config)
+    benchmark, device, config = check(config, benchmark)
     run_dir = config.run_dir or Path("runs") / (
         f"{benchmark.name}_{_file_name(config.learner.surgery)}_seed{config.seed}_"
         f"{time.strftime('%Y%m%d-%H%M%S')}"
@@ -62,11 +67,14 @@ def train(config: TrainConfig) -> Outcome:
     return Trainer(config, benchmark, device, run_dir).run()
 
 
-def resume(run_dir: Path, total_timesteps: int | None = None) -> Outcome:
+def resume(
+    run_dir: Path, total_timesteps: int | None = None, benchmark: Benchmark | None = None
+) -> Outcome:
     """Go on with a run from its newest checkpoint.
 
     Args:
         total_timesteps: A new end for the run [environment steps over all tasks].
+        benchmark: What `train` was given.
 
     Raises:
         UsageError: if there is nothing to go on from, or nothing left to do.
@@ -75,9 +83,9 @@ def resume(run_dir: Path, total_timesteps: int | None = None) -> Outcome:
     config = TrainConfig.from_yaml(run_dir / "config.yaml")
     if total_timesteps is not None:
         config = config.model_copy(update={"total_timesteps": total_timesteps})
-    benchmark, device, config = check(config)
+    benchmark, device, config = check(config, benchmark)
     state = load_checkpoint(path)
-    simulators = choose_simulators(benchmark.tasks, config.environment).by_task
+    simulators = choose_simulators(benchmark, config.environment).by_task
     expect_same_simulators(benchmark.tasks, state["envs"]["simulators"], simulators)
     total = config.schedule(len(benchmark.tasks)).total_timesteps
     if state["steps"] >= total and (run_dir / "eval.json").exists():
@@ -90,23 +98,30 @@ def resume(run_dir: Path, total_timesteps: int | None = None) -> Outcome:
     return Trainer(config, benchmark, device, run_dir, state).run()
 
 
-def check(config: TrainConfig) -> tuple[Benchmark, torch.device, TrainConfig]:
+def check(
+    config: TrainConfig, benchmark: Benchmark | None = None
+) -> tuple[Benchmark, torch.device, TrainConfig]:
     """Look up every name and fill in defaults, before anything heavy starts.
 
     Raises:
         UsageError: if a name is unknown, the device or a simulator is missing, or numbers do not
             fit together.
     """
-    benchmark = get_benchmark(config.benchmark, config.tasks)
+    if benchmark is None:
+        benchmark = get_benchmark(config.benchmark, config.tasks)
+    if benchmark.own:
+        spaces_of(benchmark)
+        if benchmark.success_key is not None and not tells_success(benchmark):
+            benchmark = replace(benchmark, success_key=None)
     device = resolve_device(config.device)
     precision = resolve_precision(config.learner.precision, device)
     # With the narrowest inputs: here a method says what it cannot do with such networks.
     narrow = config.learner.model_copy(update={"precision": "fp32", "compile": False})
     Learner(MTSAC(benchmark.tasks, config.agent, 1, 1), narrow)
-    choose_simulators(benchmark.tasks, config.environment)
+    choose_simulators(benchmark, config.environment)
     schedule = config.schedule(len(benchmark.tasks))
     learner = config.learner.model_copy(update={"precision": precision})
-    resolved = config.model_copy(update=dataclasses.asdict(schedule) | {"learner": learner})
+    resolved = config.model_copy(update=asdict(schedule) | {"learner": learner})
     return benchmark, device, resolved
 
 

@@ -61,7 +61,7 @@ class Trainer:
             for sequence in np.random.SeedSequence(config.seed).spawn(4)
         )
         environment = config.environment
-        simulators = choose_simulators(benchmark.tasks, environment)
+        simulators = choose_simulators(benchmark, environment)
         self.envs = make_vector_env(
             benchmark,
             environment.horizon,

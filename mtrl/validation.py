@@ -6,7 +6,9 @@ Imports neither torch nor mujoco, so that `--help` answers at once.
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -58,6 +60,21 @@ def expect(holds: bool, expected: str, got: Any) -> None:
     """
     if not holds:
         raise UsageError(f"surgery: expected {expected}, got {got!r}")
+
+
+def import_attribute(field: str, name: str) -> Any:
+    """What `package.module:attribute` stands for; modules in the working directory are found too.
+
+    Raises:
+        UsageError: if there is no such module or attribute.
+    """
+    module, _, attribute = name.partition(":")
+    if "" not in sys.path:  # a console script's path begins elsewhere
+        sys.path.insert(0, "")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"{field}: cannot import {name!r}: {one_line(error)}") from None
 
 
 def one_line(error: Exception) -> str:

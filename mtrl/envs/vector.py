@@ -11,10 +11,11 @@ import numpy as np
 from gymnasium.error import AlreadyPendingCallError, NoAsyncCallError
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector.utils import CloudpickleWrapper, batch_space
 
 from mtrl.benchmarks import Benchmark
 from mtrl.envs import worker
+from mtrl.envs.custom import CustomTask, spaces_of
 from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE, MetaWorldTask
 from mtrl.envs.native import NativePools
 from mtrl.envs.parity import expect_same_simulators
@@ -34,7 +35,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     Args:
         names: The T tasks' names.
-        simulators: For each task what simulates it, `"metaworld"` or `"envpool"`.
+        simulators: For each task what simulates it, `"metaworld"`, `"envpool"` or `"own"`.
         parts: The rows' simulators, which together have every row once. Copy e of a task plays
             its episodes e, e + E, e + 2E, …
         observation_space: Of every task, a `Box` of one dimension.
@@ -214,27 +215,40 @@ def make_vector_env(
         benchmark: The tasks.
         horizon: Steps after which an episode is truncated, at most 500.
         workers: Processes for the tasks on the reference simulator; default: one per core.
-        shuffle_goals: Whether the 50 goals of the reference simulator come in random order.
+        shuffle_goals: Whether the 50 goals of the reference simulator come in random order, as in
+            training; of one's own environments, whether episodes are those of training.
         envs_per_task: Copies of each task.
-        simulators: For each task `"metaworld"` (the reference) or `"envpool"`, as
+        simulators: For each of Meta-World's tasks `"metaworld"` (the reference) or `"envpool"`, as
             `choose_simulators` has it; default: all on the reference.
+
+    Raises:
+        UsageError: if spaces of the benchmark's own environments do not fit.
     """
+    spaces: tuple[Box, Box] = OBSERVATION_SPACE, ACTION_SPACE
+    if benchmark.own:
+        spaces, simulators = spaces_of(benchmark), ("own",) * len(benchmark.tasks)
     simulators = simulators or ("metaworld",) * len(benchmark.tasks)
     first_rows = {task: t * envs_per_task for t, task in enumerate(benchmark.tasks)}
     chosen = dict(zip(benchmark.tasks, simulators, strict=True))
-    reference = [task for task in benchmark.tasks if chosen[task] == "metaworld"]
     native = [task for task in benchmark.tasks if chosen[task] == "envpool"]
     parts: list[WorkerProcesses | NativePools] = []
-    if reference:
-        tasks = [task for task in reference for _ in range(envs_per_task)]
-        rows = [first_rows[task] + copy for task in reference for copy in range(envs_per_task)]
-        factories = [
-            partial(MetaWorldTask, task, horizon, shuffle_goals, envs_per_task) for task in tasks
-        ]
-        parts.append(WorkerProcesses(rows, factories, tasks, workers))
+    if len(native) < len(benchmark.tasks):
+        tasks = [task for task in benchmark.tasks if task not in native]
+        rows = [first_rows[task] + copy for task in tasks for copy in range(envs_per_task)]
+        factory = partial(_factory, benchmark, horizon, shuffle_goals, envs_per_task)
+        of_rows = [task for task in tasks for _ in range(envs_per_task)]
+        parts.append(WorkerProcesses(rows, list(map(factory, of_rows)), of_rows, workers))
     if native:
         first = [first_rows[task] for task in native]
         parts.append(NativePools(native, first, envs_per_task, horizon))
-    return TaskVectorEnv(
-        benchmark.tasks, simulators, parts, OBSERVATION_SPACE, ACTION_SPACE, envs_per_task
-    )
+    return TaskVectorEnv(benchmark.tasks, simulators, parts, *spaces, envs_per_task)
+
+
+def _factory(
+    benchmark: Benchmark, horizon: int, shuffle_goals: bool, stride: int, task: str
+) -> worker.EnvFactory:
+    """A picklable callable that makes the task's environment."""
+    if task not in benchmark.own:
+        return partial(MetaWorldTask, task, horizon, shuffle_goals, stride)
+    make, key = CloudpickleWrapper(benchmark.own[task]), benchmark.success_key
+    return partial(CustomTask, task, make, key, horizon, shuffle_goals, stride)
