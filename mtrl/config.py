@@ -234,6 +234,12 @@ class EnvironmentConfig(Section):
         "environment. "
         "The trajectory does not depend on it.",
     )
+    max_restarts: int = Field(
+        default=10,
+        ge=0,
+        description="Simulator processes that may die, hang or give what is no number, and are "
+        "replaced, before the run stops.",
+    )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from scipy.stats import binomtest
 from mtrl.agent import MTSAC, resolve_device
 from mtrl.benchmarks import N_GOALS, Benchmark, get_benchmark
 from mtrl.checkpoint import newest_checkpoint
-from mtrl.envs.vector import TaskVectorEnv, make_vector_env
+from mtrl.envs.make import make_vector_env
+from mtrl.envs.vector import TaskVectorEnv
 from mtrl.validation import UsageError, unknown
 
 

@@ -85,7 +85,11 @@ class RewardScale:
         shape = self._returns.shape
         self._returns = self.gamma * self._returns + rewards.reshape(shape)
         self._grow(np.abs(self._returns).max(1))
-        self._returns[done.reshape(shape)] = 0.0
+        self.forget(done)
+
+    def forget(self, rows: np.ndarray) -> None:
+        """Episodes of these rows, `[T·E]`, are over."""
+        self._returns[rows.reshape(self._returns.shape)] = 0.0
 
     def state_dict(self) -> dict[str, Tensor]:
         """What `load_state_dict` needs to go on exactly."""

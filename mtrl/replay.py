@@ -119,6 +119,15 @@ class ReplayBuffer:
         self._next_row = (row + 1 + bool(done.any())) % n_rows
         self._show_window()
 
+    def skip(self, lost: np.ndarray) -> None:
+        """Leave out a vector step, in which the episodes of rows `lost`, `[T·E]`, were given up.
+
+        What is added next need not begin where the last one ended.
+        """
+        self.scale.forget(lost)
+        if self._stored and self._stored[-1] == (self._next_row - 1) % len(self._rows):
+            self._next_row = (self._next_row + 1) % len(self._rows)
+
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Batch:
         """Draw uniformly, with replacement, for each task on its own: one gather, `[T, B, …]`.
 

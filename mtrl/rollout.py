@@ -64,6 +64,10 @@ class Collector:
     def store(self, answer: tuple[Any, ...], replay: ReplayBuffer) -> None:
         """Put the vector step into the replay, with true successors; note episodes that ended."""
         observations, rewards, terminated, truncated, infos = answer
+        if "restarted" in infos:  # rows of this step are missing: leave it out whole
+            replay.skip(infos["restarted"])
+            self._observations = observations
+            return
         if self.agent.normalizer is not None:
             self.agent.normalizer.observe(upload(self._observations, self.agent.device))
         done = terminated | truncated

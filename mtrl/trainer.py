@@ -15,8 +15,8 @@ from mtrl.agent import MTSAC
 from mtrl.benchmarks import N_GOALS, Benchmark
 from mtrl.checkpoint import save_checkpoint, write_atomically, write_text
 from mtrl.config import TrainConfig
+from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators
-from mtrl.envs.vector import make_vector_env
 from mtrl.evaluation import Evaluation, evaluate_in
 from mtrl.interrupt import Interrupt
 from mtrl.learner import Learner
@@ -68,6 +68,7 @@ class Trainer:
             environment.workers,
             envs_per_task=environment.envs_per_task,
             simulators=simulators.by_task,
+            max_restarts=environment.max_restarts,
         )
         observation_size, action_size = self.envs.observation_size, self.envs.action_size
         self.agent = MTSAC(
@@ -93,7 +94,11 @@ class Trainer:
         )
         self.collector = Collector(self.envs, self.agent, exploration)
         self.eval_envs = make_vector_env(
-            benchmark, environment.horizon, environment.workers, shuffle_goals=False
+            benchmark,
+            environment.horizon,
+            environment.workers,
+            shuffle_goals=False,
+            max_restarts=environment.max_restarts,
         )
         self.schedule = config.schedule(self.n_tasks)
         self.steps = 0
@@ -172,6 +177,7 @@ class Trainer:
             **self.pace.lap(self.steps, self.learner.updates),
             "time/updates": float(self.learner.updates),
             "time/elapsed": self.elapsed,
+            "time/restarts": float(self.envs.restarts + self.eval_envs.restarts),
             **self.collector.statistics.values(),
         }
         for name, measured in self._metrics.items():

@@ -26,8 +26,8 @@ import numpy as np
 
 from mtrl.benchmarks import get_benchmark
 from mtrl.config import EnvironmentConfig
+from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators
-from mtrl.envs.vector import make_vector_env
 
 BLOCK = 50
 """Vector steps in one block."""

@@ -11,8 +11,8 @@ from mtrl import Benchmark, TrainConfig, train
 from mtrl.benchmarks import get_benchmark
 from mtrl.config import EnvironmentConfig
 from mtrl.envs.custom import CustomTask, spaces_of, tells_success
+from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators
-from mtrl.envs.vector import make_vector_env
 from mtrl.validation import UsageError
 
 HORIZON = 20

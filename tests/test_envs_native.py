@@ -11,8 +11,9 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3
 from mtrl.benchmarks import get_benchmark
 from mtrl.config import EnvironmentConfig
 from mtrl.envs import native, parity
+from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators, installed_versions, verdicts
-from mtrl.envs.vector import TaskVectorEnv, make_vector_env
+from mtrl.envs.vector import TaskVectorEnv
 from mtrl.validation import UsageError
 
 pytest.importorskip("envpool", reason='no EnvPool here: pip install ".[fast]" on x86-64 Linux')

@@ -13,8 +13,8 @@ from metaworld.evaluation import evaluation
 from metaworld.policies import ENV_POLICY_MAP
 
 from mtrl.benchmarks import get_benchmark
+from mtrl.envs.make import make_vector_env
 from mtrl.envs.metaworld import MetaWorldTask
-from mtrl.envs.vector import make_vector_env
 from mtrl.evaluation import Evaluation, evaluate_in
 
 TASKS = ("reach-v3", "drawer-close-v3", "push-v3")

@@ -139,3 +139,23 @@ def test_observations_are_stored_once():
     buffer = ReplayBuffer(100_000, 10, 39, 4)
     transition_twice = (39 + 4 + 1 + 1 + 39) * 4
     assert buffer.nbytes < 0.57 * transition_twice * 100_000 * 10
+
+
+def test_a_step_that_is_left_out_breaks_the_chain():
+    """Transitions around it keep their own successors."""
+    buffer, n = ReplayBuffer(50, T, 1, 1, seed=0), T
+
+    def add(here, there):
+        rows = [np.full((n, 1), float(value)) for value in (here, there)]
+        zeros = np.zeros(n)
+        buffer.add(rows[0], np.zeros((n, 1)), zeros, zeros, rows[1], np.zeros(n, bool))
+
+    add(0, 1)
+    add(1, 2)
+    buffer.skip(np.ones(n, bool))  # 2 to 3 is lost
+    buffer.skip(np.ones(n, bool))
+    add(4, 5)
+    batch = buffer.sample(200)
+    pairs = torch.stack([batch.observations[0, :, 0], batch.next_observations[0, :, 0]], -1)
+    assert {tuple(pair) for pair in pairs.tolist()} == {(0, 1), (1, 2), (4, 5)}
+    assert len(buffer) == 3
