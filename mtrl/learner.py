@@ -25,6 +25,7 @@ from mtrl.surgery import Gradients, get_surgery
 from mtrl.surgery.base import MAINTAIN_EVERY
 from mtrl.surgery.diagnostics import Diagnosis
 from mtrl.surgery.network import Network
+from mtrl.watch import LossWatch
 
 
 class Learner:
@@ -43,6 +44,8 @@ class Learner:
         captures: Whether `step` is launched as a CUDA graph.
         precision: Of the trunks' products: fp32, tf32 or bf16.
         updates: Made so far by `step`.
+        watch: When losses went wrong.
+        last_batch: What the last update was fed, observations as the networks see them.
     """
 
     def __init__(self, agent: MTSAC, config: LearnerConfig, seed: int = 0) -> None:
@@ -65,6 +68,8 @@ class Learner:
             and all(surgery.capturable for surgery in surgeries)
         )
         self.updates = 0
+        self.watch = LossWatch(("critic_loss", "actor_loss"), len(agent.tasks), agent.device)
+        self.last_batch: Batch | None = None
         self._graph: tuple[ReplayBuffer, int, Captured[dict[str, Tensor]]] | None = None
         self._compiled: Compiled = cache(torch.compile) if config.compile else as_it_is
         self.target_entropy = (
@@ -150,6 +155,8 @@ class Learner:
             for found in (agent.target_critics.folded(), agent.critics.folded())
         )
         torch._foreach_lerp_(targets, sources, config.tau)
+        self.watch.note(critics.losses.mean(0), actor.losses[0])
+        self.last_batch = batch
         n_tasks = len(alpha)
         return {
             "critic_loss": critics.losses.mean(0),

@@ -23,6 +23,10 @@ class UsageError(ValueError):
     """
 
 
+class RunError(RuntimeError):
+    """A run cannot go on: one line says why. What it had saved by then is whole."""
+
+
 class Section(BaseModel):
     """Common behaviour of every part of the tree: immutable, no unknown keys."""
 
