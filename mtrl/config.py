@@ -319,6 +319,12 @@ class TrainConfig(Section):
         description="Measure how the tasks' gradients conflict after every so many [environment "
         "steps over all tasks]; default: 20,000 per task; 0: never.",
     )
+    max_runtime: float | None = Field(
+        default=None,
+        gt=0,
+        description="Write a checkpoint and stop in good order after so long [hours]; --resume "
+        "goes on, for as long again.",
+    )
     seed: int = Field(
         default=0,
         ge=0,

@@ -21,6 +21,7 @@ from mtrl.envs.custom import spaces_of, tells_success
 from mtrl.envs.parity import choose_simulators, expect_same_simulators
 from mtrl.envs.processes import n_cores
 from mtrl.learner import Learner
+from mtrl.lock import locked
 from mtrl.precision import resolve_precision
 from mtrl.trainer import Outcome, Trainer
 from mtrl.validation import UsageError
@@ -62,29 +63,46 @@ def train(config: TrainConfig, benchmark: Benchmark | None = None) -> Outcome:
         ) from None
     except OSError as error:
         raise UsageError(f"run_dir: cannot create {run_dir}: {error.strerror}") from None
-    write_text(run_dir / "config.yaml", config.to_yaml())
-    _record_process(run_dir, device)
-    return Trainer(config, benchmark, device, run_dir).run()
+    with locked(run_dir):
+        write_text(run_dir / "config.yaml", config.to_yaml())
+        _record_process(run_dir, device)
+        return Trainer(config, benchmark, device, run_dir).run()
 
 
 def resume(
-    run_dir: Path, total_timesteps: int | None = None, benchmark: Benchmark | None = None
+    run_dir: Path,
+    total_timesteps: int | None = None,
+    max_runtime: float | None = None,
+    benchmark: Benchmark | None = None,
 ) -> Outcome:
     """Go on with a run from its newest checkpoint.
 
     Args:
         total_timesteps: A new end for the run [environment steps over all tasks].
+        max_runtime: Stop after so long [hours], instead of after what the run began with.
         benchmark: What `train` was given.
 
     Raises:
         UsageError: if there is nothing to go on from, or nothing left to do.
     """
-    path = newest_checkpoint(run_dir)
+    newest_checkpoint(run_dir)
+    with locked(run_dir) as note:
+        if note is not None:
+            print(note)
+        return _resume(run_dir, total_timesteps, max_runtime, benchmark)
+
+
+def _resume(
+    run_dir: Path,
+    total_timesteps: int | None,
+    max_runtime: float | None,
+    benchmark: Benchmark | None,
+) -> Outcome:
     config = TrainConfig.from_yaml(run_dir / "config.yaml")
-    if total_timesteps is not None:
-        config = config.model_copy(update={"total_timesteps": total_timesteps})
-    benchmark, device, config = check(config, benchmark)
-    state = load_checkpoint(path)
+    changes = {"total_timesteps": total_timesteps, "max_runtime": max_runtime}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    benchmark, device, config = check(config.model_copy(update=changes), benchmark)
+    state = load_checkpoint(newest_checkpoint(run_dir))
     simulators = choose_simulators(benchmark, config.environment).by_task
     expect_same_simulators(benchmark.tasks, state["envs"]["simulators"], simulators)
     total = config.schedule(len(benchmark.tasks)).total_timesteps

@@ -110,7 +110,7 @@ class Trainer:
         else:
             self._load(state)
         self.pace = Pace(self.steps, self.learner.updates)
-        self.interrupt = Interrupt()
+        self.interrupt = Interrupt(config.max_runtime)
         self.logger = RunLogger(
             run_dir, benchmark.tasks, self.schedule.total_timesteps, config.to_yaml(), self.steps
         )
@@ -122,8 +122,9 @@ class Trainer:
             with self.interrupt as interrupt:
                 self._loop()
                 self._checkpoint()
-                if interrupt.signal is not None:
-                    self.logger.say(f"interrupted; mtrl-train --resume {self.run_dir} goes on")
+                if interrupt.wanted and self.steps < self.schedule.total_timesteps:
+                    why = "interrupted" if interrupt.signal else "stopped after --max-runtime"
+                    self.logger.say(f"{why}; mtrl-train --resume {self.run_dir} goes on")
                     return Outcome(self.run_dir, None, interrupt.signal)
                 return Outcome(self.run_dir, self._finish())
         finally:
@@ -137,7 +138,7 @@ class Trainer:
 
     def _loop(self) -> None:
         schedule, start = self.schedule, time.monotonic() - self.elapsed
-        while self.steps < schedule.total_timesteps and self.interrupt.signal is None:
+        while self.steps < schedule.total_timesteps and not self.interrupt.wanted:
             self.step()
             self.elapsed = time.monotonic() - start
             self.logger.tick(self.steps)
