@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 
-from mtrl.agent import MTSAC, resolve_device
+from mtrl.agent import MTSAC
 from mtrl.benchmarks import N_GOALS, Benchmark, get_benchmark
 from mtrl.checkpoint import newest_checkpoint
 from mtrl.envs.vector import TaskVectorEnv, make_vector_env
+from mtrl.policy import resolve_device
 from mtrl.validation import UsageError, unknown
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 
-from mtrl.agent import MTSAC, resolve_device
+from mtrl.agent import MTSAC
 from mtrl.benchmarks import Benchmark, get_benchmark
 from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_text
 from mtrl.config import TrainConfig
 from mtrl.envs.parity import choose_simulators, expect_same_simulators
 from mtrl.envs.processes import n_cores
 from mtrl.learner import Learner
+from mtrl.policy import resolve_device
 from mtrl.precision import resolve_precision
 from mtrl.trainer import Outcome, Trainer
 from mtrl.validation import UsageError

@@ -47,7 +47,12 @@ def validate(model: type[Model], tree: Any, source: str = "") -> Model:
             raise UsageError(source + unknown("key", path[-1], section.model_fields)) from None
         name = ".".join(path) or "the file"
         message = first["msg"][0].lower() + first["msg"][1:]
-        raise UsageError(f"{source}{name}: {message}, got {first['input']!r}") from None
+        raise UsageError(f"{source}{name}: {message}, got {_shown(first['input'])}") from None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def expect(holds: bool, expected: str, got: Any) -> None:
@@ -61,8 +66,9 @@ def expect(holds: bool, expected: str, got: Any) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """An error's text without its line breaks."""
-    return " ".join(str(error).split())
+    """An error's text without its line breaks, and no longer than can be read."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 500 else text[:499] + "…"
 
 
 def unknown(field: str, value: str, choices: Iterable[str]) -> str:
