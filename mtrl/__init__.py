@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mtrl.policy import Policy as Policy
     from mtrl.run import resume as resume
     from mtrl.run import train as train
+    from mtrl.video import film as film
 
 _HOMES = {
     "MTSAC": "agent",
@@ -34,6 +35,7 @@ _HOMES = {
     "TrainConfig": "config",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
+    "film": "video",
     "Policy": "policy",
     "resume": "run",
     "train": "run",

@@ -77,6 +77,24 @@ def save_checkpoint(run_dir: Path, steps: int, state: dict[str, Any], config: st
     return path
 
 
+def find_policy(source: Path) -> Path:
+    """The policy file that is meant: of a run folder the final one, or else its newest checkpoint.
+
+    Raises:
+        UsageError: if a folder has neither.
+    """
+    if not source.is_dir():
+        return source
+    if (final := source / "policy_final.safetensors").exists():
+        return final
+    try:
+        return newest_checkpoint(source)
+    except UsageError:
+        raise UsageError(
+            f"policy: expected a policy, a checkpoint or a run folder with one, got {source}"
+        ) from None
+
+
 def newest_checkpoint(run_dir: Path) -> Path:
     """The checkpoint to go on from.
 

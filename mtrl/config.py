@@ -23,6 +23,11 @@ from pydantic import Field, PositiveInt
 
 from mtrl.validation import Section, UsageError, one_line, validate
 
+Camera = Literal[
+    "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV"
+]
+"""Meta-World's cameras."""
+
 
 class AgentConfig(Section):
     """The networks: a trunk the tasks share, and what each task owns."""

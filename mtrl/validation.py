@@ -6,7 +6,9 @@ Imports neither torch nor mujoco, so that `--help` answers at once.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -63,6 +65,28 @@ def expect(holds: bool, expected: str, got: Any) -> None:
     """
     if not holds:
         raise UsageError(f"surgery: expected {expected}, got {got!r}")
+
+
+def expect_writable(field: str, path: Path | None, is_folder: bool = False) -> None:
+    """Refuse a place for a result that could not be written to; None is no result.
+
+    Args:
+        field: What asked for it.
+        path: A file, which may exist; with `is_folder` a folder, likewise.
+
+    Raises:
+        UsageError: `<field>: expected …, got …`.
+    """
+    if path is None:
+        return
+    kind, other = ("folder", "file") if is_folder else ("file", "folder")
+    into = path if is_folder and path.is_dir() else path.absolute().parent
+    if not into.is_dir():
+        raise UsageError(f"{field}: expected a {kind} in a folder that exists, got {path}")
+    if path.exists() and path.is_dir() != is_folder:
+        raise UsageError(f"{field}: expected a {kind}, got the {other} {path}")
+    if not os.access(into, os.W_OK):
+        raise UsageError(f"{field}: expected a {kind} that can be written, got {path}")
 
 
 def one_line(error: Exception) -> str:
