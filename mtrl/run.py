@@ -105,6 +105,10 @@ def check(config: TrainConfig) -> tuple[Benchmark, torch.device, TrainConfig]:
     narrow = config.learner.model_copy(update={"precision": "fp32", "compile": False})
     Learner(MTSAC(benchmark.tasks, config.agent, 1, 1), narrow)
     choose_simulators(benchmark.tasks, config.environment)
+    if config.eval_video:
+        from mtrl.video import find_backend
+
+        find_backend()
     schedule = config.schedule(len(benchmark.tasks))
     learner = config.learner.model_copy(update={"precision": precision})
     resolved = config.model_copy(update=dataclasses.asdict(schedule) | {"learner": learner})

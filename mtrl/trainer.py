@@ -24,6 +24,7 @@ from mtrl.logger import RunLogger
 from mtrl.replay import ReplayBuffer
 from mtrl.rollout import Collector, Pace
 from mtrl.surgery.diagnostics import worst_pairs
+from mtrl.validation import UsageError
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,19 @@ class Trainer:
         values = {f"eval/success_rate/{task}": rate for task, rate in rates}
         values |= {"eval/success_rate/mean": result.mean, "eval/success_rate/worst": result.worst}
         self.logger.write(self.steps, values)
+        if self.config.eval_video:
+            self._show(result)
         self.logger.progress(self.steps, (self.steps + 1) / (self.elapsed + 1e-9), self.success)
         return result
+
+    def _show(self, result: Evaluation) -> None:
+        from mtrl.video import animations  # brings what draws and writes pictures
+
+        try:
+            for task, gif in animations(result).items():
+                self.logger.animation(self.steps, f"eval/video/{task}", gif)
+        except (OSError, UsageError) as error:  # no picture is worth a run
+            self.logger.say(f"no videos of this evaluation: {error}")
 
     def _finish(self) -> Evaluation:
         """Save and judge the final policy."""

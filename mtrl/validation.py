@@ -6,7 +6,7 @@ Imports neither torch nor mujoco, so that `--help` answers at once.
 from __future__ import annotations
 
 import difflib
-import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,8 +85,11 @@ def expect_writable(field: str, path: Path | None, is_folder: bool = False) -> N
         raise UsageError(f"{field}: expected a {kind} in a folder that exists, got {path}")
     if path.exists() and path.is_dir() != is_folder:
         raise UsageError(f"{field}: expected a {kind}, got the {other} {path}")
-    if not os.access(into, os.W_OK):
-        raise UsageError(f"{field}: expected a {kind} that can be written, got {path}")
+    try:
+        tempfile.TemporaryFile(dir=into).close()
+    except OSError as error:
+        reason = f"expected a {kind} that can be written, got {path} ({error.strerror})"
+        raise UsageError(f"{field}: {reason}") from None
 
 
 def one_line(error: Exception) -> str:
