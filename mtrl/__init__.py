@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mtrl.config import TrainConfig as TrainConfig
     from mtrl.evaluation import Evaluation as Evaluation
     from mtrl.evaluation import evaluate as evaluate
+    from mtrl.export import export_policy as export_policy
     from mtrl.policy import Policy as Policy
     from mtrl.run import resume as resume
     from mtrl.run import train as train
@@ -35,6 +36,7 @@ _HOMES = {
     "TrainConfig": "config",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
+    "export_policy": "export",
     "film": "video",
     "Policy": "policy",
     "resume": "run",

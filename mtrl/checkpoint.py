@@ -30,6 +30,7 @@ from torch import Tensor
 from mtrl.validation import UsageError, one_line
 
 FORMAT = "mtrl-checkpoint-1"
+FINAL = "policy_final.safetensors"
 KEEP = 2
 """Checkpoints kept: the newest, and the one before in case the disk fails."""
 
@@ -85,7 +86,7 @@ def find_policy(source: Path) -> Path:
     """
     if not source.is_dir():
         return source
-    if (final := source / "policy_final.safetensors").exists():
+    if (final := source / FINAL).exists():
         return final
     try:
         return newest_checkpoint(source)

@@ -277,14 +277,13 @@ def evaluate_file(
     path = find_policy(policy)
     loaded, header = Policy.load_with_header(path, resolve_device(device))
     benchmark = get_benchmark("", tasks or loaded.tasks)
-    seed = header.get("seed", 0) if seed is None else seed
-    horizon = header.get("horizon", 500)
+    seed = header.seed if seed is None else seed
     result = evaluate(
-        loaded, benchmark, seed, episodes, horizon, workers, stochastic, progress=True
+        loaded, benchmark, seed, episodes, header.horizon, workers, stochastic, progress=True
     )
     return result, {
         "policy": str(path),
         "seed": seed,
-        "horizon": horizon,
+        "horizon": header.horizon,
         "stochastic": stochastic,
     }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtrl.config import AgentConfig
 from mtrl.networks import MultiTaskNetworks, multi_task_mlp, squashed_gaussian
-from mtrl.policy_file import PREFIX, open_policy
+from mtrl.policy_file import PREFIX, PolicyHeader, open_policy
 from mtrl.validation import UsageError, unknown
 
 AnyPolicy = TypeVar("AnyPolicy", bound="Policy")
@@ -191,15 +191,15 @@ class Policy(nn.Module):
     @classmethod
     def load_with_header(
         cls: type[AnyPolicy], path: Path | str, device: torch.device | str = "cpu"
-    ) -> tuple[AnyPolicy, dict[str, Any]]:
-        """As `load`, with the header's configuration, whatever else it holds included."""
+    ) -> tuple[AnyPolicy, PolicyHeader]:
+        """As `load`, with what the file says of the policy."""
         with open_policy(path) as (file, header):
             policy = cls._build(file, header, path)
         return policy.to(device), header
 
     @classmethod
     def _build(
-        cls: type[AnyPolicy], file: Any, header: dict[str, Any], path: Path | str
+        cls: type[AnyPolicy], file: Any, header: PolicyHeader, path: Path | str
     ) -> AnyPolicy:
         found = {
             name: file.get_slice(name).get_shape()
@@ -208,12 +208,7 @@ class Policy(nn.Module):
         }
         # Without memory, until it is known that the file holds what the header asks for.
         with torch.device("meta"):
-            policy = cls(
-                tuple(header["tasks"]),
-                AgentConfig.model_validate(header["agent"]),
-                header["observation_size"],
-                header["action_size"],
-            )
+            policy = cls(header.tasks, header.agent, header.observation_size, header.action_size)
             for name, networks in policy.networks().items():
                 if rotation := found.get(f"{PREFIX}{name}.rotation"):
                     networks.add_rotation(rotation[-1])

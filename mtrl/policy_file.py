@@ -27,9 +27,69 @@ MAX_HEADER, MAX_CONFIG = 16 * 2**20, 64 * 2**10
 """Longest header of a file, and longest configuration in it, that are looked at [bytes]."""
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():  # it will be printed
+        raise ValueError("expected printable characters")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_printable)]
+
+
+class TaskFigures(BaseModel):
+    """A row of an evaluation; see `Evaluation.rows`."""
+
+    task: Name
+    episodes: PositiveInt
+    success_rate: float
+    wilson_low: float
+    wilson_high: float
+    return_mean: float
+    steps_to_success_mean: float | None = None
+
+
+class Figures(BaseModel):
+    """What an `eval.json` says of a final policy."""
+
+    seed: int
+    total_timesteps: int
+    mean_success_rate: float
+    tasks: tuple[TaskFigures, ...]
+
+
+class PolicyHeader(BaseModel):
+    """What a file says of its policy: what feeding it takes, and where it comes from.
+
+    Attributes:
+        tasks: Names in the order of the one-hot.
+        observation_size: Numbers in an observation, without the one-hot.
+        action_size: Numbers in an action.
+        agent: Shape of the networks.
+        benchmark: The tasks' common name.
+        surgery: How it was trained.
+        seed: Of the training run, and so of its goals.
+        horizon: Steps of an episode.
+        total_timesteps: Environment steps over all tasks.
+        evaluation: Figures of this very policy.
+        versions: Packages it was trained with, by name.
+    """
+
+    tasks: tuple[Name, ...] = Field(min_length=1)
+    observation_size: PositiveInt
+    action_size: PositiveInt
+    agent: AgentConfig
+    benchmark: Name | None = None
+    surgery: Name | None = None
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    horizon: int = Field(default=500, gt=0, le=500)
+    total_timesteps: int | None = None
+    evaluation: Figures | None = None
+    versions: dict[Name, Name] = {}
+
+
 @contextmanager
-def open_policy(path: Path | str) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """An open safetensors file of ours, and the configuration in its header.
+def open_policy(path: Path | str) -> Iterator[tuple[Any, PolicyHeader]]:
+    """An open safetensors file of ours, and what its header says.
 
     What goes wrong inside is the file's fault too.
 
@@ -48,7 +108,7 @@ def open_policy(path: Path | str) -> Iterator[tuple[Any, dict[str, Any]]]:
         raise
     except (OSError, SafetensorError) as error:
         raise UsageError(f"policy: cannot read {path}: {one_line(error)}") from None
-    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
         reason = f"{path} does not hold what its header says: {one_line(error)}"
         raise UsageError(f"policy: {reason}") from None
 
@@ -69,23 +129,6 @@ def digest(metadata: Mapping[str, str], tensors: Iterable[tuple[str, Tensor]]) -
     return found.hexdigest()
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():  # it will be printed
-        raise ValueError("expected printable characters")
-    return text
-
-
-class _Header(BaseModel, extra="allow"):
-    """What is read of a policy's configuration."""
-
-    tasks: tuple[Annotated[str, AfterValidator(_printable)], ...] = Field(min_length=1)
-    observation_size: PositiveInt
-    action_size: PositiveInt
-    agent: AgentConfig
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    horizon: int = Field(default=500, gt=0, le=500)
-
-
 class _Loader(yaml.SafeLoader):
     """YAML without aliases: a kilobyte of them can stand for a billion values."""
 
@@ -95,8 +138,8 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _read_header(file: Any, path: str) -> dict[str, Any]:
-    """The configuration in the header of an open file, checked.
+def _read_header(file: Any, path: str) -> PolicyHeader:
+    """The configuration in the header of an open file.
 
     Raises:
         UsageError: if there is none, it is not valid, or the file is not what was exported.
@@ -118,5 +161,4 @@ def _read_header(file: Any, path: str) -> dict[str, Any]:
         header = yaml.load(text, _Loader)
     except Exception as error:  # a hostile text makes the parser raise anything
         raise UsageError(f"policy: cannot read {path}: {one_line(error)}") from None
-    validate(_Header, header, source=f"policy: {path}: ")
-    return header
+    return validate(PolicyHeader, header, source=f"policy: {path}: ")

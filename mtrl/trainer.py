@@ -13,7 +13,7 @@ import yaml
 
 from mtrl.agent import MTSAC
 from mtrl.benchmarks import N_GOALS, Benchmark
-from mtrl.checkpoint import save_checkpoint, write_atomically, write_text
+from mtrl.checkpoint import FINAL, save_checkpoint, write_atomically, write_text
 from mtrl.config import TrainConfig
 from mtrl.envs.parity import choose_simulators
 from mtrl.envs.vector import make_vector_env
@@ -211,14 +211,12 @@ class Trainer:
     def _finish(self) -> Evaluation:
         """Save and judge the final policy."""
         extra = self._description()
-        write_atomically(
-            self.run_dir / "policy_final.safetensors", lambda path: self.agent.save(path, extra)
-        )
+        write_atomically(self.run_dir / FINAL, lambda path: self.agent.save(path, extra))
         self.logger.say(f"final evaluation: {N_GOALS} episodes per task")
         result = self._evaluate(N_GOALS)
         write_text(self.run_dir / "eval.csv", result.to_csv())
         text = result.to_json(
-            policy="policy_final.safetensors",
+            policy=FINAL,
             seed=self.config.seed,
             total_timesteps=self.steps,
             updates=self.learner.updates,
