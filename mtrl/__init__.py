@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from mtrl.config import TrainConfig as TrainConfig
     from mtrl.evaluation import Evaluation as Evaluation
     from mtrl.evaluation import evaluate as evaluate
+    from mtrl.export import export_policy as export_policy
+    from mtrl.policy import Policy as Policy
     from mtrl.run import resume as resume
     from mtrl.run import train as train
+    from mtrl.video import film as film
 
 _HOMES = {
     "MTSAC": "agent",
@@ -33,6 +36,9 @@ _HOMES = {
     "TrainConfig": "config",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
+    "export_policy": "export",
+    "film": "video",
+    "Policy": "policy",
     "resume": "run",
     "train": "run",
 }

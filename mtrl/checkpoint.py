@@ -30,6 +30,7 @@ from torch import Tensor
 from mtrl.validation import UsageError, one_line
 
 FORMAT = "mtrl-checkpoint-1"
+FINAL = "policy_final.safetensors"
 KEEP = 2
 """Checkpoints kept: the newest, and the one before in case the disk fails."""
 
@@ -75,6 +76,24 @@ def save_checkpoint(run_dir: Path, steps: int, state: dict[str, Any], config: st
     for old in sorted(folder.glob("step_*.safetensors"))[:-KEEP]:
         old.unlink()
     return path
+
+
+def find_policy(source: Path) -> Path:
+    """The policy file that is meant: of a run folder the final one, or else its newest checkpoint.
+
+    Raises:
+        UsageError: if a folder has neither.
+    """
+    if not source.is_dir():
+        return source
+    if (final := source / FINAL).exists():
+        return final
+    try:
+        return newest_checkpoint(source)
+    except UsageError:
+        raise UsageError(
+            f"policy: expected a policy, a checkpoint or a run folder with one, got {source}"
+        ) from None
 
 
 def newest_checkpoint(run_dir: Path) -> Path:

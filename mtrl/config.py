@@ -24,6 +24,11 @@ from pydantic_core import PydanticCustomError
 
 from mtrl.validation import Section, UsageError, one_line, validate
 
+Camera = Literal[
+    "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV"
+]
+"""Meta-World's cameras."""
+
 
 class AgentConfig(Section):
     """The networks: a trunk the tasks share, and what each task owns."""
@@ -300,6 +305,11 @@ class TrainConfig(Section):
         le=50,
         description="Evaluation episodes during training [episodes per task, each another goal]. "
         "The final evaluation always takes all 50.",
+    )
+    eval_video: bool = Field(
+        default=False,
+        description="Show each task's first evaluation episode in TensorBoard; takes some seconds "
+        "per task, and 0.1 to 0.2 MB of its files each time.",
     )
     checkpoint_every: int | None = Field(
         default=None,

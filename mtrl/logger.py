@@ -20,6 +20,7 @@ from stable_baselines3.common.logger import (
     Logger,
     TensorBoardOutputFormat,
 )
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -87,6 +88,13 @@ class RunLogger:
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
         self._tensorboard.add_image(tag, pixels, steps, dataformats="HWC")
+        self._tensorboard.flush()
+
+    def animation(self, steps: int, tag: str, gif: bytes) -> None:
+        """Show an animated GIF in TensorBoard alone, as an image it does not look into."""
+        image = Summary.Image(encoded_image_string=gif, colorspace=3)
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._tensorboard._get_file_writer().add_summary(summary, steps)
         self._tensorboard.flush()
 
     def text(self, steps: int, tag: str, text: str) -> None:

@@ -176,7 +176,7 @@ class MultiTaskNetworks(nn.Module):
         else:
             shared["bias0"] = torch.zeros(n_networks, widths[0])
             shared["task_weight"] = uniform(first, embedding_size, widths[0])
-            normal = torch.randn(n_networks, n_tasks, embedding_size, generator=generator)
+            normal = torch.empty(n_networks, n_tasks, embedding_size).normal_(generator=generator)
             per_task = {"embedding": normalize(normal, dim=-1)}
         for layer, (fan_in, width) in enumerate(pairwise(widths), start=1):
             shared[f"weight{layer}"] = uniform(math.sqrt(6 / fan_in), fan_in, width)

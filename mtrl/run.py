@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from mtrl.agent import MTSAC, resolve_device
+from mtrl.agent import MTSAC
 from mtrl.benchmarks import Benchmark, get_benchmark
 from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_text
 from mtrl.config import TrainConfig
@@ -22,6 +22,7 @@ from mtrl.envs.parity import choose_simulators, expect_same_simulators
 from mtrl.envs.processes import n_cores
 from mtrl.learner import Learner
 from mtrl.lock import locked
+from mtrl.policy import resolve_device
 from mtrl.precision import resolve_precision
 from mtrl.trainer import Outcome, Trainer
 from mtrl.validation import UsageError
@@ -137,6 +138,10 @@ def check(
     narrow = config.learner.model_copy(update={"precision": "fp32", "compile": False})
     Learner(MTSAC(benchmark.tasks, config.agent, 1, 1), narrow)
     choose_simulators(benchmark, config.environment)
+    if config.eval_video:
+        from mtrl.video import find_backend
+
+        find_backend()
     schedule = config.schedule(len(benchmark.tasks))
     learner = config.learner.model_copy(update={"precision": precision})
     resolved = config.model_copy(update=asdict(schedule) | {"learner": learner})

@@ -13,7 +13,7 @@ import yaml
 
 from mtrl.agent import MTSAC
 from mtrl.benchmarks import N_GOALS, Benchmark
-from mtrl.checkpoint import save_checkpoint, write_atomically, write_text
+from mtrl.checkpoint import FINAL, save_checkpoint, write_atomically, write_text
 from mtrl.config import TrainConfig
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators
@@ -25,6 +25,7 @@ from mtrl.normalization import RewardScale
 from mtrl.replay import ReplayBuffer
 from mtrl.rollout import Collector, Pace
 from mtrl.surgery.diagnostics import worst_pairs
+from mtrl.validation import UsageError
 
 
 @dataclass(frozen=True)
@@ -209,20 +210,29 @@ class Trainer:
         values = {f"eval/success_rate/{task}": rate for task, rate in rates}
         values |= {"eval/success_rate/mean": result.mean, "eval/success_rate/worst": result.worst}
         self.logger.write(self.steps, values)
+        if self.config.eval_video:
+            self._show(result)
         self.logger.progress(self.steps, (self.steps + 1) / (self.elapsed + 1e-9), self.success)
         return result
+
+    def _show(self, result: Evaluation) -> None:
+        from mtrl.video import animations  # brings what draws and writes pictures
+
+        try:
+            for task, gif in animations(result).items():
+                self.logger.animation(self.steps, f"eval/video/{task}", gif)
+        except (OSError, UsageError) as error:  # no picture is worth a run
+            self.logger.say(f"no videos of this evaluation: {error}")
 
     def _finish(self) -> Evaluation:
         """Save and judge the final policy."""
         extra = self._description()
-        write_atomically(
-            self.run_dir / "policy_final.safetensors", lambda path: self.agent.save(path, extra)
-        )
+        write_atomically(self.run_dir / FINAL, lambda path: self.agent.save(path, extra))
         self.logger.say(f"final evaluation: {N_GOALS} episodes per task")
         result = self._evaluate(N_GOALS)
         write_text(self.run_dir / "eval.csv", result.to_csv())
         text = result.to_json(
-            policy="policy_final.safetensors",
+            policy=FINAL,
             seed=self.config.seed,
             total_timesteps=self.steps,
             updates=self.learner.updates,

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 import sys
+import tempfile
 from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -53,7 +55,12 @@ def validate(model: type[Model], tree: Any, source: str = "") -> Model:
             raise UsageError(source + unknown("key", path[-1], section.model_fields)) from None
         name = ".".join(path) or "the file"
         message = first["msg"][0].lower() + first["msg"][1:]
-        raise UsageError(f"{source}{name}: {message}, got {first['input']!r}") from None
+        raise UsageError(f"{source}{name}: {message}, got {_shown(first['input'])}") from None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def expect(holds: bool, expected: str, got: Any) -> None:
@@ -81,9 +88,35 @@ def import_attribute(field: str, name: str) -> Any:
         raise UsageError(f"{field}: cannot import {name!r}: {one_line(error)}") from None
 
 
+def expect_writable(field: str, path: Path | None, is_folder: bool = False) -> None:
+    """Refuse a place for a result that could not be written to; None is no result.
+
+    Args:
+        field: What asked for it.
+        path: A file, which may exist; with `is_folder` a folder, likewise.
+
+    Raises:
+        UsageError: `<field>: expected …, got …`.
+    """
+    if path is None:
+        return
+    kind, other = ("folder", "file") if is_folder else ("file", "folder")
+    into = path if is_folder and path.is_dir() else path.absolute().parent
+    if not into.is_dir():
+        raise UsageError(f"{field}: expected a {kind} in a folder that exists, got {path}")
+    if path.exists() and path.is_dir() != is_folder:
+        raise UsageError(f"{field}: expected a {kind}, got the {other} {path}")
+    try:
+        tempfile.TemporaryFile(dir=into).close()
+    except OSError as error:
+        reason = f"expected a {kind} that can be written, got {path} ({error.strerror})"
+        raise UsageError(f"{field}: {reason}") from None
+
+
 def one_line(error: Exception) -> str:
-    """An error's text without its line breaks."""
-    return " ".join(str(error).split())
+    """An error's text without its line breaks, and no longer than can be read."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 500 else text[:499] + "…"
 
 
 def unknown(field: str, value: str, choices: Iterable[str]) -> str:

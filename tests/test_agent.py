@@ -101,7 +101,7 @@ def test_save_and_load(agent, tmp_path):
     path = tmp_path / "policy.safetensors"
     agent.save(path, {"seed": 7})
     loaded, header = MTSAC.load_with_header(path)
-    assert header["seed"] == 7 and loaded.tasks == TASKS
+    assert header.seed == 7 and loaded.tasks == TASKS
     assert loaded.config == agent.config
     for (name, a), (_, b) in zip(
         agent.state_dict().items(), loaded.state_dict().items(), strict=True

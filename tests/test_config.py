@@ -8,7 +8,6 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from mtrl.agent import MTSAC
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.train import main as train_main
 from mtrl.config import AgentConfig, TrainConfig
@@ -170,13 +169,6 @@ def test_wrong_config_files(text, message, tmp_path):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.fixture
-def policy(tmp_path):
-    path = tmp_path / "policy.safetensors"
-    MTSAC(("reach-v3", "push-v3"), AgentConfig(hidden_sizes=(8,)), 39, 4).save(path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -184,6 +176,13 @@ def policy(tmp_path):
         (["--episodes", "51"], "episodes: input should be less than or equal to 50"),
         (["--json", "nowhere/x.json"], "json: expected a file in a folder that exists"),
         (["--json", "/"], "json: expected a file, got the folder /"),
+        (["--csv", "nowhere/x.csv"], "csv: expected a file in a folder that exists"),
+        (["--video", "nowhere/x"], "video: expected a folder in a folder that exists"),
+        (["--video", "/dev/null"], "video: expected a folder, got the file /dev/null"),
+        (["--video", "/proc/x"], "video: expected a folder that can be written, got /proc/x ("),
+        (["--camera", "corner9"], "camera: input should be 'corner', 'corner2',"),
+        (["--video-episodes", "0"], "video_episodes: input should be greater than 0"),
+        (["--stochastic", "maybe"], "stochastic: input should be a valid boolean"),
     ],
 )
 def test_wrong_evaluations(arguments, message, policy, capsys):

@@ -1,21 +1,26 @@
 """The evaluation protocol against Meta-World's own evaluation, goal for goal."""
 
 import json
+import math
 import pickle
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from metaworld import Task, _init_each_env
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.evaluation import evaluation
 from metaworld.policies import ENV_POLICY_MAP
 
 from mtrl.benchmarks import get_benchmark
+from mtrl.config import AgentConfig
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.metaworld import MetaWorldTask
-from mtrl.evaluation import Evaluation, evaluate_in
+from mtrl.evaluation import Evaluation, _act, _copies, evaluate, evaluate_in
+from mtrl.policy import Policy
 
 TASKS = ("reach-v3", "drawer-close-v3", "push-v3")
 SEED, EPISODES = 11, 8
@@ -39,9 +44,11 @@ class HalfExpert:
             ]
         ).astype(np.float32)
 
-    def act(self, observations: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
-        assert tasks.tolist() == [0, 1, 2]
-        return torch.from_numpy(self.eval_action(observations.numpy()))
+    def act(self, observations: torch.Tensor, tasks: torch.Tensor, noise: None) -> torch.Tensor:
+        assert tasks[:3].tolist() == [0, 1, 2]  # what follows them fills the block
+        actions = torch.zeros(len(tasks), 4)
+        actions[:3] = torch.from_numpy(self.eval_action(observations[:3].numpy()))
+        return actions
 
     def reset(self, mask: np.ndarray) -> None:
         """Meta-World tells agents with a memory."""
@@ -83,13 +90,92 @@ def test_agrees_with_metaworlds_evaluation():
     assert dict(zip(ours.tasks, ours.success_rates, strict=True)) == rates
     assert ours.mean == pytest.approx(mean)
     assert 0 < ours.mean < 1  # a policy that always or never succeeds would show nothing
+    for t in range(len(TASKS)):
+        for episode in (0, EPISODES - 1):
+            assert_is_what_was_judged(ours, t, episode)
+
+
+def assert_is_what_was_judged(result: Evaluation, t: int, episode: int) -> None:
+    """The actions that were kept, in an environment that has done nothing else."""
+    env = MetaWorldTask(result.tasks[t], result.actions.shape[2], shuffle_goals=False)
+    env.reset(seed=result.seed, options={"episode": episode})
+    rewards, successes, ended = [], [], False
+    for action in result.actions[t, episode]:
+        assert not ended
+        _, reward, _, ended, info = env.step(action)
+        rewards.append(reward)
+        successes.append(info["success"])
+    assert ended and sum(rewards) == result.returns[t, episode]
+    expected = successes.index(True) + 1 if any(successes) else 0
+    assert result.first_success[t, episode] == expected
+
+
+def make_policy(tasks: tuple[str, ...], width: int = 400) -> Policy:
+    """One that does something else in every task and every state."""
+    policy = Policy(tasks, AgentConfig(hidden_sizes=(width, width)), 39, 4, seed=2)
+    generator = torch.Generator().manual_seed(5)
+    for parameter in policy.actor.parameters():  # heads start near zero
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_results_do_not_depend_on_processes_or_other_tasks(stochastic):
+    policy = make_policy(TASKS)
+    how = {"seed": 7, "horizon": 20, "stochastic": stochastic}
+    together = evaluate(policy, get_benchmark("", TASKS), episodes=6, workers=1, **how)
+    assert together.actions.shape == (3, 6, 20, 4) and together.actions.std() > 0.1
+    for task, workers, episodes in ((2, 4, 6), (1, 1, 4), (0, 3, 6)):  # 6, 1 and 3 copies
+        benchmark = get_benchmark("", TASKS[task : task + 1])
+        alone = evaluate(policy, benchmark, episodes=episodes, workers=workers, **how)
+        for name in ("actions", "returns", "first_success"):
+            here, there = getattr(alone, name)[0], getattr(together, name)[task, :episodes]
+            assert np.array_equal(here, there), (task, name)
+    assert_is_what_was_judged(together, 1, 5)
+
+
+def test_samples_are_of_the_policy_and_new_in_every_step():
+    policy = make_policy(TASKS[:1])
+    benchmark = get_benchmark("", TASKS[:1])
+    how = {"benchmark": benchmark, "episodes": 2, "horizon": 10, "workers": 1}
+    first, again, other = (
+        evaluate(policy, seed=seed, stochastic=True, **how) for seed in (3, 3, 4)
+    )
+    assert np.array_equal(first.actions, again.actions)
+    assert not np.isclose(first.actions, other.actions).any()
+    modes = evaluate(policy, seed=3, **how)
+    same_state = first.actions[:, :, 0] - modes.actions[:, :, 0]  # before they part
+    assert (same_state != 0).all() and not np.isclose(*same_state[0]).any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.permutations(range(24)), st.integers(1, 24))
+def test_a_rows_action_does_not_depend_on_the_other_rows(order, n):
+    policy = make_policy(TASKS)
+    rows = np.random.default_rng(0).normal(size=(24, 39)).astype(np.float32)
+    tasks, noise = np.arange(24) % 3, rows[:, :4]
+    chosen = np.array(order[:n])
+    everyone = _act(policy, rows, tasks, noise)
+    some = _act(policy, rows[chosen], tasks[chosen], noise[chosen])
+    assert np.array_equal(some, everyone[chosen])
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 128))
+def test_copies_end_together_and_are_never_slower_than_one(tasks, episodes, workers):
+    def rounds(copies: int) -> float:
+        return math.ceil(tasks * copies / workers) * (episodes / copies + 1)
+
+    copies = _copies(tasks, episodes, workers)
+    assert episodes % copies == 0 and rounds(copies) <= rounds(1)
+    assert copies == 1 or tasks < workers * episodes
 
 
 def make_evaluation() -> Evaluation:
-    success = np.zeros((10, 50), bool)
+    first_success = np.zeros((10, 50), int)
     for t in range(10):
-        success[t, : 5 * t] = True
-    return Evaluation(tuple(f"task-{t}" for t in range(10)), success, np.ones((10, 50)))
+        first_success[t, : 5 * t] = np.arange(5 * t) + 1
+    names = tuple(f"task-{t}" for t in range(10))
+    return Evaluation(names, 0, first_success, np.ones((10, 50)), np.zeros((10, 50, 500, 4)))
 
 
 def test_summary_in_closed_form():
@@ -109,4 +195,9 @@ def test_files_agree_with_each_other():
     lines = result.to_csv().splitlines()
     assert len(lines) == 11 and lines[0].startswith("task,episodes,successes,success_rate")
     assert [row["successes"] for row in parsed["tasks"]] == [5 * t for t in range(10)]
+    steps = [row["steps_to_success_mean"] for row in parsed["tasks"]]
+    assert steps == [None] + [(5 * t + 1) / 2 for t in range(1, 10)]
+    table = result.table().splitlines()
+    assert lines[1].endswith(",") and table[1].endswith("–")  # task-0 was never solved
+    assert lines[4].endswith(",8.0") and table[4].endswith(" 8")
     assert "task-9      " in result.table() and "mean" in result.table()

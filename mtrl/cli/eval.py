@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 from pydantic import Field
 
 from mtrl.cli.flags import Parser, add_flags, run
-from mtrl.validation import Section, UsageError, validate
+from mtrl.config import Camera
+from mtrl.validation import Section, expect_writable, validate
 
 
 class EvalConfig(Section):
@@ -39,8 +41,23 @@ class EvalConfig(Section):
     device: typing.Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the policy is computed."
     )
+    stochastic: bool = Field(
+        default=False,
+        description="Sample actions instead of taking the mode; the samples follow from the seed.",
+    )
+    video: Path | None = Field(
+        default=None,
+        description="Folder for an MP4 per task, of its first episodes. Figures are the same.",
+    )
+    video_episodes: int = Field(
+        default=1, gt=0, le=50, description="How many episodes are on a video [episodes]."
+    )
+    camera: Camera = Field(default="corner4", description="From where they are filmed.")
     json_file: Path | None = Field(
         default=None, description="Also write the result to this JSON file."
+    )
+    csv_file: Path | None = Field(
+        default=None, description="Also write the result to this CSV file, a line per task."
     )
 
 
@@ -53,25 +70,37 @@ def _eval(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="mtrl-eval",
         allow_abbrev=False,
-        description="Judge a saved policy: deterministic actions, each goal once, an episode "
-        "counts as solved if the success flag was set at any step.",
+        description="Judge a saved policy: each goal once, an episode counts as solved if the "
+        "success flag was set at any step.",
     )
     parser.add_argument(
         "policy", metavar="RUN_OR_POLICY", help=EvalConfig.model_fields["policy"].description
     )
     add_flags(parser, EvalConfig(policy=Path()), leave_out=("policy",))
     config = validate(EvalConfig, parser.parse(arguments))
-    if config.json_file is not None and not config.json_file.absolute().parent.is_dir():
-        raise UsageError(f"json: expected a file in a folder that exists, got {config.json_file}")
-    if config.json_file is not None and config.json_file.is_dir():
-        raise UsageError(f"json: expected a file, got the folder {config.json_file}")
+    expect_writable("json", config.json_file)
+    expect_writable("csv", config.csv_file)
+    expect_writable("video", config.video, is_folder=True)
 
+    if config.video is not None:
+        from mtrl.video import film, find_backend
+
+        find_backend()  # says so at once if there is none
+    from mtrl.checkpoint import write_text
     from mtrl.evaluation import evaluate_file
 
-    result, context = evaluate_file(**config.model_dump(exclude={"json_file"}))
-    print(result.table())
+    outputs = {"video", "video_episodes", "camera", "json_file", "csv_file"}
+    result, context = evaluate_file(**config.model_dump(exclude=outputs))
+    print(result.table(), flush=True)
     if config.json_file is not None:
-        from mtrl.checkpoint import write_text
-
         write_text(config.json_file, result.to_json(**context))
+    if config.csv_file is not None:
+        write_text(config.csv_file, result.to_csv())
+    if config.video is not None:
+        film(result, config.video, config.camera, config.video_episodes, progress=True)
+        print(f"videos: {config.video}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -68,12 +68,14 @@ def add_flags(
             continue
         target = parser if group is None else _group(parser, group)
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        is_switch = field.annotation is bool  # `--flag` alone is true
         text = (field.description or "").replace("%", "%%")
         target.add_argument(
-            "--json" if name == "json_file" else "--" + name.replace("_", "-"),
+            "--" + name.removesuffix("_file").replace("_", "-"),
             dest=name,
             metavar=_metavar(field.annotation),
-            nargs="+" if _is_tuple(field.annotation) else None,
+            nargs="+" if _is_tuple(field.annotation) else "?" if is_switch else None,
+            const="true" if is_switch else None,
             default=argparse.SUPPRESS,
             help=text if default is None else f"{text} (default: {shown})",
         )

@@ -1,0 +1,61 @@
+"""`mtrl-export`: put a policy into a file to share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from mtrl.cli.flags import Parser, run
+from mtrl.validation import Section, UsageError, expect_writable, validate
+
+
+class ExportConfig(Section):
+    """What mtrl-export is asked for."""
+
+    policy: Path = Field(description="Run folder, checkpoint, policy file or exported file.")
+    output: Path | None = Field(
+        default=None,
+        description="File to write: NAME.safetensors for Policy.load and mtrl-eval, or NAME.pt2, a "
+        "program for torch.export.load that needs PyTorch alone.",
+    )
+    card: bool = Field(default=False, description="Print what the policy is, as Markdown.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    return run("mtrl-export", _export, arguments)
+
+
+def _export(arguments: Sequence[str] | None) -> int:
+    parser = Parser(
+        prog="mtrl-export",
+        allow_abbrev=False,
+        description="Put what acting needs of a policy into one file, with where it comes from, "
+        "its figures, and a checksum.",
+    )
+    help_of = {name: field.description for name, field in ExportConfig.model_fields.items()}
+    parser.add_argument("policy", metavar="RUN_OR_POLICY", help=help_of["policy"])
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", default=argparse.SUPPRESS, help=help_of["output"]
+    )
+    parser.add_argument("--card", action="store_true", help=help_of["card"])
+    config = validate(ExportConfig, parser.parse(arguments))
+    if config.output is None and not config.card:
+        raise UsageError("output: expected -o FILE or --card, got neither")
+    expect_writable("output", config.output)
+
+    from mtrl.export import card, export_policy
+
+    if config.output is not None:
+        export_policy(config.policy, config.output)
+    if config.card:
+        print(card(config.policy), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
