@@ -97,9 +97,7 @@ class Trainer:
             self._load(state)
         self.pace = Pace(self.steps, self.learner.updates)
         self.interrupt = Interrupt()
-        self.logger = RunLogger(
-            run_dir, benchmark.tasks, self.schedule.total_timesteps, config.to_yaml(), self.steps
-        )
+        self.logger = RunLogger(run_dir, self.schedule.total_timesteps, config, self.steps)
         self.logger.say(simulators.note)
 
     def run(self) -> Outcome:
@@ -175,13 +173,19 @@ class Trainer:
         from mtrl.figures import cosine_figure  # brings matplotlib, which nothing else needs
 
         values: dict[str, float] = {}
-        for network, found in self.learner.diagnose(self.replay).items():
+        diagnoses = self.learner.diagnose(self.replay)
+        for network, found in diagnoses.items():
             tag, tasks = f"surgery/{network}", self.benchmark.tasks
             values |= {f"{tag}/{name}": value.item() for name, value in found.measures.items()}
             if self.n_tasks > 1:
                 figure = cosine_figure(found.cosines, tasks, f"{network}, {self.steps:,} steps")
                 self.logger.figure(self.steps, f"{tag}/cosines", figure)
                 self.logger.text(self.steps, f"{tag}/conflicts", worst_pairs(found.cosines, tasks))
+        if self.n_tasks > 1:
+            matrices = {
+                network: found.cosines.cpu().numpy() for network, found in diagnoses.items()
+            }
+            self.logger.cosines(self.steps, matrices)
         self.logger.write(self.steps, values)
 
     def _evaluate(self, episodes: int | None = None) -> Evaluation:
@@ -213,6 +217,7 @@ class Trainer:
             seconds=round(self.elapsed, 1),
         )
         write_text(self.run_dir / "eval.json", text)
+        self.logger.finish()
         self.logger.say(f"{result.table()}\n{self.run_dir}")
         return result
 

@@ -70,6 +70,7 @@ def test_the_run_folder(finished):
         "run.json",
         "progress.csv",
         "progress.json",
+        "cosines.jsonl",
         "checkpoints",
         "policy_final.safetensors",
         "eval.csv",
@@ -219,6 +220,7 @@ def test_interrupted_and_resumed_is_the_same_run(finished, tmp_path, number):
     assert same(policy(run_dir), policy(stopped))
     assert (stopped / "eval.csv").read_text() == (run_dir / "eval.csv").read_text()
     assert curve(stopped) == curve(run_dir)
+    assert (stopped / "cosines.jsonl").read_text() == (run_dir / "cosines.jsonl").read_text()
     rows = [json.loads(line) for line in (stopped / "progress.json").read_text().splitlines()]
     logged = [row["time/total_timesteps"] for row in rows if "time/fps" in row]
     assert logged == list(range(200, 1201, 200))
