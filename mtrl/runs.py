@@ -28,10 +28,10 @@ NOT_THE_METHOD = frozenset(
 
 @dataclass(frozen=True)
 class Final:
-    """The full evaluation of a finished run: episodes solved and played, `[T]` each."""
+    """The full evaluation of a finished run: solved `[T]` of so many episodes."""
 
     solved: np.ndarray
-    episodes: np.ndarray
+    episodes: int
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Run:
     clock: np.ndarray
     final: Final | None
 
+    @property
+    def last_step(self) -> float:
+        """How far its logs go [environment steps over all tasks]."""
+        return float(np.fmax(self.steps[-1], self.clock[0, -1]))
+
     def axis(self, name: Axis) -> np.ndarray:
         """When it was evaluated, in steps, updates or hours, `[P]`.
 
@@ -75,6 +80,11 @@ class Method:
     runs: tuple[Run, ...]
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """T task names."""
+        return self.runs[0].tasks
+
+    @property
     def finished(self) -> list[Run]:
         """Those with a final evaluation."""
         return [run for run in self.runs if run.final is not None]
@@ -83,7 +93,7 @@ class Method:
     def scores(self) -> np.ndarray:
         """Final success rate of each task and finished run, `[T, N]`."""
         finals = [run.final.solved / run.final.episodes for run in self.runs if run.final]
-        return np.stack(finals, -1) if finals else np.empty((len(self.runs[0].tasks), 0))
+        return np.stack(finals, -1) if finals else np.empty((len(self.tasks), 0))
 
 
 def read_run(path: Path) -> Run:
@@ -98,39 +108,37 @@ def read_run(path: Path) -> Run:
     found = {row[STEP]: row for row in rows if f"{SUCCESS}/mean" in row}  # the last, if twice
     if not found:
         raise UsageError(f"runs: expected a run with an evaluation in its logs, got none in {path}")
-    clock = [
-        (row[STEP], row["time/updates"], row["time/elapsed"] / 3600)
-        for row in rows
-        if "time/updates" in row
-    ]
-    final = None
-    if (path / "eval.json").exists():
-        stored = json.loads((path / "eval.json").read_text(encoding="utf-8"))
-        # One from before the run was extended is not about its end.
-        if stored["total_timesteps"] >= config.schedule(len(tasks)).total_timesteps:
-            by_task = {row["task"]: row for row in stored["tasks"]}
-            final = Final(
-                np.array([by_task[task]["successes"] for task in tasks]),
-                np.array([by_task[task]["episodes"] for task in tasks]),
-            )
-            clock.append((stored["total_timesteps"], stored["updates"], stored["seconds"] / 3600))
-    steps = sorted(found)
+    try:
+        success = [[found[step][f"{SUCCESS}/{task}"] for task in tasks] for step in sorted(found)]
+        clock = [
+            (row[STEP], row["time/updates"], row["time/elapsed"] / 3600)
+            for row in rows
+            if "time/updates" in row
+        ]
+        final = None
+        if (path / "eval.json").exists():
+            stored = json.loads((path / "eval.json").read_text(encoding="utf-8"))
+            # One from before the run was extended is not about its end.
+            if stored["total_timesteps"] >= config.schedule(len(tasks)).total_timesteps:
+                by_task = {row["task"]: row for row in stored["tasks"]}
+                solved = np.array([by_task[task]["successes"] for task in tasks])
+                final = Final(solved, by_task[tasks[0]]["episodes"])
+                hours = stored["seconds"] / 3600
+                clock.append((stored["total_timesteps"], stored["updates"], hours))
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise UsageError(f"runs: cannot read the logs in {path}: {error!r}") from None
+    steps = np.array(sorted(found), float)
     return Run(
-        path,
-        config,
-        tasks,
-        np.array(steps, float),
-        np.array([[found[step][f"{SUCCESS}/{task}"] for task in tasks] for step in steps]),
-        np.array(clock or [(np.nan,) * 3]).T,
-        final,
+        path, config, tasks, steps, np.array(success), np.array(clock or [(np.nan,) * 3]).T, final
     )
 
 
-def read_cosines(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def read_cosines(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[str, ...]]:
     """Cosines between the tasks' gradients over a run.
 
     Returns:
-        When they were measured [environment steps over all tasks], `[D]`; by network, `[D, T, T]`.
+        When they were measured [environment steps over all tasks], `[D]`; them, `[D, T, T]` for
+        each network; T task names.
 
     Raises:
         UsageError: if the folder holds none.
@@ -141,9 +149,11 @@ def read_cosines(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
             f"cosine: expected a run folder with {COSINES}, which is written every "
             f"--diagnose-every steps, got {path}"
         )
-    networks = [key for key in rows[0] if key != STEP]
+    config = TrainConfig.from_yaml(path / "config.yaml")
+    tasks = get_benchmark(config.benchmark, config.tasks).tasks
+    networks = sorted(rows[0].keys() - {STEP})
     steps = np.array([row[STEP] for row in rows], float)
-    return steps, {name: np.array([row[name] for row in rows]) for name in networks}
+    return steps, {name: np.array([row[name] for row in rows]) for name in networks}, tasks
 
 
 def group(
@@ -162,9 +172,11 @@ def group(
     """
     leaves = [run.config.flat() for run in runs]
     for run in runs:
-        if set(run.tasks) != set(runs[0].tasks):
-            first, other = (f"{len(r.tasks)} in {r.path}" for r in (runs[0], run))
-            raise UsageError(f"runs: expected the same tasks in all, got {first} and {other}")
+        if run.tasks != runs[0].tasks:
+            first, other = (f"{len(r.tasks)} of {r.path}" for r in (runs[0], run))
+            raise UsageError(
+                f"runs: expected the same tasks in the same order, got the {first} and the {other}"
+            )
     for field in by:
         if field not in leaves[0]:
             raise UsageError(unknown("group_by", field, leaves[0]))
@@ -199,15 +211,16 @@ def group(
 
 
 def differences(methods: Sequence[Method]) -> list[str]:
-    """Each field of the configuration in which runs differ that are not one method's, in words."""
+    """In words, in which fields methods differ, beyond what their names say."""
     told = []
     for field in methods[0].runs[0].config.flat().keys() - NOT_THE_METHOD:
         values = [
             " or ".join(dict.fromkeys(shown(run.config.flat()[field]) for run in method.runs))
             for method in methods
         ]
-        if len(set(values)) > 1:
-            pairs = zip(methods, values, strict=True)
+        pairs = list(zip(methods, values, strict=True))
+        in_names = all(_assignment(field, value) in method.name for method, value in pairs)
+        if len(set(values)) > 1 and not in_names:
             told.append(f"{field}: " + ", ".join(f"{v} ({method.name})" for method, v in pairs))
     return sorted(told)
 
