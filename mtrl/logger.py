@@ -22,19 +22,17 @@ from stable_baselines3.common.logger import (
     TensorBoardOutputFormat,
 )
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
+from mtrl import hparams
 from mtrl.checkpoint import write_text
-from mtrl.config import TrainConfig, shown
+from mtrl.config import TrainConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STEP = "time/total_timesteps"
 PER_TASK = ("eval/success_rate", "rollout/success_rate", "rollout/ep_rew_mean")
-RESULTS = ("eval/success_rate/mean", "eval/success_rate/worst")
-"""What stands beside the settings in TensorBoard's table of runs."""
 COSINES = "cosines.jsonl"
 
 
@@ -76,8 +74,7 @@ class RunLogger:
             self._tensorboard.add_custom_scalars({"all tasks": charts})
             text = textwrap.indent(config.to_yaml(), "    ")  # a block of code
             self._tensorboard.add_text("config", text)
-            experiment, start, _ = hparams(_table_row(config), dict.fromkeys(RESULTS, 0.0))
-            self._add(experiment, start)
+            self._add(*hparams.start(config))
         self._total = total_timesteps
         self._bar = (
             tqdm(total=total_timesteps, initial=resume_at, unit=" steps", unit_scale=True)
@@ -142,8 +139,7 @@ class RunLogger:
 
     def finish(self) -> None:
         """Mark the run as successful in TensorBoard's table."""
-        _, _, end = hparams({}, {})
-        self._add(end)
+        self._add(hparams.end())
 
     def close(self) -> None:
         """Flush and close all writers."""
@@ -152,7 +148,7 @@ class RunLogger:
         self._logger.close()
 
     def _add(self, *summaries: Any) -> None:
-        events: Any = self._tensorboard.file_writer  # `add_hparams` would make a run of its own
+        events: Any = self._tensorboard.file_writer
         for summary in summaries:
             events.add_summary(summary)
         self._tensorboard.flush()
@@ -180,19 +176,3 @@ def read_rows(path: Path, up_to: float = math.inf) -> list[dict[str, Any]]:
         if row[STEP] <= up_to:
             rows.append(row)
     return rows
-
-
-def _table_row(config: TrainConfig) -> dict[str, str | float]:
-    """Settings in TensorBoard's table, where each has one type in all runs.
-
-    Left out is what a resumed run may change: the table would go on showing the first value.
-    """
-    row: dict[str, str | float] = {}
-    for (name, value), default in zip(
-        config.flat().items(), TrainConfig().flat().values(), strict=True
-    ):
-        is_number = isinstance(value, int | float) and default is not None
-        row[name] = value if is_number else shown(value)
-    return {
-        name: value for name, value in row.items() if name not in ("run_dir", "total_timesteps")
-    }
