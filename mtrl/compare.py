@@ -8,8 +8,8 @@ statements about another set of seeds on these tasks. What is resampled is in on
 - `runs`: a run's tasks stay together, as one policy learned them all. Wider where tasks rise and
   fall together.
 
-The paper's library, rliable, is not used: for the formulas below it would bring pandas, seaborn,
-arch and statsmodels. The tests hold its numbers.
+The paper's library, rliable 1.2.0, is not used: for the formulas below it brings pandas, seaborn,
+arch and statsmodels, and cannot be imported beside pandas 3. The tests hold its numbers.
 """
 
 from __future__ import annotations
