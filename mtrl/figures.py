@@ -16,7 +16,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
-from torch import Tensor
 
 from mtrl.style import COLORS, COLUMN, TEXT, scale, scale_ticks, short, styled
 
@@ -27,7 +26,7 @@ STRETCHES = 4
 """Parts of a run, each with a map of its own."""
 
 
-def cosine_figure(cosines: Tensor, tasks: Sequence[str], title: str) -> Figure:
+def cosine_figure(cosines: np.ndarray, tasks: Sequence[str], title: str) -> Figure:
     """Heat map of the cosines between the tasks' gradients: red where two tasks conflict.
 
     Made without pyplot, so there is no state to clean up and no display to look for.
@@ -46,7 +45,7 @@ def cosine_figure(cosines: Tensor, tasks: Sequence[str], title: str) -> Figure:
     FigureCanvasAgg(figure)  # attaches itself
     axes = figure.add_subplot()
     # All eyes tell red from blue. The ends are fixed: a colour means the same in every picture.
-    image = axes.imshow(cosines.cpu().numpy(), cmap="RdBu", vmin=-1, vmax=1)
+    image = axes.imshow(cosines, cmap="RdBu", vmin=-1, vmax=1)
     axes.set_xticks(range(n_tasks), names, rotation=90, fontsize=font_size)
     axes.set_yticks(range(n_tasks), names, fontsize=font_size)
     if has_numbers:

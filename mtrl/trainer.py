@@ -173,20 +173,18 @@ class Trainer:
         from mtrl.figures import cosine_figure  # brings matplotlib, which nothing else needs
 
         values: dict[str, float] = {}
-        diagnoses = self.learner.diagnose(self.replay)
-        for network, found in diagnoses.items():
+        matrices: dict[str, np.ndarray] = {}
+        for network, found in self.learner.diagnose(self.replay).items():
             tag, tasks = f"surgery/{network}", self.benchmark.tasks
             values |= {f"{tag}/{name}": value.item() for name, value in found.measures.items()}
             if self.n_tasks > 1:
-                figure = cosine_figure(found.cosines, tasks, f"{network}, {self.steps:,} steps")
+                matrices[network] = cosines = found.cosines.cpu().numpy()
+                figure = cosine_figure(cosines, tasks, f"{network}, {self.steps:,} steps")
                 self.logger.figure(self.steps, f"{tag}/cosines", figure)
                 self.logger.text(self.steps, f"{tag}/conflicts", worst_pairs(found.cosines, tasks))
-        if self.n_tasks > 1:
-            matrices = {
-                network: found.cosines.cpu().numpy() for network, found in diagnoses.items()
-            }
-            self.logger.cosines(self.steps, matrices)
         self.logger.write(self.steps, values)
+        if matrices:
+            self.logger.cosines(self.steps, matrices)
 
     def _evaluate(self, episodes: int | None = None) -> Evaluation:
         result = evaluate_in(

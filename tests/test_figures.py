@@ -41,7 +41,7 @@ def test_the_figure_fits_its_tasks(n_tasks):
     gradients = torch.randn(n_tasks, 6, generator=torch.Generator().manual_seed(0)).double()
     values = cosines(gradients @ gradients.T)
     values[0, 1] = -0.001
-    figure = cosine_figure(values, tasks, "critic 1")
+    figure = cosine_figure(values.numpy(), tasks, "critic 1")
     axes, bar = figure.axes
     (image,) = axes.images
     assert image.get_clim() == (-1, 1)
@@ -80,7 +80,7 @@ def test_figures_and_texts_are_in_tensorboard_alone_and_purged_by_a_resume(tmp_p
     def log(logger, steps, value):
         """Each is there at once: a killed run keeps what it has shown."""
         logger.write(steps, {"x": value})
-        figure = cosine_figure(torch.tensor([[1.0, value], [value, 1.0]]), tasks, f"at {steps}")
+        figure = cosine_figure(np.array([[1.0, value], [value, 1.0]]), tasks, f"at {steps}")
         logger.figure(steps, "cosine", figure)
         assert steps in shown(tmp_path, "cosine")
         logger.text(steps, "worst", f"cosine {value}")
