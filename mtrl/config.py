@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, PositiveInt, model_validator
@@ -395,6 +395,20 @@ class TrainConfig(Section):
             raise UsageError(f"config: cannot read {path}: {one_line(error)}") from None
         return validate(cls, {} if tree is None else tree, source=f"{path}: ")
 
+    def flat(self) -> dict[str, Any]:
+        """Every leaf by its name, without the sections."""
+        leaves: dict[str, Any] = {}
+        for name, value in self:
+            leaves |= dict(value) if isinstance(value, Section) else {name: value}
+        return leaves
+
     def to_yaml(self) -> str:
         """The whole tree as YAML, such that `from_yaml` gives it back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def shown(value: Any) -> str:
+    """A leaf of the configuration as one would type it."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return "default" if value is None else str(value)

@@ -112,9 +112,7 @@ class Trainer:
             self._load(state)
         self.pace = Pace(self.steps, self.learner.updates)
         self.interrupt = Interrupt(config.max_runtime)
-        self.logger = RunLogger(
-            run_dir, benchmark.tasks, self.schedule.total_timesteps, config.to_yaml(), self.steps
-        )
+        self.logger = RunLogger(run_dir, self.schedule.total_timesteps, config, self.steps)
         self.logger.say(simulators.note)
 
     def run(self) -> Outcome:
@@ -192,14 +190,18 @@ class Trainer:
         from mtrl.figures import cosine_figure  # brings matplotlib, which nothing else needs
 
         values: dict[str, float] = {}
+        matrices: dict[str, np.ndarray] = {}
         for network, found in self.learner.diagnose(self.replay).items():
             tag, tasks = f"surgery/{network}", self.benchmark.tasks
             values |= {f"{tag}/{name}": value.item() for name, value in found.measures.items()}
             if self.n_tasks > 1:
-                figure = cosine_figure(found.cosines, tasks, f"{network}, {self.steps:,} steps")
+                matrices[network] = cosines = found.cosines.cpu().numpy()
+                figure = cosine_figure(cosines, tasks, f"{network}, {self.steps:,} steps")
                 self.logger.figure(self.steps, f"{tag}/cosines", figure)
                 self.logger.text(self.steps, f"{tag}/conflicts", worst_pairs(found.cosines, tasks))
         self.logger.write(self.steps, values)
+        if matrices:
+            self.logger.cosines(self.steps, matrices)
 
     def _evaluate(self, episodes: int | None = None) -> Evaluation:
         result = evaluate_in(
@@ -239,6 +241,7 @@ class Trainer:
             seconds=round(self.elapsed, 1),
         )
         write_text(self.run_dir / "eval.json", text)
+        self.logger.finish()
         self.logger.say(f"{result.table()}\n{self.run_dir}")
         return result
 
