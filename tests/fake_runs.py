@@ -10,8 +10,8 @@ import numpy as np
 
 from mtrl.benchmarks import get_benchmark
 from mtrl.config import TrainConfig
-from mtrl.evaluation import Evaluation
 from mtrl.logger import RunLogger
+from mtrl.scores import Evaluation
 
 NETWORKS = ("critic1", "critic2", "actor")
 
@@ -38,7 +38,8 @@ def write_run(
 
     def evaluate(steps: int, episodes: int) -> Evaluation:
         success = rng.random((n_tasks, episodes)) < rates(steps)[:, None]
-        found = Evaluation(tasks, success, 100 * success.astype(float))
+        shape = (*success.shape, 0, 4)
+        found = Evaluation(tasks, 0, success.astype(int), 100.0 * success, np.zeros(shape))
         values = {
             f"eval/success_rate/{task}": float(rate)
             for task, rate in zip(tasks, found.success_rates, strict=True)

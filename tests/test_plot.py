@@ -14,10 +14,10 @@ from PIL import Image
 
 from mtrl.cli.plot import main
 from mtrl.config import TrainConfig
-from mtrl.evaluation import Evaluation
 from mtrl.figures import conflict_fraction, draw_conflicts
 from mtrl.plots import draw_comparison
 from mtrl.runs import group, read_cosines, read_run
+from mtrl.scores import Evaluation
 from mtrl.tables import summarise
 
 TASKS = ("reach-v3", "push-v3", "button-press-topdown-wall-v3")
@@ -320,5 +320,5 @@ def test_fake_runs_are_judged_like_real_ones(runs):
     success = np.zeros((3, 50), bool)
     for t, row in enumerate(stored["tasks"]):
         success[t, : row["successes"]] = True
-    again = Evaluation(TASKS, success, 100 * success.astype(float))
+    again = Evaluation(TASKS, 0, success.astype(int), 100.0 * success, np.zeros((3, 50, 0, 4)))
     assert again.rows() == stored["tasks"]

@@ -59,7 +59,15 @@ def make_vector_env(
     if native:
         first = [first_rows[task] for task in native]
         parts.append(NativePools(native, first, envs_per_task, horizon))
-    return TaskVectorEnv(benchmark.tasks, simulators, parts, *spaces, envs_per_task, max_restarts)
+    return TaskVectorEnv(
+        benchmark.tasks,
+        simulators,
+        parts,
+        *spaces,
+        envs_per_task,
+        max_restarts,
+        tells_success=benchmark.success_key is not None,
+    )
 
 
 def _factory(

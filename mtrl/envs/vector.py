@@ -38,6 +38,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         action_space: Likewise.
         envs_per_task: The number E of copies of each task.
         max_restarts: So many processes are replaced.
+        tells_success: Whether the success flag means something.
 
     A simulator process that is lost while it steps is replaced, and the episodes it was at begin
     again: `infos["restarted"]` is true in their rows, whose rewards mean nothing then.
@@ -60,7 +61,9 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         action_space: Box,
         envs_per_task: int = 1,
         max_restarts: int = 0,
+        tells_success: bool = True,
     ) -> None:
+        self.tells_success = tells_success
         self.names, self.simulators = tuple(names), tuple(simulators)
         self.n_tasks, self.envs_per_task = len(names), envs_per_task
         self.num_envs = n = self.n_tasks * envs_per_task
