@@ -52,8 +52,11 @@ def draw_comparison(methods: Sequence[Method], x: Axis, how: Bootstrap) -> dict[
             f"got {len(methods)}"
         )
     curves = [curve(method, x, how) for method in methods]
-    if not any(curves):
-        raise UsageError(f"x: expected logs that say when evaluations were in {x}, got none")
+    for method, stretches in zip(methods, curves, strict=True):
+        if not stretches:
+            raise UsageError(
+                f"x: expected logs that tell the {x} of an evaluation, got none of {method.name}"
+            )
     with styled():
         figures = {
             "curves_mean": _mean_curve(methods, curves, x),

@@ -241,5 +241,5 @@ def _log(path: Path) -> list[dict[str, Any]]:
         text = table.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1].splitlines()  # a killed process leaves part of a line
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(whole)]
-    except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(f"runs: cannot read the logs in {path}: {one_line(error)}") from None

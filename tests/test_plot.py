@@ -215,6 +215,15 @@ def test_too_many_methods_are_refused(runs):
         draw_comparison(methods * 9, "steps", "stratified")
 
 
+def test_evaluations_outside_the_log_rows_have_no_hour(tmp_path):
+    """No time is made up for them: the run is drawn over steps, and refused over hours."""
+    run = read_run(write_run(tmp_path / "a", config(log_every=300_000), stop_at=240_000))
+    assert np.isnan(run.axis("hours")).all() and np.isfinite(run.axis("steps")).all()
+    draw_comparison(group([run]), "steps", "stratified")
+    with pytest.raises(ValueError, match="x: expected logs that tell the hours of an evaluation"):
+        draw_comparison(group([run]), "hours", "stratified")
+
+
 def lines(axes) -> list:
     """Curves, without grids."""
     return [line for line in axes.get_lines() if len(line.get_xdata())]
