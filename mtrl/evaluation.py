@@ -108,9 +108,7 @@ def evaluate_in(
     """
     names, copies = envs.names, envs.envs_per_task
     tasks = np.repeat([policy.tasks.index(name) for name in names], copies)
-    plays = [
-        _Play(name, seed, copy, policy.action_size) for name in names for copy in range(copies)
-    ]
+    plays = [_Play(name, seed, copy, envs.action_size) for name in names for copy in range(copies)]
     found: dict[tuple[int, int], tuple[int, float, np.ndarray]] = {}
     observations, _ = envs.reset(seed=seed)
     while any(play.episode < episodes for play in plays):
@@ -135,7 +133,7 @@ def evaluate_in(
         np.array([[episode[i] for episode in row] for row in numbers]) for i in (0, 1)
     )
     longest = max(len(played) for *_, played in found.values())
-    played = np.full((*returns.shape, longest, policy.action_size), np.nan, np.float32)
+    played = np.full((*returns.shape, longest, envs.action_size), np.nan, np.float32)
     for (t, e), (*_, done) in found.items():
         if e < episodes:
             played[t, e, : len(done)] = done

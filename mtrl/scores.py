@@ -64,31 +64,34 @@ class Evaluation:
 
     def rows(self) -> list[dict[str, Any]]:
         """One plain dictionary per task."""
-        judged = self._judged() if self.tells_success else [{} for _ in self.tasks]
         return [
             {
                 "task": task,
                 "episodes": self.returns.shape[1],
-                **judged[t],
+                **self._successes(t),
                 "return_mean": float(self.returns[t].mean()),
+                **self._steps_to_success(t),
             }
             for t, task in enumerate(self.tasks)
         ]
 
-    def _judged(self) -> list[dict[str, Any]]:
-        found = []
-        for t, (low, high) in enumerate(self.intervals()):
-            steps = self.first_success[t][self.success[t]]
-            found.append(
-                {
-                    "successes": int(self.success[t].sum()),
-                    "success_rate": float(self.success_rates[t]),
-                    "wilson_low": low,
-                    "wilson_high": high,
-                    "steps_to_success_mean": float(steps.mean()) if len(steps) else None,
-                }
-            )
-        return found
+    def _successes(self, t: int) -> dict[str, Any]:
+        if not self.tells_success:
+            return {}
+        low, high = self.intervals()[t]
+        return {
+            "successes": int(self.success[t].sum()),
+            "success_rate": float(self.success_rates[t]),
+            "wilson_low": low,
+            "wilson_high": high,
+        }
+
+    def _steps_to_success(self, t: int) -> dict[str, float | None]:
+        """Mean over the successful episodes, None if there are none."""
+        if not self.tells_success:
+            return {}
+        steps = self.first_success[t][self.success[t]]
+        return {"steps_to_success_mean": float(steps.mean()) if len(steps) else None}
 
     def table(self) -> str:
         """For people."""
