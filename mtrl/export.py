@@ -107,7 +107,14 @@ class _Program(nn.Module):
 def _program(policy: Policy) -> torch.export.ExportedProgram:
     example = torch.zeros(2, policy.observation_size + len(policy.tasks))
     rows = {"observations": {0: torch.export.Dim("rows")}}
-    return torch.export.export(_Program(policy), (example,), dynamic_shapes=rows, strict=False)
+    program = _Program(policy)
+    try:
+        return torch.export.export(program, (example,), dynamic_shapes=rows, strict=False)
+    except RuntimeError as error:  # PyTorch 2.6 fixes the number of rows
+        version = torch.__version__
+        raise UsageError(
+            f"output: expected a newer PyTorch for a .pt2 file, got {version}: {one_line(error)}"
+        ) from None
 
 
 def _card(header: PolicyHeader) -> str:
