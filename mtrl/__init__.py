@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from mtrl.config import EnvironmentConfig as EnvironmentConfig
     from mtrl.config import LearnerConfig as LearnerConfig
     from mtrl.config import TrainConfig as TrainConfig
-    from mtrl.evaluation import Evaluation as Evaluation
     from mtrl.evaluation import evaluate as evaluate
     from mtrl.export import export_policy as export_policy
     from mtrl.policy import Policy as Policy
     from mtrl.run import resume as resume
     from mtrl.run import train as train
+    from mtrl.scores import Evaluation as Evaluation
     from mtrl.video import film as film
 
 _HOMES = {
@@ -34,7 +34,7 @@ _HOMES = {
     "EnvironmentConfig": "config",
     "LearnerConfig": "config",
     "TrainConfig": "config",
-    "Evaluation": "evaluation",
+    "Evaluation": "scores",
     "evaluate": "evaluation",
     "export_policy": "export",
     "film": "video",

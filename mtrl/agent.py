@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mtrl.config import AgentConfig
+from mtrl.distributions import CategoricalValue, ScalarValue, Value
 from mtrl.networks import MultiTaskNetworks
 from mtrl.policy import Policy
 
@@ -34,7 +35,11 @@ class MTSAC(Policy):
         seed: int = 0,
     ) -> None:
         super().__init__(tasks, config, observation_size, action_size, seed)
-        self.critics = self._make_networks(2, observation_size + action_size, 1, 3e-3)
+        self.value: Value = ScalarValue()
+        if config.critic_bins is not None:
+            self.value = CategoricalValue(config.critic_bins, config.value_limit)
+        inputs, sizes = observation_size + action_size, config.critic_hidden_sizes
+        self.critics = self._make_networks(2, inputs, self.value.n_outputs, sizes, 3e-3)
         self.target_critics = copy.deepcopy(self.critics)
         initial = torch.full((len(tasks),), math.log(config.initial_temperature))
         self.log_alpha = nn.Parameter(initial, requires_grad=False)

@@ -4,6 +4,7 @@
     ├── config.yaml               the resolved configuration; `--config` accepts it
     ├── run.json                  command lines, package versions, machine
     ├── progress.csv, progress.json, events.out.tfevents.*    the logs
+    ├── cosines.jsonl             cosines between the tasks' gradients at each diagnosis
     ├── checkpoints/
     │   └── step_<environment steps>.safetensors              the two newest
     ├── policy_final.safetensors  the final policy, once training is over

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
 
 from mtrl.validation import Section, UsageError, one_line, validate
 
@@ -37,16 +38,62 @@ class AgentConfig(Section):
         description="'multi': one linear head per task; 'single': one head for all, which tells "
         "tasks apart by the task one-hot alone.",
     )
+    trunk: Literal["mlp", "residual"] = Field(
+        default="mlp",
+        description="'mlp': ReLU layers in a row; 'residual': a layer, then blocks of two layers "
+        "that are added to what they are given.",
+    )
     hidden_sizes: tuple[PositiveInt, ...] = Field(
         default=(400, 400, 400),
         min_length=1,
-        description="Widths of the trunk's ReLU layers, of actor and critics alike [units].",
+        description="Widths of the trunk's layers, of a residual trunk's first layer and blocks "
+        "[units].",
+    )
+    actor_hidden_sizes: tuple[PositiveInt, ...] | None = Field(
+        default=None, min_length=1, description="Others for the actor; default: 'hidden_sizes'."
+    )
+    critic_hidden_sizes: tuple[PositiveInt, ...] | None = Field(
+        default=None, min_length=1, description="Others for the critics; default: 'hidden_sizes'."
+    )
+    layer_norm: bool = Field(
+        default=False, description="Whether the trunks' layers are normalised before ReLU."
+    )
+    task_embedding: int | None = Field(
+        default=None,
+        gt=0,
+        description="Tell tasks apart by learned vectors of unit norm and so many numbers; "
+        "default: by one-hots.",
+    )
+    normalize_observations: bool = Field(
+        default=False,
+        description="Whether networks see observations less their running mean, over their "
+        "deviation.",
+    )
+    critic_bins: int | None = Field(
+        default=None,
+        gt=1,
+        description="Critics give a histogram of the value with so many bins and are trained by "
+        "cross-entropy; default: a number, by squared error.",
+    )
+    value_limit: float = Field(
+        default=10.0,
+        gt=0,
+        description="That histogram goes from minus this to this [scaled return].",
     )
     initial_temperature: float = Field(
         default=1.0,
         gt=0,
-        description="Entropy temperature alpha each task starts with [reward per nat].",
+        description="Entropy temperature alpha each task starts with [scaled reward per nat].",
     )
+
+    @model_validator(mode="after")
+    def _blocks_add_up(self) -> AgentConfig:
+        for name in ("hidden_sizes", "actor_hidden_sizes", "critic_hidden_sizes"):
+            if self.trunk == "residual" and len(set(getattr(self, name) or (1,))) > 1:
+                raise PydanticCustomError(
+                    "widths", f"{name}: expected one width throughout a residual trunk"
+                )
+        return self
 
 
 class LearnerConfig(Section):
@@ -122,6 +169,11 @@ class LearnerConfig(Section):
         default=3e-4, gt=0, description="Adam's step size: actor, critics, temperatures."
     )
     adam_epsilon: float = Field(default=1e-5, gt=0, description="Adam's epsilon.")
+    weight_decay: float = Field(
+        default=0.0,
+        ge=0,
+        description="AdamW's: fraction of each weight that a step of size 1 would take away.",
+    )
     max_grad_norm: float = Field(
         default=1.0,
         ge=0,
@@ -145,6 +197,12 @@ class LearnerConfig(Section):
         default=1.0,
         gt=0,
         description="Factor on every reward the learner sees; logs show raw rewards.",
+    )
+    return_scale: float | None = Field(
+        default=None,
+        gt=0,
+        description="Scale each task's rewards by a running factor, such that its largest "
+        "discounted return so far becomes this; default: not.",
     )
 
 
@@ -180,6 +238,12 @@ class EnvironmentConfig(Section):
         description="Simulator processes; default: one per processor core, at most one per "
         "environment. "
         "The trajectory does not depend on it.",
+    )
+    max_restarts: int = Field(
+        default=10,
+        ge=0,
+        description="Simulator processes that may die, hang or give what is no number, and are "
+        "replaced, before the run stops.",
     )
 
 
@@ -265,6 +329,12 @@ class TrainConfig(Section):
         description="Measure how the tasks' gradients conflict after every so many [environment "
         "steps over all tasks]; default: 20,000 per task; 0: never.",
     )
+    max_runtime: float | None = Field(
+        default=None,
+        gt=0,
+        description="Write a checkpoint and stop in good order after so long [hours]; --resume "
+        "goes on, for as long again.",
+    )
     seed: int = Field(
         default=0,
         ge=0,
@@ -325,6 +395,20 @@ class TrainConfig(Section):
             raise UsageError(f"config: cannot read {path}: {one_line(error)}") from None
         return validate(cls, {} if tree is None else tree, source=f"{path}: ")
 
+    def flat(self) -> dict[str, Any]:
+        """Every leaf by its name, without the sections."""
+        leaves: dict[str, Any] = {}
+        for name, value in self:
+            leaves |= dict(value) if isinstance(value, Section) else {name: value}
+        return leaves
+
     def to_yaml(self) -> str:
         """The whole tree as YAML, such that `from_yaml` gives it back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def shown(value: Any) -> str:
+    """A leaf of the configuration as one would type it."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return "default" if value is None else str(value)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from tqdm import tqdm
 
 from mtrl.benchmarks import N_GOALS, Benchmark, get_benchmark
 from mtrl.checkpoint import find_policy
+from mtrl.envs.make import make_vector_env
 from mtrl.envs.processes import n_cores
-from mtrl.envs.vector import TaskVectorEnv, make_vector_env
+from mtrl.envs.vector import TaskVectorEnv
 from mtrl.policy import Policy, resolve_device
+from mtrl.scores import Evaluation
 from mtrl.validation import UsageError, unknown
 
 ROWS = 10
@@ -31,101 +28,6 @@ ROWS = 10
 A product of matrices rounds otherwise with another number of rows, and an episode soon follows the
 last digit. With a fixed number, what a policy does in a task does not depend on the other tasks.
 """
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What E episodes of every task showed.
-
-    Attributes:
-        tasks: Task names, T of them.
-        seed: Of the goals; episode e is on goal e.
-        first_success: The step that first set the success flag, counted from 1; 0 if none did.
-            int `[T, E]`.
-        returns: Undiscounted sums of raw rewards over the whole episode, `[T, E]`.
-        actions: What was done in H steps, float32 `[T, E, H, A]`; enough to play it again.
-    """
-
-    tasks: tuple[str, ...]
-    seed: int
-    first_success: np.ndarray
-    returns: np.ndarray
-    actions: np.ndarray
-
-    @property
-    def success(self) -> np.ndarray:
-        """Whether the success flag was set at any step of the episode, bool `[T, E]`."""
-        return self.first_success > 0
-
-    @property
-    def success_rates(self) -> np.ndarray:
-        """Fraction of successful episodes, `[T]`."""
-        return self.success.mean(1)
-
-    @property
-    def mean(self) -> float:
-        """Mean success rate over the tasks."""
-        return float(self.success_rates.mean())
-
-    @property
-    def worst(self) -> float:
-        """Mean success rate of the worst fifth of the tasks (rounded up)."""
-        return float(np.sort(self.success_rates)[: math.ceil(len(self.tasks) / 5)].mean())
-
-    def intervals(self) -> list[tuple[float, float]]:
-        """Wilson's 95% interval of each task's success rate."""
-        tests = [binomtest(int(row.sum()), len(row)) for row in self.success]
-        proportions = [test.proportion_ci(0.95, method="wilson") for test in tests]
-        return [(float(p.low), float(p.high)) for p in proportions]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One plain dictionary per task."""
-        return [
-            {
-                "task": task,
-                "episodes": self.success.shape[1],
-                "successes": int(self.success[t].sum()),
-                "success_rate": float(self.success_rates[t]),
-                "wilson_low": low,
-                "wilson_high": high,
-                "return_mean": float(self.returns[t].mean()),
-                "steps_to_success_mean": self._steps_to_success(t),
-            }
-            for t, (task, (low, high)) in enumerate(zip(self.tasks, self.intervals(), strict=True))
-        ]
-
-    def _steps_to_success(self, t: int) -> float | None:
-        """Mean over task t's successful episodes, None if there are none."""
-        steps = self.first_success[t][self.success[t]]
-        return float(steps.mean()) if len(steps) else None
-
-    def table(self) -> str:
-        """For people."""
-        width = max(len(task) for task in (*self.tasks, "worst fifth"))
-        lines = [f"{'task':<{width}}  success  95% interval   return  steps to success"]
-        for row in self.rows():
-            interval = f"[{row['wilson_low']:.2f}, {row['wilson_high']:.2f}]"
-            steps = row["steps_to_success_mean"]
-            lines.append(
-                f"{row['task']:<{width}}  {row['success_rate']:7.2f}  {interval:>12}  "
-                f"{row['return_mean']:7.0f}  {'–' if steps is None else f'{steps:.0f}':>16}"
-            )
-        lines.append(f"{'mean':<{width}}  {self.mean:7.3f}")
-        lines.append(f"{'worst fifth':<{width}}  {self.worst:7.3f}")
-        return "\n".join(lines)
-
-    def to_csv(self) -> str:
-        """One line per task."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows()[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows())
-        return text.getvalue()
-
-    def to_json(self, **context: Any) -> str:
-        """Everything, with what the caller knows of where it comes from."""
-        summary = {"mean_success_rate": self.mean, "worst_fifth_success_rate": self.worst}
-        return json.dumps(context | summary | {"tasks": self.rows()}, indent=2) + "\n"
 
 
 def evaluate(
@@ -206,37 +108,63 @@ def evaluate_in(
     """
     names, copies = envs.names, envs.envs_per_task
     tasks = np.repeat([policy.tasks.index(name) for name in names], copies)
-    returns, flags, actions = [], [], []
+    plays = [
+        _Play(name, seed, copy, policy.action_size) for name in names for copy in range(copies)
+    ]
+    found: dict[tuple[int, int], tuple[int, float, np.ndarray]] = {}
     observations, _ = envs.reset(seed=seed)
-    for first in range(0, episodes, copies):  # no task terminates: all episodes end together
-        dice = [
-            np.random.default_rng([seed, zlib.crc32(name.encode()), first + copy])
-            for name in names
-            for copy in range(copies)
-        ]
-        done = np.array(False)
-        while not done.any():
-            noise = None
-            if stochastic:
-                noise = np.stack(
-                    [die.standard_normal(policy.action_size, np.float32) for die in dice]
-                )
-            actions.append(_act(policy, observations, tasks, noise))
-            observations, _, terminated, truncated, infos = envs.step(actions[-1])
-            flags.append(infos["success"])
-            done = terminated | truncated
-            tick(len(done))
-        returns.append(infos["final_info"]["episode"]["r"])
+    while any(play.episode < episodes for play in plays):
+        noise = np.stack([play.noise() for play in plays]) if stochastic else None
+        actions = _act(policy, observations, tasks, noise)
+        observations, _, _, _, infos = envs.step(actions)
+        for play, action, success in zip(plays, actions, infos["success"], strict=True):
+            play.note(action, success)
+        for row in np.flatnonzero(infos.get("restarted", ())).tolist():
+            plays[row].begin(plays[row].episode)
+        for row in np.flatnonzero(infos.get("_final_info", ())).tolist():
+            play, episode = plays[row], infos["final_info"]["episode"]
+            found[row // copies, play.episode] = (
+                play.first_success,
+                episode["r"][row],
+                np.array(play.actions),
+            )
+            play.begin(play.episode + copies)
+        tick(len(plays))
+    numbers = [[found[t, e] for e in range(episodes)] for t in range(len(names))]
+    first_success, returns = (
+        np.array([[episode[i] for episode in row] for row in numbers]) for i in (0, 1)
+    )
+    longest = max(len(played) for *_, played in found.values())
+    played = np.full((*returns.shape, longest, policy.action_size), np.nan, np.float32)
+    for (t, e), (*_, done) in found.items():
+        if e < episodes:
+            played[t, e, : len(done)] = done
+    return Evaluation(names, seed, first_success, returns, played, envs.tells_success)
 
-    def by_task(values: list[np.ndarray]) -> np.ndarray:
-        """Rounds of (steps of) T copies, `[R (H), T C, …]`, as `[T, E, (H), …]`."""
-        split = np.stack(values).reshape(len(returns), -1, len(names), copies, *values[0].shape[1:])
-        ordered = np.moveaxis(split, (2, 0, 3), (0, 1, 2))
-        return ordered.reshape(len(names), -1, *ordered.shape[3:])[:, :episodes]
 
-    flagged = by_task(flags)
-    first_success = np.where(flagged.any(2), flagged.argmax(2) + 1, 0)
-    return Evaluation(names, seed, first_success, by_task(returns)[:, :, 0], by_task(actions))
+class _Play:
+    """An episode that is under way."""
+
+    def __init__(self, name: str, seed: int, episode: int, action_size: int) -> None:
+        self._key, self._size = (seed, zlib.crc32(name.encode())), action_size
+        self.begin(episode)
+
+    def begin(self, episode: int) -> None:
+        """Another one, or the same one anew."""
+        self.episode = episode
+        self.first_success = 0
+        self.actions: list[np.ndarray] = []
+        self._dice = np.random.default_rng([*self._key, episode])
+
+    def noise(self) -> np.ndarray:
+        """Standard normal, `[A]`."""
+        return self._dice.standard_normal(self._size, np.float32)
+
+    def note(self, action: np.ndarray, success: bool) -> None:
+        """What was done, and the flag it led to."""
+        self.actions.append(action)
+        if success and not self.first_success:
+            self.first_success = len(self.actions)
 
 
 def _act(

@@ -90,7 +90,7 @@ def _fold(policy: Policy) -> None:
     """Put the rotations into the heads: the same function, without T matrices of d × d."""
     actor = policy.actor
     if actor.rotation is not None:
-        folded = actor.folded()[1]["head_weight"].contiguous()
+        folded = actor.folded().per_task["head_weight"].contiguous()
         actor.per_task["head_weight"] = nn.Parameter(folded, requires_grad=False)
         actor.rotation = None
 

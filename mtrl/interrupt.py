@@ -1,9 +1,11 @@
-"""Stopping in good order when a keyboard or a scheduler asks for it."""
+"""Stopping in good order when a keyboard, a scheduler or the clock asks for it."""
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -13,13 +15,23 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupt:
     """While it is entered, a signal is noted instead of ending the process; a second one ends it.
 
+    Args:
+        max_runtime: Ask to stop after so many hours; by a clock that nobody sets back.
+
     Attributes:
         signal: The number of the signal that came, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_runtime: float | None = None) -> None:
         self.signal: int | None = None
+        hours = math.inf if max_runtime is None else max_runtime
+        self._deadline = time.monotonic() + 3600 * hours
         self._handlers: dict[int, Any] = {}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether to stop now."""
+        return self.signal is not None or time.monotonic() >= self._deadline
 
     def __enter__(self) -> Interrupt:
         # Python delivers signals to the main thread alone, and lets no other ask for them.

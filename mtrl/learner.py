@@ -6,6 +6,7 @@ import copy
 import ctypes
 import platform
 import sys
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from mtrl.agent import MTSAC
 from mtrl.capture import Captured
 from mtrl.config import LearnerConfig
 from mtrl.losses import temperature_gradient
+from mtrl.optimizers import clip_by_network_, make_optimizer
 from mtrl.precision import resolve_precision
 from mtrl.problems import Compiled, actor_problem, as_it_is, critic_problem
 from mtrl.replay import Batch, ReplayBuffer
@@ -23,6 +25,7 @@ from mtrl.surgery import Gradients, get_surgery
 from mtrl.surgery.base import MAINTAIN_EVERY
 from mtrl.surgery.diagnostics import Diagnosis
 from mtrl.surgery.network import Network
+from mtrl.watch import LossWatch
 
 
 class Learner:
@@ -41,6 +44,8 @@ class Learner:
         captures: Whether `step` is launched as a CUDA graph.
         precision: Of the trunks' products: fp32, tf32 or bf16.
         updates: Made so far by `step`.
+        watch: When losses went wrong.
+        last_batch: What the last update was fed, observations as the networks see them.
     """
 
     def __init__(self, agent: MTSAC, config: LearnerConfig, seed: int = 0) -> None:
@@ -63,25 +68,18 @@ class Learner:
             and all(surgery.capturable for surgery in surgeries)
         )
         self.updates = 0
+        self.watch = LossWatch(("critic_loss", "actor_loss"), len(agent.tasks), agent.device)
+        self.last_batch: Batch | None = None
         self._graph: tuple[ReplayBuffer, int, Captured[dict[str, Tensor]]] | None = None
         self._compiled: Compiled = cache(torch.compile) if config.compile else as_it_is
         self.target_entropy = (
             -float(agent.action_size) if config.target_entropy is None else config.target_entropy
         )
         self.optimizers = {
-            name: torch.optim.Adam(
-                parameters,
-                lr=config.learning_rate,
-                eps=config.adam_epsilon,
-                fused=True,
-                capturable=agent.device.type == "cuda",
-            )
-            for name, parameters in (
-                ("actor", list(agent.actor.parameters())),
-                ("critics", list(agent.critics.parameters())),
-                ("temperature", [agent.log_alpha]),
-            )
+            name: make_optimizer(dict(module.named_parameters()), config)
+            for name, module in agent.networks().items()
         }
+        self.optimizers["temperature"] = make_optimizer({"log_alpha": agent.log_alpha}, config)
 
     def step(self, replay: ReplayBuffer, updates: int = 1) -> dict[str, Tensor]:
         """Sample batches and update on them; on CUDA all launched as one graph.
@@ -138,7 +136,7 @@ class Learner:
             the device.
         """
         agent, config = self.agent, self.config
-        alpha = agent.log_alpha.exp()
+        batch, alpha = self._normalized(batch), agent.log_alpha.exp()
 
         how = self.precision, self._compiled
         problem = critic_problem(agent, config, batch, noise[0], alpha, *how)
@@ -153,9 +151,12 @@ class Learner:
 
         # Rotations do not average, but what a head and its rotation do together does.
         targets, sources = (
-            _values(each.folded()) for each in (agent.target_critics, agent.critics)
+            [*found.shared.values(), *found.per_task.values()]
+            for found in (agent.target_critics.folded(), agent.critics.folded())
         )
         torch._foreach_lerp_(targets, sources, config.tau)
+        self.watch.note(critics.losses.mean(0), actor.losses[0])
+        self.last_batch = batch
         n_tasks = len(alpha)
         return {
             "critic_loss": critics.losses.mean(0),
@@ -176,6 +177,7 @@ class Learner:
         noise = self._noise(batch, self._diagnosis_generator).double()
         batch = Batch(**{name: value.double() for name, value in vars(batch).items()})
         agent = copy.deepcopy(self.agent).double()
+        batch = self._normalized(batch)
         alpha = agent.log_alpha.exp()
         critics = critic_problem(agent, self.config, batch, noise[0], alpha)
         actor = actor_problem(agent, self.config, batch, noise[1], alpha)
@@ -207,6 +209,13 @@ class Learner:
         self.generator.set_state(state["generator"].cpu())
         self._diagnosis_generator.set_state(state["diagnosis_generator"].cpu())
 
+    def _normalized(self, batch: Batch) -> Batch:
+        return replace(
+            batch,
+            observations=self.agent.normalized(batch.observations),
+            next_observations=self.agent.normalized(batch.next_observations),
+        )
+
     def _noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
         shape = (2, *batch.actions.shape)
         dtype, device = batch.actions.dtype, batch.actions.device
@@ -220,25 +229,12 @@ class Learner:
         tree = {**gradients.shared, **gradients.per_task}
         found = {key: value.contiguous() for key, value in tree.items()}
         if self.config.max_grad_norm > 0:
-            _clip(list(found.values()), self.config.max_grad_norm)
+            clip_by_network_(list(found.values()), self.config.max_grad_norm)
         for key, parameter in {**networks.shared, **networks.per_task}.items():
             parameter.grad = found[key]
         self.optimizers[name].step()
         surgery.after_step(problem.losses)
         return gradients
-
-
-def _clip(gradients: list[Tensor], max_norm: float) -> None:
-    """Scale each network's gradient, all its parameters `[N, …]` together, to at most this norm."""
-    norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
-    norms = torch.linalg.vector_norm(norms, dim=0)
-    scale = (max_norm / (norms + 1e-6)).clamp(max=1)
-    for gradient in gradients:
-        gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
-
-
-def _values(trees: tuple[dict[str, Tensor], ...]) -> list[Tensor]:
-    return [value for tree in trees for value in tree.values()]
 
 
 def _keep_freed_memory() -> None:

@@ -6,6 +6,7 @@ The step of every number is environment steps over all tasks. The README explain
 from __future__ import annotations
 
 import json
+import math
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -24,11 +25,16 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from mtrl import hparams
+from mtrl.checkpoint import write_text
+from mtrl.config import TrainConfig
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STEP = "time/total_timesteps"
 PER_TASK = ("eval/success_rate", "rollout/success_rate", "rollout/ep_rew_mean")
+COSINES = "cosines.jsonl"
 
 
 class RunLogger:
@@ -36,21 +42,23 @@ class RunLogger:
 
     Args:
         run_dir: The run's folder.
-        tasks: Task names.
         total_timesteps: Where the run ends.
-        config: Shown in TensorBoard's text tab.
+        config: Shown in TensorBoard's text tab, and in its table of runs.
         resume_at: Steps the run goes on from; what was logged beyond them is taken out first.
     """
 
     def __init__(
         self,
         run_dir: Path,
-        tasks: tuple[str, ...],
         total_timesteps: int,
-        config: str,
+        config: TrainConfig,
         resume_at: int = 0,
     ) -> None:
-        kept = _rows_up_to(run_dir / "progress.json", resume_at)
+        kept = read_rows(run_dir / "progress.json", resume_at)
+        self._cosines = run_dir / COSINES
+        if self._cosines.exists():
+            diagnoses = read_rows(self._cosines, resume_at)
+            write_text(self._cosines, "".join(json.dumps(row) + "\n" for row in diagnoses))
         tensorboard = _TensorBoard(run_dir, resume_at)
         files = [
             CSVOutputFormat(str(run_dir / "progress.csv")),
@@ -62,10 +70,12 @@ class RunLogger:
         self._logger = Logger(str(run_dir), [tensorboard, *files])
         self._tensorboard = tensorboard.writer
         if not resume_at:
-            charts = {tag: ["Multiline", [f"{tag}/{task}" for task in tasks]] for tag in PER_TASK}
+            # One pattern, so that runs of other tasks share the chart.
+            charts = {tag: ["Multiline", [f"{tag}/(?!mean$|worst$)"]] for tag in PER_TASK}
             self._tensorboard.add_custom_scalars({"all tasks": charts})
-            self._tensorboard.add_text("config", textwrap.indent(config, "    "))  # a block of code
-            self._tensorboard.flush()
+            text = textwrap.indent(config.to_yaml(), "    ")  # a block of code
+            self._tensorboard.add_text("config", text)
+            self._add(*hparams.start(config))
         self._total = total_timesteps
         self._bar = (
             tqdm(total=total_timesteps, initial=resume_at, unit=" steps", unit_scale=True)
@@ -102,6 +112,16 @@ class RunLogger:
         self._tensorboard.add_text(tag, text, steps)
         self._tensorboard.flush()
 
+    def cosines(self, steps: int, by_network: Mapping[str, np.ndarray]) -> None:
+        """Append the cosines between the tasks' gradients, `[T, T]` for each network."""
+        # Digits enough for a picture, and none of the signs lost.
+        row = {
+            network: [[float(f"{value:.4g}") for value in line] for line in values.tolist()]
+            for network, values in by_network.items()
+        }
+        with self._cosines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({STEP: steps} | row) + "\n")
+
     def tick(self, steps: int) -> None:
         """Move the live line, if there is one."""
         if self._bar is not None:
@@ -125,11 +145,21 @@ class RunLogger:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
+    def finish(self) -> None:
+        """Mark the run as successful in TensorBoard's table."""
+        self._add(hparams.end())
+
     def close(self) -> None:
         """Flush and close all writers."""
         if self._bar is not None:
             self._bar.close()
         self._logger.close()
+
+    def _add(self, *summaries: Any) -> None:
+        events: Any = self._tensorboard.file_writer
+        for summary in summaries:
+            events.add_summary(summary)
+        self._tensorboard.flush()
 
 
 class _TensorBoard(TensorBoardOutputFormat):
@@ -141,8 +171,9 @@ class _TensorBoard(TensorBoardOutputFormat):
         self._is_closed = False
 
 
-def _rows_up_to(path: Path, steps: int) -> list[dict[str, Any]]:
-    if not steps or not path.exists():
+def read_rows(path: Path, up_to: float = math.inf) -> list[dict[str, Any]]:
+    """One JSON object per line, those `up_to` so many steps; none if there is no such file."""
+    if not path.exists():
         return []
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -150,6 +181,6 @@ def _rows_up_to(path: Path, steps: int) -> list[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError:  # the line a killed process was at
             break
-        if row[STEP] <= steps:
+        if row[STEP] <= up_to:
             rows.append(row)
     return rows

@@ -9,26 +9,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrl.networks import Parameters, head, multi_task_mlp, squashed_gaussian
+from mtrl.distributions import Value, squashed_gaussian
+from mtrl.networks import Function, Parameters, head
 from mtrl.replay import Batch
 
 
 def td_target(
-    actor: tuple[Parameters, Parameters],
-    target_critics: tuple[Parameters, Parameters],
+    actor: Function,
+    target_critics: Function,
+    value: Value,
     batch: Batch,
     noise: Tensor,
     alpha: Tensor,
     gamma: float,
-    reward_scale: float = 1.0,
 ) -> Tensor:
     """Y = r + γ (1 − terminal) (min_i Q̄_i(s′, a′) − α_t log π(a′|s′)), a′ ~ π(·|s′): eqs. 2–3.
 
     Time limits are not terminal: they bootstrap from the true s′.
 
     Args:
-        actor: Its parameters, shared and per task.
-        target_critics: Likewise.
+        value: What the critics' outputs mean.
         noise: `[T, B, A]`.
         alpha: `[T]`.
 
@@ -36,36 +36,36 @@ def td_target(
         `[T, B]`.
     """
     observations = batch.next_observations[None]
-    next_action, log_prob = squashed_gaussian(multi_task_mlp(*actor, observations), noise)
-    inputs = torch.cat([observations, next_action], -1)
-    value = multi_task_mlp(*target_critics, inputs).squeeze(-1).amin(0)
-    next_value = value - alpha[:, None] * log_prob[0]
-    return reward_scale * batch.rewards + gamma * (1 - batch.terminated) * next_value
+    next_action, log_prob = squashed_gaussian(actor(observations), noise)
+    outputs = target_critics(torch.cat([observations, next_action], -1))
+    next_value = value.mean(outputs).amin(0) - alpha[:, None] * log_prob[0]
+    return batch.rewards + gamma * (1 - batch.terminated) * next_value
 
 
 def critic_loss(
-    shared: Parameters, per_task: Parameters, features: Tensor, target: Tensor
+    shared: Parameters, per_task: Parameters, features: Tensor, value: Value, target: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """½ (Q(s, a) − y)², averaged over a task's batch: eq. 5.
+    """½ (Q(s, a) − y)² or the histogram's cross-entropy, averaged over a task's batch: eq. 5.
 
     Args:
         shared: The critics' shared parameters.
         per_task: The critics' parameters of each task.
         features: Of observation and action, `[N, T, B, d]`.
+        value: What the critics' outputs mean.
         target: `[T, B]`.
 
     Returns:
         The losses, `[N, T]`, and nothing beside them.
     """
-    value = head(shared, per_task, features).squeeze(-1)
-    return 0.5 * (value - target).square().mean(-1), {}
+    return value.loss(head(shared, per_task, features), target).mean(-1), {}
 
 
 def actor_loss(
     shared: Parameters,
     per_task: Parameters,
     features: Tensor,
-    critics: tuple[Parameters, Parameters],
+    critics: Function,
+    value: Value,
     observations: Tensor,
     noise: Tensor,
     alpha: Tensor,
@@ -76,7 +76,8 @@ def actor_loss(
         shared: The actor's shared parameters.
         per_task: The actor's parameters of each task.
         features: Of the observations, `[1, T, B, d]`.
-        critics: The critics' parameters, shared and per task.
+        critics: All of them.
+        value: What their outputs mean.
         observations: `[T, B, observation]`.
         noise: `[T, B, A]`.
         alpha: The temperatures, `[T]`.
@@ -85,7 +86,7 @@ def actor_loss(
         The losses, `[1, T]`, and beside them the batch means of log π, which the temperature needs.
     """
     action, log_prob = squashed_gaussian(head(shared, per_task, features), noise)
-    values = multi_task_mlp(*critics, torch.cat([observations[None], action], -1)).squeeze(-1)
+    values = value.mean(critics(torch.cat([observations[None], action], -1)))
     losses = alpha[:, None] * log_prob - values.amin(0)
     return losses.mean(-1), {"log_prob": log_prob.mean(-1)}
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.config import AgentConfig
-from mtrl.networks import MultiTaskNetworks, multi_task_mlp, squashed_gaussian
+from mtrl.distributions import squashed_gaussian
+from mtrl.networks import MultiTaskNetworks, Trunk
+from mtrl.normalization import ObservationNormalizer
 from mtrl.policy_file import PREFIX, PolicyHeader, open_policy
 from mtrl.validation import UsageError, unknown
 
@@ -60,10 +62,14 @@ class Policy(nn.Module):
         self.tasks, self.config = tuple(tasks), config
         self.observation_size, self.action_size = observation_size, action_size
         self._generator = torch.Generator().manual_seed(seed)
-        self.actor = self._make_networks(1, observation_size, 2 * action_size, 1e-3)
+        sizes = config.actor_hidden_sizes
+        self.actor = self._make_networks(1, observation_size, 2 * action_size, sizes, 1e-3)
+        self.normalizer = None
+        if config.normalize_observations:
+            self.normalizer = ObservationNormalizer(observation_size)
 
     def _make_networks(
-        self, count: int, inputs: int, outputs: int, bound: float
+        self, count: int, inputs: int, outputs: int, sizes: tuple[int, ...] | None, bound: float
     ) -> MultiTaskNetworks:
         config = self.config
         return MultiTaskNetworks(
@@ -71,10 +77,12 @@ class Policy(nn.Module):
             len(self.tasks),
             inputs,
             outputs,
-            config.hidden_sizes,
+            sizes or config.hidden_sizes,
             config.heads == "multi",
             bound,
             self._generator,
+            Trunk(config.layer_norm, config.trunk == "residual"),
+            config.task_embedding,
         ).requires_grad_(False)  # surgery differentiates with respect to views of its own
 
     def networks(self) -> dict[str, MultiTaskNetworks]:
@@ -84,7 +92,11 @@ class Policy(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self.actor.per_task["bias0"].device
+        return next(self.actor.parameters()).device
+
+    def normalized(self, observations: Tensor) -> Tensor:
+        """As the networks are to see them, `[…, observation]`."""
+        return observations if self.normalizer is None else self.normalizer(observations)
 
     @torch.no_grad()
     def act(self, observations: Tensor, tasks: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -98,9 +110,10 @@ class Policy(nn.Module):
         Returns:
             `[n, A]` in [-1, 1].
         """
-        shared, per_task = self.actor.folded()
-        own = {name: value[:, tasks] for name, value in per_task.items()}
-        outputs = multi_task_mlp(shared, own, observations[None, :, None])[0, :, 0]
+        actor = self.actor.folded()
+        own = {name: value[:, tasks] for name, value in actor.per_task.items()}
+        inputs = self.normalized(observations)
+        outputs = actor._replace(per_task=own)(inputs[None, :, None])[0, :, 0]
         if noise is None:
             return torch.tanh(outputs.chunk(2, -1)[0])
         return squashed_gaussian(outputs, noise)[0]

@@ -11,10 +11,10 @@ from torch import Tensor
 from mtrl.agent import MTSAC
 from mtrl.config import LearnerConfig
 from mtrl.losses import actor_loss, critic_loss, td_target
-from mtrl.networks import MultiTaskNetworks, trunk
+from mtrl.networks import MultiTaskNetworks
 from mtrl.precision import trunks_in
 from mtrl.replay import Batch
-from mtrl.surgery.network import Network, TaskLoss, Trunk
+from mtrl.surgery.network import Network, TaskLoss
 
 Compiled = Callable[[Any], Any]
 """From a function to the same one, fused by torch.compile or as it is."""
@@ -39,14 +39,14 @@ def critic_problem(
         target = compiled(td_target)(
             agent.actor.folded(),
             agent.target_critics.folded(),
+            agent.value,
             batch,
             noise,
             alpha,
             config.gamma,
-            config.reward_scale,
         )
     inputs = torch.cat([batch.observations, batch.actions], -1)
-    parts = compiled(trunk), compiled(critic_loss), inputs, (target,)
+    parts = compiled(agent.critics.trunk), compiled(critic_loss), inputs, (agent.value, target)
     return _problem(agent.critics, *parts, config.gradient_engine, precision)
 
 
@@ -60,14 +60,14 @@ def actor_problem(
     compiled: Compiled = as_it_is,
 ) -> Network:
     """What the actor minimises; `noise` is that of the current actions, `[T, B, A]`."""
-    targets = (agent.critics.folded(), batch.observations, noise, alpha)
-    parts = compiled(trunk), compiled(actor_loss), batch.observations, targets
+    targets = (agent.critics.folded(), agent.value, batch.observations, noise, alpha)
+    parts = compiled(agent.actor.trunk), compiled(actor_loss), batch.observations, targets
     return _problem(agent.actor, *parts, config.gradient_engine, precision)
 
 
 def _problem(
     networks: MultiTaskNetworks,
-    trunk: Trunk,
+    trunk: Callable[..., Tensor],
     loss: TaskLoss,
     inputs: Tensor,
     targets: tuple[Any, ...],

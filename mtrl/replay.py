@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from mtrl.normalization import RewardScale
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Batch:
 
     observations: Tensor  # [T, B, observation]
     actions: Tensor  # [T, B, action]
-    rewards: Tensor  # [T, B]
+    rewards: Tensor  # [T, B], scaled
     terminated: Tensor  # [T, B], 1 where the episode truly ended; a time limit is 0
     next_observations: Tensor  # [T, B, observation], never an observation after a reset
 
@@ -36,6 +39,7 @@ class ReplayBuffer:
         n_tasks: T.
         seed: Of the buffer's own generator.
         envs_per_task: E; row t·E + e of what is added is copy e of task t.
+        scale: Of the rewards that are sampled; default: as they are.
 
     Attributes:
         generator: What `sample` draws with, for who captures it.
@@ -54,7 +58,9 @@ class ReplayBuffer:
         device: torch.device | str = "cpu",
         seed: int = 0,
         envs_per_task: int = 1,
+        scale: RewardScale | None = None,
     ) -> None:
+        self.scale = scale or RewardScale(n_tasks, envs_per_task, device=device)
         self.n_tasks, self.envs_per_task = n_tasks, envs_per_task
         self._n_starts = capacity // envs_per_task
         self._split = (observation_size, action_size, 1, 1)
@@ -86,15 +92,16 @@ class ReplayBuffer:
         rewards: np.ndarray,
         terminated: np.ndarray,
         next_observations: np.ndarray,
-        done: bool,
+        done: np.ndarray,
     ) -> None:
         """Store one vector step: `[T·E, observation]`, `[T·E, action]`, `[T·E]`, `[T·E]`.
 
         Args:
             next_observations: The true s′, before any reset, `[T·E, observation]`.
-            done: Whether any episode ended. If not, the next call's `observations` must be these
-                `next_observations`.
+            done: Whose episode ended, `[T·E]`. If none, the next call's `observations` must be
+                these `next_observations`.
         """
+        self.scale.observe(rewards, done)
         two_rows = np.zeros((2, *self._rows.shape[1:]), np.float32)
         two_rows[0] = np.hstack([observations, actions, rewards[:, None], terminated[:, None]])
         two_rows[1, :, : self._split[0]] = next_observations
@@ -109,8 +116,17 @@ class ReplayBuffer:
         # `fill_` hands the number over with the launch; nothing of the host's is read later.
         self._starts[self._next_start].fill_(row)
         self._next_start = (self._next_start + 1) % self._n_starts
-        self._next_row = (row + 1 + done) % n_rows
+        self._next_row = (row + 1 + bool(done.any())) % n_rows
         self._show_window()
+
+    def skip(self, lost: np.ndarray) -> None:
+        """Leave out a vector step, in which the episodes of rows `lost`, `[T·E]`, were given up.
+
+        What is added next need not begin where the last one ended.
+        """
+        self.scale.forget(lost)
+        if self._stored and self._stored[-1] == (self._next_row - 1) % len(self._rows):
+            self._next_row = (self._next_row + 1) % len(self._rows)
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Batch:
         """Draw uniformly, with replacement, for each task on its own: one gather, `[T, B, …]`.
@@ -132,9 +148,10 @@ class ReplayBuffer:
         here, there = self._rows.flatten(0, 1)[rows * self._rows.shape[1] + envs]
         observations, actions, rewards, terminated = here.split(self._split, -1)
         next_observations = there[..., : self._split[0]]
-        return Batch(observations, actions, rewards[..., 0], terminated[..., 0], next_observations)
+        rewards = rewards[..., 0] * self.scale.factors[:, None]
+        return Batch(observations, actions, rewards, terminated[..., 0], next_observations)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on exactly, the generator included."""
         in_order = not self._stored or self._stored[0] <= self._stored[-1] < self._next_row
         used = self._next_row + 1 if in_order else len(self._rows)
@@ -143,9 +160,10 @@ class ReplayBuffer:
             "starts": torch.tensor(self._stored, dtype=torch.int64),
             "next_row": torch.tensor(self._next_row),
             "generator": self.generator.get_state(),
+            "scale": self.scale.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, from a buffer of the same sizes."""
         self._rows[: len(state["rows"])] = state["rows"].to(self._rows.device)
         self._stored = deque(state["starts"].tolist())
@@ -154,6 +172,7 @@ class ReplayBuffer:
         self._next_row = int(state["next_row"])
         self._show_window()
         self.generator.set_state(state["generator"].cpu())
+        self.scale.load_state_dict(state["scale"])
 
     def _show_window(self) -> None:
         stored = len(self._stored)

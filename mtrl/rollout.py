@@ -64,13 +64,18 @@ class Collector:
     def store(self, answer: tuple[Any, ...], replay: ReplayBuffer) -> None:
         """Put the vector step into the replay, with true successors; note episodes that ended."""
         observations, rewards, terminated, truncated, infos = answer
+        if "restarted" in infos:  # rows of this step are missing: leave it out whole
+            replay.skip(infos["restarted"])
+            self._observations = observations
+            return
+        if self.agent.normalizer is not None:
+            self.agent.normalizer.observe(upload(self._observations, self.agent.device))
         done = terminated | truncated
         following = observations
         if done.any():
             following = np.where(done[:, None], infos["final_obs"], observations)
             self.statistics.add(infos)
-        ended = bool(done.any())
-        replay.add(self._observations, self._actions, rewards, terminated, following, ended)
+        replay.add(self._observations, self._actions, rewards, terminated, following, done)
         self._observations = observations
 
     def state_dict(self) -> dict[str, Any]:

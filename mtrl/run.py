@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 import re
 import sys
 import time
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from mtrl.agent import MTSAC
 from mtrl.benchmarks import Benchmark, get_benchmark
 from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_text
 from mtrl.config import TrainConfig
+from mtrl.envs.custom import spaces_of, tells_success
 from mtrl.envs.parity import choose_simulators, expect_same_simulators
 from mtrl.envs.processes import n_cores
 from mtrl.learner import Learner
+from mtrl.lock import locked
 from mtrl.policy import resolve_device
 from mtrl.precision import resolve_precision
 from mtrl.trainer import Outcome, Trainer
@@ -38,13 +40,17 @@ PACKAGES = (
 )
 
 
-def train(config: TrainConfig) -> Outcome:
+def train(config: TrainConfig, benchmark: Benchmark | None = None) -> Outcome:
     """Train, evaluate and save one policy.
+
+    Args:
+        config: Everything that decides what the run does.
+        benchmark: Tasks of one's own, in place of those that `config` names.
 
     Raises:
         UsageError: if the configuration asks for what cannot be done; nothing is written then.
     """
-    benchmark, device, config = check(config)
+    benchmark, device, config = check(config, benchmark)
     run_dir = config.run_dir or Path("runs") / (
         f"{benchmark.name}_{_file_name(config.learner.surgery)}_seed{config.seed}_"
         f"{time.strftime('%Y%m%d-%H%M%S')}"
@@ -58,27 +64,47 @@ def train(config: TrainConfig) -> Outcome:
         ) from None
     except OSError as error:
         raise UsageError(f"run_dir: cannot create {run_dir}: {error.strerror}") from None
-    write_text(run_dir / "config.yaml", config.to_yaml())
-    _record_process(run_dir, device)
-    return Trainer(config, benchmark, device, run_dir).run()
+    with locked(run_dir):
+        write_text(run_dir / "config.yaml", config.to_yaml())
+        _record_process(run_dir, device)
+        return Trainer(config, benchmark, device, run_dir).run()
 
 
-def resume(run_dir: Path, total_timesteps: int | None = None) -> Outcome:
+def resume(
+    run_dir: Path,
+    total_timesteps: int | None = None,
+    max_runtime: float | None = None,
+    benchmark: Benchmark | None = None,
+) -> Outcome:
     """Go on with a run from its newest checkpoint.
 
     Args:
         total_timesteps: A new end for the run [environment steps over all tasks].
+        max_runtime: Stop after so long [hours], instead of after what the run began with.
+        benchmark: What `train` was given.
 
     Raises:
         UsageError: if there is nothing to go on from, or nothing left to do.
     """
-    path = newest_checkpoint(run_dir)
+    newest_checkpoint(run_dir)
+    with locked(run_dir) as note:
+        if note is not None:
+            print(note)
+        return _resume(run_dir, total_timesteps, max_runtime, benchmark)
+
+
+def _resume(
+    run_dir: Path,
+    total_timesteps: int | None,
+    max_runtime: float | None,
+    benchmark: Benchmark | None,
+) -> Outcome:
     config = TrainConfig.from_yaml(run_dir / "config.yaml")
-    if total_timesteps is not None:
-        config = config.model_copy(update={"total_timesteps": total_timesteps})
-    benchmark, device, config = check(config)
-    state = load_checkpoint(path)
-    simulators = choose_simulators(benchmark.tasks, config.environment).by_task
+    changes = {"total_timesteps": total_timesteps, "max_runtime": max_runtime}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    benchmark, device, config = check(config.model_copy(update=changes), benchmark)
+    state = load_checkpoint(newest_checkpoint(run_dir))
+    simulators = choose_simulators(benchmark, config.environment).by_task
     expect_same_simulators(benchmark.tasks, state["envs"]["simulators"], simulators)
     total = config.schedule(len(benchmark.tasks)).total_timesteps
     if state["steps"] >= total and (run_dir / "eval.json").exists():
@@ -91,27 +117,34 @@ def resume(run_dir: Path, total_timesteps: int | None = None) -> Outcome:
     return Trainer(config, benchmark, device, run_dir, state).run()
 
 
-def check(config: TrainConfig) -> tuple[Benchmark, torch.device, TrainConfig]:
+def check(
+    config: TrainConfig, benchmark: Benchmark | None = None
+) -> tuple[Benchmark, torch.device, TrainConfig]:
     """Look up every name and fill in defaults, before anything heavy starts.
 
     Raises:
         UsageError: if a name is unknown, the device or a simulator is missing, or numbers do not
             fit together.
     """
-    benchmark = get_benchmark(config.benchmark, config.tasks)
+    if benchmark is None:
+        benchmark = get_benchmark(config.benchmark, config.tasks)
+    if benchmark.own:
+        spaces_of(benchmark)
+        if benchmark.success_key is not None and not tells_success(benchmark):
+            benchmark = replace(benchmark, success_key=None)
     device = resolve_device(config.device)
     precision = resolve_precision(config.learner.precision, device)
     # With the narrowest inputs: here a method says what it cannot do with such networks.
     narrow = config.learner.model_copy(update={"precision": "fp32", "compile": False})
     Learner(MTSAC(benchmark.tasks, config.agent, 1, 1), narrow)
-    choose_simulators(benchmark.tasks, config.environment)
+    choose_simulators(benchmark, config.environment)
     if config.eval_video:
         from mtrl.video import find_backend
 
         find_backend()
     schedule = config.schedule(len(benchmark.tasks))
     learner = config.learner.model_copy(update={"precision": precision})
-    resolved = config.model_copy(update=dataclasses.asdict(schedule) | {"learner": learner})
+    resolved = config.model_copy(update=asdict(schedule) | {"learner": learner})
     return benchmark, device, resolved
 
 

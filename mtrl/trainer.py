@@ -10,21 +10,32 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from safetensors.torch import save_file
 
+from mtrl import report
 from mtrl.agent import MTSAC
 from mtrl.benchmarks import N_GOALS, Benchmark
-from mtrl.checkpoint import FINAL, save_checkpoint, write_atomically, write_text
+from mtrl.checkpoint import (
+    FINAL,
+    newest_checkpoint,
+    save_checkpoint,
+    write_atomically,
+    write_text,
+)
 from mtrl.config import TrainConfig
+from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators
-from mtrl.envs.vector import make_vector_env
-from mtrl.evaluation import Evaluation, evaluate_in
+from mtrl.envs.processes import WorkerError
+from mtrl.evaluation import evaluate_in
 from mtrl.interrupt import Interrupt
 from mtrl.learner import Learner
 from mtrl.logger import RunLogger
+from mtrl.normalization import RewardScale
 from mtrl.replay import ReplayBuffer
 from mtrl.rollout import Collector, Pace
-from mtrl.surgery.diagnostics import worst_pairs
-from mtrl.validation import UsageError
+from mtrl.scores import Evaluation
+from mtrl.validation import RunError, UsageError
+from mtrl.watch import expect_finite
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,10 @@ class Outcome:
     run_dir: Path
     evaluation: Evaluation | None
     signal: int | None = None
+
+
+class _Stop(Exception):
+    """A signal or the clock asks to stop in good order."""
 
 
 class Trainer:
@@ -61,13 +76,14 @@ class Trainer:
             for sequence in np.random.SeedSequence(config.seed).spawn(4)
         )
         environment = config.environment
-        simulators = choose_simulators(benchmark.tasks, environment)
+        simulators = choose_simulators(benchmark, environment)
         self.envs = make_vector_env(
             benchmark,
             environment.horizon,
             environment.workers,
             envs_per_task=environment.envs_per_task,
             simulators=simulators.by_task,
+            max_restarts=environment.max_restarts,
         )
         observation_size, action_size = self.envs.observation_size, self.envs.action_size
         self.agent = MTSAC(
@@ -82,56 +98,89 @@ class Trainer:
             device,
             replay,
             environment.envs_per_task,
+            RewardScale(
+                self.n_tasks,
+                environment.envs_per_task,
+                config.learner.gamma,
+                config.learner.return_scale,
+                config.learner.reward_scale,
+                device,
+            ),
         )
         self.collector = Collector(self.envs, self.agent, exploration)
         self.eval_envs = make_vector_env(
-            benchmark, environment.horizon, environment.workers, shuffle_goals=False
+            benchmark,
+            environment.horizon,
+            environment.workers,
+            shuffle_goals=False,
+            max_restarts=environment.max_restarts,
         )
         self.schedule = config.schedule(self.n_tasks)
         self.steps = 0
         self.elapsed = 0.0
         self.success: float | None = None
+        self.evaluation_pending = False
         self._metrics: dict[str, torch.Tensor] = {}
         if state is None:
             self.collector.reset(config.seed)
         else:
             self._load(state)
         self.pace = Pace(self.steps, self.learner.updates)
-        self.interrupt = Interrupt()
-        self.logger = RunLogger(
-            run_dir, benchmark.tasks, self.schedule.total_timesteps, config.to_yaml(), self.steps
-        )
+        self.interrupt = Interrupt(config.max_runtime)
+        self.logger = RunLogger(run_dir, self.schedule.total_timesteps, config, self.steps)
         self.logger.say(simulators.note)
 
     def run(self) -> Outcome:
-        """Train to the end, or until SIGINT or SIGTERM; either way a checkpoint is written."""
+        """Train to the end, or until a signal or the clock asks to stop.
+
+        Either way a checkpoint is written, as it is if simulators are lost for good.
+
+        Raises:
+            RunError: if numbers, simulators or the disk do not allow to go on.
+        """
         try:
-            with self.interrupt as interrupt:
-                self._loop()
-                self._checkpoint()
-                if interrupt.signal is not None:
-                    self.logger.say(f"interrupted; mtrl-train --resume {self.run_dir} goes on")
-                    return Outcome(self.run_dir, None, interrupt.signal)
-                return Outcome(self.run_dir, self._finish())
+            with self.interrupt:
+                return self._run()
+        except WorkerError as error:
+            self._checkpoint()
+            raise RunError(f"{error}. {self._whole()}") from None
+        except OSError as error:
+            raise RunError(f"{error}. {self._whole()}") from None
         finally:
             self.close()
 
+    def _run(self) -> Outcome:
+        try:
+            self._loop()
+            self._checkpoint()
+            return Outcome(self.run_dir, self._finish())
+        except _Stop:
+            self._checkpoint()
+            why = "interrupted" if self.interrupt.signal else "stopped after --max-runtime"
+            self.logger.say(f"{why}; mtrl-train --resume {self.run_dir} goes on")
+            return Outcome(self.run_dir, None, self.interrupt.signal)
+
     def close(self) -> None:
         """End the simulators and the logs."""
-        self.logger.close()
         self.envs.close()
         self.eval_envs.close()
+        self.logger.close()
 
     def _loop(self) -> None:
         schedule, start = self.schedule, time.monotonic() - self.elapsed
-        while self.steps < schedule.total_timesteps and self.interrupt.signal is None:
+        if self.evaluation_pending:
+            self._evaluate()
+        while self.steps < schedule.total_timesteps:
+            if self.interrupt.wanted:
+                raise _Stop
             self.step()
             self.elapsed = time.monotonic() - start
             self.logger.tick(self.steps)
             if self._due(schedule.log_every):
                 self._log()
             if self._due(schedule.diagnose_every) and self._metrics:
-                self._diagnose()
+                found = self.learner.diagnose(self.replay)
+                report.diagnosis(self.logger, self.steps, self.benchmark.tasks, found)
             if self.steps < schedule.total_timesteps:  # the end has its own
                 if self._due(schedule.eval_every):
                     self._evaluate()
@@ -160,53 +209,53 @@ class Trainer:
 
     def _log(self) -> None:
         """Read numbers off the device, as only diagnoses and evaluations do besides."""
+        self._expect_numbers()
         values = {
             **self.pace.lap(self.steps, self.learner.updates),
             "time/updates": float(self.learner.updates),
             "time/elapsed": self.elapsed,
+            "time/restarts": float(self.envs.restarts + self.eval_envs.restarts),
             **self.collector.statistics.values(),
         }
-        for name, measured in self._metrics.items():
-            by_task = zip(self.benchmark.tasks, measured.tolist(), strict=True)
-            values |= {f"train/{name}/{task}": value for task, value in by_task}
-        self.logger.write(self.steps, values)
-        self.logger.progress(self.steps, values["time/fps"], self.success)
+        tasks = self.benchmark.tasks
+        report.training(self.logger, self.steps, tasks, values, self._metrics, self.success)
 
-    def _diagnose(self) -> None:
-        from mtrl.figures import cosine_figure  # brings matplotlib, which nothing else needs
+    def _expect_numbers(self) -> None:
+        """Stop before a checkpoint or a log holds what is no number."""
+        try:
+            self.learner.watch.expect_finite(self.benchmark.tasks, self.learner.updates)
+            expect_finite(self.agent.named_parameters())
+        except RunError as error:
+            path = self.run_dir / f"stopped_{self.steps:012d}.safetensors"
+            batch = {name: v.contiguous() for name, v in vars(self.learner.last_batch).items()}
+            write_atomically(path, lambda temporary: save_file(batch, temporary))
+            raise RunError(
+                f"{error}, noticed after {self.steps:,} steps; the last batch is in {path}. "
+                f"{self._whole()}"
+            ) from None
 
-        values: dict[str, float] = {}
-        for network, found in self.learner.diagnose(self.replay).items():
-            tag, tasks = f"surgery/{network}", self.benchmark.tasks
-            values |= {f"{tag}/{name}": value.item() for name, value in found.measures.items()}
-            if self.n_tasks > 1:
-                figure = cosine_figure(found.cosines, tasks, f"{network}, {self.steps:,} steps")
-                self.logger.figure(self.steps, f"{tag}/cosines", figure)
-                self.logger.text(self.steps, f"{tag}/conflicts", worst_pairs(found.cosines, tasks))
-        self.logger.write(self.steps, values)
+    def _whole(self) -> str:
+        """What is left of a run that ends."""
+        try:
+            path = newest_checkpoint(self.run_dir)
+        except UsageError:
+            return "No checkpoint has been written yet."
+        return f"{path} is whole: --resume {self.run_dir} goes on from it."
 
     def _evaluate(self, episodes: int | None = None) -> Evaluation:
-        result = evaluate_in(
-            self.agent, self.eval_envs, self.config.seed, episodes or self.config.eval_episodes
-        )
-        self.success = result.mean
-        rates = zip(result.tasks, result.success_rates.tolist(), strict=True)
-        values = {f"eval/success_rate/{task}": rate for task, rate in rates}
-        values |= {"eval/success_rate/mean": result.mean, "eval/success_rate/worst": result.worst}
-        self.logger.write(self.steps, values)
-        if self.config.eval_video:
-            self._show(result)
-        self.logger.progress(self.steps, (self.steps + 1) / (self.elapsed + 1e-9), self.success)
+        def tick(steps: int) -> None:
+            if self.interrupt.wanted:  # it is made anew when the run goes on
+                raise _Stop
+
+        self.evaluation_pending = True
+        episodes = episodes or self.config.eval_episodes
+        result = evaluate_in(self.agent, self.eval_envs, self.config.seed, episodes, tick=tick)
+        self.evaluation_pending = False
+        self.success = result.mean if result.tells_success else None
+        report.evaluation(self.logger, self.steps, result, self.config.eval_video)
+        pace = (self.steps + 1) / (self.elapsed + 1e-9)
+        self.logger.progress(self.steps, pace, self.success)
         return result
-
-    def _show(self, result: Evaluation) -> None:
-        from mtrl.video import animations  # brings what draws and writes pictures
-
-        try:
-            for task, gif in animations(result).items():
-                self.logger.animation(self.steps, f"eval/video/{task}", gif)
-        except (OSError, UsageError) as error:  # no picture is worth a run
-            self.logger.say(f"no videos of this evaluation: {error}")
 
     def _finish(self) -> Evaluation:
         """Save and judge the final policy."""
@@ -223,6 +272,7 @@ class Trainer:
             seconds=round(self.elapsed, 1),
         )
         write_text(self.run_dir / "eval.json", text)
+        self.logger.finish()
         self.logger.say(f"{result.table()}\n{self.run_dir}")
         return result
 
@@ -236,6 +286,7 @@ class Trainer:
         }
 
     def _checkpoint(self) -> None:
+        self._expect_numbers()
         state = {
             "agent": self.agent.state_dict(),
             "learner": self.learner.state_dict(),
@@ -244,6 +295,7 @@ class Trainer:
             "steps": self.steps,
             "elapsed": self.elapsed,
             "success": self.success,
+            "evaluation_pending": self.evaluation_pending,
         }
         description = self.agent.description() | self._description()
         save_checkpoint(self.run_dir, self.steps, state, yaml.safe_dump(description))
@@ -255,3 +307,4 @@ class Trainer:
         self.collector.load_state_dict(state, self.config.seed)
         self.steps = state["steps"]
         self.elapsed, self.success = state["elapsed"], state["success"]
+        self.evaluation_pending = state["evaluation_pending"]

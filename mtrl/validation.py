@@ -6,8 +6,10 @@ Imports neither torch nor mujoco, so that `--help` answers at once.
 from __future__ import annotations
 
 import difflib
+import sys
 import tempfile
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +23,10 @@ class UsageError(ValueError):
 
     The command line prints it and exits with code 2; nothing has been written by then.
     """
+
+
+class RunError(RuntimeError):
+    """A run cannot go on: one line says why. What it had saved by then is whole."""
 
 
 class Section(BaseModel):
@@ -65,6 +71,21 @@ def expect(holds: bool, expected: str, got: Any) -> None:
     """
     if not holds:
         raise UsageError(f"surgery: expected {expected}, got {got!r}")
+
+
+def import_attribute(field: str, name: str) -> Any:
+    """What `package.module:attribute` stands for; modules in the working directory are found too.
+
+    Raises:
+        UsageError: if there is no such module or attribute.
+    """
+    module, _, attribute = name.partition(":")
+    if "" not in sys.path:  # a console script's path begins elsewhere
+        sys.path.insert(0, "")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"{field}: cannot import {name!r}: {one_line(error)}") from None
 
 
 def expect_writable(field: str, path: Path | None, is_folder: bool = False) -> None:

@@ -22,7 +22,7 @@ from mtrl.checkpoint import write_atomically
 from mtrl.config import Camera
 from mtrl.envs.camera import Job, Kind
 from mtrl.envs.processes import n_cores
-from mtrl.evaluation import Evaluation
+from mtrl.scores import Evaluation
 from mtrl.validation import UsageError, unknown
 
 BACKENDS = ("egl", "osmesa")

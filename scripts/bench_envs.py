@@ -26,8 +26,8 @@ import numpy as np
 
 from mtrl.benchmarks import get_benchmark
 from mtrl.config import EnvironmentConfig
+from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators
-from mtrl.envs.vector import make_vector_env
 
 BLOCK = 50
 """Vector steps in one block."""
@@ -64,7 +64,7 @@ def measure(name: str, blocks: int) -> dict[str, float]:
     benchmark = get_benchmark("mt1:reach-v3" if name == "mt1" else name)
     theirs: dict[str, Any] = {"env_name": "reach-v3"} if name == "mt1" else {}
     native = ("envpool",) * len(benchmark.tasks)
-    chosen = choose_simulators(benchmark.tasks, EnvironmentConfig()).by_task
+    chosen = choose_simulators(benchmark, EnvironmentConfig()).by_task
     make: dict[str, Callable[[], Any]] = {
         "ours": partial(make_vector_env, benchmark),
         "native": partial(make_vector_env, benchmark, simulators=native),

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 Found = dict[str, dict[str, float]]
 BENCHMARKS = {1: "mt1:reach-v3", 10: "mt10", 50: "mt50"}
+SOAKED = ("reach-v3", "drawer-close-v3")
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def trainer_of(n_tasks: int, **settings: Any) -> Iterator[Trainer]:
 
     with tempfile.TemporaryDirectory() as folder:
         benchmark, device, config = check(
-            TrainConfig.model_validate({"benchmark": BENCHMARKS[n_tasks], **settings})
+            TrainConfig.model_validate({"benchmark": BENCHMARKS.get(n_tasks, ""), **settings})
         )
         trainer = Trainer(config, benchmark, device, Path(folder))
         try:
@@ -68,7 +69,9 @@ def fill(trainer: Trainer) -> None:
     observations = draw.normal(size=(n, agent.observation_size))
     actions, rewards = draw.uniform(-1, 1, (n, agent.action_size)), draw.uniform(size=n)
     for _ in range(trainer.config.learner.buffer_size // trainer.envs.envs_per_task):
-        trainer.replay.add(observations, actions, rewards, np.zeros(n), observations, done=False)
+        trainer.replay.add(
+            observations, actions, rewards, np.zeros(n), observations, np.zeros(n, bool)
+        )
 
 
 def simulate(trainer: Trainer) -> None:
@@ -128,17 +131,20 @@ def resident(pid: int) -> float:
 
 
 def soak(found: Found, vector_steps: int, seconds: float | None, **settings: Any) -> None:
-    """A long run of MT10, whose memory is looked at every second."""
-    total = 10 * vector_steps
+    """A long run of two tasks, one on each simulator, whose memory is looked at every second."""
+    n_tasks = len(SOAKED)
+    total = n_tasks * vector_steps
     # All that a run does besides comes early and often, so that warm-up has seen it.
-    schedule = dict.fromkeys(("eval_every", "checkpoint_every", "diagnose_every"), 10 * 500)
+    every = ("eval_every", "checkpoint_every", "diagnose_every")
+    schedule = dict.fromkeys(every, n_tasks * 1_000)
     learner = {"buffer_size": 1_000, "batch_size": 32, **settings.pop("learner")}
     environment = {"horizon": 100, **settings.pop("environment")}
     small = {
         **schedule,
         "total_timesteps": total,
-        "learning_starts": 1_000,
-        "log_every": 10 * 250,
+        "learning_starts": n_tasks * 100,
+        "log_every": n_tasks * 500,
+        "tasks": SOAKED,
         "eval_episodes": 1,
         "agent": {"hidden_sizes": [32, 32]},
         "learner": learner,
@@ -146,7 +152,7 @@ def soak(found: Found, vector_steps: int, seconds: float | None, **settings: Any
     }
     seen: list[tuple[int, float, float]] = []
     over = threading.Event()
-    with trainer_of(10, **small, **settings) as trainer:
+    with trainer_of(n_tasks, **small, **settings) as trainer:
         simulators = [process.pid for process in multiprocessing.active_children()]
 
         def watch() -> None:
@@ -154,7 +160,7 @@ def soak(found: Found, vector_steps: int, seconds: float | None, **settings: Any
             while not over.wait(1.0) and trainer.interrupt.signal is None:
                 if trainer.steps < total:  # the simulators are there
                     workers = sum(resident(pid) for pid in simulators if pid is not None)
-                    seen.append((trainer.steps // 10, resident(os.getpid()), workers))
+                    seen.append((trainer.steps // n_tasks, resident(os.getpid()), workers))
                 if seconds is not None and perf_counter() > start + seconds:
                     os.kill(os.getpid(), signal.SIGTERM)  # the run ends in good order
 
@@ -169,9 +175,9 @@ def soak(found: Found, vector_steps: int, seconds: float | None, **settings: Any
     for steps, host, workers in seen[:: max(1, len(seen) // 20)]:
         print(f"{steps:9,} vector steps  {host:8.1f} MiB  simulators {workers:8.1f} MiB")
     for column, name in ((1, "host"), (2, "simulators")):
-        found["MiB"][f"mt10/soak/{name}"] = round(seen[-1][column], 1)
-        found["ratios"][f"mt10/soak/{name}"] = round(seen[-1][column] / warm[column], 4)
-    found["ratios"]["mt10/soak/vector-steps"] = seen[-1][0]
+        found["MiB"][f"soak/{name}"] = round(seen[-1][column], 1)
+        found["ratios"][f"soak/{name}"] = round(seen[-1][column] / warm[column], 4)
+    found["ratios"]["soak/vector-steps"] = seen[-1][0]
 
 
 def main() -> None:

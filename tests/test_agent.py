@@ -12,8 +12,8 @@ from torch.distributions.transforms import TanhTransform
 
 from mtrl.agent import MTSAC
 from mtrl.config import AgentConfig
+from mtrl.distributions import squashed_gaussian
 from mtrl.envs.metaworld import MetaWorldTask
-from mtrl.networks import squashed_gaussian
 from mtrl.validation import UsageError
 
 TASKS = ("reach-v3", "push-v3", "door-open-v3")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrl.linear import shared_linear
-from mtrl.networks import MultiTaskNetworks, head, trunk
+from mtrl.networks import MultiTaskNetworks, head
 from mtrl.surgery import Network
 from mtrl.surgery.diagnostics import (
     Diagnosis,
@@ -117,9 +117,8 @@ def test_curvature_of_a_multi_task_network_by_its_explicit_hessian(relu):
     def task_loss(shared, per_task, features, y):
         return (head(shared, per_task, features) - y).square().mean((-2, -1)), {}
 
-    both = Network(
-        trunk if relu else smooth, task_loss, *networks.requires_grad_(False).folded(), x, (y,)
-    )
+    trunk, *parameters = networks.requires_grad_(False).folded()
+    both = Network(trunk if relu else smooth, task_loss, *parameters, x, (y,))
     step = 0.3
     for n in range(2):
         problem = both.only(n)

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import closing
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -13,9 +15,10 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3
 from metaworld.policies import ENV_POLICY_MAP
 
 from mtrl.benchmarks import N_GOALS, get_benchmark
+from mtrl.envs.make import make_vector_env
 from mtrl.envs.metaworld import MetaWorldTask
 from mtrl.envs.processes import WorkerError, WorkerProcesses
-from mtrl.envs.vector import TaskVectorEnv, make_vector_env
+from mtrl.envs.vector import TaskVectorEnv
 from mtrl.validation import UsageError
 
 TASKS = ("reach-v3", "push-v3", "door-open-v3", "window-close-v3")
@@ -228,6 +231,55 @@ def test_a_worker_that_dies_is_noticed_with_its_task(when):
     envs.close()
 
 
+def test_a_lost_process_is_replaced_and_its_episodes_begin_again():
+    """The other worker's rows go on as if nothing had happened."""
+    played = actions(12)
+    with closing(make_vector_env(BENCHMARK, workers=2)) as truth:
+        first, _ = truth.reset(seed=3)
+        expected = [truth.step(action) for action in played]
+    with closing(make_vector_env(BENCHMARK, workers=2, max_restarts=1)) as envs:
+        assert np.array_equal(envs.reset(seed=3)[0], first)
+        lost = envs._parts[0]._rows[1]
+        kept = [row for row in range(len(TASKS)) if row not in lost]
+        for step, action in enumerate(played):
+            if step == 5:
+                os.kill(envs._parts[0]._processes[1].pid, signal.SIGKILL)
+            observations, rewards, _, _, infos = envs.step(action)
+            assert np.array_equal(observations[kept], expected[step][0][kept])
+            assert np.array_equal(rewards[kept], expected[step][1][kept])
+            if step == 5:
+                assert np.flatnonzero(infos["restarted"]).tolist() == sorted(lost)
+                assert np.array_equal(observations[lost], first[lost])
+            else:
+                assert "restarted" not in infos
+        assert envs.restarts == 1
+        lengths = [len(envs.state()["actions"][str(row)]) for row in range(len(TASKS))]
+        assert lengths == [6 if row in lost else 12 for row in range(len(TASKS))]
+        before = envs.state()
+        os.kill(envs._parts[0]._processes[0].pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match="died"):
+            envs.step(played[0])
+        after = envs.state()  # as before the step that failed
+        assert before["episodes"] == after["episodes"]
+        assert all(np.array_equal(a, after["actions"][k]) for k, a in before["actions"].items())
+
+
+@pytest.mark.parametrize("bad", ["observation", "reward", "hangs"])
+def test_what_is_no_number_and_what_hangs_is_replaced(bad, monkeypatch):
+    monkeypatch.setattr("mtrl.envs.processes.STEP_TIMEOUT", 0.5)
+    part = WorkerProcesses([0], [partial(Sick, bad)], ["fragile"])
+    spaces = Broken.observation_space, Broken.action_space
+    envs = TaskVectorEnv(["fragile"], ["own"], [part], *spaces, max_restarts=2)
+    with closing(envs):
+        envs.reset(seed=0)
+        seen = [envs.step(np.zeros((1, 1)))[4].get("restarted", False) for _ in range(6)]
+        assert seen == [False, False, True] * 2 and envs.restarts == 2
+        envs.step(np.zeros((1, 1)))
+        envs.step(np.zeros((1, 1)))
+        with pytest.raises(WorkerError, match="task 'fragile'"):
+            envs.step(np.zeros((1, 1)))
+
+
 class Broken(gym.Env):
     """Fails at its third step."""
 
@@ -243,6 +295,21 @@ class Broken(gym.Env):
         if self.steps == 3:
             raise ArithmeticError("no such thing")
         return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+class Sick(Broken):
+    """Gives what is no number, or hangs, at its third step."""
+
+    def __init__(self, bad):
+        self.bad = bad
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 3 and self.bad == "hangs":
+            time.sleep(60)
+        observation = np.full(2, np.nan if self.steps == 3 and self.bad == "observation" else 0.0)
+        reward = np.inf if self.steps == 3 and self.bad == "reward" else 0.0
+        return observation, reward, False, False, {}
 
 
 def test_an_error_in_a_worker_arrives_with_its_task_and_reason():
@@ -261,7 +328,7 @@ def test_no_process_is_left_behind():
     envs = make_vector_env(BENCHMARK, workers=2)
     processes = envs._parts[0]._processes
     envs.close()
-    assert not any(process.is_alive() for process in processes)
+    assert not any(process.is_alive() for process in processes.values())
     assert not [p for p in multiprocessing.active_children() if p.name.startswith("mtrl-worker")]
 
 

@@ -11,8 +11,9 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3
 from mtrl.benchmarks import get_benchmark
 from mtrl.config import EnvironmentConfig
 from mtrl.envs import native, parity
+from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators, installed_versions, verdicts
-from mtrl.envs.vector import TaskVectorEnv, make_vector_env
+from mtrl.envs.vector import TaskVectorEnv
 from mtrl.validation import UsageError
 
 pytest.importorskip("envpool", reason='no EnvPool here: pip install ".[fast]" on x86-64 Linux')
@@ -203,17 +204,17 @@ def test_equal_starts_and_actions_give_equal_episodes(task):
 @on_tested_versions
 def test_auto_takes_what_passed_and_says_so():
     tasks = (PASSED[0], FAILED[0], PASSED[1])
-    chosen = choose_simulators(tasks, EnvironmentConfig())
+    chosen = choose_simulators(get_benchmark("", tasks), EnvironmentConfig())
     assert chosen.by_task == ("envpool", "metaworld", "envpool")
     assert "2 of 3 tasks on EnvPool" in chosen.note and FAILED[0] in chosen.note
     assert PASSED[0] not in chosen.note
     named = EnvironmentConfig(native_tasks=(FAILED[0],))
-    assert choose_simulators(tasks, named).by_task == ("envpool",) * 3
+    assert choose_simulators(get_benchmark("", tasks), named).by_task == ("envpool",) * 3
     reference = EnvironmentConfig(simulator="metaworld")
-    assert choose_simulators(tasks, reference).by_task == ("metaworld",) * 3
+    assert choose_simulators(get_benchmark("", tasks), reference).by_task == ("metaworld",) * 3
     everything = EnvironmentConfig(simulator="envpool", native_tasks=(FAILED[0],))
-    assert choose_simulators(tasks, everything).by_task == ("envpool",) * 3
-    assert "reference" not in choose_simulators(tasks, everything).note
+    assert choose_simulators(get_benchmark("", tasks), everything).by_task == ("envpool",) * 3
+    assert "reference" not in choose_simulators(get_benchmark("", tasks), everything).note
 
 
 @on_tested_versions
@@ -230,29 +231,29 @@ def test_auto_takes_what_passed_and_says_so():
 )
 def test_what_cannot_be_trusted_is_refused(options, message):
     with pytest.raises(UsageError, match=message):
-        choose_simulators(("reach-v3", FAILED[0]), EnvironmentConfig(**options))
+        choose_simulators(get_benchmark("", ("reach-v3", FAILED[0])), EnvironmentConfig(**options))
 
 
 @pytest.mark.parametrize("change", [{"envpool": "1.2.6"}, {"metaworld": "3.1.2"}])
 def test_other_versions_have_no_verdicts(change, monkeypatch):
     versions = verdicts()["versions"] | change
     monkeypatch.setattr(parity, "installed_versions", lambda: versions)
-    chosen = choose_simulators(TASKS, EnvironmentConfig())
+    chosen = choose_simulators(get_benchmark("", TASKS), EnvironmentConfig())
     ((package, version),) = change.items()
     assert chosen.by_task == ("metaworld",) * 4
     assert f"{package} {verdicts()['versions'][package]}, here is {version}" in chosen.note
     with pytest.raises(UsageError, match=r"simulator: .*got reach-v3 window-close-v3"):
-        choose_simulators(TASKS, EnvironmentConfig(simulator="envpool"))
+        choose_simulators(get_benchmark("", TASKS), EnvironmentConfig(simulator="envpool"))
 
 
 def test_without_envpool_the_reference_runs(monkeypatch):
     versions = {key: v for key, v in verdicts()["versions"].items() if key != "envpool"}
     monkeypatch.setattr(parity, "installed_versions", lambda: versions)
-    chosen = choose_simulators(TASKS, EnvironmentConfig())
+    chosen = choose_simulators(get_benchmark("", TASKS), EnvironmentConfig())
     assert chosen.by_task == ("metaworld",) * 4 and 'pip install ".[fast]"' in chosen.note
     for options in ({"simulator": "envpool"}, {"native_tasks": ("reach-v3",)}):
         with pytest.raises(UsageError, match=r'EnvPool to be installed \(pip install "\.\[fast\]"'):
-            choose_simulators(TASKS, EnvironmentConfig(**options))
+            choose_simulators(get_benchmark("", TASKS), EnvironmentConfig(**options))
 
 
 def test_the_verdicts_are_in_the_package():

@@ -17,10 +17,11 @@ from metaworld.policies import ENV_POLICY_MAP
 
 from mtrl.benchmarks import get_benchmark
 from mtrl.config import AgentConfig
+from mtrl.envs.make import make_vector_env
 from mtrl.envs.metaworld import MetaWorldTask
-from mtrl.envs.vector import make_vector_env
-from mtrl.evaluation import Evaluation, _act, _copies, evaluate, evaluate_in
+from mtrl.evaluation import _act, _copies, evaluate, evaluate_in
 from mtrl.policy import Policy
+from mtrl.scores import Evaluation
 
 TASKS = ("reach-v3", "drawer-close-v3", "push-v3")
 SEED, EPISODES = 11, 8

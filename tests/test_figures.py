@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
+from mtrl.config import TrainConfig
 from mtrl.figures import cosine_figure
 from mtrl.logger import RunLogger
 from mtrl.surgery.diagnostics import cosines, worst_pairs
@@ -40,7 +41,7 @@ def test_the_figure_fits_its_tasks(n_tasks):
     gradients = torch.randn(n_tasks, 6, generator=torch.Generator().manual_seed(0)).double()
     values = cosines(gradients @ gradients.T)
     values[0, 1] = -0.001
-    figure = cosine_figure(values, tasks, "critic 1")
+    figure = cosine_figure(values.numpy(), tasks, "critic 1")
     axes, bar = figure.axes
     (image,) = axes.images
     assert image.get_clim() == (-1, 1)
@@ -79,14 +80,14 @@ def test_figures_and_texts_are_in_tensorboard_alone_and_purged_by_a_resume(tmp_p
     def log(logger, steps, value):
         """Each is there at once: a killed run keeps what it has shown."""
         logger.write(steps, {"x": value})
-        figure = cosine_figure(torch.tensor([[1.0, value], [value, 1.0]]), tasks, f"at {steps}")
+        figure = cosine_figure(np.array([[1.0, value], [value, 1.0]]), tasks, f"at {steps}")
         logger.figure(steps, "cosine", figure)
         assert steps in shown(tmp_path, "cosine")
         logger.text(steps, "worst", f"cosine {value}")
         assert shown(tmp_path, text_tag)[steps] == [f"cosine {value}".encode()]
         return figure
 
-    logger = RunLogger(tmp_path, tasks, 400, "")
+    logger = RunLogger(tmp_path, 400, TrainConfig())
     figure = log(logger, 100, -1.0)
     log(logger, 200, 0.25)
     logger.close()
@@ -103,7 +104,7 @@ def test_figures_and_texts_are_in_tensorboard_alone_and_purged_by_a_resume(tmp_p
     assert [set(row) for row in rows] == [{"x", "time/total_timesteps"}] * 2
 
     time.sleep(1)  # TensorBoard reads files in the order of their names, which hold the second
-    logger = RunLogger(tmp_path, tasks, 400, "", resume_at=100)
+    logger = RunLogger(tmp_path, 400, TrainConfig(), resume_at=100)
     log(logger, 150, 0.5)
     logger.close()
     assert list(shown(tmp_path, "x")) == list(shown(tmp_path, text_tag)) == [100, 150]

@@ -5,25 +5,45 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mtrl.networks import MultiTaskNetworks, head, multi_task_mlp, trunk
+from mtrl.networks import Function, MultiTaskNetworks, Trunk, head
 from mtrl.surgery import Jacobian, Network, combine, gramian
 from mtrl.surgery.factored import FactoredGradients
 
 N, T, B, IN, OUT = 2, 5, 9, 6, 3
 
 
-def make_problem(hidden=(8, 7), multi_head=True, rows=B, **settings):
+TRUNKS = {
+    "mlp": ({}, None),
+    "layer-norm": ({"layer_norm": True}, None),
+    "residual": ({"residual": True}, None),
+    "residual-layer-norm": ({"residual": True, "layer_norm": True}, None),
+    "embedding": ({}, 4),
+}
+
+
+def make_problem(hidden=(8, 7), multi_head=True, rows=B, trunk="mlp", **settings):
     generator = torch.Generator().manual_seed(0)
-    networks = MultiTaskNetworks(N, T, IN, OUT, hidden, multi_head, 1.0, generator).double()
-    shared, per_task = networks.requires_grad_(False).folded()
+    flags, embedding = TRUNKS[trunk]
+    if flags.get("residual"):
+        hidden = (max(hidden),) * len(hidden)
+    networks = MultiTaskNetworks(
+        N, T, IN, OUT, hidden, multi_head, 1.0, generator, Trunk(**flags), embedding
+    ).double()
+    if embedding:  # a length that the trunk is not to see
+        networks.per_task["embedding"].data *= 3
+    trunk, shared, per_task = networks.requires_grad_(False).folded()
     x = torch.randn(1, T, rows, IN, generator=generator, dtype=torch.float64)
     y = torch.randn(T, rows, OUT, generator=generator, dtype=torch.float64)
     return Network(trunk, task_loss, shared, per_task, x, (y,), **settings)
 
 
-@pytest.fixture(params=[True, False], ids=["multi-head", "single-head"])
+@pytest.fixture(
+    params=[(trunk, True) for trunk in TRUNKS] + [("mlp", False)],
+    ids=[*TRUNKS, "single-head"],
+)
 def problem(request):
-    return make_problem(multi_head=request.param)
+    trunk, multi_head = request.param
+    return make_problem(trunk=trunk, multi_head=multi_head)
 
 
 def task_loss(shared, per_task, features, y):
@@ -31,11 +51,25 @@ def task_loss(shared, per_task, features, y):
     return error.square().mean((-2, -1)), {"error": error}
 
 
-def plain(shared, per_task, x):
+def plain(trunk, shared, per_task, x):
     """Another forward pass, of one task in one network, on matrices alone."""
     parameters = {**shared, **per_task}
-    for layer in range(2):
-        x = torch.relu(x @ parameters[f"weight{layer}"] + parameters[f"bias{layer}"])
+    if "embedding" in parameters:
+        e = parameters["embedding"]
+        x = torch.cat([x, (e / e.norm()).expand(len(x), -1)], -1)
+        parameters["weight0"] = torch.cat([parameters["weight0"], parameters["task_weight"]])
+
+    def layer(number, x):
+        x = x @ parameters[f"weight{number}"] + parameters[f"bias{number}"]
+        if trunk.layer_norm:
+            x = (x - x.mean(-1, keepdim=True)) / (
+                x.var(-1, correction=0, keepdim=True) + 1e-5
+            ).sqrt()
+        return x
+
+    x = torch.relu(layer(0, x))
+    inner = torch.relu(layer(1, x))
+    x = x + layer(2, inner) if trunk.residual else inner
     return x, x @ parameters["head_weight"] + parameters["head_bias"]
 
 
@@ -43,7 +77,7 @@ def one_backward_per_task(problem, n, t):
     """The independent truth: autograd on one network's and one task's parameters."""
     shared = {k: v[n].clone().requires_grad_() for k, v in problem.shared.items()}
     per_task = {k: v[n, t].clone().requires_grad_() for k, v in problem.per_task.items()}
-    features, outputs = plain(shared, per_task, problem.inputs[0, t])
+    features, outputs = plain(problem.trunk, shared, per_task, problem.inputs[0, t])
     features.retain_grad()
     error = outputs - problem.targets[0][t]
     loss = error.square().mean()
@@ -124,11 +158,11 @@ def test_one_network_of_several_is_what_it_is_among_them(problem):
         close(alone.losses, together.losses[n : n + 1])
 
 
-@pytest.mark.parametrize("multi_head", [True, False])
+@pytest.mark.parametrize(("trunk", "multi_head"), [*((t, True) for t in TRUNKS), ("mlp", False)])
 @pytest.mark.parametrize("hidden", [(8, 7), (60, 50, 40)], ids=["formed", "as-factors"])
-def test_both_engines_give_the_same(hidden, multi_head):
+def test_both_engines_give_the_same(hidden, trunk, multi_head):
     """Thin layers, whose gradients are formed, and layers that are wide beside their batch."""
-    problem = make_problem(hidden, multi_head, rows=4, engine="jacobian")
+    problem = make_problem(hidden, multi_head, rows=4, trunk=trunk, engine="jacobian")
     formed, factored = (
         problem.task_gradients(),
         replace(problem, engine="factored").task_gradients(),
@@ -171,9 +205,10 @@ def in_float32(problem):
 
 
 @pytest.mark.parametrize("engine", ["jacobian", "factored"])
-def test_bf16_rounds_products_and_nothing_else(engine):
+@pytest.mark.parametrize("trunk", ["mlp", "residual-layer-norm", "embedding"])
+def test_bf16_rounds_products_and_nothing_else(trunk, engine):
     """Gradients come back in float32, as far from exact as 8 bits of mantissa make them."""
-    exact = make_problem((60, 50), rows=64, engine=engine)
+    exact = make_problem((60, 50), rows=64, trunk=trunk, engine=engine)
     rounded = replace(in_float32(exact), precision="bf16")
     truth, found = exact.task_gradients(), rounded.task_gradients()
     distance = (found.gramian() - truth.gramian()).norm() / truth.gramian().norm()
@@ -185,7 +220,7 @@ def test_bf16_rounds_products_and_nothing_else(engine):
         for name, value in {**expected.shared, **expected.per_task}.items():
             got = {**gradients.shared, **gradients.per_task}[name]
             assert got.dtype == torch.float32, name
-            assert (got - value).norm() < 3e-2 * value.norm(), name
+            assert (got - value).norm() < 6e-2 * value.norm(), name
     assert (rounded.losses() - exact.losses()).abs().max() < 2e-2 * exact.losses().max()
 
 
@@ -206,13 +241,15 @@ def test_the_gramian_of_many_parameters_is_exact_to_float32():
     assert error.max() < 1e-6
 
 
-def test_single_head_shares_its_head(problem):
-    assert ("head_weight" in problem.shared) != ("head_weight" in problem.per_task)
+def test_single_head_shares_its_head():
+    problem = make_problem(multi_head=False)
+    assert "head_weight" in problem.shared and "head_weight" not in problem.per_task
     assert "bias0" in problem.per_task  # how a single head tells tasks apart
 
 
-def test_first_layer_bias_is_the_layer_on_a_one_hot(problem):
+def test_first_layer_bias_is_the_layer_on_a_one_hot():
     """Concatenating a one-hot and multiplying gives what the per-task bias gives."""
+    problem = make_problem()
     shared, per_task = problem.shared, problem.per_task
     one_hot = torch.eye(T, dtype=torch.float64)[:, None].expand(1, T, B, T)
     weight = torch.cat([shared["weight0"], per_task["bias0"]], 1)
@@ -222,4 +259,5 @@ def test_first_layer_bias_is_the_layer_on_a_one_hot(problem):
         "head_weight": torch.eye(8, dtype=torch.float64).expand(N, T, 8, 8),
         "head_bias": torch.zeros(N, T, 8, dtype=torch.float64),
     }
-    close(multi_task_mlp({"weight0": shared["weight0"]}, own, problem.inputs), expected)
+    layer = Function(Trunk(), {"weight0": shared["weight0"]}, own)
+    close(layer(problem.inputs), expected)

@@ -12,8 +12,8 @@ from mtrl import resume, train
 from mtrl.agent import MTSAC
 from mtrl.benchmarks import get_benchmark
 from mtrl.config import AgentConfig, TrainConfig
+from mtrl.envs.make import make_vector_env
 from mtrl.envs.metaworld import MetaWorldTask
-from mtrl.envs.vector import make_vector_env
 from mtrl.replay import ReplayBuffer
 from mtrl.rollout import Collector, Pace
 from mtrl.run import check

@@ -1,5 +1,7 @@
 """Everything the replay hands out is a transition that happened, and all of them come alike."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ def fill(buffer: ReplayBuffer, steps: int, ends, start: int = 0) -> list[list[li
         reward = env * 1000.0 + step
         done = np.array([ends(step, i) for i in range(n)])
         terminated = done & (env == 1)  # environment 1's ends are real ones
-        buffer.add(observation, action, reward, terminated, following, bool(done.any()))
+        buffer.add(observation, action, reward, terminated, following, done)
         rows = np.column_stack([reward, observation, following, terminated])
         tasks = rows.reshape(T, envs_per_task, -1).tolist()
         truth.append([[tuple(row) for row in task] for task in tasks])
@@ -115,7 +117,7 @@ def test_state_goes_on_exactly(envs_per_task):
     fill(first, 130, lambda step, env: (step + env) % 30 == 0)
     first.sample(7)
     second = ReplayBuffer(50, T, 3, 2, seed=9, envs_per_task=envs_per_task)
-    second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
     for buffer in (first, second):
         fill(buffer, 20, lambda step, env: step == 140, start=130)
     for _ in range(3):
@@ -137,3 +139,23 @@ def test_observations_are_stored_once():
     buffer = ReplayBuffer(100_000, 10, 39, 4)
     transition_twice = (39 + 4 + 1 + 1 + 39) * 4
     assert buffer.nbytes < 0.57 * transition_twice * 100_000 * 10
+
+
+def test_a_step_that_is_left_out_breaks_the_chain():
+    """Transitions around it keep their own successors."""
+    buffer, n = ReplayBuffer(50, T, 1, 1, seed=0), T
+
+    def add(here, there):
+        rows = [np.full((n, 1), float(value)) for value in (here, there)]
+        zeros = np.zeros(n)
+        buffer.add(rows[0], np.zeros((n, 1)), zeros, zeros, rows[1], np.zeros(n, bool))
+
+    add(0, 1)
+    add(1, 2)
+    buffer.skip(np.ones(n, bool))  # 2 to 3 is lost
+    buffer.skip(np.ones(n, bool))
+    add(4, 5)
+    batch = buffer.sample(200)
+    pairs = torch.stack([batch.observations[0, :, 0], batch.next_observations[0, :, 0]], -1)
+    assert {tuple(pair) for pair in pairs.tolist()} == {(0, 1), (1, 2), (4, 5)}
+    assert len(buffer) == 3

@@ -8,7 +8,7 @@ import torch
 from mtrl.agent import MTSAC
 from mtrl.config import AgentConfig, LearnerConfig
 from mtrl.learner import Learner
-from mtrl.networks import MultiTaskNetworks, fold, head, trunk
+from mtrl.networks import MultiTaskNetworks, fold, head
 from mtrl.replay import Batch
 from mtrl.surgery import Network, RotoGrad, RotoRotate, RotoScale, get_surgery
 from mtrl.surgery.diagnostics import cosines
@@ -47,7 +47,9 @@ def squared_error(shared, per_task, features, y):
 
 def posed(of: MultiTaskNetworks, y: torch.Tensor | None = None) -> Network:
     x, y = normal(1, T, B, IN, seed=1), normal(T, B, OUT, seed=2) if y is None else y
-    return Network(trunk, squared_error, dict(of.shared), dict(of.per_task), x, (y,), of.rotation)
+    return Network(
+        of.trunk, squared_error, dict(of.shared), dict(of.per_task), x, (y,), of.rotation
+    )
 
 
 def plain_features(parameters, x: torch.Tensor) -> torch.Tensor:

@@ -22,15 +22,20 @@ from mtrl.benchmarks import get_benchmark
 from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_atomically, write_text
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.export import main as export_main
+from mtrl.cli.plot import main as plot
 from mtrl.config import TrainConfig
 from mtrl.evaluation import evaluate
 from mtrl.export import card
+from mtrl.figures import conflict_fraction
 from mtrl.rollout import STAGES
+from mtrl.runs import read_cosines
 
 TASKS = ("drawer-close-v3", "reach-v3")
 SETTINGS = (
-    "--surgery rotograd --rotation-lr 0.1 --total-timesteps 1200 --learning-starts 300 "
-    "--horizon 50 --batch-size 16 --hidden-sizes 16 16 --eval-every 500 --eval-episodes 2 "
+    "--surgery rotograd --rotation-lr 0.1 --trunk residual --hidden-sizes 16 16 --layer-norm true "
+    "--task-embedding 4 --normalize-observations true --critic-bins 21 --return-scale 5 "
+    "--weight-decay 0.01 --total-timesteps 1200 --learning-starts 300 "
+    "--horizon 50 --batch-size 16 --eval-every 500 --eval-episodes 2 "
     "--checkpoint-every 400 --log-every 200 --diagnose-every 400"
 ).split()
 
@@ -75,6 +80,7 @@ def test_the_run_folder(finished):
         "run.json",
         "progress.csv",
         "progress.json",
+        "cosines.jsonl",
         "checkpoints",
         "policy_final.safetensors",
         "eval.csv",
@@ -131,6 +137,30 @@ def test_tensorboard_holds_every_promised_tag(finished):
     assert [event.step for event in events.Scalars("time/fps")] == list(range(200, 1201, 200))
     assert "custom_scalars__config__" in events.Tags()["tensors"]
     assert "config/text_summary" in events.Tags()["tensors"]
+
+
+def test_runs_are_drawn_from_their_own_files(finished, tmp_path, capsys):
+    run_dir, _ = finished
+    assert (
+        plot([str(run_dir), "--cosine", str(run_dir), "--x", "updates", "-o", str(tmp_path)]) == 0
+    )
+    stored = json.loads((run_dir / "eval.json").read_text())
+    with (tmp_path / "table.csv").open() as file:
+        table = {row["quantity"]: row for row in csv.DictReader(file)}
+    assert float(table["mean"]["value"]) == pytest.approx(stored["mean_success_rate"])
+    assert float(table["updates"]["value"]) == stored["updates"] == (1200 - 300) / 2
+    for row in stored["tasks"]:
+        assert float(table[row["task"]]["high"]) == pytest.approx(row["wilson_high"])
+    assert "| rotograd |" in capsys.readouterr().out
+    steps, cosines, tasks = read_cosines(run_dir)
+    assert tasks == TASKS
+    events = EventAccumulator(str(run_dir)).Reload()
+    for network in ("actor", "critic1", "critic2"):
+        assert (tmp_path / f"cosines_{network}.svg").exists()
+        logged = events.Scalars(f"surgery/{network}/conflict_fraction")
+        assert [event.step for event in logged] == steps.tolist()
+        fractions = conflict_fraction(cosines[network])
+        assert fractions.tolist() == pytest.approx([event.value for event in logged])
 
 
 def test_the_rotations_have_turned_and_are_in_the_policy(finished):
@@ -249,6 +279,7 @@ def test_interrupted_and_resumed_is_the_same_run(finished, tmp_path, number):
     assert same(policy(run_dir), policy(stopped))
     assert (stopped / "eval.csv").read_text() == (run_dir / "eval.csv").read_text()
     assert curve(stopped) == curve(run_dir)
+    assert (stopped / "cosines.jsonl").read_text() == (run_dir / "cosines.jsonl").read_text()
     rows = [json.loads(line) for line in (stopped / "progress.json").read_text().splitlines()]
     logged = [row["time/total_timesteps"] for row in rows if "time/fps" in row]
     assert logged == list(range(200, 1201, 200))

@@ -69,7 +69,7 @@ def copy_to_sb3(ours: MTSAC, sb3: SAC) -> None:
     """Weights of the one task; SB3 stores them transposed, and μ and log σ in two layers."""
 
     def trunk(n: int, networks) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        shared, own = ({k: v[n] for k, v in tree.items()} for tree in networks.folded())
+        shared, own = ({k: v[n] for k, v in tree.items()} for tree in networks.folded()[1:])
         layers = [(shared["weight0"], own["bias0"][0])]
         layers += [(shared[f"weight{i}"], shared[f"bias{i}"]) for i in range(1, len(HIDDEN))]
         return layers, (own["head_weight"][0], own["head_bias"][0])
@@ -164,7 +164,7 @@ def test_next_action_is_sampled_at_the_next_observation():
 
     def target(batch: Batch) -> torch.Tensor:
         networks = agent.actor.folded(), agent.target_critics.folded()
-        return td_target(*networks, batch, noise[0], alpha, 0.99)
+        return td_target(*networks, agent.value, batch, noise[0], alpha, 0.99)
 
     moved = Batch(**{**vars(batch), "observations": batch.observations + 1})
     assert torch.equal(target(batch), target(moved))
@@ -339,7 +339,12 @@ def test_a_diagnosis_changes_nothing_and_knows_every_network(surgery):
             draw.normal(size=(tasks, ACTION)),
         )
         replay.add(
-            observation, action, draw.normal(size=tasks), np.zeros(tasks), observation, False
+            observation,
+            action,
+            draw.normal(size=tasks),
+            np.zeros(tasks),
+            observation,
+            np.zeros(tasks, bool),
         )
     agent = MTSAC(tuple("abcd"), AgentConfig(hidden_sizes=HIDDEN), OBSERVATION, ACTION)
     learner = Learner(agent, LearnerConfig(surgery=surgery, batch_size=8))
@@ -403,7 +408,7 @@ def test_the_watch_above_can_bark(surgery):
 def test_replay_samples_without_waiting():
     replay = ReplayBuffer(10, 2, OBSERVATION, ACTION)
     x = np.zeros((2, OBSERVATION))
-    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, False)
+    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, np.zeros(2, bool))
     with NothingLeavesTheDevice():
         replay.sample(4)
 
@@ -417,7 +422,7 @@ def test_maintenance_and_the_count_of_updates(monkeypatch):
     learner.agent.float()
     learner = Learner(learner.agent, learner.config)
     replay, x = ReplayBuffer(10, 2, OBSERVATION, ACTION), np.zeros((2, OBSERVATION))
-    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, False)
+    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, np.zeros(2, bool))
     for _ in range(3):
         learner.step(replay, 3)
     assert learner.updates == 9

@@ -16,7 +16,7 @@ from mtrl.cli.eval import main as eval_main
 from mtrl.cli.train import main as train_main
 from mtrl.config import TrainConfig
 from mtrl.envs.metaworld import MetaWorldTask
-from mtrl.evaluation import Evaluation
+from mtrl.scores import Evaluation
 from mtrl.validation import UsageError
 from mtrl.video import animations, film, find_backend
 

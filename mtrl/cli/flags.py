@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mtrl.validation import UsageError, unknown
+from mtrl.validation import RunError, UsageError, unknown
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +52,7 @@ def run(
     except UsageError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # the disk's, or a simulator process's
+    except (OSError, RunError) as error:  # the disk's, a simulator process's, or numbers'
         print(f"{program}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before a run could handle it, or a second time

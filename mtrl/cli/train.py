@@ -36,26 +36,30 @@ def _train(arguments: Sequence[str] | None) -> int:
         "--resume",
         metavar="RUN_DIR",
         help="Go on with this run from its newest checkpoint, with its own configuration; only "
-        "--total-timesteps may be changed.",
+        "--total-timesteps and --max-runtime may be changed.",
     )
     add_flags(parser, defaults)
     given = parser.parse(arguments)
     resumed = given.pop("resume", None)
     given.pop("config", None)
     if resumed is not None:
-        others = [key for key in given if key != "total_timesteps"]
+        others = [key for key in given if key not in ("total_timesteps", "max_runtime")]
         if others or chosen.config is not None:
             flag = "--" + (others[0].replace("_", "-") if others else "config")
             raise UsageError(
-                f"resume: expected no flag but --total-timesteps beside it, got {flag}"
+                "resume: expected no flag but --total-timesteps and --max-runtime beside it, got "
+                f"{flag}"
             )
-        total = validate(TrainConfig, given).total_timesteps
+        changes = validate(TrainConfig, given)
     else:
         config = validate(TrainConfig, merge(defaults, given))
 
     from mtrl.run import resume, train
 
-    outcome = train(config) if resumed is None else resume(Path(resumed), total)
+    if resumed is None:
+        outcome = train(config)
+    else:
+        outcome = resume(Path(resumed), changes.total_timesteps, changes.max_runtime)
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mtrl.envs import worker
-from mtrl.envs.processes import n_cores
+from mtrl.envs.processes import WorkerError, n_cores
 
 EPISODES_PER_POOL = 50
 """Episodes after which a pool is replaced by one with another seed.
@@ -84,8 +84,10 @@ class NativePools:
             return
         self._stepping = False
         arrays = self._arrays
-        for pool, rows in zip(self._pools, self._rows, strict=True):
+        for task, pool, rows in zip(self._tasks, self._pools, self._rows, strict=True):
             observations, rewards, terminated, truncated, info = pool.recv()
+            if not (np.isfinite(observations).all() and np.isfinite(rewards).all()):
+                raise WorkerError(f"task {task!r}: EnvPool gave what is no number")
             arrays.observations[rows] = observations
             arrays.rewards[rows] = rewards
             arrays.terminated[rows], arrays.truncated[rows] = terminated, truncated

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
 
+from mtrl.benchmarks import Benchmark
 from mtrl.config import EnvironmentConfig
 from mtrl.validation import UsageError, unknown
 
@@ -26,7 +27,7 @@ class Simulators:
     """What runs each task, and why.
 
     Attributes:
-        by_task: `"metaworld"` or `"envpool"` for each task, in the tasks' order.
+        by_task: `"metaworld"`, `"envpool"` or `"own"` for each task, in the tasks' order.
         note: One line for people.
     """
 
@@ -51,19 +52,25 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def choose_simulators(tasks: Sequence[str], config: EnvironmentConfig) -> Simulators:
-    """Decide where each task runs; starts nothing.
+def choose_simulators(benchmark: Benchmark, config: EnvironmentConfig) -> Simulators:
+    """Decide where each task runs; starts nothing. A benchmark's own environments are themselves.
 
     `native_tasks` run on EnvPool whatever their verdict. For the others, `simulator` is
     "metaworld": the reference; "envpool": EnvPool, and a task that has not passed is refused;
     "auto": EnvPool where a task has passed and EnvPool is there, else the reference.
 
     Raises:
-        UsageError: if EnvPool is asked for and missing, or for a task that has not passed.
+        UsageError: if EnvPool is asked for and missing, or for a task that has not passed, or that
+            is not Meta-World's.
     """
+    tasks = benchmark.tasks
     for task in config.native_tasks:
         if task not in tasks:
             raise UsageError(unknown("native_tasks", task, tasks))
+    if benchmark.own:
+        if config.simulator == "envpool" or config.native_tasks:
+            raise UsageError(f"simulator: expected 'auto' for {benchmark.name}, got 'envpool'")
+        return Simulators(("own",) * len(tasks), f"simulators: those of {benchmark.name}")
     if config.simulator == "metaworld":
         if config.native_tasks:
             raise UsageError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -13,12 +12,10 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from mtrl.benchmarks import Benchmark
 from mtrl.envs import worker
-from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE, MetaWorldTask
 from mtrl.envs.native import NativePools
 from mtrl.envs.parity import expect_same_simulators
-from mtrl.envs.processes import WorkerProcesses
+from mtrl.envs.processes import WorkerError, WorkerProcesses
 
 
 class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -34,15 +31,23 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     Args:
         names: The T tasks' names.
-        simulators: For each task what simulates it, `"metaworld"` or `"envpool"`.
+        simulators: For each task what simulates it, `"metaworld"`, `"envpool"` or `"own"`.
         parts: The rows' simulators, which together have every row once. Copy e of a task plays
             its episodes e, e + E, e + 2E, …
         observation_space: Of every task, a `Box` of one dimension.
         action_space: Likewise.
         envs_per_task: The number E of copies of each task.
+        max_restarts: So many processes are replaced.
+        tells_success: Whether the success flag means something.
+
+    A simulator process that is lost while it steps is replaced, and the episodes it was at begin
+    again: `infos["restarted"]` is true in their rows, whose rewards mean nothing then.
 
     Raises:
-        WorkerError: from any method, if a process is lost.
+        WorkerError: from any method, if a process is lost and is not to be replaced.
+
+    Attributes:
+        restarts: Processes replaced so far.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -55,7 +60,10 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         observation_space: Box,
         action_space: Box,
         envs_per_task: int = 1,
+        max_restarts: int = 0,
+        tells_success: bool = True,
     ) -> None:
+        self.tells_success = tells_success
         self.names, self.simulators = tuple(names), tuple(simulators)
         self.n_tasks, self.envs_per_task = len(names), envs_per_task
         self.num_envs = n = self.n_tasks * envs_per_task
@@ -71,7 +79,8 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             part.open(memory)
         self._wait()
 
-        self._pending = False
+        self.restarts, self.max_restarts = 0, max_restarts
+        self._pending, self._seed = False, 0
         self._returns = np.zeros(n)
         self._success = np.zeros(n, bool)
         self._first = np.tile(np.arange(envs_per_task), self.n_tasks)
@@ -121,7 +130,12 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if not self._pending:
             raise NoAsyncCallError("step_wait: expected a step_async before it", "step")
         self._pending = False
-        self._wait()
+        try:
+            restarted = self._wait_or_restart()
+        except WorkerError:  # the step has not been: `state` is that before it
+            for history in self._history:
+                history.pop()
+            raise
 
         shared = self._shared
         terminated, truncated = shared.terminated.astype(bool), shared.truncated.astype(bool)
@@ -130,6 +144,10 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._success |= success
         infos: dict[str, Any] = {"success": success}
         done = terminated | truncated
+        if restarted.any():
+            infos["restarted"] = restarted
+            done &= ~restarted
+            self._begin(restarted)
         if done.any():
             lengths = np.array([len(history) for history in self._history])
             episode = {"r": self._returns.copy(), "l": lengths, "s": self._success.copy()}
@@ -174,6 +192,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def _start(self, seed: int | None, actions: list[np.ndarray] | None) -> None:
         """Start the episodes of `self._episodes`, and play `actions` in them."""
+        self._seed = self._seed if seed is None else seed
         for part in self._parts:
             part.start(seed, self._episodes, actions)
         self._wait()
@@ -183,6 +202,22 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         # Pools first: what they reset, they reset while workers still work.
         for part in reversed(self._parts):
             part.wait()
+
+    def _wait_or_restart(self) -> np.ndarray:
+        """Wait for a step; which rows were lost and have begun their episodes again."""
+        restarted = np.zeros(self.num_envs, bool)
+        for part in reversed(self._parts):
+            try:
+                part.wait()
+            except WorkerError as error:
+                if not isinstance(part, WorkerProcesses) or self.restarts >= self.max_restarts:
+                    raise
+                part.restart(error.rows, self._seed, self._episodes)
+                self.restarts += 1
+                restarted[error.rows] = True
+                for array in (self._shared.terminated, self._shared.truncated):
+                    array[error.rows] = 0
+        return restarted
 
     def _begin(self, started: np.ndarray) -> None:
         self._returns[started] = 0.0
@@ -198,43 +233,3 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """End processes and threads."""
         for part in self._parts:
             part.close()
-
-
-def make_vector_env(
-    benchmark: Benchmark,
-    horizon: int = 500,
-    workers: int | None = None,
-    shuffle_goals: bool = True,
-    envs_per_task: int = 1,
-    simulators: Sequence[str] | None = None,
-) -> TaskVectorEnv:
-    """The benchmark's tasks, ready to be reset.
-
-    Args:
-        benchmark: The tasks.
-        horizon: Steps after which an episode is truncated, at most 500.
-        workers: Processes for the tasks on the reference simulator; default: one per core.
-        shuffle_goals: Whether the 50 goals of the reference simulator come in random order.
-        envs_per_task: Copies of each task.
-        simulators: For each task `"metaworld"` (the reference) or `"envpool"`, as
-            `choose_simulators` has it; default: all on the reference.
-    """
-    simulators = simulators or ("metaworld",) * len(benchmark.tasks)
-    first_rows = {task: t * envs_per_task for t, task in enumerate(benchmark.tasks)}
-    chosen = dict(zip(benchmark.tasks, simulators, strict=True))
-    reference = [task for task in benchmark.tasks if chosen[task] == "metaworld"]
-    native = [task for task in benchmark.tasks if chosen[task] == "envpool"]
-    parts: list[WorkerProcesses | NativePools] = []
-    if reference:
-        tasks = [task for task in reference for _ in range(envs_per_task)]
-        rows = [first_rows[task] + copy for task in reference for copy in range(envs_per_task)]
-        factories = [
-            partial(MetaWorldTask, task, horizon, shuffle_goals, envs_per_task) for task in tasks
-        ]
-        parts.append(WorkerProcesses(rows, factories, tasks, workers))
-    if native:
-        first = [first_rows[task] for task in native]
-        parts.append(NativePools(native, first, envs_per_task, horizon))
-    return TaskVectorEnv(
-        benchmark.tasks, simulators, parts, OBSERVATION_SPACE, ACTION_SPACE, envs_per_task
-    )

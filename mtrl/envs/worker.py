@@ -110,6 +110,8 @@ def run(
 
 def _step(env: gym.Env[np.ndarray, np.ndarray], row: int, arrays: SharedArrays) -> None:
     observation, reward, terminated, truncated, info = env.step(arrays.actions[row])
+    if not (np.isfinite(observation).all() and np.isfinite(float(reward))):
+        raise FloatingPointError(f"reward {reward}, observation {observation.tolist()}")
     arrays.rewards[row] = reward
     arrays.terminated[row] = terminated
     arrays.truncated[row] = truncated

@@ -92,13 +92,14 @@ class Network:
         """Whether T gradients take longer to form than to do without.
 
         A layer's gradients are T in·out numbers to write and to read; without them there are
-        T² B² (in + out) products to make. Where the times cross is extrapolated from CPUs: at ten
-        tasks and 2,048 units forming them was still a tenth faster. In bf16 it always was.
+        T² B² (in + out) products to make. On a CPU the times cross between 2,048 and 4,096 units
+        for ten tasks as for fifty (`scripts/bench_engines.py`). In bf16 forming them was faster
+        at every width up to 2,048.
         """
         _, n_tasks, n_rows, _ = self.inputs.shape
         shapes = [v.shape[-2:] for name, v in self.shared.items() if name.startswith("weight")]
         ratio = sum(a * b for a, b in shapes) / sum(a + b for a, b in shapes)
-        return self.precision != "bf16" and ratio > max(1000, n_tasks * n_rows**2 / 160)
+        return self.precision != "bf16" and ratio > max(1000, n_tasks * n_rows**2 / 550)
 
     def _jacobian(self) -> Jacobian:
         shared = _leaves(self._by_task(self._rounded()))

@@ -6,12 +6,11 @@ import ast
 import inspect
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from typing import Any, TypeVar
 
 from mtrl.config import LearnerConfig
 from mtrl.surgery.base import Surgery
-from mtrl.validation import UsageError, one_line, unknown
+from mtrl.validation import UsageError, import_attribute, one_line, unknown
 
 Method = TypeVar("Method", bound=type[Surgery])
 _METHODS: dict[str, type[Surgery]] = {}
@@ -105,10 +104,7 @@ def _import(name: str) -> type[Surgery] | Callable[..., Surgery]:
     module, _, attribute = name.partition(":")
     if module == "torchjd":
         return partial(torchjd_weighting, attribute)
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"surgery: cannot import {name!r}: {one_line(error)}") from None
+    found = import_attribute("surgery", name)
     if isinstance(found, type) and issubclass(found, Surgery):
         return found
     if not callable(found):

@@ -1,0 +1,245 @@
+"""Run folders as plain arrays, and which of them are seeds of one method."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mtrl.benchmarks import get_benchmark
+from mtrl.config import TrainConfig, shown
+from mtrl.logger import COSINES, STEP, read_rows
+from mtrl.validation import UsageError, one_line, unknown
+
+Axis = Literal["steps", "updates", "hours"]
+SUCCESS = "eval/success_rate"
+
+NOT_THE_METHOD = frozenset(
+    "seed run_dir benchmark tasks workers device total_timesteps eval_every eval_episodes "
+    "checkpoint_every log_every diagnose_every".split()
+)
+"""Fields that do not change what an update does. Task sets are compared by their tasks."""
+
+
+@dataclass(frozen=True)
+class Final:
+    """The full evaluation of a finished run: solved `[T]` of so many episodes."""
+
+    solved: np.ndarray
+    episodes: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the logs of one run say.
+
+    Attributes:
+        path: Its folder.
+        config: Its configuration.
+        tasks: T task names, in the order of the benchmark.
+        steps: When it was evaluated [environment steps over all tasks], `[P]`, increasing.
+        success: Success rates found then, `[P, T]`.
+        clock: Steps, updates and hours of its log rows, `[3, L]`.
+        final: None if the run has not reached its end.
+    """
+
+    path: Path
+    config: TrainConfig
+    tasks: tuple[str, ...]
+    steps: np.ndarray
+    success: np.ndarray
+    clock: np.ndarray
+    final: Final | None
+
+    @property
+    def last_step(self) -> float:
+        """How far its logs go [environment steps over all tasks]."""
+        return float(np.fmax(self.steps[-1], self.clock[0, -1]))
+
+    def axis(self, name: Axis) -> np.ndarray:
+        """When it was evaluated, in steps, updates or hours, `[P]`.
+
+        Updates and hours are linear between log rows; NaN for what was evaluated outside them.
+        """
+        if name == "steps":
+            return self.steps
+        row = self.clock["steps updates hours".split().index(name)]
+        return np.interp(self.steps, self.clock[0], row, left=np.nan, right=np.nan)
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs that differ in nothing but their seeds."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """T task names."""
+        return self.runs[0].tasks
+
+    @property
+    def finished(self) -> list[Run]:
+        """Those with a final evaluation."""
+        return [run for run in self.runs if run.final is not None]
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Final success rate of each task and finished run, `[T, N]`."""
+        finals = [run.final.solved / run.final.episodes for run in self.runs if run.final]
+        return np.stack(finals, -1) if finals else np.empty((len(self.tasks), 0))
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        UsageError: if it is none, or nothing was evaluated in it.
+    """
+    rows = _log(path)
+    config = TrainConfig.from_yaml(path / "config.yaml")
+    tasks = get_benchmark(config.benchmark, config.tasks).tasks
+    found = {row[STEP]: row for row in rows if f"{SUCCESS}/mean" in row}  # the last, if twice
+    if not found:
+        raise UsageError(f"runs: expected a run with an evaluation in its logs, got none in {path}")
+    try:
+        success = [[found[step][f"{SUCCESS}/{task}"] for task in tasks] for step in sorted(found)]
+        clock = [
+            (row[STEP], row["time/updates"], row["time/elapsed"] / 3600)
+            for row in rows
+            if "time/updates" in row
+        ]
+        final = None
+        if (path / "eval.json").exists():
+            stored = json.loads((path / "eval.json").read_text(encoding="utf-8"))
+            # One from before the run was extended is not about its end.
+            if stored["total_timesteps"] >= config.schedule(len(tasks)).total_timesteps:
+                by_task = {row["task"]: row for row in stored["tasks"]}
+                solved = np.array([by_task[task]["successes"] for task in tasks])
+                final = Final(solved, by_task[tasks[0]]["episodes"])
+                hours = stored["seconds"] / 3600
+                clock.append((stored["total_timesteps"], stored["updates"], hours))
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise UsageError(f"runs: cannot read the logs in {path}: {error!r}") from None
+    steps = np.array(sorted(found), float)
+    return Run(
+        path, config, tasks, steps, np.array(success), np.array(clock or [(np.nan,) * 3]).T, final
+    )
+
+
+def read_cosines(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[str, ...]]:
+    """Cosines between the tasks' gradients over a run.
+
+    Returns:
+        When they were measured [environment steps over all tasks], `[D]`; them, `[D, T, T]` for
+        each network; T task names.
+
+    Raises:
+        UsageError: if the folder holds none.
+    """
+    rows = read_rows(path / COSINES)
+    if not rows:
+        raise UsageError(
+            f"cosine: expected a run folder with {COSINES}, which is written every "
+            f"--diagnose-every steps, got {path}"
+        )
+    config = TrainConfig.from_yaml(path / "config.yaml")
+    tasks = get_benchmark(config.benchmark, config.tasks).tasks
+    networks = sorted(rows[0].keys() - {STEP})
+    steps = np.array([row[STEP] for row in rows], float)
+    return steps, {name: np.array([row[name] for row in rows]) for name in networks}, tasks
+
+
+def group(
+    runs: Sequence[Run], by: Sequence[str] = (), labels: Mapping[str, str] | None = None
+) -> list[Method]:
+    """Runs with the same configuration except the seed, as one method each, in order of arrival.
+
+    A method is named by its surgery where that tells them apart, else by all that differs.
+
+    Args:
+        by: Configuration fields that make a method, instead of all.
+        labels: Other names for the methods.
+
+    Raises:
+        UsageError: if the runs' tasks differ, one run is given twice, or a name is unknown.
+    """
+    leaves = [run.config.flat() for run in runs]
+    for run in runs:
+        if run.tasks != runs[0].tasks:
+            first, other = (f"{len(r.tasks)} of {r.path}" for r in (runs[0], run))
+            raise UsageError(
+                f"runs: expected the same tasks in the same order, got the {first} and the {other}"
+            )
+    for field in by:
+        if field not in leaves[0]:
+            raise UsageError(unknown("group_by", field, leaves[0]))
+    fields = list(by) or [field for field in leaves[0] if field not in NOT_THE_METHOD]
+    members: dict[tuple[Any, ...], list[Run]] = {}
+    seen: dict[tuple[Any, ...], Run] = {}
+    for run, values in zip(runs, leaves, strict=True):
+        identity = tuple(values[f] for f in values if f == "seed" or f not in NOT_THE_METHOD)
+        if identity in seen:
+            twice = f"{seen[identity].path} and {run.path}"
+            raise UsageError(f"runs: expected every seed of a method once, got {twice}")
+        seen[identity] = run
+        members.setdefault(tuple(values[field] for field in fields), []).append(run)
+
+    by_surgery = not by and len({key[fields.index("surgery")] for key in members}) == len(members)
+    columns = dict(zip(fields, zip(*members, strict=True), strict=True))
+    named_by = [field for field, column in columns.items() if len(set(column)) > 1]
+    if by_surgery or not named_by:
+        named_by = ["surgery"]
+    names = []
+    for same in members.values():
+        values = same[0].config.flat()
+        names.append(", ".join(_assignment(field, values[field]) for field in named_by))
+    labels = labels or {}
+    for name in labels:
+        if name not in names:
+            raise UsageError(unknown("labels", name, names))
+    return [
+        Method(labels.get(name, name), tuple(same))
+        for name, same in zip(names, members.values(), strict=True)
+    ]
+
+
+def differences(methods: Sequence[Method]) -> list[str]:
+    """In words, in which fields methods differ, beyond what their names say."""
+    told = []
+    for field in methods[0].runs[0].config.flat().keys() - NOT_THE_METHOD:
+        values = [
+            " or ".join(dict.fromkeys(shown(run.config.flat()[field]) for run in method.runs))
+            for method in methods
+        ]
+        pairs = list(zip(methods, values, strict=True))
+        in_names = all(_assignment(field, value) in method.name for method, value in pairs)
+        if len(set(values)) > 1 and not in_names:
+            told.append(f"{field}: " + ", ".join(f"{v} ({method.name})" for method, v in pairs))
+    return sorted(told)
+
+
+def _assignment(field: str, value: Any) -> str:
+    return shown(value) if field == "surgery" else f"{field}={shown(value)}"
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    """The rows of progress.json, or of progress.csv if that is all that was kept."""
+    lines, table = path / "progress.json", path / "progress.csv"
+    if not (path / "config.yaml").is_file() or not (lines.is_file() or table.is_file()):
+        expected = "a run folder with config.yaml and progress.json or progress.csv"
+        raise UsageError(f"runs: expected {expected}, got {path}")
+    try:
+        if lines.is_file():
+            return read_rows(lines)
+        text = table.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1].splitlines()  # a killed process leaves part of a line
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(whole)]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"runs: cannot read the logs in {path}: {one_line(error)}") from None

@@ -1,0 +1,92 @@
+"""Run folders as training leaves them, by the real logger, without the training."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from mtrl.benchmarks import get_benchmark
+from mtrl.config import TrainConfig
+from mtrl.logger import RunLogger
+from mtrl.scores import Evaluation
+
+NETWORKS = ("critic1", "critic2", "actor")
+
+
+def write_run(
+    folder: Path, config: TrainConfig, stop_at: int | None = None, hours: float = 10.0
+) -> Path:
+    """A run of this configuration; killed at `stop_at`, if given, before its last evaluation."""
+    benchmark = get_benchmark(config.benchmark, config.tasks)
+    tasks, n_tasks = benchmark.tasks, len(benchmark.tasks)
+    schedule = config.schedule(n_tasks)
+    config = config.model_copy(update=dataclasses.asdict(schedule))
+    total = schedule.total_timesteps
+    surgery = config.learner.surgery
+    rng = np.random.default_rng([config.seed, zlib.crc32(surgery.encode())])
+    easy = np.random.default_rng(7).uniform(size=n_tasks)
+    quality = {"none": 0.0, "pcgrad": 0.12, "rotograd": 0.22}.get(surgery, 0.05)
+    plateau = np.clip(easy * 1.3 - 0.15 + quality + rng.normal(0, 0.08, n_tasks), 0, 1)
+    half = np.clip(rng.lognormal(-1.2 - 2 * quality, 0.5, n_tasks) * (1.6 - easy), 0.03, 2)
+
+    def rates(steps: int) -> np.ndarray:
+        wobble = rng.normal(0, 0.05, n_tasks)
+        return np.clip(plateau / (1 + np.exp(-6 * (steps / total / half - 1))) + wobble, 0, 1)
+
+    def evaluate(steps: int, episodes: int) -> Evaluation:
+        success = rng.random((n_tasks, episodes)) < rates(steps)[:, None]
+        shape = (*success.shape, 0, 4)
+        found = Evaluation(tasks, 0, success.astype(int), 100.0 * success, np.zeros(shape))
+        values = {
+            f"eval/success_rate/{task}": float(rate)
+            for task, rate in zip(tasks, found.success_rates, strict=True)
+        }
+        values |= {"eval/success_rate/mean": found.mean, "eval/success_rate/worst": found.worst}
+        logger.write(steps, values)
+        return found
+
+    def diagnose(steps: int) -> None:
+        matrices = {}
+        for n, network in enumerate(NETWORKS):
+            groups = np.random.default_rng(n).normal(size=(n_tasks, 6))
+            gradients = (1 + 2 * steps / total) * groups @ rng.normal(size=(6, 60)) / 6
+            gradients += rng.normal(size=(n_tasks, 60)) + 0.3
+            gradients /= np.linalg.norm(gradients, axis=1, keepdims=True)
+            matrices[network] = gradients @ gradients.T
+        logger.cosines(steps, matrices)
+
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    logger = RunLogger(folder, total, config)
+    every = (schedule.log_every, schedule.diagnose_every, schedule.eval_every)
+    marks = sorted({step for each in every if each for step in range(each, total + 1, each)})
+    updates = 0
+    for steps in marks:
+        if stop_at is not None and steps > stop_at:
+            break
+        updates = max(0, steps - schedule.learning_starts) // n_tasks
+        if steps % schedule.log_every == 0:
+            clock = {
+                "time/fps": 100.0,
+                "time/updates": float(updates),
+                "time/elapsed": 3600 * hours * steps / total,
+            }
+            episodes = zip(tasks, rates(steps).tolist(), strict=True)
+            logger.write(
+                steps, clock | {f"rollout/success_rate/{task}": rate for task, rate in episodes}
+            )
+        if schedule.diagnose_every and steps % schedule.diagnose_every == 0:
+            diagnose(steps)
+        if steps % schedule.eval_every == 0 and steps < total:
+            evaluate(steps, config.eval_episodes)
+    if stop_at is None:
+        result = evaluate(total, 50)
+        (folder / "eval.csv").write_text(result.to_csv(), encoding="utf-8")
+        context = {"total_timesteps": total, "updates": updates, "seconds": 3600 * hours}
+        (folder / "eval.json").write_text(result.to_json(**context), encoding="utf-8")
+        logger.finish()
+    logger.close()
+    return folder

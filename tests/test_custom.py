@@ -1,0 +1,187 @@
+"""Tasks of one's own: MuJoCo environments that Gymnasium ships, trained end to end."""
+
+from functools import partial
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+
+from mtrl import Benchmark, TrainConfig, train
+from mtrl.benchmarks import get_benchmark
+from mtrl.config import EnvironmentConfig
+from mtrl.envs.custom import CustomTask, spaces_of, tells_success
+from mtrl.envs.make import make_vector_env
+from mtrl.envs.parity import choose_simulators
+from mtrl.validation import UsageError
+
+HORIZON = 20
+
+
+class Touch(gym.Wrapper):
+    """Reacher, solved where the finger is within a distance of its target."""
+
+    def __init__(self, env, distance):
+        super().__init__(env)
+        self.distance = distance
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        solved = -info["reward_dist"] < self.distance
+        return observation, reward, terminated, truncated, info | {"solved": solved}
+
+
+def reacher(gravity: float, distance: float | None = None) -> gym.Env:
+    env = gym.make("Reacher-v5")
+    env.unwrapped.model.opt.gravity[:] = (0, 0, gravity)
+    return env if distance is None else Touch(env, distance)
+
+
+REACHERS = Benchmark(
+    "reachers",
+    {f"gravity{g}": partial(reacher, g, 0.2) for g in (0, -9, -30)},
+    success_key="solved",
+)
+
+
+def make(**spaces):
+    """An environment with other spaces."""
+
+    class Other(gym.Env):
+        observation_space = spaces.get("observation", Box(-1, 1, (3,)))
+        action_space = spaces.get("action", Box(-1, 1, (2,)))
+
+    return Other()
+
+
+def test_episodes_are_those_of_the_environment_itself():
+    """In worker processes, in rows of any number, with actions scaled back to its own range."""
+    envs = make_vector_env(REACHERS, HORIZON, workers=2, envs_per_task=2)
+    draw = np.random.default_rng(0)
+    try:
+        observations, _ = envs.reset(seed=5)
+        alone = [
+            CustomTask(task, REACHERS.own[task], "solved", HORIZON, stride=2)
+            for task in REACHERS.tasks
+            for _ in range(2)
+        ]
+        for row, env in enumerate(alone):
+            env.reset(seed=5, options={"episode": row % 2})
+            np.testing.assert_array_equal(
+                observations[row],
+                env.reset(seed=5, options={"episode": row % 2})[0].astype(np.float32),
+            )
+        for step in range(2 * HORIZON):
+            actions = draw.uniform(-1, 1, (6, 2)).astype(np.float32)
+            observations, rewards, _, truncated, infos = envs.step(actions)
+            for row, env in enumerate(alone):
+                seen, reward, _, cut, info = env.step(actions[row])
+                assert reward == rewards[row] and cut == truncated[row]
+                assert info["success"] == infos["success"][row]
+                if cut:
+                    last = infos["final_obs"][row]
+                    np.testing.assert_array_equal(last, seen.astype(np.float32))
+                    seen, _ = env.reset()
+                np.testing.assert_array_equal(observations[row], seen.astype(np.float32))
+            assert truncated.all() == (step % HORIZON == HORIZON - 1)
+    finally:
+        envs.close()
+
+
+def test_actions_are_scaled_to_the_environments_range():
+    class Wide(gym.Env):
+        observation_space = Box(-9, 9, (2,))
+        action_space = Box(np.float32([0, -4]), np.float32([10, 4]))
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            return action, 0.0, False, False, {}
+
+    env = CustomTask("wide", Wide)
+    env.reset(seed=0)
+    for action, expected in (([-1, -1], [0, -4]), ([1, 1], [10, 4]), ([0, 0.5], [5, 2])):
+        np.testing.assert_allclose(env.step(np.float32(action))[0], expected, atol=1e-6)
+
+
+def test_evaluation_has_episodes_of_its_own():
+    ours = [
+        CustomTask("a", REACHERS.own["gravity0"], "solved", HORIZON, training)
+        for training in (True, False)
+    ]
+    first, second = (env.reset(seed=0)[0] for env in ours)
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, ours[0].reset(seed=0)[0])
+
+
+def test_success_keys():
+    assert tells_success(REACHERS)
+    assert not tells_success(Benchmark("r", REACHERS.environments, success_key="success"))
+
+
+BOX = {
+    "discrete": (
+        {"action": Discrete(3)},
+        "expected actions of task 'b' in a Box of one .*Discrete",
+    ),
+    "picture": (
+        {"observation": Box(0, 1, (8, 8))},
+        "expected observations of task 'b' in a Box of",
+    ),
+    "longer": ({"observation": Box(-1, 1, (4,))}, r"observations of equal shape, got \(3,\) of"),
+    "unbounded": ({"action": Box(-np.inf, np.inf, (2,))}, "expected bounded actions of task 'b'"),
+}
+
+
+@pytest.mark.parametrize("case", BOX)
+def test_spaces_that_do_not_fit_are_named(case):
+    spaces, message = BOX[case]
+    benchmark = Benchmark("x", {"a": make, "b": partial(make, **spaces)})
+    with pytest.raises(UsageError, match=message):
+        spaces_of(benchmark)
+
+
+def test_what_a_benchmark_may_not_be():
+    with pytest.raises(UsageError, match=r"benchmark: expected tasks .* got none"):
+        Benchmark("empty", {})
+    with pytest.raises(UsageError, match=r"benchmark: expected tasks .* got of both"):
+        Benchmark("both", {"reach-v3": None, "mine": make})
+    with pytest.raises(UsageError, match="simulator: expected 'auto' for reachers"):
+        choose_simulators(REACHERS, EnvironmentConfig(simulator="envpool"))
+    with pytest.raises(UsageError, match=r"benchmark: cannot import 'no.such:thing'"):
+        get_benchmark("no.such:thing")
+    with pytest.raises(UsageError, match=r"benchmark: expected a mtrl.Benchmark at .* got float"):
+        get_benchmark("math:pi")
+
+
+def test_by_name(tmp_path, monkeypatch):
+    (tmp_path / "mine_for_a_test.py").write_text(
+        "import gymnasium as gym\nfrom functools import partial\nfrom mtrl import Benchmark\n"
+        "def both():\n"
+        "    make = partial(gym.make, 'Reacher-v5')\n"
+        "    return Benchmark('both', {'a': make, 'b': make})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert get_benchmark("mine_for_a_test:both").tasks == ("a", "b")
+    assert get_benchmark("mine_for_a_test:both", ("b",)).tasks == ("b",)
+    with pytest.raises(UsageError, match="tasks: unknown 'c'"):
+        get_benchmark("mine_for_a_test:both", ("c",))
+
+
+def test_trains_and_judges(tmp_path):
+    config = TrainConfig.model_validate(
+        {
+            "total_timesteps": 360,
+            "learning_starts": 120,
+            "run_dir": tmp_path / "run",
+            "agent": {"hidden_sizes": [8]},
+            "learner": {"batch_size": 8, "surgery": "pcgrad"},
+            "environment": {"horizon": HORIZON, "workers": 1},
+        }
+    )
+    outcome = train(config, REACHERS)
+    assert outcome.evaluation is not None
+    assert outcome.evaluation.tasks == REACHERS.tasks
+    # Within a fifth of a metre of a target that lies within that of the arm: sometimes.
+    assert 0 < outcome.evaluation.mean < 1
