@@ -26,7 +26,8 @@ def export_policy(source: Path | str, target: Path | str) -> None:
 
     A `.safetensors` file is for `Policy.load` and `mtrl-eval`. A `.pt2` file is a program for
     `torch.export.load` from observations with their one-hot, `[n, observation + T]` in float32, to
-    the mode's actions `[n, A]`; it needs PyTorch, but nothing of mtrl.
+    the mode's actions `[n, A]`; it takes PyTorch 2.7, older ones may not read what newer ones
+    write, and nothing of mtrl.
 
     Raises:
         UsageError: if there is no policy, or the file cannot be made.
@@ -38,6 +39,8 @@ def export_policy(source: Path | str, target: Path | str) -> None:
         )
     if target.resolve() == path.resolve():
         raise UsageError(f"output: expected another file than the policy's, got {target}")
+    if target.suffix == ".pt2" and torch.__version__ < "2.7":  # cannot write what it exports
+        raise UsageError(f"output: expected PyTorch 2.7 for a .pt2 file, got {torch.__version__}")
     policy, header = _read(path)
     _fold(policy)
     config = yaml.safe_dump(header.model_dump(mode="json", exclude_none=True), sort_keys=False)
@@ -100,13 +103,14 @@ class _Program(nn.Module):
         self.policy = policy
 
     def forward(self, observations: Tensor) -> Tensor:
-        size = self.policy.observation_size
-        return self.policy.act(observations[:, :size], observations[:, size:].argmax(-1))
+        sizes = [self.policy.observation_size, len(self.policy.tasks)]
+        rows, one_hot = observations.split(sizes, 1)
+        return self.policy.act(rows, one_hot.argmax(-1))
 
 
 def _program(policy: Policy) -> torch.export.ExportedProgram:
     example = torch.zeros(2, policy.observation_size + len(policy.tasks))
-    rows = {"observations": {0: torch.export.Dim("rows")}}
+    rows = {"observations": {0: torch.export.Dim("rows", max=2**31)}}
     return torch.export.export(_Program(policy), (example,), dynamic_shapes=rows, strict=False)
 
 

@@ -71,10 +71,9 @@ class _Product(torch.autograd.Function):
         ctx.by_task, ctx.weight_dtype = weight.ndim == 4, weight.dtype
         weight = weight[:, 0] if ctx.by_task else weight
         ctx.save_for_backward(inputs, weight.to(inputs.dtype))
-        # No view of a result: the caller adds and clips in place.
-        products = inputs.new_empty(*inputs.shape[:-1], weight.shape[-1], dtype=dtype)
-        rows, out = inputs.flatten(1, 2), products.flatten(1, 2)
-        torch.bmm(rows.to(dtype), weight.to(dtype), out=out)
+        rows = torch.bmm(inputs.flatten(1, 2).to(dtype), weight.to(dtype))
+        # Not as a view, as far as autograd knows: the caller adds and clips in place.
+        products = torch.ops.aten._unsafe_view(rows, [*inputs.shape[:-1], weight.shape[-1]])
         return products
 
     @staticmethod

@@ -26,8 +26,10 @@ def run_python(code: str) -> str:
 
 def test_help_imports_neither_torch_nor_a_simulator():
     code = (
-        "import sys\nfrom mtrl.cli.train import main as train_main\n"
-        "try: train_main(['--help'])\nexcept SystemExit as end: assert not end.code\n"
+        "import sys\nfrom mtrl.cli import eval, export, train\n"
+        "for command in (export, eval, train):\n"
+        "    try: command.main(['--help'])\n"
+        "    except SystemExit as end: assert not end.code\n"
         "heavy = {'torch', 'mujoco', 'metaworld', 'gymnasium', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -36,7 +38,8 @@ def test_help_imports_neither_torch_nor_a_simulator():
         "--total-timesteps --learning-starts --buffer-size --batch-size --gradient-steps --tau "
         "--gamma --learning-rate --seed --device --benchmark --tasks --surgery --run-dir "
         "--eval-every --eval-episodes --checkpoint-every --resume --config --diagnose-every "
-        "--actor-surgery --critic-surgery --rotation-lr --rotation-decay --rotation-size"
+        "--actor-surgery --critic-surgery --rotation-lr --rotation-decay --rotation-size "
+        "--eval-video --video --camera --stochastic --json --csv --output --card"
     ).split():
         assert flag in shown
 

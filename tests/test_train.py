@@ -9,18 +9,23 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mtrl import Policy
 from mtrl import train as train_in_python
 from mtrl.agent import MTSAC
 from mtrl.benchmarks import get_benchmark
 from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_atomically, write_text
+from mtrl.cli.eval import main as eval_main
+from mtrl.cli.export import main as export_main
 from mtrl.cli.plot import main as plot
 from mtrl.config import TrainConfig
 from mtrl.evaluation import evaluate
+from mtrl.export import card
 from mtrl.figures import conflict_fraction
 from mtrl.rollout import STAGES
 from mtrl.runs import read_cosines
@@ -196,6 +201,31 @@ def test_final_evaluation_is_what_mtrl_eval_and_python_find(finished, tmp_path):
     assert result.rows() == stored["tasks"][1:]
     other = run("mtrl-eval", newest_checkpoint(run_dir), "--tasks", TASKS[0], "--episodes", 3)
     assert TASKS[0] in other and TASKS[1] not in other
+
+
+def test_an_exported_run_is_judged_as_the_run_is(finished, tmp_path):
+    run_dir, _ = finished
+    shared = tmp_path / "shared.safetensors"
+    assert export_main([str(run_dir), "-o", str(shared)]) == 0
+    rows = []
+    for source in (run_dir, shared):
+        file = str(tmp_path / "result.json")
+        assert eval_main([str(source), "--episodes", "4", "--json", file]) == 0
+        rows.append(json.loads(Path(file).read_text())["tasks"])
+    assert rows[0] == rows[1]
+    _, header = Policy.load_with_header(shared)
+    stored = json.loads((run_dir / "eval.json").read_text())
+    assert header.evaluation is not None and header.versions["torch"] == torch.__version__
+    means = [row.return_mean for row in header.evaluation.tasks]
+    assert means == [row["return_mean"] for row in stored["tasks"]]
+    agent = MTSAC.load(run_dir / "policy_final.safetensors")
+    observations = np.random.default_rng(0).normal(size=(2, 39))
+    actions = [x.predict(observations, deterministic=True)[0] for x in (agent, Policy.load(shared))]
+    np.testing.assert_allclose(*actions, atol=1e-6)  # the rotations are folded in
+
+    assert f"| {TASKS[0]} | 50 |" in card(shared)
+    earlier = newest_checkpoint(run_dir)
+    assert "| task |" not in card(earlier)  # figures are those of the final policy
 
 
 def test_the_same_seed_repeats_to_the_bit_and_another_does_not(finished, tmp_path):

@@ -20,7 +20,7 @@ class ExportConfig(Section):
     output: Path | None = Field(
         default=None,
         description="File to write: NAME.safetensors for Policy.load and mtrl-eval, or NAME.pt2, a "
-        "program for torch.export.load that needs PyTorch alone.",
+        "program for torch.export.load that needs PyTorch (2.7 or newer) alone.",
     )
     card: bool = Field(default=False, description="Print what the policy is, as Markdown.")
 
