@@ -124,20 +124,22 @@ def _card(header: PolicyHeader) -> str:
         else "",
         ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
+    normalized = " The policy normalises them itself." if agent.normalize_observations else ""
+    sizes = agent.actor_hidden_sizes or agent.hidden_sizes
     heads = "a head per task" if agent.heads == "multi" else "one head"
     lines = [
-        f"# A policy for {len(tasks)} Meta-World task{'s' * (len(tasks) > 1)}"
+        f"# A policy for {len(tasks)} task{'s' * (len(tasks) > 1)}"
         + (f" ({header.benchmark})" if header.benchmark else ""),
         "",
         "The actor of a multi-task SAC, made by mtrl.",
         "",
         f"- Training: {'; '.join(part for part in origin if part)}.",
-        f"- Observation: {header.observation_size} numbers as the simulator gives them, Meta-World "
-        f"V3 with its goal observable, float32; then, unless the task is named, its one-hot of "
-        f"{len(tasks)}.",
+        f"- Observation: {header.observation_size} numbers as the simulator gives them (Meta-World:"
+        f" with the goal observable), float32; then, unless the task is named, its one-hot of "
+        f"{len(tasks)}.{normalized}",
         f"- Action: {header.action_size} numbers in [-1, 1].",
         f"- Episode: {header.horizon} steps.",
-        f"- Networks: {' × '.join(map(str, agent.hidden_sizes))}, {heads}.",
+        f"- Networks: {' × '.join(map(str, sizes))}, {heads}.",
         f"- Tasks, in the one-hot's order: {', '.join(tasks)}.",
         "",
     ]

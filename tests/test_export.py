@@ -26,10 +26,23 @@ TASKS = ("reach-v3", "push-v3")
 OBSERVATIONS = np.random.default_rng(0).normal(size=(2, 39)).astype(np.float32)
 
 
-def make_agent(heads: str = "multi", width: int = 8) -> MTSAC:
-    agent = MTSAC(TASKS, AgentConfig(hidden_sizes=(width, width), heads=heads), 39, 4, seed=3)
+RECIPE = {
+    "layer_norm": True,
+    "trunk": "residual",
+    "task_embedding": 3,
+    "normalize_observations": True,
+    "actor_hidden_sizes": (12, 12),
+}
+
+
+def make_agent(heads: str = "multi", width: int = 8, **recipe: object) -> MTSAC:
+    config = AgentConfig(hidden_sizes=(width, width), heads=heads, **recipe)
+    agent = MTSAC(TASKS, config, 39, 4, seed=3)
     for parameter in agent.actor.parameters():  # heads start near zero
         parameter.add_(0.1 * torch.randn(parameter.shape, generator=agent._generator))
+    if agent.normalizer is not None:
+        agent.normalizer.mean.add_(0.5)
+        agent.normalizer.variance.mul_(3)
     return agent
 
 
@@ -85,27 +98,36 @@ def test_rotations_are_folded_into_the_heads(heads, size, tmp_path):
 
 
 def test_a_program_for_pytorch_alone(tmp_path):
-    agents = {heads: make_agent(heads, width=32) for heads in ("multi", "single")}
-    for heads, agent in agents.items():
+    agents = {"multi": make_agent(), "single": make_agent("single"), "all": make_agent(**RECIPE)}
+    for name, agent in agents.items():
         agent.save(tmp_path / "a.safetensors")
-        export_policy(tmp_path / "a.safetensors", tmp_path / f"{heads}.pt2")
+        export_policy(tmp_path / "a.safetensors", tmp_path / f"{name}.pt2")
     rows = np.random.default_rng(1).normal(size=(7, 39))
     rows = np.concatenate([rows, np.eye(2)[np.arange(7) % 2]], 1)
     np.save(tmp_path / "rows.npy", rows.astype(np.float32))
     code = (
         "import sys, numpy as np, torch\n"
         "rows = torch.from_numpy(np.load('rows.npy'))\n"
-        "for heads in ('multi', 'single'):\n"
-        "    program = torch.export.load(heads + '.pt2').module()\n"
+        "for name in ('multi', 'single', 'all'):\n"
+        "    program = torch.export.load(name + '.pt2').module()\n"
         "    for n in (1, 7):\n"
-        "        np.save(f'{heads}{n}.npy', program(rows[:n]).numpy())\n"
+        "        np.save(f'{name}{n}.npy', program(rows[:n]).numpy())\n"
         "assert not any(name.split('.')[0] == 'mtrl' for name in sys.modules)"
     )
     python(code, tmp_path)
-    for heads, agent in agents.items():
+    for name, agent in agents.items():
         for n in (1, 7):
             expected, _ = agent.predict(rows[:n], deterministic=True)
-            np.testing.assert_allclose(np.load(tmp_path / f"{heads}{n}.npy"), expected, atol=1e-5)
+            np.testing.assert_allclose(np.load(tmp_path / f"{name}{n}.npy"), expected, atol=1e-5)
+
+
+def test_all_parts_of_a_recipe_are_exported(tmp_path):
+    agent = make_agent(**RECIPE)
+    agent.save(tmp_path / "a.safetensors")
+    export_policy(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    policy = Policy.load(tmp_path / "b.safetensors")
+    assert policy.config == agent.config and np.array_equal(actions(policy), actions(agent))
+    assert not np.allclose(actions(policy), actions(make_agent()), atol=1e-3)
 
 
 def test_loading_needs_neither_training_code_nor_a_simulator(files):
