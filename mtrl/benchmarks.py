@@ -112,7 +112,8 @@ def _some(benchmark: Benchmark, tasks: tuple[str, ...]) -> Benchmark:
     among = benchmark.environments
     for task in tasks:
         if task not in among:
-            raise UsageError(unknown("tasks", task, among))
+            hint = "" if benchmark.own else "; tasks of one's own need --benchmark MODULE:NAME"
+            raise UsageError(unknown("tasks", task, among) + hint)
     if len(set(tasks)) < len(tasks):
         twice = next(task for task in tasks if tasks.count(task) > 1)
         raise UsageError(f"tasks: expected every task once, got {twice!r} more than once")

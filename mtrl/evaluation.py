@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from mtrl.benchmarks import N_GOALS, Benchmark, get_benchmark
 from mtrl.checkpoint import find_policy
+from mtrl.envs.custom import checked
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.processes import n_cores
 from mtrl.envs.vector import TaskVectorEnv
@@ -187,12 +188,15 @@ def evaluate_file(
     workers: int | None = None,
     device: str = "auto",
     stochastic: bool = False,
+    benchmark: str | None = None,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Judge a run folder's final policy (or its newest checkpoint), a checkpoint, or a policy file.
 
     Args:
         tasks: Some of the policy's tasks; default: all.
         seed: Of the goals; default: the training run's.
+        benchmark: `package.module:attribute`, for tasks that are not Meta-World's. A file only
+            names its tasks: what it says is never imported.
 
     Returns:
         The evaluation, and what it was made of, as plain values.
@@ -202,10 +206,10 @@ def evaluate_file(
     """
     path = find_policy(policy)
     loaded, header = Policy.load_with_header(path, resolve_device(device))
-    benchmark = get_benchmark("", tasks or loaded.tasks)
+    found = checked(get_benchmark(benchmark or "", tasks or loaded.tasks))
     seed = header.seed if seed is None else seed
     result = evaluate(
-        loaded, benchmark, seed, episodes, header.horizon, workers, stochastic, progress=True
+        loaded, found, seed, episodes, header.horizon, workers, stochastic, progress=True
     )
     return result, {
         "policy": str(path),

@@ -7,7 +7,7 @@ import platform
 import re
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from mtrl.agent import MTSAC
 from mtrl.benchmarks import Benchmark, get_benchmark
 from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_text
 from mtrl.config import TrainConfig
-from mtrl.envs.custom import spaces_of, tells_success
+from mtrl.envs.custom import checked
 from mtrl.envs.parity import choose_simulators, expect_same_simulators
 from mtrl.envs.processes import n_cores
 from mtrl.learner import Learner
@@ -128,16 +128,15 @@ def check(
     """
     if benchmark is None:
         benchmark = get_benchmark(config.benchmark, config.tasks)
-    if benchmark.own:
-        spaces_of(benchmark)
-        if benchmark.success_key is not None and not tells_success(benchmark):
-            benchmark = replace(benchmark, success_key=None)
+    benchmark = checked(benchmark)
     device = resolve_device(config.device)
     precision = resolve_precision(config.learner.precision, device)
     # With the narrowest inputs: here a method says what it cannot do with such networks.
     narrow = config.learner.model_copy(update={"precision": "fp32", "compile": False})
     Learner(MTSAC(benchmark.tasks, config.agent, 1, 1), narrow)
     choose_simulators(benchmark, config.environment)
+    if config.eval_video and benchmark.own:
+        raise UsageError(f"eval_video: expected tasks of Meta-World's, got {benchmark.name}")
     if config.eval_video:
         from mtrl.video import find_backend
 

@@ -1,6 +1,8 @@
 """Tasks of one's own: MuJoCo environments that Gymnasium ships, trained end to end."""
 
+import json
 from functools import partial
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -9,6 +11,8 @@ from gymnasium.spaces import Box, Discrete
 
 from mtrl import Benchmark, TrainConfig, train
 from mtrl.benchmarks import get_benchmark
+from mtrl.cli.eval import main as eval_main
+from mtrl.cli.train import main as train_main
 from mtrl.config import EnvironmentConfig
 from mtrl.envs.custom import CustomTask, spaces_of, tells_success
 from mtrl.envs.make import make_vector_env
@@ -169,19 +173,50 @@ def test_by_name(tmp_path, monkeypatch):
         get_benchmark("mine_for_a_test:both", ("c",))
 
 
-def test_trains_and_judges(tmp_path):
-    config = TrainConfig.model_validate(
+def config(run_dir, **more) -> TrainConfig:
+    return TrainConfig.model_validate(
         {
             "total_timesteps": 360,
             "learning_starts": 120,
-            "run_dir": tmp_path / "run",
+            "run_dir": run_dir,
             "agent": {"hidden_sizes": [8]},
             "learner": {"batch_size": 8, "surgery": "pcgrad"},
             "environment": {"horizon": HORIZON, "workers": 1},
+            **more,
         }
     )
-    outcome = train(config, REACHERS)
+
+
+def test_trains_and_judges(tmp_path):
+    outcome = train(config(tmp_path / "run"), REACHERS)
     assert outcome.evaluation is not None
     assert outcome.evaluation.tasks == REACHERS.tasks
     # Within a fifth of a metre of a target that lies within that of the arm: sometimes.
     assert 0 < outcome.evaluation.mean < 1
+
+
+def test_without_success_tasks_are_judged_by_their_return(tmp_path, monkeypatch, capsys):
+    """By the commands, with a benchmark in a module of the working directory."""
+    (tmp_path / "silent_for_a_test.py").write_text(
+        "import gymnasium as gym\nfrom functools import partial\nfrom mtrl import Benchmark\n"
+        "pair = Benchmark('pair', dict.fromkeys('ab', partial(gym.make, 'Reacher-v5')))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    flags = "--total-timesteps 200 --learning-starts 80 --hidden-sizes 8 --batch-size 8 --workers 1"
+    name = "silent_for_a_test:pair"
+    assert train_main(["--benchmark", name, "--run-dir", "run", *flags.split()]) == 0
+    said = capsys.readouterr().out
+    assert "those of pair; they tell no success, so tasks are judged by their return" in said
+    stored = json.loads(Path("run/eval.json").read_text())
+    assert set(stored["tasks"][0]) == {"task", "episodes", "return_mean"}
+    assert eval_main(["run", "--benchmark", name, "--json", "again.json"]) == 0
+    again = json.loads(Path("again.json").read_text())
+    assert again["tasks"] == stored["tasks"] and again["mean_return"] == stored["mean_return"]
+    rows = [json.loads(line) for line in Path("run/progress.json").read_text().splitlines()]
+    tags = set().union(*rows)
+    assert {"eval/return/a", "eval/return/mean"} <= tags
+    assert not any(tag.startswith("eval/success_rate") for tag in tags)
+    assert eval_main(["run"]) == 2
+    assert "tasks of one's own need --benchmark" in capsys.readouterr().err
+    assert eval_main(["run", "--benchmark", name, "--video", "films"]) == 2
+    assert "video: expected tasks of Meta-World's" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from mtrl.cli.flags import Parser, add_flags, run
 from mtrl.config import Camera
-from mtrl.validation import Section, expect_writable, validate
+from mtrl.validation import Section, UsageError, expect_writable, validate
 
 
 class EvalConfig(Section):
@@ -25,6 +25,10 @@ class EvalConfig(Section):
         default=None,
         min_length=1,
         description="Evaluate these of the policy's tasks; default: all.",
+    )
+    benchmark: str | None = Field(
+        default=None,
+        description="Where tasks come from that are not Meta-World's: package.module:attribute.",
     )
     seed: int | None = Field(
         default=None,
@@ -82,6 +86,8 @@ def _eval(arguments: Sequence[str] | None) -> int:
     expect_writable("csv", config.csv_file)
     expect_writable("video", config.video, is_folder=True)
 
+    if config.video is not None and config.benchmark is not None:
+        raise UsageError(f"video: expected tasks of Meta-World's, got {config.benchmark}")
     if config.video is not None:
         from mtrl.video import film, find_backend
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -96,6 +97,20 @@ def spaces_of(benchmark: Benchmark) -> tuple[Box, Box]:
         Box(-np.inf, np.inf, observations.shape, np.float32),
         Box(-1.0, 1.0, actions.shape, np.float32),
     )
+
+
+def checked(benchmark: Benchmark) -> Benchmark:
+    """The benchmark, once its own environments were looked at; without a key that none tells.
+
+    Raises:
+        UsageError: see `spaces_of`.
+    """
+    if not benchmark.own:
+        return benchmark
+    spaces_of(benchmark)
+    if benchmark.success_key is None or tells_success(benchmark):
+        return benchmark
+    return replace(benchmark, success_key=None)
 
 
 def tells_success(benchmark: Benchmark) -> bool:

@@ -70,7 +70,10 @@ def choose_simulators(benchmark: Benchmark, config: EnvironmentConfig) -> Simula
     if benchmark.own:
         if config.simulator == "envpool" or config.native_tasks:
             raise UsageError(f"simulator: expected 'auto' for {benchmark.name}, got 'envpool'")
-        return Simulators(("own",) * len(tasks), f"simulators: those of {benchmark.name}")
+        note = f"simulators: those of {benchmark.name}"
+        if benchmark.success_key is None:
+            note += "; they tell no success, so tasks are judged by their return"
+        return Simulators(("own",) * len(tasks), note)
     if config.simulator == "metaworld":
         if config.native_tasks:
             raise UsageError(
