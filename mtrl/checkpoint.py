@@ -11,14 +11,17 @@
     └── eval.csv, eval.json       its full evaluation
 
 A checkpoint is one safetensors file: every tensor of the training state, and in its header the
-policy's description as YAML and all plain values as JSON. So it is also a policy file. No pickle.
+policy's description as YAML, all plain values as JSON, the versions of the packages that made it,
+and a checksum over everything. So it is also a policy file. No pickle.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mtrl.policy_file import digest
 from mtrl.validation import UsageError, one_line
 
 FORMAT = "mtrl-checkpoint-1"
 FINAL = "policy_final.safetensors"
+PACKAGES = (
+    "mtrl",
+    "torch",
+    "numpy",
+    "gymnasium",
+    "metaworld",
+    "mujoco",
+    "stable-baselines3",
+    "safetensors",
+    "envpool",
+)
 KEEP = 2
 """Checkpoints kept: the newest, and the one before in case the disk fails."""
 
@@ -69,7 +84,13 @@ def save_checkpoint(run_dir: Path, steps: int, state: dict[str, Any], config: st
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     _flatten(state, "", tensors, plain)
-    header = {"format": FORMAT, "config": config, "state": json.dumps(plain)}
+    header = {
+        "format": FORMAT,
+        "config": config,
+        "state": json.dumps(plain),
+        "versions": json.dumps(installed_versions()),
+    }
+    header["sha256"] = digest(header, sorted(tensors.items()))
     folder = run_dir / "checkpoints"
     folder.mkdir(exist_ok=True)
     path = folder / f"step_{steps:012d}.safetensors"
@@ -103,14 +124,42 @@ def newest_checkpoint(run_dir: Path) -> Path:
     Raises:
         UsageError: if there is none.
     """
-    found = sorted((run_dir / "checkpoints").glob("step_*.safetensors"))
-    if not found:
+    found = _newest_or_none(run_dir)
+    if found is None:
         raise UsageError(f"resume: expected a run folder with a checkpoint, got {run_dir}")
-    return found[-1]
+    return found
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The `state` that `save_checkpoint` was given, on the CPU; arrays come back as tensors.
+def load_newest(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
+    """The state of the newest checkpoint that is whole, and what there is to say about it.
+
+    A damaged one is set aside under another name.
+
+    Raises:
+        UsageError: if there is no checkpoint, or none is whole.
+    """
+    notes: list[str] = []
+    while True:
+        path = newest_checkpoint(run_dir) if not notes else _newest_or_none(run_dir)
+        if path is None:
+            raise UsageError("; ".join(notes))
+        try:
+            state, versions = load_checkpoint(path)
+        except UsageError as error:
+            path.rename(path.with_suffix(".damaged"))
+            notes.append(f"{error}; set aside, and the one before is tried")
+            continue
+        now = installed_versions()
+        changed = [f"{k} {v} is now {now.get(k)}" for k, v in versions.items() if now.get(k) != v]
+        if changed:
+            notes.append(f"{path} was made with other versions: {', '.join(changed)}")
+        return state, notes
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The `state` that `save_checkpoint` was given, and the versions it was made with.
+
+    Everything comes back on the CPU, arrays as tensors.
 
     Raises:
         UsageError: if the file is damaged or no checkpoint.
@@ -120,10 +169,36 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise UsageError(f"resume: expected a {FORMAT} file, got {path}")
-            leaves = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        leaves |= json.loads(metadata["state"])
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        if digest(metadata, tensors.items()) != metadata.get("sha256"):
+            raise UsageError(f"resume: {path} is damaged: its checksum does not fit")
+        leaves = tensors | json.loads(metadata["state"])
+        return _tree(leaves), json.loads(metadata["versions"])
+    except UsageError:
+        raise
+    except (OSError, SafetensorError) as error:
         raise UsageError(f"resume: cannot read {path}: {one_line(error)}") from None
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UsageError(f"resume: {path} holds no state: {one_line(error)}") from None
+
+
+def installed_versions() -> dict[str, str]:
+    """Python's version, and those of the packages a run depends on that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # an extra
+            continue
+    return found
+
+
+def _newest_or_none(run_dir: Path) -> Path | None:
+    found = sorted((run_dir / "checkpoints").glob("step_*.safetensors"))
+    return found[-1] if found else None
+
+
+def _tree(leaves: dict[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, value in leaves.items():
         *parents, leaf = name.split("/")
@@ -141,7 +216,7 @@ def _flatten(tree: Any, name: str, tensors: dict[str, Tensor], plain: dict[str, 
     elif isinstance(tree, np.ndarray):
         tensors[name] = torch.from_numpy(tree)
     elif isinstance(tree, Tensor):
-        tensors[name] = tree.contiguous()
+        tensors[name] = tree.cpu().contiguous()
     else:
         plain[name] = tree
 

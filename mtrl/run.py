@@ -8,17 +8,16 @@ import re
 import sys
 import time
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from mtrl.agent import MTSAC
 from mtrl.benchmarks import Benchmark, get_benchmark
-from mtrl.checkpoint import load_checkpoint, newest_checkpoint, write_text
+from mtrl.checkpoint import installed_versions, load_newest, newest_checkpoint, write_text
 from mtrl.config import TrainConfig
 from mtrl.envs.custom import checked
-from mtrl.envs.parity import choose_simulators, expect_same_simulators
+from mtrl.envs.parity import choose_simulators
 from mtrl.envs.processes import n_cores
 from mtrl.learner import Learner
 from mtrl.lock import locked
@@ -26,18 +25,6 @@ from mtrl.policy import resolve_device
 from mtrl.precision import resolve_precision
 from mtrl.trainer import Outcome, Trainer
 from mtrl.validation import UsageError
-
-PACKAGES = (
-    "mtrl",
-    "torch",
-    "numpy",
-    "gymnasium",
-    "metaworld",
-    "mujoco",
-    "stable-baselines3",
-    "safetensors",
-    "envpool",
-)
 
 
 def train(config: TrainConfig, benchmark: Benchmark | None = None) -> Outcome:
@@ -103,13 +90,13 @@ def _resume(
     changes = {"total_timesteps": total_timesteps, "max_runtime": max_runtime}
     changes = {name: value for name, value in changes.items() if value is not None}
     benchmark, device, config = check(config.model_copy(update=changes), benchmark)
-    state = load_checkpoint(newest_checkpoint(run_dir))
-    simulators = choose_simulators(benchmark, config.environment).by_task
-    expect_same_simulators(benchmark.tasks, state["envs"]["simulators"], simulators)
+    state, notes = load_newest(run_dir)
+    for note in notes:
+        print(note)
     total = config.schedule(len(benchmark.tasks)).total_timesteps
-    if state["steps"] >= total and (run_dir / "eval.json").exists():
+    if state.get("steps", 0) >= total and (run_dir / "eval.json").exists():
         raise UsageError(
-            f"resume: {run_dir} is complete with {state['steps']} steps; a larger "
+            f"resume: {run_dir} is complete with {total} steps; a larger "
             "--total-timesteps would extend it"
         )
     write_text(run_dir / "config.yaml", config.to_yaml())
@@ -147,13 +134,6 @@ def check(
     return benchmark, device, resolved
 
 
-def _is_installed(package: str) -> bool:
-    try:
-        return bool(version(package))
-    except PackageNotFoundError:  # an extra
-        return False
-
-
 def _file_name(surgery: str) -> str:
     """`torchjd:CAGrad(c=0.4)` without what a shell or a file system would mind."""
     return re.sub(r"[^\w.-]+", "-", surgery).strip("-")
@@ -168,8 +148,7 @@ def _record_process(run_dir: Path, device: torch.device) -> None:
         {
             "command": sys.argv,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "versions": {"python": platform.python_version()}
-            | {package: version(package) for package in PACKAGES if _is_installed(package)},
+            "versions": installed_versions(),
             "machine": {
                 "platform": platform.platform(),
                 "cores": n_cores(),

@@ -34,7 +34,7 @@ from mtrl.normalization import RewardScale
 from mtrl.replay import ReplayBuffer
 from mtrl.rollout import Collector, Pace
 from mtrl.scores import Evaluation
-from mtrl.validation import RunError, UsageError
+from mtrl.validation import RunError, UsageError, one_line
 from mtrl.watch import expect_finite
 
 
@@ -124,7 +124,15 @@ class Trainer:
         if state is None:
             self.collector.reset(config.seed)
         else:
-            self._load(state)
+            try:
+                self._load(state)
+            except UsageError:
+                raise
+            except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+                raise UsageError(
+                    f"resume: the checkpoint in {run_dir} is not of a run with its configuration: "
+                    f"{one_line(error)}"
+                ) from None
         self.pace = Pace(self.steps, self.learner.updates)
         self.interrupt = Interrupt(config.max_runtime)
         self.logger = RunLogger(run_dir, self.schedule.total_timesteps, config, self.steps)

@@ -55,6 +55,7 @@ class Case:
             "starts": torch.arange(capacity),
             "next_row": torch.tensor(capacity),
             "generator": replay.generator.get_state(),
+            "scale": replay.scale.state_dict(),
         }
         replay.load_state_dict(state)
         return replay

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from mtrl.cli.eval import main as eval_main
+from mtrl.cli.export import main as export_main
+from mtrl.cli.plot import main as plot_main
 from mtrl.cli.train import main as train_main
 from mtrl.config import TrainConfig
 from mtrl.run import check
@@ -21,7 +23,7 @@ def readme(request) -> str:
 
 def test_python_examples_run(readme, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for number, block in enumerate(blocks):
         script = tmp_path / f"example{number}.py"
         script.write_text(block)
@@ -43,12 +45,24 @@ def test_command_lines_are_understood(readme, request, monkeypatch):
                 check(config)  # which knows every name in it
         raise UsageError("far enough")
 
-    for heavy in ("mtrl.run.train", "mtrl.run.resume", "mtrl.evaluation.evaluate_file"):
+    for heavy in (
+        "mtrl.run.train",
+        "mtrl.run.resume",
+        "mtrl.evaluation.evaluate_file",
+        "mtrl.export.export_policy",
+        "mtrl.runs.read_run",
+        "mtrl.runs.read_cosines",
+    ):
         monkeypatch.setattr(heavy, start)
     monkeypatch.chdir(request.config.rootpath)
-    mains = {"mtrl-train": train_main, "mtrl-eval": eval_main}
-    lines = re.findall(r"^    (?:.*&& )?(mtrl-(?:train|eval) .*)$", readme, re.MULTILINE)
-    assert len(lines) == 10
+    mains = {
+        "mtrl-train": train_main,
+        "mtrl-eval": eval_main,
+        "mtrl-plot": plot_main,
+        "mtrl-export": export_main,
+    }
+    lines = re.findall(r"^    (?:.*&& )?(mtrl-(?:\w+) .*)$", readme, re.MULTILINE)
+    assert len(lines) == 13
     for line in lines:
         program, *arguments = shlex.split(line)
         assert mains[program](arguments) == 2

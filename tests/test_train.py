@@ -268,7 +268,7 @@ def test_interrupted_and_resumed_is_the_same_run(finished, tmp_path, number):
         rest = process.stdout.read()
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert not (stopped / "policy_final.safetensors").exists()
-    steps = load_checkpoint(newest_checkpoint(stopped))["steps"]
+    steps = load_checkpoint(newest_checkpoint(stopped))[0]["steps"]
     if number == signal.SIGKILL:
         assert steps == 800
     else:
