@@ -56,7 +56,11 @@ os.umask(_UMASK)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, sync it, and give it its name: all of it or nothing."""
+    """Let `write` fill a temporary file, sync it, and give it its name: all of it or nothing.
+
+    Raises:
+        OSError: if the disk is full, or for whatever else it has.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
@@ -64,6 +68,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {one_line(error)}") from None
     finally:
         temporary.unlink(missing_ok=True)
 

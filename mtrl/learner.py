@@ -201,7 +201,9 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; step sizes and the like stay those of the config."""
         for name, optimizer in self.optimizers.items():
-            moments = {int(i): moment for i, moment in state["optimizers"].get(name, {}).items()}
+            moments = {
+                int(i): moment for i, moment in state.get("optimizers", {}).get(name, {}).items()
+            }
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
         for name, surgery in self.surgeries.items():
             surgery.load_state_dict(state.get("surgeries", {}).get(name, {}))

@@ -125,7 +125,10 @@ def digest(metadata: Mapping[str, str], tensors: Iterable[tuple[str, Tensor]]) -
         found.update(repr((key, metadata[key])).encode())
     for name, tensor in tensors:
         found.update(repr((name, str(tensor.dtype), list(tensor.shape))).encode())
-        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        flat = tensor.contiguous().reshape(-1)
+        if len(flat) < 2:  # may have any stride, which `view` does not like
+            flat = flat.as_strided(flat.shape, (1,))
+        found.update(flat.view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

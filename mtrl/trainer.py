@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from safetensors.torch import save_file
 
 from mtrl import report
-from mtrl.agent import MTSAC
 from mtrl.benchmarks import N_GOALS, Benchmark
 from mtrl.checkpoint import (
     FINAL,
@@ -23,18 +21,14 @@ from mtrl.checkpoint import (
     write_text,
 )
 from mtrl.config import TrainConfig
-from mtrl.envs.make import make_vector_env
-from mtrl.envs.parity import choose_simulators
 from mtrl.envs.processes import WorkerError
 from mtrl.evaluation import evaluate_in
 from mtrl.interrupt import Interrupt
-from mtrl.learner import Learner
 from mtrl.logger import RunLogger
-from mtrl.normalization import RewardScale
-from mtrl.replay import ReplayBuffer
-from mtrl.rollout import Collector, Pace
+from mtrl.rollout import Pace
 from mtrl.scores import Evaluation
-from mtrl.validation import RunError, UsageError, one_line
+from mtrl.state import RunState
+from mtrl.validation import RunError, UsageError
 from mtrl.watch import expect_finite
 
 
@@ -57,8 +51,8 @@ class _Stop(Exception):
     """A signal or the clock asks to stop in good order."""
 
 
-class Trainer:
-    """All parts of a run, and where it is."""
+class Trainer(RunState):
+    """A run and its folder."""
 
     def __init__(
         self,
@@ -68,75 +62,13 @@ class Trainer:
         run_dir: Path,
         state: dict[str, Any] | None = None,
     ) -> None:
-        self.config, self.benchmark, self.run_dir = config, benchmark, run_dir
-        self.n_tasks = len(benchmark.tasks)
-        # Independent streams for everything random, all from the one seed.
-        weights, learner, replay, exploration = (
-            int(sequence.generate_state(1)[0])
-            for sequence in np.random.SeedSequence(config.seed).spawn(4)
-        )
-        environment = config.environment
-        simulators = choose_simulators(benchmark, environment)
-        self.envs = make_vector_env(
-            benchmark,
-            environment.horizon,
-            environment.workers,
-            envs_per_task=environment.envs_per_task,
-            simulators=simulators.by_task,
-            max_restarts=environment.max_restarts,
-        )
-        observation_size, action_size = self.envs.observation_size, self.envs.action_size
-        self.agent = MTSAC(
-            benchmark.tasks, config.agent, observation_size, action_size, weights
-        ).to(device)
-        self.learner = Learner(self.agent, config.learner, learner)
-        self.replay = ReplayBuffer(
-            config.learner.buffer_size,
-            self.n_tasks,
-            observation_size,
-            action_size,
-            device,
-            replay,
-            environment.envs_per_task,
-            RewardScale(
-                self.n_tasks,
-                environment.envs_per_task,
-                config.learner.gamma,
-                config.learner.return_scale,
-                config.learner.reward_scale,
-                device,
-            ),
-        )
-        self.collector = Collector(self.envs, self.agent, exploration)
-        self.eval_envs = make_vector_env(
-            benchmark,
-            environment.horizon,
-            environment.workers,
-            shuffle_goals=False,
-            max_restarts=environment.max_restarts,
-        )
-        self.schedule = config.schedule(self.n_tasks)
-        self.steps = 0
-        self.elapsed = 0.0
-        self.success: float | None = None
-        self.evaluation_pending = False
+        super().__init__(config, benchmark, device, state)
+        self.run_dir, self.schedule = run_dir, config.schedule(self.n_tasks)
         self._metrics: dict[str, torch.Tensor] = {}
-        if state is None:
-            self.collector.reset(config.seed)
-        else:
-            try:
-                self._load(state)
-            except UsageError:
-                raise
-            except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-                raise UsageError(
-                    f"resume: the checkpoint in {run_dir} is not of a run with its configuration: "
-                    f"{one_line(error)}"
-                ) from None
         self.pace = Pace(self.steps, self.learner.updates)
         self.interrupt = Interrupt(config.max_runtime)
         self.logger = RunLogger(run_dir, self.schedule.total_timesteps, config, self.steps)
-        self.logger.say(simulators.note)
+        self.logger.say(self.simulators.note)
 
     def run(self) -> Outcome:
         """Train to the end, or until a signal or the clock asks to stop.
@@ -170,14 +102,13 @@ class Trainer:
 
     def close(self) -> None:
         """End the simulators and the logs."""
-        self.envs.close()
-        self.eval_envs.close()
+        super().close()
         self.logger.close()
 
     def _loop(self) -> None:
         schedule, start = self.schedule, time.monotonic() - self.elapsed
         if self.evaluation_pending:
-            self._evaluate()
+            self._evaluate_on_the_way()
         while self.steps < schedule.total_timesteps:
             if self.interrupt.wanted:
                 raise _Stop
@@ -191,7 +122,7 @@ class Trainer:
                 report.diagnosis(self.logger, self.steps, self.benchmark.tasks, found)
             if self.steps < schedule.total_timesteps:  # the end has its own
                 if self._due(schedule.eval_every):
-                    self._evaluate()
+                    self._evaluate_on_the_way()
                 if self._due(schedule.checkpoint_every):
                     self._checkpoint()
 
@@ -250,15 +181,17 @@ class Trainer:
             return "No checkpoint has been written yet."
         return f"{path} is whole: --resume {self.run_dir} goes on from it."
 
-    def _evaluate(self, episodes: int | None = None) -> Evaluation:
+    def _evaluate_on_the_way(self) -> None:
+        self.evaluation_pending = True
+        self._evaluate(self.config.eval_episodes)
+        self.evaluation_pending = False
+
+    def _evaluate(self, episodes: int) -> Evaluation:
         def tick(steps: int) -> None:
             if self.interrupt.wanted:  # it is made anew when the run goes on
                 raise _Stop
 
-        self.evaluation_pending = True
-        episodes = episodes or self.config.eval_episodes
         result = evaluate_in(self.agent, self.eval_envs, self.config.seed, episodes, tick=tick)
-        self.evaluation_pending = False
         self.success = result.mean if result.tells_success else None
         report.evaluation(self.logger, self.steps, result, self.config.eval_video)
         pace = (self.steps + 1) / (self.elapsed + 1e-9)
@@ -295,24 +228,5 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         self._expect_numbers()
-        state = {
-            "agent": self.agent.state_dict(),
-            "learner": self.learner.state_dict(),
-            "replay": self.replay.state_dict(),
-            **self.collector.state_dict(),
-            "steps": self.steps,
-            "elapsed": self.elapsed,
-            "success": self.success,
-            "evaluation_pending": self.evaluation_pending,
-        }
-        description = self.agent.description() | self._description()
-        save_checkpoint(self.run_dir, self.steps, state, yaml.safe_dump(description))
-
-    def _load(self, state: dict[str, Any]) -> None:
-        self.agent.load_state_dict(state["agent"])
-        self.learner.load_state_dict(state["learner"])
-        self.replay.load_state_dict(state["replay"])
-        self.collector.load_state_dict(state, self.config.seed)
-        self.steps = state["steps"]
-        self.elapsed, self.success = state["elapsed"], state["success"]
-        self.evaluation_pending = state["evaluation_pending"]
+        description = yaml.safe_dump(self.agent.description() | self._description())
+        save_checkpoint(self.run_dir, self.steps, self.state_dict(), description)

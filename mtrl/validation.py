@@ -6,6 +6,7 @@ Imports neither torch nor mujoco, so that `--help` answers at once.
 from __future__ import annotations
 
 import difflib
+import reprlib
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -45,6 +46,8 @@ def validate(model: type[Model], tree: Any, source: str = "") -> Model:
     """
     try:
         return model.model_validate(tree)
+    except RecursionError:
+        raise UsageError(f"{source}expected values, got values within values without end") from None
     except ValidationError as error:
         first = error.errors()[0]
         path = [str(part) for part in first["loc"] if not isinstance(part, int)]
@@ -59,7 +62,11 @@ def validate(model: type[Model], tree: Any, source: str = "") -> Model:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    """Short, whatever is in it: a few aliases in YAML can stand for a billion values."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 200
+    short.maxlevel = 3
+    text = short.repr(value)
     return text if len(text) <= 200 else text[:199] + "…"
 
 

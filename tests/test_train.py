@@ -74,7 +74,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_the_run_folder(finished):
     run_dir, printed = finished
-    names = {path.name for path in run_dir.iterdir() if "tfevents" not in path.name}
+    names = {path.name for path in run_dir.glob("[!.]*") if "tfevents" not in path.name}
     assert names == {
         "config.yaml",
         "run.json",
