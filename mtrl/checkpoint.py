@@ -112,8 +112,11 @@ def find_policy(source: Path) -> Path:
     Raises:
         UsageError: if a folder has neither.
     """
-    if not source.is_dir():
-        return source
+    try:
+        if not source.is_dir():
+            return source
+    except (OSError, ValueError) as error:  # no name that a file could have
+        raise UsageError(f"policy: cannot read {str(source)!r}: {one_line(error)}") from None
     if (final := source / FINAL).exists():
         return final
     try:

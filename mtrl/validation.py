@@ -108,15 +108,17 @@ def expect_writable(field: str, path: Path | None, is_folder: bool = False) -> N
     if path is None:
         return
     kind, other = ("folder", "file") if is_folder else ("file", "folder")
-    into = path if is_folder and path.is_dir() else path.absolute().parent
-    if not into.is_dir():
-        raise UsageError(f"{field}: expected a {kind} in a folder that exists, got {path}")
-    if path.exists() and path.is_dir() != is_folder:
-        raise UsageError(f"{field}: expected a {kind}, got the {other} {path}")
     try:
+        into = path if is_folder and path.is_dir() else path.absolute().parent
+        if not into.is_dir():
+            raise UsageError(f"{field}: expected a {kind} in a folder that exists, got {path}")
+        if path.exists() and path.is_dir() != is_folder:
+            raise UsageError(f"{field}: expected a {kind}, got the {other} {path}")
         tempfile.TemporaryFile(dir=into).close()
-    except OSError as error:
-        reason = f"expected a {kind} that can be written, got {path} ({error.strerror})"
+    except UsageError:
+        raise
+    except (OSError, ValueError) as error:  # no such disk, or no name that a file could have
+        reason = f"expected a {kind} that can be written, got {str(path)!r} ({one_line(error)})"
         raise UsageError(f"{field}: {reason}") from None
 
 

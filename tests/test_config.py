@@ -182,7 +182,7 @@ def test_wrong_config_files(text, message, tmp_path):
         (["--csv", "nowhere/x.csv"], "csv: expected a file in a folder that exists"),
         (["--video", "nowhere/x"], "video: expected a folder in a folder that exists"),
         (["--video", "/dev/null"], "video: expected a folder, got the file /dev/null"),
-        (["--video", "/proc/x"], "video: expected a folder that can be written, got /proc/x ("),
+        (["--video", "/proc/x"], "video: expected a folder that can be written, got '/proc/x' ("),
         (["--camera", "corner9"], "camera: input should be 'corner', 'corner2',"),
         (["--video-episodes", "0"], "video_episodes: input should be greater than 0"),
         (["--stochastic", "maybe"], "stochastic: input should be a valid boolean"),

@@ -35,15 +35,14 @@ def fuzz(examples: int, strategy: st.SearchStrategy, check) -> None:
     run()
 
 
-def refused_in_a_line(call) -> None:
-    """Or not refused at all."""
+def taken_or_refused(load, path: Path):
+    """What is loaded, or None if it was refused in a line."""
     try:
-        call()
+        return load(path)
     except UsageError as error:
         message = str(error)
-    else:
-        return
     assert "\n" not in message and len(message) < 4_000
+    return None
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +94,10 @@ def test_checkpoints(examples, checkpoint, tmp_path):
     def check(mutations) -> None:
         path.write_bytes(mutated(content, mutations))
         for load in (Policy.load, MTSAC.load):
-            refused_in_a_line(lambda: load(path))
-        try:
-            state, _ = load_checkpoint(path)
-        except UsageError as error:
-            assert "\n" not in str(error)
-        else:
-            assert torch.equal(state["agent"]["log_alpha"], whole["agent"]["log_alpha"])
+            taken_or_refused(load, path)
+        found = taken_or_refused(load_checkpoint, path)
+        if found is not None:
+            assert torch.equal(found[0]["agent"]["log_alpha"], whole["agent"]["log_alpha"])
 
     fuzz(examples, MUTATIONS, check)
 
@@ -139,7 +135,7 @@ def test_configurations(examples, tmp_path):
         kind, tree, text, raw = source
         content = {"tree": yaml.safe_dump(tree).encode(), "text": text.encode(), "raw": raw}[kind]
         path.write_bytes(content)
-        refused_in_a_line(lambda: TrainConfig.from_yaml(path).schedule(10))
+        taken_or_refused(lambda path: TrainConfig.from_yaml(path).schedule(10), path)
 
     kinds = st.sampled_from(["tree", "tree", "text", "raw"])
     texts = st.text(alphabet=string.printable, max_size=200)
@@ -178,7 +174,8 @@ def test_command_lines(examples, tmp_path, monkeypatch, capfd):
         try:
             code = program(arguments)
         except SystemExit as end:  # --help
-            assert end.code in (None, 0)
+            code = ("help", end.code)
+        if code == ("help", 0):
             return
         assert code == 2, arguments
         said = capfd.readouterr().err
