@@ -71,7 +71,7 @@ def test_defaults_grow_with_the_number_of_tasks():
     assert TrainConfig(total_timesteps=500_000).schedule(50).total_timesteps == 500_000
 
 
-@pytest.mark.parametrize("name", ["mt10_plain", "mt50_plain", "mt10_cpu"])
+@pytest.mark.parametrize("name", ["mt10_plain", "mt50_plain", "mt10_cpu", "quickstart"])
 def test_shipped_configurations_are_valid(name, request):
     path = request.config.rootpath / "configs" / f"{name}.yaml"
     TrainConfig.from_yaml(path).schedule(50 if "mt50" in name else 10)
