@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, PositiveInt, model_validator
@@ -270,7 +270,19 @@ class Schedule:
 
 
 class TrainConfig(Section):
-    """Everything that decides what a training run does."""
+    """Everything that decides what a training run does.
+
+    A section's fields may be given without it, for every field has a name of its own.
+
+    Example:
+        >>> TrainConfig(benchmark="mt10", surgery="pcgrad").learner.surgery
+        'pcgrad'
+    """
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **settings: Any) -> None:
+            """Fields by name."""
 
     benchmark: str = Field(
         default="mt10",
@@ -355,6 +367,27 @@ class TrainConfig(Section):
     agent: AgentConfig = Field(default_factory=AgentConfig)
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _into_sections(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        found = dict(tree)
+        for section, field in cls.model_fields.items():
+            model = field.annotation
+            if not (isinstance(model, type) and issubclass(model, Section)):
+                continue
+            given = {name: found.pop(name) for name in model.model_fields if name in found}
+            inside = found.get(section, {})
+            if isinstance(inside, Section):
+                inside = inside.model_dump(exclude_unset=True)
+            if given and isinstance(inside, dict):
+                twice = sorted(given.keys() & inside.keys())
+                if twice:
+                    raise PydanticCustomError("twice", f"{twice[0]} is given twice")
+                found[section] = inside | given
+        return found
 
     def schedule(self, n_tasks: int) -> Schedule:
         """The step counts for `n_tasks` tasks, checked against each other.

@@ -55,7 +55,10 @@ def validate(model: type[Model], tree: Any, source: str = "") -> Model:
             section: Any = model
             for part in path[:-1]:
                 section = section.model_fields[part].annotation
-            raise UsageError(source + unknown("key", path[-1], section.model_fields)) from None
+            names = list(section.model_fields)
+            for field in section.model_fields.values():  # of the sections within, too
+                names += getattr(field.annotation, "model_fields", ())
+            raise UsageError(source + unknown("key", path[-1], names)) from None
         name = ".".join(path) or "the file"
         message = first["msg"][0].lower() + first["msg"][1:]
         raise UsageError(f"{source}{name}: {message}, got {_shown(first['input'])}") from None

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.train import main as train_main
-from mtrl.config import AgentConfig, TrainConfig
+from mtrl.config import AgentConfig, LearnerConfig, TrainConfig
 from mtrl.precision import resolve_precision
-from mtrl.validation import UsageError
+from mtrl.validation import UsageError, validate
 
 TINY = ["--tasks", "reach-v3", "push-v3", "--batch-size", "8", "--hidden-sizes", "8"]
 
@@ -58,6 +58,19 @@ def test_yaml_gives_the_tree_back(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     assert TrainConfig.from_yaml(path) == config
+
+
+def test_a_sections_fields_may_be_given_without_it():
+    flat = TrainConfig(benchmark="mt50", surgery="pcgrad", hidden_sizes=(3, 4), horizon=100)
+    nested = {"learner": {"surgery": "pcgrad"}, "agent": {"hidden_sizes": (3, 4)}}
+    tree = {"benchmark": "mt50", **nested, "environment": {"horizon": 100}}
+    assert flat == TrainConfig.model_validate(tree)
+    both = TrainConfig(learner=LearnerConfig(tau=0.1), surgery="pcgrad").learner
+    assert (both.tau, both.surgery) == (0.1, "pcgrad")
+    with pytest.raises(ValueError, match="tau is given twice"):
+        TrainConfig(learner=LearnerConfig(tau=0.1), tau=0.2)
+    with pytest.raises(UsageError, match="unknown 'surgry'; did you mean 'surgery'"):
+        validate(TrainConfig, {"surgry": "none"})
 
 
 def test_the_tree_is_frozen():
