@@ -26,8 +26,9 @@ from mtrl.validation import UsageError, unknown
 ROWS = 10
 """Rows whose actions are computed together, always so many.
 
-A product of matrices rounds otherwise with another number of rows, and an episode soon follows the
-last digit. With a fixed number, what a policy does in a task does not depend on the other tasks.
+A product of matrices rounds otherwise with another number of rows, or where threads share them out,
+and an episode soon follows the last digit. With a fixed number and one thread, what a policy does
+in a task does not depend on the other tasks.
 """
 
 
@@ -177,7 +178,12 @@ def _act(
 
     noises = repeat(None) if noise is None else blocks(noise)
     inputs = zip(blocks(observations), blocks(tasks), noises, strict=False)
-    return torch.cat([policy.act(*block) for block in inputs])[: len(tasks)].cpu().numpy()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return torch.cat([policy.act(*block) for block in inputs])[: len(tasks)].cpu().numpy()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def evaluate_file(
