@@ -247,7 +247,7 @@ def test_curves_show_where_seeds_are_missing(runs):
     assert curve.get_xdata()[-1] == 600_000
 
 
-@pytest.mark.parametrize("benchmark", ["mt10", "mt50"])
+@pytest.mark.parametrize("benchmark", ["mt10", pytest.param("mt50", marks=pytest.mark.slow)])
 def test_everything_is_legible_at_the_size_it_is_printed(tmp_path, benchmark):
     """8 pt are 8 pt, no name is cut off, and none runs into another."""
     n = int(benchmark[2:])

@@ -35,7 +35,7 @@ SETTINGS = (
     "--surgery rotograd --rotation-lr 0.1 --trunk residual --hidden-sizes 16 16 --layer-norm true "
     "--task-embedding 4 --normalize-observations true --critic-bins 21 --return-scale 5 "
     "--weight-decay 0.01 --total-timesteps 1200 --learning-starts 300 "
-    "--horizon 50 --batch-size 16 --eval-every 500 --eval-episodes 2 "
+    "--horizon 30 --batch-size 16 --eval-every 500 --eval-episodes 2 "
     "--checkpoint-every 400 --log-every 200 --diagnose-every 400"
 ).split()
 
@@ -196,7 +196,7 @@ def test_final_evaluation_is_what_mtrl_eval_and_python_find(finished, tmp_path):
     assert again["tasks"] == stored["tasks"] and "worst fifth" in printed
     agent = MTSAC.load(run_dir / "policy_final.safetensors")
     result = evaluate(
-        agent, get_benchmark("", TASKS[1:]), seed=1, episodes=50, horizon=50, workers=1
+        agent, get_benchmark("", TASKS[1:]), seed=1, episodes=50, horizon=30, workers=1
     )
     assert result.rows() == stored["tasks"][1:]
     other = run("mtrl-eval", newest_checkpoint(run_dir), "--tasks", TASKS[0], "--episodes", 3)
