@@ -21,7 +21,7 @@ SUCCESS = "eval/success_rate"
 
 NOT_THE_METHOD = frozenset(
     "seed run_dir benchmark tasks workers device total_timesteps eval_every eval_episodes "
-    "checkpoint_every log_every diagnose_every".split()
+    "checkpoint_every log_every diagnose_every eval_video max_runtime max_restarts".split()
 )
 """Fields that do not change what an update does. Task sets are compared by their tasks."""
 
@@ -104,7 +104,7 @@ def read_run(path: Path) -> Run:
     """
     rows = _log(path)
     config = TrainConfig.from_yaml(path / "config.yaml")
-    tasks = get_benchmark(config.benchmark, config.tasks).tasks
+    tasks = _tasks(config, rows)
     found = {row[STEP]: row for row in rows if f"{SUCCESS}/mean" in row}  # the last, if twice
     if not found:
         raise UsageError(f"runs: expected a run with an evaluation in its logs, got none in {path}")
@@ -150,7 +150,7 @@ def read_cosines(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[s
             f"--diagnose-every steps, got {path}"
         )
     config = TrainConfig.from_yaml(path / "config.yaml")
-    tasks = get_benchmark(config.benchmark, config.tasks).tasks
+    tasks = _tasks(config, _log(path))
     networks = sorted(rows[0].keys() - {STEP})
     steps = np.array([row[STEP] for row in rows], float)
     return steps, {name: np.array([row[name] for row in rows]) for name in networks}, tasks
@@ -223,6 +223,15 @@ def differences(methods: Sequence[Method]) -> list[str]:
         if len(set(values)) > 1 and not in_names:
             told.append(f"{field}: " + ", ".join(f"{v} ({method.name})" for method, v in pairs))
     return sorted(told)
+
+
+def _tasks(config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The tasks' names; those of a benchmark that would have to be imported as they were logged."""
+    if ":" not in config.benchmark or config.benchmark.startswith("mt1:"):
+        return get_benchmark(config.benchmark, config.tasks).tasks
+    first: Mapping[str, Any] = next((row for row in rows if f"{SUCCESS}/mean" in row), {})
+    names = [tag.removeprefix(f"{SUCCESS}/") for tag in first if tag.startswith(f"{SUCCESS}/")]
+    return tuple(name for name in names if name not in ("mean", "worst"))
 
 
 def _assignment(field: str, value: Any) -> str:

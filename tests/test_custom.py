@@ -18,6 +18,7 @@ from mtrl.config import EnvironmentConfig
 from mtrl.envs.custom import CustomTask, spaces_of, tells_success
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators
+from mtrl.runs import read_run
 from mtrl.validation import UsageError
 
 HORIZON = 20
@@ -195,3 +196,13 @@ def test_without_success_tasks_are_judged_by_their_return(tmp_path, monkeypatch,
     assert "tasks of one's own need --benchmark" in capsys.readouterr().err
     assert eval_main(["run", "--benchmark", name, "--video", "films"]) == 2
     assert "video: expected tasks of Meta-World's" in capsys.readouterr().err
+
+
+def test_runs_are_drawn_without_importing_what_they_name(tmp_path):
+    """A run folder may be a stranger's: its benchmark is a name there, and stays one."""
+    outcome = train(config(tmp_path / "run"), REACHERS)
+    path = outcome.run_dir / "config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("benchmark: mt10", "benchmark: no_such_module:thing"))
+    run = read_run(outcome.run_dir)
+    assert run.tasks == REACHERS.tasks and run.final is not None
