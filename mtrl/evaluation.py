@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from mtrl.benchmarks import N_GOALS, Benchmark, get_benchmark
 from mtrl.checkpoint import find_policy
+from mtrl.devices import resolve_device
 from mtrl.envs.custom import checked
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.processes import n_cores
 from mtrl.envs.vector import TaskVectorEnv
-from mtrl.policy import Policy, resolve_device
+from mtrl.policy import Policy
 from mtrl.scores import Evaluation
 from mtrl.validation import UsageError, unknown
 

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mtrl.devices import upload
+
 CLIP = 10.0
 """Observations are clipped to so many standard deviations."""
 
@@ -106,4 +108,4 @@ class RewardScale:
         if self.magnitude is not None and (larger > self._largest).any():
             self._largest = larger
             factors = self.constant * self.magnitude / np.where(larger > 0, larger, self.magnitude)
-            self.factors.copy_(torch.from_numpy(factors))
+            self.factors.copy_(upload(factors.astype(np.float32), self.factors.device))

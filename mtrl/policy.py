@@ -19,17 +19,6 @@ from mtrl.validation import UsageError, unknown
 AnyPolicy = TypeVar("AnyPolicy", bound="Policy")
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` to a device; `auto` is cuda where there is one.
-
-    Raises:
-        UsageError: if cuda is asked for and missing.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device: expected a machine with CUDA for 'cuda', found none")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 class Policy(nn.Module):
     """One policy for many tasks: a trunk the tasks share, and what each of them owns.
 

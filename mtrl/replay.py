@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtrl.devices import upload
 from mtrl.normalization import RewardScale
 
 
@@ -178,12 +179,3 @@ class ReplayBuffer:
         stored = len(self._stored)
         self._window[0].fill_((self._next_start - stored) % self._n_starts)
         self._window[1].fill_(stored)
-
-
-def upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array on the device, without waiting for what the device is at.
-
-    From pinned memory, whose allocator hands a block out again only after copies from it are done.
-    """
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

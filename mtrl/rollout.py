@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from mtrl.agent import MTSAC
+from mtrl.devices import upload
 from mtrl.envs.vector import TaskVectorEnv
-from mtrl.replay import ReplayBuffer, upload
+from mtrl.replay import ReplayBuffer
 
 WINDOW = 20
 """Training episodes per task behind each `rollout/` number."""

@@ -16,12 +16,12 @@ from mtrl.agent import MTSAC
 from mtrl.benchmarks import Benchmark, get_benchmark
 from mtrl.checkpoint import installed_versions, load_newest, newest_checkpoint, write_text
 from mtrl.config import TrainConfig
+from mtrl.devices import resolve_device
 from mtrl.envs.custom import checked
 from mtrl.envs.parity import choose_simulators
 from mtrl.envs.processes import n_cores
 from mtrl.learner import Learner
 from mtrl.lock import locked
-from mtrl.policy import resolve_device
 from mtrl.precision import resolve_precision
 from mtrl.trainer import Outcome, Trainer
 from mtrl.validation import UsageError

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from mtrl import Benchmark, TrainConfig, resume, train
 from mtrl.benchmarks import get_benchmark
 from mtrl.checkpoint import load_newest, newest_checkpoint, save_checkpoint
+from mtrl.interrupt import Interrupt
 from mtrl.lock import locked
 from mtrl.run import check
 from mtrl.trainer import Trainer
@@ -136,6 +137,16 @@ def test_a_signal_does_not_wait_for_an_evaluation(final, finished, tmp_path, mon
     assert resume(tmp_path / "b").evaluation is not None
     assert same(policy(tmp_path / "b"), policy(finished))
     assert evaluations(tmp_path / "b") == evaluations(finished)
+
+
+def test_a_second_signal_ends_at_once():
+    with Interrupt() as interrupt:
+        assert not interrupt.wanted
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.wanted and interrupt.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
 
 
 def evaluations(run_dir: Path) -> list[tuple[int, float]]:
