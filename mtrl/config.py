@@ -168,6 +168,12 @@ class LearnerConfig(Section):
     learning_rate: float = Field(
         default=3e-4, gt=0, description="Adam's step size: actor, critics, temperatures."
     )
+    final_learning_rate: float | None = Field(
+        default=None,
+        ge=0,
+        description="Lower that step size in a straight line to this at the run's end; default: "
+        "not.",
+    )
     adam_epsilon: float = Field(default=1e-5, gt=0, description="Adam's epsilon.")
     weight_decay: float = Field(
         default=0.0,

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
-import platform
-import sys
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -16,8 +13,9 @@ from torch import Tensor
 from mtrl.agent import MTSAC
 from mtrl.capture import Captured
 from mtrl.config import LearnerConfig
+from mtrl.devices import keep_freed_memory
 from mtrl.losses import temperature_gradient
-from mtrl.optimizers import clip_by_network_, make_optimizer
+from mtrl.optimizers import clip_by_network_, make_optimizer, set_learning_rate
 from mtrl.precision import resolve_precision
 from mtrl.problems import Compiled, actor_problem, as_it_is, critic_problem
 from mtrl.replay import Batch, ReplayBuffer
@@ -57,7 +55,7 @@ class Learner:
         for name, networks in agent.networks().items():
             self.surgeries[name].prepare(networks)
         if agent.device.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
         self.generator = torch.Generator(agent.device).manual_seed(seed)
         self._diagnosis_generator = torch.Generator(agent.device).manual_seed(seed)
         self.precision = resolve_precision(config.precision, agent.device)
@@ -80,6 +78,17 @@ class Learner:
             for name, module in agent.networks().items()
         }
         self.optimizers["temperature"] = make_optimizer({"log_alpha": agent.log_alpha}, config)
+
+    def anneal(self, progress: float) -> None:
+        """Lower the step sizes as `final_learning_rate` asks.
+
+        Args:
+            progress: How much of the run is over, 0 to 1.
+        """
+        first, last = self.config.learning_rate, self.config.final_learning_rate
+        if last is not None:
+            for optimizer in self.optimizers.values():
+                set_learning_rate(optimizer, first + (last - first) * progress)
 
     def step(self, replay: ReplayBuffer, updates: int = 1) -> dict[str, Tensor]:
         """Sample batches and update on them; on CUDA all launched as one graph.
@@ -237,16 +246,3 @@ class Learner:
         self.optimizers[name].step()
         surgery.after_step(problem.losses)
         return gradients
-
-
-def _keep_freed_memory() -> None:
-    """Ask glibc to keep large freed blocks for this process; elsewhere, do nothing.
-
-    By default it returns them to the kernel, which then faults in the same megabytes of
-    activations and gradients page by page in every update: 5 to 10% of its time.
-    """
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        libc = ctypes.CDLL(None)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(mmap_threshold, 2**30)

@@ -28,13 +28,25 @@ def make_optimizer(
         }
         for decay in (True, False)
     ]
+    device = next(iter(parameters.values())).device
+    on_cuda = device.type == "cuda"
+    rate = config.learning_rate
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=config.learning_rate,
+        lr=torch.tensor(rate, device=device) if on_cuda else rate,  # a graph reads it anew
         eps=config.adam_epsilon,
         fused=True,
-        capturable=next(iter(parameters.values())).device.type == "cuda",
+        capturable=on_cuda,
     )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Change the step size of all parameters, in a captured graph too."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def clip_by_network_(gradients: list[Tensor], max_norm: float) -> None:

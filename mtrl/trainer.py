@@ -136,6 +136,7 @@ class Trainer(RunState):
             self.collector.act(uniform=not learning)
         with self.pace.stage("learn"):
             if learning:
+                self.learner.anneal(self.steps / self.schedule.total_timesteps)
                 self._metrics = self.learner.step(self.replay, self.config.learner.gradient_steps)
         with self.pace.stage("wait"):
             answer = self.collector.wait()

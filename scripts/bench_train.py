@@ -1,29 +1,20 @@
-"""Time the whole training loop and its two halves alone, and watch its memory.
+"""Time the whole training loop and its two halves alone, and its memory.
 
     python scripts/bench_train.py [--quick] [--json FILE] [--device cuda] [--simulator envpool]
-    python scripts/bench_train.py --soak 200000 [--seconds S] [--json FILE]
 
 The halves are simulation (a vector step without updates: choosing actions, simulating, storing) and
 learning (an update from a full replay), at the published sizes. Halves and loop take turns in
 blocks on one `Trainer`, so that a machine that slows down slows all; what counts are the ratios of
 the median blocks. With cores or a GPU of its own for each half, the loop takes as long as the
 slower one; where both want the same cores, as long as their sum.
-
-`--soak` makes a whole run of many vector steps with small networks, a small replay that is soon
-full, evaluations, diagnoses and checkpoints, and compares what training process and simulators
-hold at its end with what they held after a tenth of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import resource
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -43,7 +34,6 @@ if TYPE_CHECKING:
 
 Found = dict[str, dict[str, float]]
 BENCHMARKS = {1: "mt1:reach-v3", 10: "mt10", 50: "mt50"}
-SOAKED = ("reach-v3", "drawer-close-v3")
 
 
 @contextmanager
@@ -124,62 +114,6 @@ def measure(found: Found, n_tasks: int, seconds: float, **settings: Any) -> None
     print(f"mt{n_tasks}: {1e3 / ms['loop']:,.1f} vector steps/s")
 
 
-def resident(pid: int) -> float:
-    """Memory a process holds now, shared pages included [MiB]."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def soak(found: Found, vector_steps: int, seconds: float | None, **settings: Any) -> None:
-    """A long run of two tasks, one on each simulator, whose memory is looked at every second."""
-    n_tasks = len(SOAKED)
-    total = n_tasks * vector_steps
-    # All that a run does besides comes early and often, so that warm-up has seen it.
-    every = ("eval_every", "checkpoint_every", "diagnose_every")
-    schedule = dict.fromkeys(every, n_tasks * 1_000)
-    learner = {"buffer_size": 1_000, "batch_size": 32, **settings.pop("learner")}
-    environment = {"horizon": 100, **settings.pop("environment")}
-    small = {
-        **schedule,
-        "total_timesteps": total,
-        "learning_starts": n_tasks * 100,
-        "log_every": n_tasks * 500,
-        "tasks": SOAKED,
-        "eval_episodes": 1,
-        "agent": {"hidden_sizes": [32, 32]},
-        "learner": learner,
-        "environment": environment,
-    }
-    seen: list[tuple[int, float, float]] = []
-    over = threading.Event()
-    with trainer_of(n_tasks, **small, **settings) as trainer:
-        simulators = [process.pid for process in multiprocessing.active_children()]
-
-        def watch() -> None:
-            start = perf_counter()
-            while not over.wait(1.0) and trainer.interrupt.signal is None:
-                if trainer.steps < total:  # the simulators are there
-                    workers = sum(resident(pid) for pid in simulators if pid is not None)
-                    seen.append((trainer.steps // n_tasks, resident(os.getpid()), workers))
-                if seconds is not None and perf_counter() > start + seconds:
-                    os.kill(os.getpid(), signal.SIGTERM)  # the run ends in good order
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
-            trainer.run()
-        finally:
-            over.set()
-            watcher.join()
-    warm = next(sample for sample in seen if sample[0] >= seen[-1][0] / 10)
-    for steps, host, workers in seen[:: max(1, len(seen) // 20)]:
-        print(f"{steps:9,} vector steps  {host:8.1f} MiB  simulators {workers:8.1f} MiB")
-    for column, name in ((1, "host"), (2, "simulators")):
-        found["MiB"][f"soak/{name}"] = round(seen[-1][column], 1)
-        found["ratios"][f"soak/{name}"] = round(seen[-1][column] / warm[column], 4)
-    found["ratios"]["soak/vector-steps"] = seen[-1][0]
-
-
 def main() -> None:
     """Print a table, and write it where --json says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -194,8 +128,6 @@ def main() -> None:
         help="as mtrl-train",
     )
     parser.add_argument("--envs-per-task", type=int, default=1, metavar="E")
-    parser.add_argument("--soak", type=int, metavar="N", help="a run of N vector steps instead")
-    parser.add_argument("--seconds", type=float, metavar="S", help="end the soak after S seconds")
     arguments = parser.parse_args()
     settings = {
         "device": arguments.device,
@@ -206,11 +138,8 @@ def main() -> None:
         },
     }
     found: Found = {"ms": {}, "ratios": {}, "MiB": {}}
-    if arguments.soak:
-        soak(found, arguments.soak, arguments.seconds, **settings)
-    else:
-        for n_tasks in (1, 10) if arguments.quick else (1, 10, 50):
-            measure(found, n_tasks, 15 if arguments.quick else 60, **settings)
+    for n_tasks in (1, 10) if arguments.quick else (1, 10, 50):
+        measure(found, n_tasks, 15 if arguments.quick else 60, **settings)
     print(f"{n_cores()} cores, torch {version('torch')}, {arguments.device}")
     for unit, table in found.items():
         print(unit)

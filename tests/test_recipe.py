@@ -5,8 +5,10 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from mtrl.config import LearnerConfig
+from mtrl.agent import MTSAC
+from mtrl.config import AgentConfig, LearnerConfig
 from mtrl.distributions import CategoricalValue, ScalarValue
+from mtrl.learner import Learner
 from mtrl.normalization import CLIP, ObservationNormalizer, RewardScale
 from mtrl.optimizers import make_optimizer
 
@@ -106,3 +108,23 @@ def test_weights_decay_and_nothing_else_does():
     for name, parameter in parameters.items():
         expected = torch.full((2,), 1 - 0.01 * 0.1 if name in names else 1.0)
         torch.testing.assert_close(parameter.data, expected)
+
+
+def test_step_sizes_fall_in_a_straight_line():
+    """Under a constant gradient, each step of Adam is the step size."""
+    agent = MTSAC(("a", "b"), AgentConfig(hidden_sizes=(4,)), 3, 2, 0)
+    config = LearnerConfig(learning_rate=0.01, final_learning_rate=0.002, adam_epsilon=1e-12)
+    learner = Learner(agent, config)
+    for progress, expected in ((0.0, 0.01), (0.25, 0.008), (1.0, 0.002)):
+        learner.anneal(progress)
+        before = {name: p.detach().clone() for name, p in agent.named_parameters()}
+        for parameter in agent.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        for optimizer in learner.optimizers.values():
+            optimizer.step()
+        moved = [
+            (before[n] - p).detach().flatten()
+            for n, p in agent.named_parameters()
+            if "target" not in n
+        ]
+        torch.testing.assert_close(torch.cat(moved), torch.full_like(torch.cat(moved), expected))

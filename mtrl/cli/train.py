@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtrl import presets
 from mtrl.cli.flags import Parser, add_flags, merge, run
 from mtrl.config import TrainConfig
 from mtrl.validation import UsageError, validate
@@ -17,20 +19,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: Sequence[str] | None) -> int:
-    # --config comes first: it decides the defaults that --help shows and flags override.
+    # These come first: they decide the defaults that --help shows and flags override.
     first = Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
+    for flag in ("--config", "--benchmark", "--device"):
+        first.add_argument(flag)
+    first.add_argument("--tasks", nargs="+")
     chosen, _ = first.parse_known_args(arguments)
-    defaults = TrainConfig() if chosen.config is None else TrainConfig.from_yaml(chosen.config)
+    shown = _start(chosen, "cuda" if chosen.device == "cuda" else "cpu")
 
     parser = Parser(
         prog="mtrl-train",
         allow_abbrev=False,
         description="Train one policy on many Meta-World tasks. Counts of timesteps are "
-        "environment steps over all tasks together.",
+        "environment steps over all tasks together. Without --config, all of MT10 or MT50 starts "
+        "from the preset for the device at hand, and other tasks from the published protocol. The "
+        f"defaults below: {shown.name or 'the published protocol'}.",
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="YAML file whose values become the defaults below."
+        "--config",
+        metavar="NAME|FILE",
+        help=f"A preset ({', '.join(presets.EXPECTED)}) or a YAML file, whose values become the "
+        "defaults below.",
     )
     parser.add_argument(
         "--resume",
@@ -38,11 +47,13 @@ def _train(arguments: Sequence[str] | None) -> int:
         help="Go on with this run from its newest checkpoint, with its own configuration; only "
         "--total-timesteps and --max-runtime may be changed.",
     )
-    add_flags(parser, defaults)
+    add_flags(parser, shown.config)
     given = parser.parse(arguments)
     resumed = given.pop("resume", None)
     given.pop("config", None)
-    if resumed is not None:
+    if resumed is None:
+        config = validate(TrainConfig, merge(shown.config, given))
+    else:
         others = [key for key in given if key not in ("total_timesteps", "max_runtime")]
         if others or chosen.config is not None:
             flag = "--" + (others[0].replace("_", "-") if others else "config")
@@ -50,17 +61,27 @@ def _train(arguments: Sequence[str] | None) -> int:
                 "resume: expected no flag but --total-timesteps and --max-runtime beside it, got "
                 f"{flag}"
             )
-        changes = validate(TrainConfig, given)
-    else:
-        config = validate(TrainConfig, merge(defaults, given))
+        config = validate(TrainConfig, given)
 
+    from mtrl.devices import resolve_device
     from mtrl.run import resume, train
 
     if resumed is None:
-        outcome = train(config)
+        found = _start(chosen, resolve_device(config.device).type)
+        if found.name is not None:
+            print(found)
+        outcome = train(validate(TrainConfig, merge(found.config, given)))
     else:
-        outcome = resume(Path(resumed), changes.total_timesteps, changes.max_runtime)
+        outcome = resume(Path(resumed), config.total_timesteps, config.max_runtime)
     return 0 if outcome.signal is None else 128 + outcome.signal
+
+
+def _start(chosen: Namespace, device: str) -> presets.Start:
+    """The configuration that flags change."""
+    if chosen.config is not None:
+        return presets.named(chosen.config)
+    benchmark = chosen.benchmark or TrainConfig().benchmark
+    return presets.best(benchmark if chosen.tasks is None else None, device)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,90 @@
+"""The configurations that come with the package, and which of them a command starts from.
+
+Their files lie in `configs/`, beside the package in a checkout and inside it once installed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from mtrl.config import TrainConfig
+from mtrl.validation import UsageError, unknown
+
+_PACKAGE = Path(__file__).parent
+FOLDER = next(
+    (place for place in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if place.is_dir()),
+    _PACKAGE / "configs",
+)
+
+EXPECTED = {
+    "quickstart": "6 minutes on two CPU cores",
+    "mt10_cpu": "an hour on two CPU cores",
+    "mt10": "not measured yet on a GPU",
+    "mt50": "not measured yet on a GPU",
+    "mt10_plain": "not measured yet on a GPU",
+    "mt50_plain": "not measured yet on a GPU",
+}
+"""How long a run takes, as far as it has been measured."""
+
+
+BEST = {
+    ("mt10", "cpu"): "mt10_cpu",
+    ("mt10", "cuda"): "mt10",
+    ("mt50", "cpu"): "mt50",
+    ("mt50", "cuda"): "mt50",
+}
+"""What a benchmark is best trained by on a device."""
+
+
+class Start(NamedTuple):
+    """What a command line's flags change.
+
+    Attributes:
+        name: Of the preset or file; None for the plain defaults, those of the published protocol.
+        config: Its values.
+    """
+
+    name: str | None
+    config: TrainConfig
+
+    def __str__(self) -> str:
+        """One line: which, and how long it takes."""
+        expected = EXPECTED.get(self.name or "")
+        return f"configuration: {self.name}" + (f" ({expected})" if expected else "")
+
+
+def preset(name: str) -> TrainConfig:
+    """A configuration of `configs/`.
+
+    Example:
+        >>> preset("mt10_plain").learner.batch_size
+        128
+
+    Raises:
+        UsageError: if there is none of this name.
+    """
+    if name not in EXPECTED:
+        raise UsageError(unknown("config", name, [*EXPECTED, "a file that ends in .yaml"]))
+    return TrainConfig.from_yaml(FOLDER / f"{name}.yaml")
+
+
+def named(text: str) -> Start:
+    """A preset by its name, or a file by its path.
+
+    Raises:
+        UsageError: if there is neither, or the file cannot be read.
+    """
+    is_file = Path(text).suffix in (".yaml", ".yml") or Path(text).exists()
+    return Start(text, TrainConfig.from_yaml(text) if is_file else preset(text))
+
+
+def best(benchmark: str | None, device: str) -> Start:
+    """Where a run begins that was given no configuration.
+
+    Args:
+        benchmark: Its name; None for tasks chosen one by one.
+        device: `cpu` or `cuda`.
+    """
+    name = BEST.get((benchmark or "", device))
+    return Start(name, TrainConfig() if name is None else preset(name))
