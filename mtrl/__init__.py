@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mtrl.evaluation import evaluate as evaluate
     from mtrl.export import export_policy as export_policy
     from mtrl.policy import Policy as Policy
+    from mtrl.presets import preset as preset
     from mtrl.run import resume as resume
     from mtrl.run import train as train
     from mtrl.scores import Evaluation as Evaluation
@@ -39,6 +40,7 @@ _HOMES = {
     "export_policy": "export",
     "film": "video",
     "Policy": "policy",
+    "preset": "presets",
     "resume": "run",
     "train": "run",
 }

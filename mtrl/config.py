@@ -365,6 +365,12 @@ class TrainConfig(Section):
         default="auto",
         description="Where networks and replay live; 'auto' is cuda where there is one.",
     )
+    threads: int | None = Field(
+        default=None,
+        gt=0,
+        description="CPU threads of torch's; default: its own choice, one per core. With small "
+        "networks one is best: simulators then have the other cores.",
+    )
     run_dir: Path | None = Field(
         default=None,
         description="Folder of the run, which must not exist; default: "

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mtrl.benchmarks import N_GOALS, Benchmark, get_benchmark
 from mtrl.checkpoint import find_policy
-from mtrl.devices import resolve_device
+from mtrl.devices import cpu_threads, resolve_device
 from mtrl.envs.custom import checked
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.processes import n_cores
@@ -179,12 +179,8 @@ def _act(
 
     noises = repeat(None) if noise is None else blocks(noise)
     inputs = zip(blocks(observations), blocks(tasks), noises, strict=False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with cpu_threads(1):
         return torch.cat([policy.act(*block) for block in inputs])[: len(tasks)].cpu().numpy()
-    finally:
-        torch.set_num_threads(threads)
 
 
 def evaluate_file(

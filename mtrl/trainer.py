@@ -21,6 +21,7 @@ from mtrl.checkpoint import (
     write_text,
 )
 from mtrl.config import TrainConfig
+from mtrl.devices import cpu_threads
 from mtrl.envs.processes import WorkerError
 from mtrl.evaluation import evaluate_in
 from mtrl.interrupt import Interrupt
@@ -79,7 +80,7 @@ class Trainer(RunState):
             RunError: if numbers, simulators or the disk do not allow to go on.
         """
         try:
-            with self.interrupt:
+            with self.interrupt, cpu_threads(self.config.threads):
                 return self._run()
         except WorkerError as error:
             self._checkpoint()

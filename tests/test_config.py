@@ -8,10 +8,13 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from mtrl import presets
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.train import main as train_main
 from mtrl.config import AgentConfig, LearnerConfig, TrainConfig
 from mtrl.precision import resolve_precision
+from mtrl.presets import preset
+from mtrl.run import check
 from mtrl.validation import UsageError, validate
 
 TINY = ["--tasks", "reach-v3", "push-v3", "--batch-size", "8", "--hidden-sizes", "8"]
@@ -84,10 +87,53 @@ def test_defaults_grow_with_the_number_of_tasks():
     assert TrainConfig(total_timesteps=500_000).schedule(50).total_timesteps == 500_000
 
 
-@pytest.mark.parametrize("name", ["mt10_plain", "mt50_plain", "mt10_cpu", "quickstart"])
-def test_shipped_configurations_are_valid(name, request):
-    path = request.config.rootpath / "configs" / f"{name}.yaml"
-    TrainConfig.from_yaml(path).schedule(50 if "mt50" in name else 10)
+def test_presets_are_the_files_of_configs(request):
+    folder = request.config.rootpath / "configs"
+    assert set(presets.EXPECTED) == {path.stem for path in folder.glob("*.yaml")}
+    for name in presets.EXPECTED:
+        config = presets.preset(name)
+        assert config == TrainConfig.from_yaml(folder / f"{name}.yaml")
+        check(config.model_copy(update={"device": "cpu"}))
+
+
+def test_plain_presets_are_the_published_protocol():
+    for name in ("mt10", "mt50"):
+        filled = [
+            check(config)[2] for config in (TrainConfig(benchmark=name), preset(f"{name}_plain"))
+        ]
+        assert filled[0] == filled[1]
+
+
+def test_a_run_without_a_configuration_starts_from_the_best_for_its_device(capsys, monkeypatch):
+    assert presets.best("mt10", "cpu").name == "mt10_cpu"
+    assert presets.best("mt10", "cuda").name == "mt10"
+    assert presets.best(None, "cpu") == presets.best("mt1:reach-v3", "cpu") == (None, TrainConfig())
+
+    started = []
+
+    def start(config):
+        started.append(config)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr("mtrl.run.train", start)
+    assert train_main(["--benchmark", "mt10", "--surgery", "pcgrad", "--device", "cpu"]) == 2
+    assert "configuration: mt10_cpu (" in capsys.readouterr().out
+    assert train_main(["--tasks", "reach-v3", "--device", "cpu"]) == 2
+    assert not capsys.readouterr().out
+    found, plain = started
+    learner = preset("mt10_cpu").learner.model_copy(update={"surgery": "pcgrad"})
+    changes = {"device": "cpu", "learner": learner}
+    assert found == preset("mt10_cpu").model_copy(update=changes)
+    assert plain == TrainConfig(tasks=("reach-v3",), device="cpu")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_help_shows_the_presets_values(device, capsys):
+    with pytest.raises(SystemExit):
+        train_main(["--benchmark", "mt10", "--device", device, "--help"])
+    shown = capsys.readouterr().out
+    batch_size = presets.best("mt10", device).config.learner.batch_size
+    assert f"[transitions per task]. (default: {batch_size})" in " ".join(shown.split())
 
 
 WRONG = {
@@ -103,7 +149,7 @@ WRONG = {
     "no module": (["--surgery", "nowhere.at:all"], "surgery: cannot import 'nowhere.at:all'"),
     "no function": (["--surgery", "math:pi"], "expected a function from Gramian to weights"),
     "rotation": (
-        ["--surgery", "rotograd", "--rotation-size", "500"],
+        ["--config", "mt10_plain", "--surgery", "rotograd", "--rotation-size", "500"],
         "rotation_size: expected at most 400, the trunk's last width, got 500",
     ),
     "single head": (
@@ -137,6 +183,7 @@ WRONG = {
     "resume": (["--resume", "nowhere"], "resume: expected a run folder with a checkpoint"),
     "resume flag": (["--resume", "nowhere", "--seed", "1"], "got --seed"),
     "config": (["--config", "nowhere.yaml"], "config: cannot read nowhere.yaml"),
+    "preset": (["--config", "mt10_gpu"], "config: unknown 'mt10_gpu'; did you mean 'mt10_cpu'"),
 }
 
 

@@ -114,6 +114,32 @@ def test_the_learner_works_on_what_was_stored_before_while_simulators_step(tmp_p
     assert order == expected
 
 
+def test_a_run_has_its_own_threads_and_lowers_its_step_sizes(tmp_path, monkeypatch):
+    falling = {"batch_size": 16, "learning_rate": 0.01, "final_learning_rate": 0.0}
+    settings = config(tmp_path / "run", threads=1, learner=falling)
+    benchmark, device, resolved = check(settings)
+    (tmp_path / "run").mkdir()
+    trainer = Trainer(resolved, benchmark, device, tmp_path / "run")
+    seen = []
+
+    def some_steps():
+        seen.append(torch.get_num_threads())
+        while trainer.steps < 192:
+            trainer.step()
+
+    monkeypatch.setattr(trainer, "_run", some_steps)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        trainer.run()
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    # The last vector step began after 188 of 384 environment steps.
+    rates = {group["lr"] for o in trainer.learner.optimizers.values() for group in o.param_groups}
+    assert rates == {pytest.approx(0.01 * (1 - 188 / 384))}
+
+
 def test_what_is_stored_is_what_each_copy_lived_through():
     """Against one environment at a time: no reset among the transitions, no wrong successor."""
     envs = make_vector_env(get_benchmark("", TASKS), HORIZON, workers=2, envs_per_task=COPIES)
