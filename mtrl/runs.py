@@ -21,7 +21,7 @@ SUCCESS = "eval/success_rate"
 
 NOT_THE_METHOD = frozenset(
     "seed run_dir benchmark tasks workers device total_timesteps eval_every eval_episodes "
-    "checkpoint_every log_every diagnose_every eval_video max_runtime max_restarts".split()
+    "checkpoint_every log_every diagnose_every eval_video max_runtime max_restarts threads".split()
 )
 """Fields that do not change what an update does. Task sets are compared by their tasks."""
 

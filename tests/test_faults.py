@@ -348,39 +348,53 @@ def test_killed_at_fifty_random_moments_it_goes_on_each_time(tmp_path):
     assert (run_dir / "eval.csv").read_bytes() == (tmp_path / "a/eval.csv").read_bytes()
 
 
-def test_nobody_is_left_behind_by_a_run_that_fails(tmp_path):
+FAILS = """
+import sys
+from mtrl.cli import train
+from mtrl.trainer import Trainer
+step = Trainer.step
+def fail(self):
+    step(self)
+    if self.steps >= 60: raise OSError("no such luck")
+if "--fails" in sys.argv:
+    sys.argv.remove("--fails")
+    Trainer.step = fail
+sys.exit(train.main())
+"""
+"""The command, that can be made to fail on its way."""
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [
+        ([], 1),
+        ([signal.SIGTERM], 128 + signal.SIGTERM),
+        ([signal.SIGINT, signal.SIGINT], 128 + signal.SIGINT),
+        ([signal.SIGKILL], -signal.SIGKILL),
+    ],
+    ids=["fails", "asked", "asked twice", "killed"],
+)
+def test_nobody_is_left_behind(signals, code, tmp_path):
     """Neither simulators nor the server that forks them outlive the command."""
-    code = (
-        "import os, signal, sys\nfrom mtrl.cli import train\n"
-        "import mtrl.trainer as t\n"
-        "step = t.Trainer.step\n"
-        "def fail(self):\n    step(self)\n    if self.steps >= 60: raise OSError('no such luck')\n"
-        "t.Trainer.step = fail\n"
-        "code = train.main(sys.argv[1:])\nprint(os.getpid())\nsys.exit(code)"
-    )
     flags = (
-        "--total-timesteps 400 --learning-starts 40 --horizon 10 --hidden-sizes 8 --batch-size 8"
+        "--total-timesteps 1000000 --learning-starts 40 --horizon 10 --hidden-sizes 8 "
+        "--batch-size 8 --checkpoint-every 40"
     )
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            code,
-            "--tasks",
-            *TASKS,
-            *flags.split(),
-            "--run-dir",
-            tmp_path / "b",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        start_new_session=True,
-    )
-    assert done.returncode == 1 and "no such luck" in done.stderr
-    session = int(done.stdout.split()[-1])
+    command = [sys.executable, "-c", FAILS, "--tasks", *TASKS, *flags.split()]
+    command += ["--run-dir", str(tmp_path / "b"), *([] if signals else ["--fails"])]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "b/checkpoints").glob("step_*")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.05)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert signals or b"no such luck" in errors
     deadline = time.monotonic() + 10
-    while alive := [p for p in processes() if p[1] == session]:
+    while alive := [p for p in processes() if p[1] == process.pid]:
         assert time.monotonic() < deadline, alive
         time.sleep(0.1)
 

@@ -1,0 +1,171 @@
+"""What each part of the recipe is worth: one out of it, one into the plain agent, surgery on top.
+
+    python scripts/ablation.py [-o results/ablation] [--seeds 0 1 2] [--jobs 2] [--only PART …]
+
+All runs have the tasks and the environment steps of `configs/quickstart.yaml`, or as many as
+--total-timesteps says, and one thread each. Runs that are finished are not made again, so that it
+can be stopped and started. Of each it keeps the CSVs; the table shows **final** success, 50 goals
+per task, every seed that there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mtrl.config import TrainConfig
+from mtrl.presets import preset
+
+Fields = dict[str, Any]
+
+PLAIN: Fields = {
+    "trunk": "mlp",
+    "actor_hidden_sizes": (128, 128, 128),
+    "layer_norm": False,
+    "critic_bins": None,
+    "initial_temperature": 1.0,
+    "learning_rate": 3e-4,
+    "final_learning_rate": None,
+    "weight_decay": 0.0,
+    "gamma": 0.99,
+    "tau": 0.005,
+    "target_entropy": None,
+    "return_scale": None,
+}
+"""The published agent, at the recipe's width, batch and number of environments."""
+
+SCALED: Fields = {"return_scale": 10.0, "initial_temperature": 0.01}
+NEITHER: dict[str, Fields] = {
+    "learned task embeddings": {"task_embedding": 8},
+    "normalised observations": {"normalize_observations": True},
+    "two updates per vector step": {"gradient_steps": 2},
+}
+"""In no preset: they go into both agents."""
+
+INTO_PLAIN: dict[str, Fields] = {
+    "return scale": SCALED,
+    "LayerNorm": {"layer_norm": True},
+    "residual blocks": {"trunk": "residual", "actor_hidden_sizes": (128, 128)},
+    "categorical critic": {"critic_bins": 101, "value_limit": 1000.0},
+    "AdamW": {"weight_decay": 1e-3},
+    "shorter look ahead": {"gamma": 0.97},
+    "faster targets": {"tau": 0.02},
+    "larger, falling steps": {"learning_rate": 1e-3, "final_learning_rate": 1e-4},
+    "target entropy -2": {"target_entropy": -2.0},
+    **NEITHER,
+}
+
+OUT_OF_RECIPE: dict[str, Fields] = {
+    # One scale for all tasks, which fills the critics' range where the largest reward, 10, is had.
+    "return scale": {"return_scale": None, "reward_scale": 0.03},
+    "LayerNorm": {"layer_norm": False},
+    "residual blocks": {"trunk": "mlp", "actor_hidden_sizes": (128, 128, 128)},
+    "categorical critic": {"critic_bins": None},
+    "AdamW": {"weight_decay": 0.0},
+    "shorter look ahead": {"gamma": 0.99},
+    "faster targets": {"tau": 0.005},
+    "larger, falling steps": {"learning_rate": 3e-4, "final_learning_rate": None},
+    "target entropy -2": {"target_entropy": None},
+}
+
+SURGERY = ("pcgrad", "rotograd", "rotograd-scale", "aligned-mtl", "torchjd:UPGrad")
+
+
+def variants() -> dict[str, Fields]:
+    """Every agent by its name: what differs from the recipe."""
+    found: dict[str, Fields] = {"recipe": {}, "plain": PLAIN}
+    found |= {f"recipe - {part}": change for part, change in OUT_OF_RECIPE.items()}
+    found |= {f"recipe + {part}": change for part, change in NEITHER.items()}
+    found |= {f"plain + {part}": PLAIN | change for part, change in INTO_PLAIN.items()}
+    found |= {f"recipe + {method}": {"surgery": method} for method in SURGERY}
+    return found
+
+
+def train(name: str, change: Fields, seed: int, arguments: argparse.Namespace) -> None:
+    """One run, to its end; its CSVs go where the others are."""
+    label = f"{name}, seed {seed}".replace(" ", "_").replace(",", "")
+    kept, run_dir = arguments.output / label, arguments.runs / label
+    if (kept / "eval.csv").exists():
+        return
+    recipe = preset("quickstart")
+    flat = recipe.flat() | {"seed": seed, "run_dir": run_dir} | change
+    steps = arguments.total_timesteps or recipe.total_timesteps
+    rarely = {"eval_every": steps // 5, "checkpoint_every": steps // 5, "log_every": steps // 20}
+    flat |= {"total_timesteps": steps, "threads": 1, "diagnose_every": 0, **rarely}
+    command = [sys.executable, "-m", "mtrl.cli.train"]
+    if list(run_dir.glob("checkpoints/step_*")):
+        command += ["--resume", str(run_dir)]
+    else:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        written = run_dir.with_suffix(".yaml")
+        written.write_text(TrainConfig(**flat).to_yaml())
+        command += ["--config", str(written)]
+    subprocess.run(command, check=True, capture_output=True)
+    kept.mkdir(parents=True)
+    for file in ("progress.csv", "config.yaml", "eval.json", "eval.csv"):  # the last says: whole
+        shutil.copy(run_dir / file, kept)
+    print(label, flush=True)
+
+
+def table(names: Sequence[str], seeds: Sequence[int], output: Path) -> str:
+    """Mean final success of every seed, as Markdown."""
+    lines = ["| agent | mean | worst seed | seeds | minutes |", "|---|---|---|---|---|"]
+    for name in names:
+        means, minutes = [], []
+        for seed in seeds:
+            kept = output / f"{name}, seed {seed}".replace(" ", "_").replace(",", "")
+            if not (kept / "eval.csv").exists():
+                continue
+            with (kept / "eval.csv").open() as file:
+                rates = [float(row["success_rate"]) for row in csv.DictReader(file)]
+            with (kept / "progress.csv").open() as file:
+                clock = [float(row["time/elapsed"] or 0) for row in csv.DictReader(file)]
+            means.append(sum(rates) / len(rates))
+            minutes.append(max(clock) / 60)
+        if means:
+            each = ", ".join(f"{mean:.2f}" for mean in means)
+            average, time = sum(means) / len(means), sum(minutes) / len(minutes)
+            lines.append(f"| {name} | {average:.2f} | {min(means):.2f} | {each} | {time:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Make the runs that are missing, and the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, default=Path("results/ablation"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="run folders")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PART", help="agents whose name has this in it"
+    )
+    parser.add_argument("--total-timesteps", type=int, metavar="N")
+    arguments = parser.parse_args()
+    chosen = {
+        name: change
+        for name, change in variants().items()
+        if arguments.only is None or any(part in name for part in arguments.only)
+    }
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        runs = [
+            pool.submit(train, name, change, seed, arguments)
+            for seed in arguments.seeds
+            for name, change in chosen.items()
+        ]
+        for run in runs:
+            run.result()
+    text = table(list(chosen), arguments.seeds, arguments.output)
+    (arguments.output / "table.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
