@@ -9,6 +9,7 @@ import json
 import math
 import sys
 import textwrap
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -166,9 +167,24 @@ class _TensorBoard(TensorBoardOutputFormat):
     """Hides, when a run is resumed, what an earlier process logged past its last checkpoint."""
 
     def __init__(self, folder: Path, resume_at: int) -> None:
+        _keep_in_order(folder)
         # At a new run's start too: TensorBoard takes the first such mark for no restart.
         self.writer = SummaryWriter(folder, purge_step=resume_at + 1)
         self._is_closed = False
+
+
+def _keep_in_order(folder: Path) -> None:
+    """Rename TensorBoard's files that the next one would not come after.
+
+    They are read in the order of their names, which begin with the second they were opened in; but
+    a clock may have jumped back since, or a run go on within the second.
+    """
+    limit = int(time.time())
+    for path in sorted(folder.glob(f"events.out.tfevents.{10 * '[0-9]'}.*"), reverse=True):
+        *kind, second, rest = path.name.split(".", 4)
+        if int(second) >= limit:
+            path.rename(folder / ".".join([*kind, f"{limit - 1:010d}", rest]))
+        limit = min(int(second), limit - 1)
 
 
 def read_rows(path: Path, up_to: float = math.inf) -> list[dict[str, Any]]:

@@ -36,8 +36,10 @@ def logdir(tmp_path_factory) -> Path:
     write_run(folder / "finished", config(FEW, 0, surgery="pcgrad"))
     write_run(folder / "killed", config(MORE, 1, critic_surgery="mgda"), stop_at=600)
     resumed = write_run(folder / "resumed", config(FEW, 2), stop_at=700)
-    time.sleep(1)  # TensorBoard reads files in the order of their names, which hold the second
-    logger = RunLogger(resumed, TOTAL, config(FEW, 2), resume_at=500)
+    now = time.time()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time", lambda: now - 3600)  # the clock was set meanwhile
+        logger = RunLogger(resumed, TOTAL, config(FEW, 2), resume_at=500)
     for steps, rate in ((600, 0.25), (TOTAL, 0.75)):
         rates = {f"eval/success_rate/{name}": rate for name in (*FEW, "mean", "worst")}
         logger.write(steps, rates)
