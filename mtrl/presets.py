@@ -51,7 +51,7 @@ class Start(NamedTuple):
     def __str__(self) -> str:
         """One line: which, and how long it takes."""
         expected = EXPECTED.get(self.name or "")
-        return f"configuration: {self.name}" + (f" ({expected})" if expected else "")
+        return f"configuration: {self.name or 'defaults'}" + (f" ({expected})" if expected else "")
 
 
 def preset(name: str) -> TrainConfig:

@@ -27,12 +27,15 @@ from mtrl.trainer import Outcome, Trainer
 from mtrl.validation import UsageError
 
 
-def train(config: TrainConfig, benchmark: Benchmark | None = None) -> Outcome:
+def train(
+    config: TrainConfig, benchmark: Benchmark | None = None, note: str | None = None
+) -> Outcome:
     """Train, evaluate and save one policy.
 
     Args:
         config: Everything that decides what the run does.
         benchmark: Tasks of one's own, in place of those that `config` names.
+        note: A line to print once the run begins.
 
     Raises:
         UsageError: if the configuration asks for what cannot be done; nothing is written then.
@@ -51,6 +54,8 @@ def train(config: TrainConfig, benchmark: Benchmark | None = None) -> Outcome:
         ) from None
     except OSError as error:
         raise UsageError(f"run_dir: cannot create {run_dir}: {error.strerror}") from None
+    if note is not None:
+        print(note, flush=True)
     with locked(run_dir):
         write_text(run_dir / "config.yaml", config.to_yaml())
         _record_process(run_dir, device)

@@ -1,8 +1,13 @@
 """What several tests start from."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Two tests run at a time: threads of both would wait for each other's cores. Before torch comes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 from mtrl.agent import MTSAC
 from mtrl.config import AgentConfig

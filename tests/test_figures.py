@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-import time
 from itertools import pairwise
 
 import numpy as np
@@ -103,7 +102,6 @@ def test_figures_and_texts_are_in_tensorboard_alone_and_purged_by_a_resume(tmp_p
     rows = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
     assert [set(row) for row in rows] == [{"x", "time/total_timesteps"}] * 2
 
-    time.sleep(1)  # TensorBoard reads files in the order of their names, which hold the second
     logger = RunLogger(tmp_path, 400, TrainConfig(), resume_at=100)
     log(logger, 150, 0.5)
     logger.close()

@@ -12,6 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mtrl.config import TrainConfig
+from mtrl.presets import preset
+from mtrl.run import check
 from mtrl.surgery import MultiTaskModel, available
 
 
@@ -155,3 +158,42 @@ def test_engines_agree(scripts, precision):
     engines = scripts("bench_engines")
     case = engines.Case(3, 200, "cpu", precision)
     assert engines.difference(case) < {"fp32": 1e-5, "bf16": 2e-2}[precision]
+
+
+def test_each_part_of_the_ablation_is_an_agent_of_its_own(scripts):
+    ablation = scripts("ablation")
+    recipe = preset("quickstart").flat()
+    agents = {name: TrainConfig(**recipe | change) for name, change in ablation.variants().items()}
+    for name, config in agents.items():
+        check(config)
+        assert name == "recipe" or config != agents["recipe"]
+    assert len({config.to_yaml() for config in agents.values()}) == len(agents)
+    for name, config in agents.items():
+        _, sign, part = name.partition(" - ")
+        if sign:  # what was taken out is as it is in the plain agent, or the learner's default
+            changed = {k for k, v in config.flat().items() if v != recipe[k]}
+            plain = agents["plain"].flat() | {"reward_scale": 0.03}
+            assert changed and all(config.flat()[k] == plain[k] for k in changed), part
+
+
+@pytest.mark.slow
+def test_ablation_makes_what_is_missing(request, tmp_path):
+    path = request.config.rootpath / "scripts/ablation.py"
+    command = [sys.executable, path, "-o", tmp_path / "kept", "--runs", tmp_path / "runs"]
+    command += ["--only", "AdamW", "--total-timesteps", "14000", "--seeds", "0"]
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in "12"
+    )
+    kept = {path.parent.name for path in tmp_path.glob("kept/*/eval.csv")}
+    assert kept == {"recipe_-_AdamW_seed_0", "plain_+_AdamW_seed_0"}
+    assert all(name in first and name not in second for name in kept)
+    assert first.endswith(second) and "| recipe - AdamW | " in second
+
+
+@pytest.mark.slow
+def test_a_short_soak_tells_what_was_held(request, tmp_path):
+    path, file = request.config.rootpath / "scripts/soak.py", tmp_path / "held.json"
+    subprocess.run([sys.executable, path, "4000", "--json", file], check=True, capture_output=True)
+    found = json.loads(file.read_text())
+    assert found["held"]["host files"] >= 3 and found["held"]["processes"] >= 4
+    assert found["ratios"]["vector-steps"] > 3000

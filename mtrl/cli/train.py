@@ -68,9 +68,7 @@ def _train(arguments: Sequence[str] | None) -> int:
 
     if resumed is None:
         found = _start(chosen, resolve_device(config.device).type)
-        if found.name is not None:
-            print(found)
-        outcome = train(validate(TrainConfig, merge(found.config, given)))
+        outcome = train(validate(TrainConfig, merge(found.config, given)), note=str(found))
     else:
         outcome = resume(Path(resumed), config.total_timesteps, config.max_runtime)
     return 0 if outcome.signal is None else 128 + outcome.signal
