@@ -70,8 +70,10 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.by_task, ctx.weight_dtype = weight.ndim == 4, weight.dtype
         weight = weight[:, 0] if ctx.by_task else weight
-        ctx.save_for_backward(inputs, weight.to(inputs.dtype))
-        rows = torch.bmm(inputs.flatten(1, 2).to(dtype), weight.to(dtype))
+        kept = weight.to(inputs.dtype)
+        ctx.save_for_backward(inputs, kept)
+        used = kept if kept.dtype == dtype else weight.to(dtype)  # cast once
+        rows = torch.bmm(inputs.flatten(1, 2).to(dtype), used)
         # Not as a view, as far as autograd knows: the caller adds and clips in place.
         products = torch.ops.aten._unsafe_view(rows, [*inputs.shape[:-1], weight.shape[-1]])
         return products

@@ -20,10 +20,10 @@ FOLDER = next(
 EXPECTED = {
     "quickstart": "6 minutes on two CPU cores",
     "mt10_cpu": "an hour on two CPU cores",
-    "mt10": "not measured yet on a GPU",
-    "mt50": "not measured yet on a GPU",
-    "mt10_plain": "not measured yet on a GPU",
-    "mt50_plain": "not measured yet on a GPU",
+    "mt10": "made for a GPU, where it has not been timed yet",
+    "mt50": "made for a GPU, where it has not been timed yet",
+    "mt10_plain": "made for a GPU, where it has not been timed yet",
+    "mt50_plain": "made for a GPU, where it has not been timed yet",
 }
 """How long a run takes, as far as it has been measured."""
 
