@@ -96,7 +96,7 @@ def train(name: str, change: Fields, seed: int, arguments: argparse.Namespace) -
         return
     recipe = preset("quickstart")
     flat = recipe.flat() | {"seed": seed, "run_dir": run_dir} | change
-    steps = arguments.total_timesteps or recipe.total_timesteps
+    steps = arguments.total_timesteps
     rarely = {"eval_every": steps // 5, "checkpoint_every": steps // 5, "log_every": steps // 20}
     flat |= {"total_timesteps": steps, "threads": 1, "diagnose_every": 0, **rarely}
     command = [sys.executable, "-m", "mtrl.cli.train"]
@@ -147,7 +147,8 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="PART", help="agents whose name has this in it"
     )
-    parser.add_argument("--total-timesteps", type=int, metavar="N")
+    length = preset("quickstart").total_timesteps
+    parser.add_argument("--total-timesteps", type=int, default=length, metavar="N")
     arguments = parser.parse_args()
     chosen = {
         name: change
