@@ -12,10 +12,10 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from mtrl.config import AgentConfig
 from mtrl.distributions import CategoricalValue, ScalarValue, Value
 from mtrl.networks import MultiTaskNetworks
 from mtrl.policy import Policy
+from mtrl.sections import AgentConfig
 
 FORMAT = "mtrl-policy-1"
 """What a policy file says it is."""

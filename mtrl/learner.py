@@ -12,13 +12,13 @@ from torch import Tensor
 
 from mtrl.agent import MTSAC
 from mtrl.capture import Captured
-from mtrl.config import LearnerConfig
 from mtrl.devices import keep_freed_memory
 from mtrl.losses import temperature_gradient
 from mtrl.optimizers import clip_by_network_, make_optimizer, set_learning_rate
 from mtrl.precision import resolve_precision
 from mtrl.problems import Compiled, actor_problem, as_it_is, critic_problem
 from mtrl.replay import Batch, ReplayBuffer
+from mtrl.sections import LearnerConfig
 from mtrl.surgery import Gradients, get_surgery
 from mtrl.surgery.base import MAINTAIN_EVERY
 from mtrl.surgery.diagnostics import Diagnosis

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mtrl.config import LearnerConfig
+from mtrl.sections import LearnerConfig
 
 
 def make_optimizer(

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtrl.config import AgentConfig
 from mtrl.distributions import squashed_gaussian
 from mtrl.networks import MultiTaskNetworks, Trunk
 from mtrl.normalization import ObservationNormalizer
 from mtrl.policy_file import PREFIX, PolicyHeader, open_policy
+from mtrl.sections import AgentConfig
 from mtrl.validation import UsageError, unknown
 
 AnyPolicy = TypeVar("AnyPolicy", bound="Policy")

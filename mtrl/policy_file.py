@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, PositiveInt
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mtrl.config import AgentConfig
+from mtrl.sections import AgentConfig
 from mtrl.validation import UsageError, one_line, validate
 
 PREFIX = "agent/"

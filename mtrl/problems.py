@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from mtrl.agent import MTSAC
-from mtrl.config import LearnerConfig
 from mtrl.losses import actor_loss, critic_loss, td_target
 from mtrl.networks import MultiTaskNetworks
 from mtrl.precision import trunks_in
 from mtrl.replay import Batch
+from mtrl.sections import LearnerConfig
 from mtrl.surgery.network import Network, TaskLoss
 
 Compiled = Callable[[Any], Any]

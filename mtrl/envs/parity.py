@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from mtrl.benchmarks import Benchmark
-from mtrl.config import EnvironmentConfig
+from mtrl.sections import EnvironmentConfig
 from mtrl.validation import UsageError, unknown
 
 INSTALL = 'pip install ".[fast]"'

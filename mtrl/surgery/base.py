@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mtrl.config import LearnerConfig
+from mtrl.sections import LearnerConfig
 from mtrl.surgery.gradients import FeatureGradients, Gradients, Problem
 
 MAINTAIN_EVERY = 10_000

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from mtrl.config import LearnerConfig
+from mtrl.sections import LearnerConfig
 from mtrl.surgery.base import Surgery
 from mtrl.validation import UsageError, import_attribute, one_line, unknown
 

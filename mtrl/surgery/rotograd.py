@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mtrl.config import LearnerConfig
+from mtrl.sections import LearnerConfig
 from mtrl.surgery.base import MultiTaskModule, Surgery
 from mtrl.surgery.gradients import FeatureGradients, Gradients, Problem
 from mtrl.surgery.registry import register
