@@ -62,7 +62,7 @@ def test_command_lines_are_understood(readme, request, monkeypatch):
         "mtrl-export": export_main,
     }
     lines = re.findall(r"^    (?:.*&& )?(mtrl-(?:\w+) .*)$", readme, re.MULTILINE)
-    assert len(lines) == 13
+    assert len(lines) == 14
     for line in lines:
         program, *arguments = shlex.split(line)
         assert mains[program](arguments) == 2
@@ -80,5 +80,5 @@ def test_every_setting_in_the_table_exists(readme, capsys):
 
 
 def test_the_configurations_it_names_exist(readme, request):
-    for name in set(re.findall(r"configs/\w+\.yaml", readme)):
+    for name in set(re.findall(r"(?:configs|results)/\w[\w/]*\.yaml", readme)):
         TrainConfig.from_yaml(request.config.rootpath / name)
