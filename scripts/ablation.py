@@ -55,7 +55,7 @@ INTO_PLAIN: dict[str, Fields] = {
     "residual blocks": {"trunk": "residual", "actor_hidden_sizes": (128, 128)},
     "categorical critic": {"critic_bins": 101, "value_limit": 1000.0},
     "AdamW": {"weight_decay": 1e-3},
-    "shorter look ahead": {"gamma": 0.97},
+    "shorter look ahead": {"gamma": 0.98},
     "faster targets": {"tau": 0.02},
     "larger, falling steps": {"learning_rate": 1e-3, "final_learning_rate": 1e-4},
     "target entropy -2": {"target_entropy": -2.0},
@@ -64,7 +64,7 @@ INTO_PLAIN: dict[str, Fields] = {
 
 OUT_OF_RECIPE: dict[str, Fields] = {
     # One scale for all tasks, which fills the critics' range where the largest reward, 10, is had.
-    "return scale": {"return_scale": None, "reward_scale": 0.03},
+    "return scale": {"return_scale": None, "reward_scale": 0.02},
     "LayerNorm": {"layer_norm": False},
     "residual blocks": {"trunk": "mlp", "actor_hidden_sizes": (128, 128, 128)},
     "categorical critic": {"critic_bins": None},
@@ -88,17 +88,21 @@ def variants() -> dict[str, Fields]:
     return found
 
 
+def label(name: str, seed: int) -> str:
+    """Of a run's folders."""
+    return f"{name}, seed {seed}".replace(" ", "_").replace(",", "")
+
+
 def train(name: str, change: Fields, seed: int, arguments: argparse.Namespace) -> None:
     """One run, to its end; its CSVs go where the others are."""
-    label = f"{name}, seed {seed}".replace(" ", "_").replace(",", "")
-    kept, run_dir = arguments.output / label, arguments.runs / label
+    folder = label(name, seed)
+    kept, run_dir = arguments.output / folder, arguments.runs / folder
     if (kept / "eval.csv").exists():
         return
-    recipe = preset("quickstart")
-    flat = recipe.flat() | {"seed": seed, "run_dir": run_dir} | change
-    steps = arguments.total_timesteps
+    recipe, steps = preset("quickstart"), arguments.total_timesteps
     rarely = {"eval_every": steps // 5, "checkpoint_every": steps // 5, "log_every": steps // 20}
-    flat |= {"total_timesteps": steps, "threads": 1, "diagnose_every": 0, **rarely}
+    flat = recipe.flat() | {"seed": seed, "run_dir": run_dir, "threads": 1} | change
+    flat |= {"total_timesteps": steps, "diagnose_every": 0, **rarely}
     command = [sys.executable, "-m", "mtrl.cli.train"]
     if list(run_dir.glob("checkpoints/step_*")):
         command += ["--resume", str(run_dir)]
@@ -108,11 +112,12 @@ def train(name: str, change: Fields, seed: int, arguments: argparse.Namespace) -
         written = run_dir.with_suffix(".yaml")
         written.write_text(TrainConfig(**flat).to_yaml())
         command += ["--config", str(written)]
-    subprocess.run(command, check=True, capture_output=True)
-    kept.mkdir(parents=True)
+    if not (run_dir / "eval.json").exists():  # else it was stopped before its files were kept
+        subprocess.run(command, check=True, capture_output=True)
+    kept.mkdir(parents=True, exist_ok=True)
     for file in ("progress.csv", "config.yaml", "eval.json", "eval.csv"):  # the last says: whole
         shutil.copy(run_dir / file, kept)
-    print(label, flush=True)
+    print(folder, flush=True)
 
 
 def table(names: Sequence[str], seeds: Sequence[int], output: Path) -> str:
@@ -121,7 +126,7 @@ def table(names: Sequence[str], seeds: Sequence[int], output: Path) -> str:
     for name in names:
         means, minutes = [], []
         for seed in seeds:
-            kept = output / f"{name}, seed {seed}".replace(" ", "_").replace(",", "")
+            kept = output / label(name, seed)
             if not (kept / "eval.csv").exists():
                 continue
             with (kept / "eval.csv").open() as file:
