@@ -26,7 +26,7 @@ def training(
 
     Args:
         values: Tags and numbers, `time/fps` among them.
-        metrics: What an update gave, `[T]` by name; read off the device here.
+        metrics: What a task's updates gave and had, `[T]` by name; read off the device here.
         success: Of the last evaluation.
     """
     for name, measured in metrics.items():

@@ -193,6 +193,18 @@ class LearnerConfig(Section):
         description="Scale each task's rewards by a running factor, such that its largest "
         "discounted return so far becomes this; default: not.",
     )
+    return_memory: int | None = Field(
+        default=None,
+        gt=0,
+        description="With return_scale, what becomes that is instead the mean of the largest "
+        "discounted returns of its last episodes [episodes per task].",
+    )
+
+    @model_validator(mode="after")
+    def _memory_has_a_scale(self) -> LearnerConfig:
+        if self.return_memory is not None and self.return_scale is None:
+            raise PydanticCustomError("memory", "return_memory: expected return_scale with it")
+        return self
 
 
 class EnvironmentConfig(Section):

@@ -82,6 +82,7 @@ class RunState:
                 config.learner.return_scale,
                 config.learner.reward_scale,
                 device,
+                config.learner.return_memory,
             ),
         )
         self.collector = Collector(self.envs, self.agent, exploration)

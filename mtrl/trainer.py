@@ -158,8 +158,9 @@ class Trainer(RunState):
             "time/restarts": float(self.envs.restarts + self.eval_envs.restarts),
             **self.collector.statistics.values(),
         }
+        metrics = {**self._metrics, "reward_scale": self.replay.scale.factors}
         tasks = self.benchmark.tasks
-        report.training(self.logger, self.steps, tasks, values, self._metrics, self.success)
+        report.training(self.logger, self.steps, tasks, values, metrics, self.success)
 
     def _expect_numbers(self) -> None:
         """Stop before a checkpoint or a log holds what is no number."""

@@ -29,6 +29,7 @@ PLAIN: Fields = {
     "trunk": "mlp",
     "actor_hidden_sizes": (128, 128, 128),
     "layer_norm": False,
+    "normalize_observations": False,
     "critic_bins": None,
     "initial_temperature": 1.0,
     "learning_rate": 3e-4,
@@ -38,19 +39,21 @@ PLAIN: Fields = {
     "tau": 0.005,
     "target_entropy": None,
     "return_scale": None,
+    "return_memory": None,
 }
 """The published agent, at the recipe's width, batch and number of environments."""
 
-SCALED: Fields = {"return_scale": 10.0, "initial_temperature": 0.01}
+SCALED: Fields = {"return_scale": 2.5, "return_memory": 50, "initial_temperature": 0.01}
 NEITHER: dict[str, Fields] = {
     "learned task embeddings": {"task_embedding": 8},
-    "normalised observations": {"normalize_observations": True},
     "two updates per vector step": {"gradient_steps": 2},
 }
 """In no preset: they go into both agents."""
 
 INTO_PLAIN: dict[str, Fields] = {
+    "normalised observations": {"normalize_observations": True},
     "return scale": SCALED,
+    "return scale of the largest": {**SCALED, "return_scale": 10.0, "return_memory": None},
     "LayerNorm": {"layer_norm": True},
     "residual blocks": {"trunk": "residual", "actor_hidden_sizes": (128, 128)},
     "categorical critic": {"critic_bins": 101, "value_limit": 1000.0},
@@ -63,8 +66,10 @@ INTO_PLAIN: dict[str, Fields] = {
 }
 
 OUT_OF_RECIPE: dict[str, Fields] = {
-    # One scale for all tasks, which fills the critics' range where the largest reward, 10, is had.
-    "return scale": {"return_scale": None, "reward_scale": 0.02},
+    "normalised observations": {"normalize_observations": False},
+    # One scale for all tasks, under which the largest reward, 10, has the recipe's values.
+    "return scale": {"return_scale": None, "return_memory": None, "reward_scale": 0.005},
+    "return scale of means": {"return_scale": 10.0, "return_memory": None},
     "LayerNorm": {"layer_norm": False},
     "residual blocks": {"trunk": "mlp", "actor_hidden_sizes": (128, 128, 128)},
     "categorical critic": {"critic_bins": None},

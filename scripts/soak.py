@@ -70,7 +70,7 @@ def soak(vector_steps: int, seconds: float | None, surgery: str) -> dict[str, di
         "log_every": n_tasks * 1_000,
         "tasks": TASKS,
         "eval_episodes": 1,
-        "agent": {"hidden_sizes": [16, 16]},
+        "agent": {"hidden_sizes": [16]},
         "learner": {"buffer_size": 1_000, "batch_size": 16, "surgery": surgery},
         "environment": {"horizon": 100},
     }

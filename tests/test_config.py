@@ -146,6 +146,10 @@ WRONG = {
     "brackets": (["--surgery", "pcgrad(3"], "surgery: expected NAME or NAME(option=value, …)"),
     "actor surgery": (["--actor-surgery", "pcgard"], "surgery: unknown 'pcgard'"),
     "no module": (["--surgery", "nowhere.at:all"], "surgery: cannot import 'nowhere.at:all'"),
+    "memory of no scale": (
+        ["--config", "mt10_plain", "--return-memory", "9"],
+        "return_memory: expected return_scale with it",
+    ),
     "no function": (["--surgery", "math:pi"], "expected a function from Gramian to weights"),
     "rotation": (
         ["--config", "mt10_plain", "--surgery", "rotograd", "--rotation-size", "500"],

@@ -75,6 +75,44 @@ def test_reward_scale_is_that_of_the_largest_discounted_return():
         np.testing.assert_allclose(scale.factors, expected, rtol=1e-6)
 
 
+def test_with_a_memory_the_reward_scale_is_that_of_the_last_episodes_mean():
+    """One lucky episode is forgotten, and what was saved goes on."""
+    tasks, copies, gamma, steps, memory = 2, 3, 0.8, 80, 4
+    draw = np.random.default_rng(1)
+    rewards = draw.random((steps, tasks * copies))
+    rewards[20:22, 1] = 1000.0
+    done = draw.random((steps, tasks * copies)) < 0.15
+    scale = RewardScale(tasks, copies, gamma, magnitude=5.0, memory=memory)
+    begun = np.zeros(tasks * copies, int)
+    ended = [[] for _ in range(tasks)]
+    seen = np.zeros(tasks)
+
+    def peak(row: int, end: int) -> float:
+        episode = rewards[begun[row] : end, row]
+        totals = [
+            (gamma ** np.arange(n)[::-1] * episode[:n]).sum() for n in range(1, len(episode) + 1)
+        ]
+        return max(totals)
+
+    for step in range(steps):
+        if step == 40:
+            saved, scale = (
+                scale.state_dict(),
+                RewardScale(tasks, copies, gamma, magnitude=5.0, memory=memory),
+            )
+            scale.load_state_dict(saved)
+        scale.observe(rewards[step], done[step])
+        for row in range(tasks * copies):
+            found = peak(row, step + 1)
+            seen[row // copies] = max(seen[row // copies], found)
+            if done[step, row]:
+                ended[row // copies].append(found)
+                begun[row] = step + 1
+        means = [np.mean(past[-memory:]) if past else seen[t] for t, past in enumerate(ended)]
+        np.testing.assert_allclose(scale.factors, 5.0 / np.array(means), rtol=1e-6)
+    assert seen[0] > 1000 > 10 * means[0]
+
+
 def test_without_a_magnitude_the_factor_is_constant():
     scale = RewardScale(2, constant=0.1)
     scale.observe(np.array([100.0, 1.0]), np.array([False, False]))
