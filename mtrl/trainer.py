@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,15 +81,11 @@ class Trainer(RunState):
             RunError: if numbers, simulators or the disk do not allow to go on.
         """
         try:
-            with self.interrupt, cpu_threads(self.config.threads):
+            # Closing writes too, and fails again where a write has failed before.
+            with closing(self), self.interrupt, cpu_threads(self.config.threads):
                 return self._run()
-        except WorkerError as error:
-            self._checkpoint()
-            raise RunError(f"{error}. {self._whole()}") from None
         except OSError as error:
             raise RunError(f"{error}. {self._whole()}") from None
-        finally:
-            self.close()
 
     def _run(self) -> Outcome:
         try:
@@ -100,6 +97,9 @@ class Trainer(RunState):
             why = "interrupted" if self.interrupt.signal else "stopped after --max-runtime"
             self.logger.say(f"{why}; mtrl-train --resume {self.run_dir} goes on")
             return Outcome(self.run_dir, None, self.interrupt.signal)
+        except WorkerError as error:
+            self._checkpoint()
+            raise RunError(f"{error}. {self._whole()}") from None
 
     def close(self) -> None:
         """End the simulators and the logs."""

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -178,8 +179,15 @@ def test_a_second_training_in_one_folder_is_refused(tmp_path):
         assert note is None
 
 
-def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
-    """A limit on the size of files stands for it: the first checkpoints fit, the later do not."""
+@pytest.mark.parametrize(
+    "frequent",
+    ["--checkpoint-every 60 --log-every 2000", "--log-every 20 --buffer-size 20"],
+    ids=["checkpoints", "logs"],
+)
+def test_a_disk_that_is_full_leaves_the_checkpoint_before(frequent, tmp_path):
+    """A limit on the size of files stands for it: the first checkpoints fit, the later do not, or
+    they all do and TensorBoard's file does not.
+    """
     code = (
         "import resource, signal, sys\nfrom mtrl.cli.train import main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -187,8 +195,9 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
         "sys.exit(main(sys.argv[2:]))"
     )
     flags = (
-        "--total-timesteps 4000 --learning-starts 40 --checkpoint-every 60 --horizon 10 "
-        "--workers 1 --hidden-sizes 8 --batch-size 8 --eval-every 4000 --simulator metaworld"
+        "--total-timesteps 4000 --learning-starts 40 --checkpoint-every 100 --horizon 10 "
+        "--workers 1 --hidden-sizes 8 --batch-size 8 --eval-every 4000 "
+        f"--simulator metaworld {frequent}"
     )
     run_dir = tmp_path / "b"
     done = subprocess.run(
@@ -229,6 +238,37 @@ def test_a_folder_that_is_taken_away_stops_the_run_with_a_word(tmp_path):
     trainer.step = and_lose  # type: ignore[method-assign]
     with pytest.raises(RunError, match=r"exists.*No checkpoint has been written yet"):
         trainer.run()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_permissions_that_are_lost_leave_the_checkpoint_before():
+    nobody = 65534
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own nobody else may look into
+        Path(folder).chmod(0o755)
+        run_dir = Path(folder) / "b"
+        trainer = trainer_of(config(run_dir))
+        step, user = trainer.step, os.geteuid()
+
+        def and_lose() -> None:
+            step()
+            if trainer.steps == 100:
+                for path in (run_dir, run_dir / "checkpoints"):
+                    path.chmod(0o555)
+                if user == 0:  # to whom nothing is forbidden
+                    os.seteuid(nobody)
+
+        trainer.step = and_lose  # type: ignore[method-assign]
+        try:
+            with pytest.raises(
+                RunError, match=r"Permission denied.*step_\d*60\.safetensors is whole"
+            ):
+                trainer.run()
+        finally:
+            os.seteuid(user)
+            for path in (run_dir, run_dir / "checkpoints"):
+                path.chmod(0o755)
+        state, notes = load_newest(run_dir)
+        assert not notes and state["steps"] == 60
 
 
 def test_lost_simulators_are_replaced_counted_and_in_the_end_too_many(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import threading
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ def run(
     arguments: Sequence[str] | None,
 ) -> int:
     """Carry out a command; what goes wrong is one line. Returns the exit code."""
+    unhandled, threading.excepthook = threading.excepthook, _unhandled
     try:
         return command(arguments)
     except UsageError as error:
@@ -57,6 +59,14 @@ def run(
         return 1
     except KeyboardInterrupt:  # before a run could handle it, or a second time
         return 128 + signal.SIGINT
+    finally:
+        threading.excepthook = unhandled
+
+
+def _unhandled(error: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread tells the disk's errors to who writes next; it need not print them."""
+    if not issubclass(error.exc_type, OSError):
+        threading.__excepthook__(error)
 
 
 def add_flags(
