@@ -46,6 +46,7 @@ PLAIN: Fields = {
 SCALED: Fields = {"return_scale": 2.5, "return_memory": 50, "initial_temperature": 0.01}
 NEITHER: dict[str, Fields] = {
     "learned task embeddings": {"task_embedding": 8},
+    "return scale of the largest": {**SCALED, "return_scale": 10.0, "return_memory": None},
     "two updates per vector step": {"gradient_steps": 2},
 }
 """In no preset: they go into both agents."""
@@ -53,7 +54,6 @@ NEITHER: dict[str, Fields] = {
 INTO_PLAIN: dict[str, Fields] = {
     "normalised observations": {"normalize_observations": True},
     "return scale": SCALED,
-    "return scale of the largest": {**SCALED, "return_scale": 10.0, "return_memory": None},
     "LayerNorm": {"layer_norm": True},
     "residual blocks": {"trunk": "residual", "actor_hidden_sizes": (128, 128)},
     "categorical critic": {"critic_bins": 101, "value_limit": 1000.0},
@@ -69,7 +69,6 @@ OUT_OF_RECIPE: dict[str, Fields] = {
     "normalised observations": {"normalize_observations": False},
     # One scale for all tasks, under which the largest reward, 10, has the recipe's values.
     "return scale": {"return_scale": None, "return_memory": None, "reward_scale": 0.005},
-    "return scale of means": {"return_scale": 10.0, "return_memory": None},
     "LayerNorm": {"layer_norm": False},
     "residual blocks": {"trunk": "mlp", "actor_hidden_sizes": (128, 128, 128)},
     "categorical critic": {"critic_bins": None},

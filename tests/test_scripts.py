@@ -172,7 +172,7 @@ def test_each_part_of_the_ablation_is_an_agent_of_its_own(scripts):
         _, sign, part = name.partition(" - ")
         if sign:  # what was taken out is as it is in the plain agent, or the learner's default
             changed = {k for k, v in config.flat().items() if v != recipe[k]}
-            plain = agents["plain"].flat() | {"reward_scale": 0.02}
+            plain = agents["plain"].flat() | {"reward_scale": 0.005}
             assert changed and all(config.flat()[k] == plain[k] for k in changed), part
 
 
