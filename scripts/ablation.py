@@ -3,8 +3,8 @@
     python scripts/ablation.py [-o results/ablation] [--seeds 0 1 2] [--jobs 2] [--only PART …]
 
 All runs have the tasks and the environment steps of `configs/quickstart.yaml`, or as many as
---total-timesteps says, and one thread each. Runs that are finished are not made again, so that it
-can be stopped and started. Of each it keeps the CSVs; the table shows **final** success, 50 goals
+--total-timesteps says, and one thread each; every job keeps to cores of its own, so that the minutes
+can be compared. Runs that are finished are not made again, so that it can be stopped and started. Of each it keeps the CSVs; the table shows **final** success, 50 goals
 per task, every seed that there is.
 """
 
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from mtrl.config import TrainConfig
@@ -124,6 +126,12 @@ def train(name: str, change: Fields, seed: int, arguments: argparse.Namespace) -
     print(folder, flush=True)
 
 
+def pin(shares: SimpleQueue[list[int]]) -> None:
+    """This thread, and the processes that it starts, on a share of the cores (Linux)."""
+    if share := shares.get():
+        os.sched_setaffinity(0, share)
+
+
 def table(names: Sequence[str], seeds: Sequence[int], output: Path) -> str:
     """Mean final success of every seed, as Markdown."""
     lines = ["| agent | mean | worst seed | seeds | minutes |", "|---|---|---|---|---|"]
@@ -164,7 +172,11 @@ def main() -> None:
         for name, change in variants().items()
         if arguments.only is None or any(part in name for part in arguments.only)
     }
-    with ThreadPoolExecutor(arguments.jobs) as pool:
+    shares: SimpleQueue[list[int]] = SimpleQueue()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    for job in range(arguments.jobs):
+        shares.put(cores[job :: arguments.jobs])
+    with ThreadPoolExecutor(arguments.jobs, initializer=pin, initargs=(shares,)) as pool:
         runs = [
             pool.submit(train, name, change, seed, arguments)
             for seed in arguments.seeds
