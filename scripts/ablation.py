@@ -3,9 +3,10 @@
     python scripts/ablation.py [-o results/ablation] [--seeds 0 1 2] [--jobs 2] [--only PART …]
 
 All runs have the tasks and the environment steps of `configs/quickstart.yaml`, or as many as
---total-timesteps says, and one thread each; every job keeps to cores of its own, so that the minutes
-can be compared. Runs that are finished are not made again, so that it can be stopped and started. Of each it keeps the CSVs; the table shows **final** success, 50 goals
-per task, every seed that there is.
+--total-timesteps says, and one thread each; every job keeps to cores of its own, so that minutes
+can be compared. Runs that are finished are not made again, so that it can be stopped and started.
+Of each it keeps the CSVs; the table shows **final** success, 50 goals per task, every seed that there
+is.
 """
 
 from __future__ import annotations

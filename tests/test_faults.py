@@ -431,7 +431,9 @@ def test_nobody_is_left_behind(signals, code, tmp_path):
             process.send_signal(number)
             time.sleep(0.05)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
+    # A second SIGINT may find the interpreter already leaving, which it then dies of: a shell calls
+    # both 130.
+    assert process.returncode in ({130, -signal.SIGINT} if code == 130 else {code}), errors
     assert signals or b"no such luck" in errors
     deadline = time.monotonic() + 10
     while alive := [p for p in processes() if p[1] == process.pid]:
