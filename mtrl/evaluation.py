@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,10 @@ def evaluate(
             raise UsageError(
                 unknown("tasks", task, policy.tasks) + " (what the policy was trained for)"
             )
-    n_tasks = len(benchmark.tasks)
-    copies = _copies(n_tasks, episodes, workers or n_cores())
-    envs = make_vector_env(benchmark, horizon, workers, shuffle_goals=False, envs_per_task=copies)
+    envs = make_evaluation_env(benchmark, [episodes], horizon, workers)
     try:
         with tqdm(
-            total=n_tasks * episodes * horizon,
+            total=len(benchmark.tasks) * episodes * horizon,
             unit=" steps",
             unit_scale=True,
             disable=None if progress else True,  # None: unless it is a terminal
@@ -87,13 +85,42 @@ def evaluate(
         envs.close()
 
 
-def _copies(n_tasks: int, episodes: int, workers: int) -> int:
+def make_evaluation_env(
+    benchmark: Benchmark,
+    episodes: Sequence[int],
+    horizon: int,
+    workers: int | None = None,
+    max_restarts: int = 0,
+) -> TaskVectorEnv:
+    """Environments on the reference simulator that take their goals in order, for `evaluate_in`.
+
+    Args:
+        episodes: Of each task, in the evaluations to come; they decide how many copies of a task
+            play side by side.
+        benchmark, horizon, workers, max_restarts: As `make_vector_env`.
+    """
+    return make_vector_env(
+        benchmark,
+        horizon,
+        workers,
+        shuffle_goals=False,
+        envs_per_task=_copies(len(benchmark.tasks), episodes, workers or n_cores()),
+        max_restarts=max_restarts,
+    )
+
+
+def _copies(n_tasks: int, episodes: Sequence[int], workers: int) -> int:
     """How many environments of a task are soonest done, so that all of them end together.
 
-    Making an environment takes about as long as an episode in it.
+    Counted in steps of one simulator: a policy's answer for all rows takes about as long as two,
+    and making an environment as four episodes, because it needs memory too.
     """
-    divisors = [e for e in range(1, episodes + 1) if episodes % e == 0]
-    return min(divisors, key=lambda e: math.ceil(n_tasks * e / workers) * (episodes // e + 1))
+
+    def cost(copies: int) -> float:
+        each = math.ceil(n_tasks * copies / workers)
+        return (2 + each) * max(episodes) / copies + 4 * each
+
+    return min((e for e in range(1, max(episodes) + 1) if math.gcd(*episodes) % e == 0), key=cost)
 
 
 def evaluate_in(

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from mtrl.agent import MTSAC
-from mtrl.benchmarks import Benchmark
+from mtrl.benchmarks import N_GOALS, Benchmark
 from mtrl.config import TrainConfig
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators
+from mtrl.evaluation import make_evaluation_env
 from mtrl.learner import Learner
 from mtrl.normalization import RewardScale
 from mtrl.replay import ReplayBuffer
@@ -86,12 +87,12 @@ class RunState:
             ),
         )
         self.collector = Collector(self.envs, self.agent, exploration)
-        self.eval_envs = make_vector_env(
+        self.eval_envs = make_evaluation_env(
             benchmark,
+            [config.eval_episodes, N_GOALS],
             environment.horizon,
             environment.workers,
-            shuffle_goals=False,
-            max_restarts=environment.max_restarts,
+            environment.max_restarts,
         )
         self.steps = 0
         self.elapsed = 0.0
