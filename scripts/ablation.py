@@ -6,7 +6,7 @@ All runs have the tasks and the environment steps of `configs/quickstart.yaml`, 
 --total-timesteps says, and one thread each; every job keeps to cores of its own, so that minutes
 can be compared. Runs that are finished are not made again, so that it can be stopped and started.
 Of each it keeps the CSVs. The table shows **final** success, 50 goals per task, of every seed, and
-Welch's interval of the difference to the agent that was changed: wide, for three seeds say little.
+how it differs from the agent that was changed; of twenty 95% intervals one is wrong by chance.
 """
 
 from __future__ import annotations
@@ -16,21 +16,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-from scipy.stats import ttest_ind
+from ablation_report import draw, label, read, table
 
 from mtrl.checkpoint import write_text
 from mtrl.config import TrainConfig
 from mtrl.presets import preset
-from mtrl.runs import Method, read_run
-from mtrl.style import COLORS, TEXT, save, styled
+from mtrl.style import save, styled
 
 Fields = dict[str, Any]
 
@@ -87,9 +83,6 @@ OUT_OF_RECIPE: dict[str, Fields] = {
     "target entropy -2": {"target_entropy": None},
 }
 
-NOTHING = 0.1
-"""A seed whose mean final success is below has learned nothing."""
-
 SURGERY = ("pcgrad", "rotograd", "rotograd-scale", "aligned-mtl", "torchjd:UPGrad")
 
 
@@ -101,11 +94,6 @@ def variants() -> dict[str, Fields]:
     found |= {f"plain + {part}": PLAIN | change for part, change in INTO_PLAIN.items()}
     found |= {f"recipe + {part}": change for part, change in NEITHER.items()}
     return found
-
-
-def label(name: str, seed: int) -> str:
-    """Of a run's folders."""
-    return f"{name}, seed {seed}".replace(" ", "_").replace(",", "")
 
 
 def train(name: str, change: Fields, seed: int, arguments: argparse.Namespace) -> None:
@@ -139,59 +127,6 @@ def pin(shares: SimpleQueue[list[int]]) -> None:
     """This thread, and the processes that it starts, on a share of the cores (Linux)."""
     if share := shares.get():
         os.sched_setaffinity(0, share)
-
-
-def read(names: Sequence[str], seeds: Sequence[int], output: Path) -> dict[str, Method]:
-    """The agents of which there are results."""
-    found = {}
-    for name in names:
-        folders = [output / label(name, seed) for seed in seeds]
-        runs = tuple(read_run(path) for path in folders if (path / "eval.csv").exists())
-        if runs:
-            found[name] = Method(name, runs)
-    return found
-
-
-def table(agents: dict[str, Method]) -> str:
-    """Mean final success, and how it differs from the agent that was changed, as Markdown."""
-    lines = [
-        "| agent | mean | each seed | difference [95%] | learned nothing | minutes |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, agent in agents.items():
-        means, base = agent.scores.mean(0), agents.get(name.split()[0])
-        difference = "–"
-        if base and base is not agent:
-            before = base.scores.mean(0)
-            difference = f"{means.mean() - before.mean():+.2f}"
-            if min(len(means), len(before)) > 1 and means.var() + before.var() > 0:
-                ends = ttest_ind(means, before, equal_var=False).confidence_interval(0.95)
-                difference += f" [{ends.low:+.2f}, {ends.high:+.2f}]"
-        each = ", ".join(f"{mean:.2f}" for mean in means)
-        nothing = f"{(means < NOTHING).sum()} of {len(means)}"
-        minutes = 60 * np.mean([run.clock[2, -1] for run in agent.finished])
-        lines.append(
-            f"| {name} | {means.mean():.2f} | {each} | {difference} | {nothing} | {minutes:.1f} |"
-        )
-    return "\n".join(lines)
-
-
-def draw(agents: dict[str, Method]) -> Figure:
-    """A row for each agent: its seeds, their mean, and the mean of the agent that was changed."""
-    figure = Figure(figsize=(TEXT, 0.6 + 0.17 * len(agents)), layout="constrained")
-    axes = figure.subplots()
-    colors = dict(zip(("recipe", "plain"), COLORS, strict=False))
-    for y, (name, agent) in enumerate(agents.items()):
-        means, color = agent.scores.mean(0), colors[name.split()[0]]
-        axes.plot(means, [y] * len(means), "o", color=color, alpha=0.5, mew=0)
-        axes.plot(means.mean(), y, "|", color=color, ms=10, mew=2)
-    for name in agents.keys() & colors.keys():
-        axes.axvline(agents[name].scores.mean(), color=colors[name], lw=0.8, ls=(0, (4, 2)))
-    axes.set_yticks(range(len(agents)), list(agents))
-    axes.set(xlim=(-0.02, 1.02), ylim=(len(agents) - 0.5, -0.5))
-    axes.set_xlabel("mean final success rate (dots: seeds; bar: their mean)")
-    axes.grid(True)
-    return figure
 
 
 def main() -> None:

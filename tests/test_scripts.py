@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import ttest_rel
 
 from mtrl.config import TrainConfig
 from mtrl.presets import preset
@@ -174,6 +175,23 @@ def test_each_part_of_the_ablation_is_an_agent_of_its_own(scripts):
             changed = {k for k, v in config.flat().items() if v != recipe[k]}
             plain = agents["plain"].flat() | {"reward_scale": 0.005}
             assert changed and all(config.flat()[k] == plain[k] for k in changed), part
+
+
+def test_the_ablations_table_is_of_its_data(scripts, request):
+    report, found = scripts("ablation_report"), request.config.rootpath / "results/ablation"
+    agents = report.read(list(scripts("ablation").variants()), [0, 1, 2], found)
+    assert report.table(agents) + "\n" == (found / "table.md").read_text()
+    assert report.table(agents) in (request.config.rootpath / "README.md").read_text()
+
+
+def test_two_agents_in_blocks_are_a_paired_t_test(scripts, request):
+    report, found = scripts("ablation_report"), request.config.rootpath / "results/ablation"
+    names = ["recipe", "recipe - LayerNorm"]
+    agents = report.read(names, [0, 1, 2], found)
+    ends = ttest_rel(*(agents[name].scores.mean(0) for name in names)).confidence_interval(0.95)
+    assert report.spread(agents, "recipe") == pytest.approx((ends.high - ends.low) / 2, rel=1e-9)
+    assert report.spread(agents, "plain") is None
+    assert report.spread({"recipe": agents["recipe"]}, "recipe") is None
 
 
 @pytest.mark.slow

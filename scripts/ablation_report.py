@@ -1,0 +1,119 @@
+"""What the ablation found: a table and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import t as student_t
+
+from mtrl.runs import Method, read_run
+from mtrl.style import COLORS, TEXT
+
+BASES = ("recipe", "plain")
+"""What agents are made from; the first word of their names."""
+
+NOTHING = 0.1
+"""A seed whose mean final success is below has learned nothing."""
+
+
+def label(name: str, seed: int) -> str:
+    """Of a run's folders."""
+    return f"{name}, seed {seed}".replace(" ", "_").replace(",", "")
+
+
+def read(names: Sequence[str], seeds: Sequence[int], output: Path) -> dict[str, Method]:
+    """The agents of which there are results."""
+    found = {}
+    for name in names:
+        folders = [output / label(name, seed) for seed in seeds]
+        runs = tuple(read_run(path) for path in folders if (path / "eval.csv").exists())
+        if runs:
+            found[name] = Method(name, runs)
+    return found
+
+
+def table(agents: dict[str, Method]) -> str:
+    """Mean final success, and how it differs from the agent that was changed, as Markdown."""
+    lines = [
+        "| agent | mean | each seed | difference [95%] | learned nothing | minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    spreads = {base: spread(agents, base) for base in BASES}
+    for name, agent in agents.items():
+        means, base = by_seed(agent), name.split()[0]
+        difference = "–"
+        if name != base and base in agents and means.keys() <= by_seed(agents[base]).keys():
+            middle = np.mean([means[seed] - by_seed(agents[base])[seed] for seed in means])
+            difference, half = f"{middle:+.2f}", spreads[base]
+            if half is not None and means.keys() == by_seed(agents[base]).keys():
+                difference += f" [{middle - half:+.2f}, {middle + half:+.2f}]"
+        found = np.array(list(means.values()))
+        each = ", ".join(f"{mean:.2f}" for mean in found)
+        nothing = f"{(found < NOTHING).sum()} of {len(found)}"
+        minutes = 60 * np.mean([run.clock[2, -1] for run in agent.finished])
+        lines.append(
+            f"| {name} | {found.mean():.2f} | {each} | {difference} | {nothing} | {minutes:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def is_of(name: str, base: str) -> bool:
+    """Whether an agent is made from `base`, or is it."""
+    return name.split()[0] == base
+
+
+def by_seed(agent: Method) -> dict[int, float]:
+    """Mean final success over the tasks."""
+    seeds = [run.config.seed for run in agent.finished]
+    return dict(zip(seeds, agent.scores.mean(0).tolist(), strict=True))
+
+
+def spread(agents: dict[str, Method], base: str) -> float | None:
+    """Half of the 95% interval of a difference between two agents made from `base`.
+
+    Agents by seeds are a randomised block design, for a seed means the same goals to all: after
+    each agent's and each seed's mean are taken out, one variance is left, of all agents together.
+
+    Returns:
+        None if there are less than two agents with all seeds, or less than two seeds.
+    """
+    family = [by_seed(agent) for name, agent in agents.items() if is_of(name, base)]
+    seeds = set().union(*family)
+    scores = np.array([[m[seed] for seed in seeds] for m in family if m.keys() == seeds])
+    if len(scores) < 2 or len(seeds) < 2:
+        return None
+    freedom = (len(scores) - 1) * (len(seeds) - 1)
+    rest = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
+    deviation = np.sqrt(2 * (rest**2).sum() / freedom / len(seeds))
+    return float(student_t.ppf(0.975, freedom) * deviation)
+
+
+def draw(agents: dict[str, Method]) -> Figure:
+    """A row for each agent, and a line where the agent that was changed is.
+
+    An agent differs from that where its bar, the interval of the difference, misses the line.
+    """
+    figure = Figure(figsize=(TEXT, 0.6 + 0.17 * len(agents)), layout="constrained")
+    axes = figure.subplots()
+    colors = dict(zip(BASES, COLORS, strict=False))
+    for base, color in colors.items():
+        family = {name: by_seed(agent) for name, agent in agents.items() if is_of(name, base)}
+        seeds, half = set().union(*family.values()), spread(agents, base)
+        for name, scores in family.items():
+            y, means = list(agents).index(name), list(scores.values())
+            middle = np.mean(means)
+            axes.plot(means, [y] * len(means), "o", color=color, ms=2.5)
+            axes.plot(middle, y, "|", color=color, ms=9, mew=2)
+            if half is not None and name != base and scores.keys() == seeds:
+                ends = [middle - half, middle + half]
+                axes.plot(ends, [y, y], color=color, lw=5, alpha=0.3, solid_capstyle="butt")
+    for name in agents.keys() & colors.keys():
+        axes.axvline(agents[name].scores.mean(), color=colors[name], lw=0.8, ls=(0, (4, 2)))
+    axes.set_yticks(range(len(agents)), list(agents))
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(agents) - 0.5, -0.5))
+    axes.set_xlabel("mean final success rate (dots: seeds; stroke: their mean)")
+    axes.grid(True)
+    return figure
