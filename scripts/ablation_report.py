@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,8 +21,8 @@ NOTHING = 0.1
 
 
 def label(name: str, seed: int) -> str:
-    """Of a run's folders."""
-    return f"{name}, seed {seed}".replace(" ", "_").replace(",", "")
+    """Of a run's folders, on any file system."""
+    return re.sub(r"[^\w+-]+", "_", f"{name} seed {seed}")
 
 
 def read(names: Sequence[str], seeds: Sequence[int], output: Path) -> dict[str, Method]:
