@@ -2,11 +2,11 @@
 
     python scripts/ablation.py [-o results/ablation] [--seeds 0 1 2] [--jobs 2] [--only PART …]
 
-All runs have the tasks and the environment steps of `configs/quickstart.yaml`, or as many as
---total-timesteps says, and one thread each; every job keeps to cores of its own, so that minutes
-can be compared. Runs that are finished are not made again, so that it can be stopped and started.
-Of each it keeps the CSVs. The table shows **final** success, 50 goals per task, of every seed, and
-how it differs from the agent that was changed; of twenty 95% intervals one is wrong by chance.
+All runs have the tasks of `configs/quickstart.yaml`, as many environment steps as --total-timesteps
+says, and one thread each; every job keeps to cores of its own, so that minutes can be compared.
+Runs that are finished are not made again, so that it can be stopped and started. Of each it keeps
+the CSVs. The table shows **final** success, 50 goals per task, of every seed, and how it differs
+from the agent that was changed; of twenty 95% intervals one is wrong by chance.
 """
 
 from __future__ import annotations
@@ -139,9 +139,12 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="PART", help="agents whose name has this in it"
     )
-    length = preset("quickstart").total_timesteps
-    parser.add_argument("--total-timesteps", type=int, default=length, metavar="N")
+    parser.add_argument("--total-timesteps", type=int, default=120_000, metavar="N")
     arguments = parser.parse_args()
+    for path in arguments.output.glob("*/config.yaml"):
+        made, asked = TrainConfig.from_yaml(path).total_timesteps, arguments.total_timesteps
+        if made != asked:
+            parser.error(f"--total-timesteps: expected {made}, as {path.parent} has, got {asked}")
     chosen = {
         name: change
         for name, change in variants().items()
@@ -159,7 +162,7 @@ def main() -> None:
         ]
         for run in runs:
             run.result()
-    agents = read(list(chosen), arguments.seeds, arguments.output)
+    agents = read(list(variants()), arguments.output)
     text = table(agents)
     write_text(arguments.output / "table.md", text + "\n")
     print(text)

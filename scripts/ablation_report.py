@@ -25,14 +25,14 @@ def label(name: str, seed: int) -> str:
     return re.sub(r"[^\w+-]+", "_", f"{name} seed {seed}")
 
 
-def read(names: Sequence[str], seeds: Sequence[int], output: Path) -> dict[str, Method]:
-    """The agents of which there are results."""
+def read(names: Sequence[str], output: Path) -> dict[str, Method]:
+    """The agents of which there are results, with all their seeds."""
     found = {}
     for name in names:
-        folders = [output / label(name, seed) for seed in seeds]
-        runs = tuple(read_run(path) for path in folders if (path / "eval.csv").exists())
+        files = output.glob(f"{label(name, 0)[:-1]}[0-9]*/eval.csv")
+        runs = sorted((read_run(file.parent) for file in files), key=lambda run: run.config.seed)
         if runs:
-            found[name] = Method(name, runs)
+            found[name] = Method(name, tuple(runs))
     return found
 
 
@@ -44,7 +44,7 @@ def table(agents: dict[str, Method]) -> str:
     ]
     spreads = {base: spread(agents, base) for base in BASES}
     for name, agent in agents.items():
-        means, base = by_seed(agent), name.split()[0]
+        means, base = by_seed(agent), base_of(name)
         difference = "–"
         if name != base and base in agents and means.keys() <= by_seed(agents[base]).keys():
             middle = np.mean([means[seed] - by_seed(agents[base])[seed] for seed in means])
@@ -61,9 +61,9 @@ def table(agents: dict[str, Method]) -> str:
     return "\n".join(lines)
 
 
-def is_of(name: str, base: str) -> bool:
-    """Whether an agent is made from `base`, or is it."""
-    return name.split()[0] == base
+def base_of(name: str) -> str:
+    """What an agent is made from, or is."""
+    return name.split()[0]
 
 
 def by_seed(agent: Method) -> dict[int, float]:
@@ -81,7 +81,7 @@ def spread(agents: dict[str, Method], base: str) -> float | None:
     Returns:
         None if there are less than two agents with all seeds, or less than two seeds.
     """
-    family = [by_seed(agent) for name, agent in agents.items() if is_of(name, base)]
+    family = [by_seed(agent) for name, agent in agents.items() if base_of(name) == base]
     seeds = set().union(*family)
     scores = np.array([[m[seed] for seed in seeds] for m in family if m.keys() == seeds])
     if len(scores) < 2 or len(seeds) < 2:
@@ -101,7 +101,7 @@ def draw(agents: dict[str, Method]) -> Figure:
     axes = figure.subplots()
     colors = dict(zip(BASES, COLORS, strict=False))
     for base, color in colors.items():
-        family = {name: by_seed(agent) for name, agent in agents.items() if is_of(name, base)}
+        family = {name: by_seed(agent) for name, agent in agents.items() if base_of(name) == base}
         seeds, half = set().union(*family.values()), spread(agents, base)
         for name, scores in family.items():
             y, means = list(agents).index(name), list(scores.values())
@@ -111,8 +111,8 @@ def draw(agents: dict[str, Method]) -> Figure:
             if half is not None and name != base and scores.keys() == seeds:
                 ends = [middle - half, middle + half]
                 axes.plot(ends, [y, y], color=color, lw=5, alpha=0.3, solid_capstyle="butt")
-    for name in agents.keys() & colors.keys():
-        axes.axvline(agents[name].scores.mean(), color=colors[name], lw=0.8, ls=(0, (4, 2)))
+        if base in agents:
+            axes.axvline(agents[base].scores.mean(), color=color, lw=0.8, ls=(0, (4, 2)))
     axes.set_yticks(range(len(agents)), list(agents))
     axes.set(xlim=(-0.02, 1.02), ylim=(len(agents) - 0.5, -0.5))
     axes.set_xlabel("mean final success rate (dots: seeds; stroke: their mean)")

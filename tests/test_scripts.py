@@ -179,7 +179,7 @@ def test_each_part_of_the_ablation_is_an_agent_of_its_own(scripts):
 
 def test_the_ablations_table_is_of_its_data(scripts, request):
     report, found = scripts("ablation_report"), request.config.rootpath / "results/ablation"
-    agents = report.read(list(scripts("ablation").variants()), [0, 1, 2], found)
+    agents = report.read(list(scripts("ablation").variants()), found)
     assert report.table(agents) + "\n" == (found / "table.md").read_text()
     assert report.table(agents) in (request.config.rootpath / "README.md").read_text()
 
@@ -187,7 +187,7 @@ def test_the_ablations_table_is_of_its_data(scripts, request):
 def test_two_agents_in_blocks_are_a_paired_t_test(scripts, request):
     report, found = scripts("ablation_report"), request.config.rootpath / "results/ablation"
     names = ["recipe", "recipe - LayerNorm"]
-    agents = report.read(names, [0, 1, 2], found)
+    agents = report.read(names, found)
     ends = ttest_rel(*(agents[name].scores.mean(0) for name in names)).confidence_interval(0.95)
     assert report.spread(agents, "recipe") == pytest.approx((ends.high - ends.low) / 2, rel=1e-9)
     assert report.spread(agents, "plain") is None
@@ -206,6 +206,8 @@ def test_ablation_makes_what_is_missing(request, tmp_path):
     assert kept == {"recipe_-_AdamW_seed_0", "plain_+_AdamW_seed_0"}
     assert all(name in first and name not in second for name in kept)
     assert first.endswith(second) and "| recipe - AdamW | " in second
+    other = subprocess.run([*command, "--total-timesteps", "9"], capture_output=True, text=True)
+    assert other.returncode == 2 and "--total-timesteps: expected 14000, as " in other.stderr
 
 
 @pytest.mark.slow
