@@ -24,7 +24,8 @@ import numpy as np
 from scipy.stats import norm, trim_mean
 from scipy.stats import t as student_t
 
-from mtrl.runs import Axis, Method
+from mtrl.methods import Method
+from mtrl.runs import Axis
 
 Bootstrap = Literal["stratified", "runs"]
 CONFIDENCE = 0.95

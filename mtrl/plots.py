@@ -19,7 +19,8 @@ from mtrl.compare import (
     interval,
     mean,
 )
-from mtrl.runs import Axis, Method
+from mtrl.methods import Method
+from mtrl.runs import Axis
 from mtrl.style import COLORS, COLUMN, TEXT, scale, scale_ticks, short, styled
 from mtrl.validation import UsageError
 

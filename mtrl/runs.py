@@ -1,4 +1,4 @@
-"""Run folders as plain arrays, and which of them are seeds of one method."""
+"""Run folders as plain arrays."""
 
 from __future__ import annotations
 
@@ -12,18 +12,12 @@ from typing import Any, Literal
 import numpy as np
 
 from mtrl.benchmarks import get_benchmark
-from mtrl.config import TrainConfig, shown
+from mtrl.config import TrainConfig
 from mtrl.logger import COSINES, STEP, read_rows
-from mtrl.validation import UsageError, one_line, unknown
+from mtrl.validation import UsageError, one_line
 
 Axis = Literal["steps", "updates", "hours"]
 SUCCESS = "eval/success_rate"
-
-NOT_THE_METHOD = frozenset(
-    "seed run_dir benchmark tasks workers device total_timesteps eval_every eval_episodes "
-    "checkpoint_every log_every diagnose_every eval_video max_runtime max_restarts threads".split()
-)
-"""Fields that do not change what an update does. Task sets are compared by their tasks."""
 
 
 @dataclass(frozen=True)
@@ -70,30 +64,6 @@ class Run:
             return self.steps
         row = self.clock["steps updates hours".split().index(name)]
         return np.interp(self.steps, self.clock[0], row, left=np.nan, right=np.nan)
-
-
-@dataclass(frozen=True)
-class Method:
-    """Runs that differ in nothing but their seeds."""
-
-    name: str
-    runs: tuple[Run, ...]
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """T task names."""
-        return self.runs[0].tasks
-
-    @property
-    def finished(self) -> list[Run]:
-        """Those with a final evaluation."""
-        return [run for run in self.runs if run.final is not None]
-
-    @property
-    def scores(self) -> np.ndarray:
-        """Final success rate of each task and finished run, `[T, N]`."""
-        finals = [run.final.solved / run.final.episodes for run in self.runs if run.final]
-        return np.stack(finals, -1) if finals else np.empty((len(self.tasks), 0))
 
 
 def read_run(path: Path) -> Run:
@@ -156,75 +126,6 @@ def read_cosines(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[s
     return steps, {name: np.array([row[name] for row in rows]) for name in networks}, tasks
 
 
-def group(
-    runs: Sequence[Run], by: Sequence[str] = (), labels: Mapping[str, str] | None = None
-) -> list[Method]:
-    """Runs with the same configuration except the seed, as one method each, in order of arrival.
-
-    A method is named by its surgery where that tells them apart, else by all that differs.
-
-    Args:
-        by: Configuration fields that make a method, instead of all.
-        labels: Other names for the methods.
-
-    Raises:
-        UsageError: if the runs' tasks differ, one run is given twice, or a name is unknown.
-    """
-    leaves = [run.config.flat() for run in runs]
-    for run in runs:
-        if run.tasks != runs[0].tasks:
-            first, other = (f"{len(r.tasks)} of {r.path}" for r in (runs[0], run))
-            raise UsageError(
-                f"runs: expected the same tasks in the same order, got the {first} and the {other}"
-            )
-    for field in by:
-        if field not in leaves[0]:
-            raise UsageError(unknown("group_by", field, leaves[0]))
-    fields = list(by) or [field for field in leaves[0] if field not in NOT_THE_METHOD]
-    members: dict[tuple[Any, ...], list[Run]] = {}
-    seen: dict[tuple[Any, ...], Run] = {}
-    for run, values in zip(runs, leaves, strict=True):
-        identity = tuple(values[f] for f in values if f == "seed" or f not in NOT_THE_METHOD)
-        if identity in seen:
-            twice = f"{seen[identity].path} and {run.path}"
-            raise UsageError(f"runs: expected every seed of a method once, got {twice}")
-        seen[identity] = run
-        members.setdefault(tuple(values[field] for field in fields), []).append(run)
-
-    by_surgery = not by and len({key[fields.index("surgery")] for key in members}) == len(members)
-    columns = dict(zip(fields, zip(*members, strict=True), strict=True))
-    named_by = [field for field, column in columns.items() if len(set(column)) > 1]
-    if by_surgery or not named_by:
-        named_by = ["surgery"]
-    names = []
-    for same in members.values():
-        values = same[0].config.flat()
-        names.append(", ".join(_assignment(field, values[field]) for field in named_by))
-    labels = labels or {}
-    for name in labels:
-        if name not in names:
-            raise UsageError(unknown("labels", name, names))
-    return [
-        Method(labels.get(name, name), tuple(same))
-        for name, same in zip(names, members.values(), strict=True)
-    ]
-
-
-def differences(methods: Sequence[Method]) -> list[str]:
-    """In words, in which fields methods differ, beyond what their names say."""
-    told = []
-    for field in methods[0].runs[0].config.flat().keys() - NOT_THE_METHOD:
-        values = [
-            " or ".join(dict.fromkeys(shown(run.config.flat()[field]) for run in method.runs))
-            for method in methods
-        ]
-        pairs = list(zip(methods, values, strict=True))
-        in_names = all(_assignment(field, value) in method.name for method, value in pairs)
-        if len(set(values)) > 1 and not in_names:
-            told.append(f"{field}: " + ", ".join(f"{v} ({method.name})" for method, v in pairs))
-    return sorted(told)
-
-
 def _tasks(config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The tasks' names; those of a benchmark that would have to be imported as they were logged."""
     if ":" not in config.benchmark or config.benchmark.startswith("mt1:"):
@@ -232,10 +133,6 @@ def _tasks(config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> tuple[str,
     first: Mapping[str, Any] = next((row for row in rows if f"{SUCCESS}/mean" in row), {})
     names = [tag.removeprefix(f"{SUCCESS}/") for tag in first if tag.startswith(f"{SUCCESS}/")]
     return tuple(name for name in names if name not in ("mean", "worst"))
-
-
-def _assignment(field: str, value: Any) -> str:
-    return shown(value) if field == "surgery" else f"{field}={shown(value)}"
 
 
 def _log(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtrl.compare import Bootstrap, interquartile_mean, interval, mean, wilson
-from mtrl.runs import Method, differences
+from mtrl.methods import Method, differences
 
 Cell = tuple[float, float, float]
 NOTHING: Cell = (math.nan, math.nan, math.nan)

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
-from mtrl.runs import Method, read_run
+from mtrl.methods import Method
+from mtrl.runs import read_run
 from mtrl.style import COLORS, TEXT
 
 BASES = ("recipe", "plain")

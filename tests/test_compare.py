@@ -11,7 +11,8 @@ from scipy.stats import binomtest, bootstrap, mannwhitneyu
 
 from mtrl.compare import curve, improvement, interquartile_mean, interval, mean, wilson
 from mtrl.config import TrainConfig
-from mtrl.runs import Method, Run
+from mtrl.methods import Method
+from mtrl.runs import Run
 
 X = np.array(
     [

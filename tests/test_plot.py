@@ -15,8 +15,9 @@ from PIL import Image
 from mtrl.cli.plot import main
 from mtrl.config import TrainConfig
 from mtrl.figures import conflict_fraction, draw_conflicts
+from mtrl.methods import group
 from mtrl.plots import draw_comparison
-from mtrl.runs import group, read_cosines, read_run
+from mtrl.runs import read_cosines, read_run
 from mtrl.scores import Evaluation
 from mtrl.tables import summarise
 

@@ -70,8 +70,9 @@ def _plot(arguments: Sequence[str] | None) -> int:
 
     from mtrl.checkpoint import write_text
     from mtrl.figures import draw_conflicts
+    from mtrl.methods import group
     from mtrl.plots import draw_comparison
-    from mtrl.runs import group, read_cosines, read_run
+    from mtrl.runs import read_cosines, read_run
     from mtrl.style import save
     from mtrl.tables import summarise
 
