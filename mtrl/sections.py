@@ -125,7 +125,7 @@ class LearnerConfig(Section):
         default="auto",
         description="Numbers of the trunks' matrix products during updates; parameters, heads, "
         "losses and Gramians are float32. 'auto': tf32 on CUDA, fp32 on a CPU; 'bf16' is nearly "
-        "twice as fast on one with AVX512-BF16.",
+        "twice as fast on one with AVX512-BF16 or AMX, and gives way to fp32 on others.",
     )
     capture: bool = Field(
         default=True,

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
-from mtrl import presets
+from mtrl import precision, presets
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.train import main as train_main
 from mtrl.config import AgentConfig, LearnerConfig, TrainConfig
@@ -17,6 +18,7 @@ from mtrl.presets import preset
 from mtrl.run import check
 from mtrl.validation import UsageError, validate
 
+CPUINFO = Path("/proc/cpuinfo")
 TINY = ["--tasks", "reach-v3", "push-v3", "--batch-size", "8", "--hidden-sizes", "8"]
 
 
@@ -281,9 +283,21 @@ def test_names_at_the_top_are_what_they_say():
     run_python(code)
 
 
-def test_precision_is_what_the_device_can_do():
+def test_precision_is_what_the_device_can_do(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert [resolve_precision("auto", device) for device in (cpu, cuda)] == ["fp32", "tf32"]
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda: True)
     assert resolve_precision("bf16", cpu) == "bf16"
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda: False)
+    assert resolve_precision("bf16", cuda) == "bf16"
+    with pytest.warns(UserWarning, match="precision: fp32 in place of bf16"):
+        _, _, config = check(preset("mt10_cpu").model_copy(update={"device": "cpu"}))
+    assert config.learner.precision == "fp32"  # the run folder says what was used
     with pytest.raises(UsageError, match="precision: expected 'fp32' or 'bf16' on a CPU"):
         resolve_precision("tf32", cpu)
+
+
+@pytest.mark.skipif(not CPUINFO.exists(), reason="Linux says what a processor can do in /proc")
+def test_bf16_where_the_processor_has_instructions_for_it():
+    flags = CPUINFO.read_text().split()
+    assert precision.multiplies_bf16() == ("avx512_bf16" in flags or "amx_tile" in flags)
