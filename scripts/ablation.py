@@ -49,12 +49,13 @@ PLAIN: Fields = {
 """The published agent, at the recipe's width, batch and number of environments."""
 
 SCALED: Fields = {"return_scale": 2.5, "return_memory": 50, "initial_temperature": 0.01}
-NEITHER: dict[str, Fields] = {
+BESIDES: dict[str, Fields] = {
     "learned task embeddings": {"task_embedding": 8},
     "return scale of the largest": {**SCALED, "return_scale": 10.0, "return_memory": None},
     "two updates per vector step": {"gradient_steps": 2},
+    "bf16": {"precision": "bf16"},
 }
-"""In no preset."""
+"""Not in quickstart."""
 
 INTO_PLAIN: dict[str, Fields] = {
     "normalised observations": {"normalize_observations": True},
@@ -92,7 +93,7 @@ def variants() -> dict[str, Fields]:
     found |= {f"recipe - {part}": change for part, change in OUT_OF_RECIPE.items()}
     found |= {f"recipe + {method}": {"surgery": method} for method in SURGERY}
     found |= {f"plain + {part}": PLAIN | change for part, change in INTO_PLAIN.items()}
-    found |= {f"recipe + {part}": change for part, change in NEITHER.items()}
+    found |= {f"recipe + {part}": change for part, change in BESIDES.items()}
     return found
 
 
