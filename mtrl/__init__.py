@@ -11,38 +11,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtrl.agent import MTSAC as MTSAC
-    from mtrl.benchmarks import Benchmark as Benchmark
-    from mtrl.benchmarks import get_benchmark as get_benchmark
-    from mtrl.config import AgentConfig as AgentConfig
-    from mtrl.config import EnvironmentConfig as EnvironmentConfig
-    from mtrl.config import LearnerConfig as LearnerConfig
-    from mtrl.config import TrainConfig as TrainConfig
-    from mtrl.evaluation import evaluate as evaluate
-    from mtrl.export import export_policy as export_policy
-    from mtrl.policy import Policy as Policy
-    from mtrl.presets import preset as preset
-    from mtrl.run import resume as resume
-    from mtrl.run import train as train
-    from mtrl.scores import Evaluation as Evaluation
-    from mtrl.video import film as film
+    from mtrl.config.presets import preset as preset
+    from mtrl.config.sections import AgentConfig as AgentConfig
+    from mtrl.config.sections import EnvironmentConfig as EnvironmentConfig
+    from mtrl.config.sections import LearnerConfig as LearnerConfig
+    from mtrl.config.train import TrainConfig as TrainConfig
+    from mtrl.envs.benchmarks import Benchmark as Benchmark
+    from mtrl.envs.benchmarks import get_benchmark as get_benchmark
+    from mtrl.evaluation.protocol import evaluate as evaluate
+    from mtrl.evaluation.scores import Evaluation as Evaluation
+    from mtrl.evaluation.video import film as film
+    from mtrl.policy.export import export_policy as export_policy
+    from mtrl.policy.policy import Policy as Policy
+    from mtrl.sac.agent import MTSAC as MTSAC
+    from mtrl.training.run import resume as resume
+    from mtrl.training.run import train as train
 
 _HOMES = {
-    "MTSAC": "agent",
-    "Benchmark": "benchmarks",
-    "get_benchmark": "benchmarks",
-    "AgentConfig": "config",
-    "EnvironmentConfig": "config",
-    "LearnerConfig": "config",
-    "TrainConfig": "config",
-    "Evaluation": "scores",
-    "evaluate": "evaluation",
-    "export_policy": "export",
-    "film": "video",
-    "Policy": "policy",
-    "preset": "presets",
-    "resume": "run",
-    "train": "run",
+    "MTSAC": "sac.agent",
+    "Benchmark": "envs.benchmarks",
+    "get_benchmark": "envs.benchmarks",
+    "AgentConfig": "config.sections",
+    "EnvironmentConfig": "config.sections",
+    "LearnerConfig": "config.sections",
+    "TrainConfig": "config.train",
+    "Evaluation": "evaluation.scores",
+    "evaluate": "evaluation.protocol",
+    "export_policy": "policy.export",
+    "film": "evaluation.video",
+    "Policy": "policy.policy",
+    "preset": "config.presets",
+    "resume": "training.run",
+    "train": "training.run",
 }
 __all__ = list(_HOMES)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.validation import UsageError
+from mtrl.errors import UsageError
 
 
 def resolve_device(name: str) -> torch.device:

@@ -23,10 +23,10 @@ from typing import Any
 
 from ablation_report import draw, label, read, table
 
-from mtrl.checkpoint import write_text
-from mtrl.config import TrainConfig
-from mtrl.presets import preset
-from mtrl.style import save, styled
+from mtrl.analysis.style import save, styled
+from mtrl.config.presets import preset
+from mtrl.config.train import TrainConfig
+from mtrl.folder import write_text
 
 Fields = dict[str, Any]
 

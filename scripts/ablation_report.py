@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
-from mtrl.methods import Method
-from mtrl.runs import read_run
-from mtrl.style import COLORS, TEXT
+from mtrl.analysis.methods import Method
+from mtrl.analysis.runs import read_run
+from mtrl.analysis.style import COLORS, TEXT
 
 BASES = ("recipe", "plain")
 """What agents are made from; the first word of their names."""

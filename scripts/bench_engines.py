@@ -34,7 +34,7 @@ from cases import Case
 from published import ACTION, BATCH, DEPTH, OBSERVATION
 from timing import Found, add_arguments, interleaved, precision_of, show
 
-from mtrl.capture import Captured
+from mtrl.sac.capture import Captured
 from mtrl.surgery import Gradients
 
 ENGINES = ("jacobian", "factored")

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtrl.config import TrainConfig
+from mtrl.config.train import TrainConfig
 from mtrl.envs.processes import n_cores
 
 # As in mtrl-train: a simulator process imports this file again, and is to be spared torch.
 if TYPE_CHECKING:
-    from mtrl.trainer import Trainer
+    from mtrl.training.trainer import Trainer
 
 Found = dict[str, dict[str, float]]
 BENCHMARKS = {1: "mt1:reach-v3", 10: "mt10", 50: "mt50"}
@@ -39,8 +39,8 @@ BENCHMARKS = {1: "mt1:reach-v3", 10: "mt10", 50: "mt50"}
 @contextmanager
 def trainer_of(n_tasks: int, **settings: Any) -> Iterator[Trainer]:
     """A run about to begin, in a folder that goes with it."""
-    from mtrl.run import check
-    from mtrl.trainer import Trainer
+    from mtrl.training.run import check
+    from mtrl.training.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as folder:
         benchmark, device, config = check(

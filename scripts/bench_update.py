@@ -30,9 +30,9 @@ from products import matrix_products
 from published import ACTION, BATCH, OBSERVATION, WIDTH, Published
 from timing import Found, add_arguments, interleaved, precision_of, show
 
-from mtrl.capture import Captured
-from mtrl.learner import Learner
-from mtrl.replay import ReplayBuffer
+from mtrl.sac.capture import Captured
+from mtrl.sac.learner import Learner
+from mtrl.sac.replay import ReplayBuffer
 from mtrl.surgery import GramianSurgery, available
 from mtrl.surgery.gradients import Jacobian
 

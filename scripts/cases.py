@@ -9,12 +9,12 @@ import torch
 from published import ACTION, BATCH, DEPTH, OBSERVATION, WIDTH
 from torch import Tensor
 
-from mtrl.agent import MTSAC
-from mtrl.config import AgentConfig, LearnerConfig
-from mtrl.learner import Learner
-from mtrl.problems import critic_problem
-from mtrl.replay import Batch, ReplayBuffer
-from mtrl.surgery.network import Network
+from mtrl.config.sections import AgentConfig, LearnerConfig
+from mtrl.sac.agent import MTSAC
+from mtrl.sac.learner import Learner
+from mtrl.sac.problems import critic_problem
+from mtrl.sac.replay import Batch, ReplayBuffer
+from mtrl.surgery.stacked import StackedProblem
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Case:
         return replay
 
     @torch.no_grad()
-    def critics(self, learner: Learner, batch: Batch, noise: Tensor) -> Network:
+    def critics(self, learner: Learner, batch: Batch, noise: Tensor) -> StackedProblem:
         """What the learner's critics minimise on this batch."""
         alpha = learner.agent.log_alpha.exp()
         arguments = (learner.agent, learner.config, batch, noise[0], alpha)

@@ -46,7 +46,7 @@ from envpool.mujoco.metaworld.registration import metaworld_task_id
 from metaworld.policies import ENV_POLICY_MAP
 from scipy.stats import binom
 
-from mtrl.benchmarks import NAMED
+from mtrl.envs.benchmarks import NAMED
 from mtrl.envs.metaworld import MetaWorldTask
 from mtrl.envs.parity import installed_versions, verdicts
 

@@ -17,7 +17,7 @@ from torchjd.aggregation import PCGrad, PCGradWeighting
 from torchjd.autogram import Engine
 from torchjd.autojac import jac_to_grad, mtl_backward
 
-from mtrl.replay import Batch
+from mtrl.sac.replay import Batch
 
 RATE, GAMMA, TAU, MAX_NORM = 3e-4, 0.99, 0.005, 1.0
 ADAM: dict[str, Any] = {"eps": 1e-5, "fused": True}

@@ -10,7 +10,7 @@ import torch
 from published import ACTION, BATCH, DEPTH, OBSERVATION, WIDTH
 from torch import Tensor
 
-from mtrl.precision import trunks_in
+from mtrl.nets.precision import trunks_in
 
 Run = Callable[[], object]
 

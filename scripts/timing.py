@@ -11,8 +11,8 @@ from time import perf_counter
 
 import torch
 
-from mtrl.precision import resolve_precision
-from mtrl.validation import UsageError
+from mtrl.errors import UsageError
+from mtrl.nets.precision import resolve_precision
 
 Found = dict[str, dict[str, float]]
 """Unit to name to number: what `--json` writes."""

@@ -9,8 +9,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-from mtrl.agent import MTSAC
-from mtrl.config import AgentConfig
+from mtrl.config.sections import AgentConfig
+from mtrl.sac.agent import MTSAC
 
 
 @pytest.fixture

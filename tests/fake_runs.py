@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mtrl.benchmarks import get_benchmark
-from mtrl.config import TrainConfig
-from mtrl.logger import RunLogger
-from mtrl.scores import Evaluation
+from mtrl.config.train import TrainConfig
+from mtrl.envs.benchmarks import get_benchmark
+from mtrl.evaluation.scores import Evaluation
+from mtrl.training.logger import RunLogger
 
 NETWORKS = ("critic1", "critic2", "actor")
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import gymnasium as gym
 
-from mtrl.benchmarks import Benchmark
+from mtrl.envs.benchmarks import Benchmark
 
 
 class Touch(gym.Wrapper):

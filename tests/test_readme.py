@@ -11,9 +11,9 @@ from mtrl.cli.eval import main as eval_main
 from mtrl.cli.export import main as export_main
 from mtrl.cli.plot import main as plot_main
 from mtrl.cli.train import main as train_main
-from mtrl.config import TrainConfig
-from mtrl.run import check
-from mtrl.validation import UsageError
+from mtrl.config.train import TrainConfig
+from mtrl.errors import UsageError
+from mtrl.training.run import check
 
 
 @pytest.fixture
@@ -46,12 +46,12 @@ def test_command_lines_are_understood(readme, request, monkeypatch):
         raise UsageError("far enough")
 
     for heavy in (
-        "mtrl.run.train",
-        "mtrl.run.resume",
-        "mtrl.evaluation.evaluate_file",
-        "mtrl.export.export_policy",
-        "mtrl.runs.read_run",
-        "mtrl.runs.read_cosines",
+        "mtrl.training.run.train",
+        "mtrl.training.run.resume",
+        "mtrl.evaluation.protocol.evaluate_file",
+        "mtrl.policy.export.export_policy",
+        "mtrl.analysis.runs.read_run",
+        "mtrl.analysis.runs.read_cosines",
     ):
         monkeypatch.setattr(heavy, start)
     monkeypatch.chdir(request.config.rootpath)

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from scipy.stats import ttest_rel
 
-from mtrl.config import TrainConfig
-from mtrl.presets import preset
-from mtrl.run import check
+from mtrl.config.presets import preset
+from mtrl.config.train import TrainConfig
 from mtrl.surgery import MultiTaskModel, available
+from mtrl.training.run import check
 
 
 @pytest.fixture
@@ -117,7 +117,9 @@ def test_bench_update(scripts, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(timing, "WARM_UP", {"cpu": 0})
     monkeypatch.setattr(bench, "interleaved", lambda runs, _, d: timing.interleaved(runs, 1, d))
     monkeypatch.setattr(bench, "PER_TASK", 500)
-    monkeypatch.setattr("mtrl.precision.multiplies_bf16", lambda: True)  # or slow, but the same
+    monkeypatch.setattr(
+        "mtrl.nets.precision.multiplies_bf16", lambda: True
+    )  # or slow, but the same
     file = tmp_path / "found.json"
     bench.main(["--tasks", "1", "2", "--width", "16", "--precision", "bf16", "--json", str(file)])
     assert "bf16" in capsys.readouterr().out

@@ -10,8 +10,9 @@ from pathlib import Path
 from pydantic import Field
 
 from mtrl.cli.flags import Parser, add_flags, run
-from mtrl.config import Camera
-from mtrl.validation import Section, UsageError, expect_writable, validate
+from mtrl.config.section import Section, expect_writable, validate
+from mtrl.config.train import Camera
+from mtrl.errors import UsageError
 
 
 class EvalConfig(Section):
@@ -89,11 +90,11 @@ def _eval(arguments: Sequence[str] | None) -> int:
     if config.video is not None and config.benchmark is not None:
         raise UsageError(f"video: expected tasks of Meta-World's, got {config.benchmark}")
     if config.video is not None:
-        from mtrl.video import film, find_backend
+        from mtrl.evaluation.video import film, find_backend
 
         find_backend()  # says so at once if there is none
-    from mtrl.checkpoint import write_text
-    from mtrl.evaluation import evaluate_file
+    from mtrl.evaluation.protocol import evaluate_file
+    from mtrl.folder import write_text
 
     outputs = {"video", "video_episodes", "camera", "json_file", "csv_file"}
     result, context = evaluate_file(**config.model_dump(exclude=outputs))

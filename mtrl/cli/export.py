@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import Field
 
 from mtrl.cli.flags import Parser, run
-from mtrl.validation import Section, UsageError, expect_writable, validate
+from mtrl.config.section import Section, expect_writable, validate
+from mtrl.errors import UsageError
 
 
 class ExportConfig(Section):
@@ -48,7 +49,7 @@ def _export(arguments: Sequence[str] | None) -> int:
         raise UsageError("output: expected -o FILE or --card, got neither")
     expect_writable("output", config.output)
 
-    from mtrl.export import card, export_policy
+    from mtrl.policy.export import card, export_policy
 
     if config.output is not None:
         export_policy(config.policy, config.output)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mtrl.validation import RunError, UsageError, unknown
+from mtrl.errors import RunError, UsageError, unknown
 
 
 class Parser(argparse.ArgumentParser):

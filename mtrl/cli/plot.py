@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import Field
 
 from mtrl.cli.flags import Parser, add_flags, run
-from mtrl.validation import Section, UsageError, validate
+from mtrl.config.section import Section, validate
+from mtrl.errors import UsageError
 
 
 class PlotConfig(Section):
@@ -68,13 +69,13 @@ def _plot(arguments: Sequence[str] | None) -> int:
         raise UsageError(f"out: expected a folder, got the file {config.out}")
     labels = dict(_label(text) for text in config.labels or ())
 
-    from mtrl.checkpoint import write_text
-    from mtrl.figures import draw_conflicts
-    from mtrl.methods import group
-    from mtrl.plots import draw_comparison
-    from mtrl.runs import read_cosines, read_run
-    from mtrl.style import save
-    from mtrl.tables import summarise
+    from mtrl.analysis.conflicts import draw_conflicts
+    from mtrl.analysis.curves import draw_comparison
+    from mtrl.analysis.methods import group
+    from mtrl.analysis.runs import read_cosines, read_run
+    from mtrl.analysis.style import save
+    from mtrl.analysis.tables import summarise
+    from mtrl.folder import write_text
 
     figures: dict[str, typing.Any] = {}
     table = None

@@ -7,10 +7,11 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtrl import presets
 from mtrl.cli.flags import Parser, add_flags, merge, run
-from mtrl.config import TrainConfig
-from mtrl.validation import UsageError, validate
+from mtrl.config import presets
+from mtrl.config.section import validate
+from mtrl.config.train import TrainConfig
+from mtrl.errors import UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +65,7 @@ def _train(arguments: Sequence[str] | None) -> int:
         config = validate(TrainConfig, given)
 
     from mtrl.devices import resolve_device
-    from mtrl.run import resume, train
+    from mtrl.training.run import resume, train
 
     if resumed is None:
         found = _start(chosen, resolve_device(config.device).type)

@@ -12,8 +12,8 @@ import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.wrappers import RescaleAction
 
-from mtrl.benchmarks import Benchmark, EnvFactory
-from mtrl.validation import UsageError
+from mtrl.envs.benchmarks import Benchmark, EnvFactory
+from mtrl.errors import UsageError
 
 
 class CustomTask(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):

@@ -8,8 +8,8 @@ from functools import partial
 from gymnasium.spaces import Box
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from mtrl.benchmarks import Benchmark
 from mtrl.envs import worker
+from mtrl.envs.benchmarks import Benchmark
 from mtrl.envs.custom import CustomTask, spaces_of
 from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE, MetaWorldTask
 from mtrl.envs.native import NativePools

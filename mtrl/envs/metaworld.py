@@ -15,7 +15,7 @@ from metaworld import Task
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
-from mtrl.benchmarks import N_GOALS
+from mtrl.envs.benchmarks import N_GOALS
 
 OBSERVATION_SPACE = Box(-np.inf, np.inf, (39,), np.float32)
 """18 numbers of now, the same 18 of the step before, and the goal [metres, quaternions]."""

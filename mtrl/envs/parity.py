@@ -15,9 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
 
-from mtrl.benchmarks import Benchmark
-from mtrl.sections import EnvironmentConfig
-from mtrl.validation import UsageError, unknown
+from mtrl.config.sections import EnvironmentConfig
+from mtrl.envs.benchmarks import Benchmark
+from mtrl.errors import UsageError, unknown
 
 INSTALL = 'pip install ".[fast]"'
 

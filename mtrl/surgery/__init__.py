@@ -1,10 +1,6 @@
 """Gradient surgery: what is done about conflicts between the tasks' gradients."""
 
-from mtrl.surgery.aligned_mtl import AlignedMTL
 from mtrl.surgery.base import FeatureSurgery, GramianSurgery, Surgery
-from mtrl.surgery.cagrad import CAGrad
-from mtrl.surgery.fairgrad import FairGrad
-from mtrl.surgery.famo import FAMO
 from mtrl.surgery.gradients import (
     FeatureGradients,
     Gradients,
@@ -14,15 +10,19 @@ from mtrl.surgery.gradients import (
     combine,
     gramian,
 )
-from mtrl.surgery.gradnorm import GradNorm
-from mtrl.surgery.imtl_g import IMTLG
-from mtrl.surgery.mgda import MGDA
+from mtrl.surgery.methods.aligned_mtl import AlignedMTL
+from mtrl.surgery.methods.cagrad import CAGrad
+from mtrl.surgery.methods.fairgrad import FairGrad
+from mtrl.surgery.methods.famo import FAMO
+from mtrl.surgery.methods.gradnorm import GradNorm
+from mtrl.surgery.methods.imtl_g import IMTLG
+from mtrl.surgery.methods.mgda import MGDA
+from mtrl.surgery.methods.none import NoSurgery
+from mtrl.surgery.methods.pcgrad import PCGrad
+from mtrl.surgery.methods.rotograd import RotoGrad, RotoRotate, RotoScale
 from mtrl.surgery.model import MultiTaskModel
-from mtrl.surgery.network import Network
-from mtrl.surgery.none import NoSurgery
-from mtrl.surgery.pcgrad import PCGrad
 from mtrl.surgery.registry import available, get_surgery, register
-from mtrl.surgery.rotograd import RotoGrad, RotoRotate, RotoScale
+from mtrl.surgery.stacked import StackedProblem
 
 __all__ = [
     "FAMO",
@@ -38,13 +38,13 @@ __all__ = [
     "GramianSurgery",
     "Jacobian",
     "MultiTaskModel",
-    "Network",
     "NoSurgery",
     "PCGrad",
     "Problem",
     "RotoGrad",
     "RotoRotate",
     "RotoScale",
+    "StackedProblem",
     "Surgery",
     "TaskGradients",
     "available",

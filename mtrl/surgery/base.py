@@ -9,14 +9,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mtrl.sections import LearnerConfig
+from mtrl.config.sections import LearnerConfig
 from mtrl.surgery.gradients import FeatureGradients, Gradients, Problem
 
 MAINTAIN_EVERY = 10_000
 """Updates between two calls of `Surgery.maintain`."""
 
 
-class MultiTaskModule(Protocol):
+class SurgeryTarget(Protocol):
     """What a method may know of the N networks it is for."""
 
     n_networks: int
@@ -53,7 +53,7 @@ class Surgery(nn.Module, ABC):
         """Make one, with options of its own; overridden where the configuration has a say."""
         return cls(**options)
 
-    def prepare(self, networks: MultiTaskModule) -> None:
+    def prepare(self, networks: SurgeryTarget) -> None:
         """Called once, before the first update, to make buffers for N networks and T tasks."""
 
     @abstractmethod
@@ -65,7 +65,7 @@ class Surgery(nn.Module, ABC):
             generator: The only source of randomness, on the parameters' device.
         """
 
-    def maintain(self, networks: MultiTaskModule) -> None:
+    def maintain(self, networks: SurgeryTarget) -> None:
         """Called after every `MAINTAIN_EVERY` updates, between two of them, outside of graphs."""
 
     def after_step(self, losses: Callable[[], Tensor]) -> None:

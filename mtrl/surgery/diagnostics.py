@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mtrl.surgery.gradients import Parameters
-from mtrl.surgery.network import Network
+from mtrl.surgery.stacked import StackedProblem
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Diagnosis:
     cosines: Tensor  # [T, T]
 
     @classmethod
-    def of(cls, problem: Network, step: float) -> Diagnosis:
+    def of(cls, problem: StackedProblem, step: float) -> Diagnosis:
         """Look at one network's problem, best in float64; `step` as in `multi_task_curvature`."""
 
         def gradient(parameters: Parameters) -> Parameters:

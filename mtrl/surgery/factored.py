@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtrl.precision import full_float32
+from mtrl.nets.precision import full_float32
 from mtrl.surgery.gradients import (
     TaskGradients,
     at_least_float32,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mtrl.precision import full_float32
+from mtrl.nets.precision import full_float32
 
 Parameters = Mapping[str, Tensor]
 
@@ -112,7 +112,7 @@ Weigh = Callable[[Tensor, FeatureGradients], Tensor]
 class Problem(Protocol):
     """T losses on the trunks of N networks.
 
-    `Network` has parameters stacked by task; `MultiTaskModel` is one network of any modules.
+    `StackedProblem` has parameters stacked by task; `MultiTaskModel` is one network of any modules.
     """
 
     @property

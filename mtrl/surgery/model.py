@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mtrl.errors import UsageError
 from mtrl.surgery.base import MAINTAIN_EVERY, Surgery
+from mtrl.surgery.modules import ModuleProblem
 from mtrl.surgery.registry import get_surgery
-from mtrl.surgery.step import ModelStep
-from mtrl.validation import UsageError
 
 
 class MultiTaskModel(nn.Module):
@@ -64,7 +64,7 @@ class MultiTaskModel(nn.Module):
         self.surgery.prepare(self)
         self._generator: torch.Generator | None = None
         self._passed: dict[str, tuple[Tensor, Tensor]] = {}
-        self._step: ModelStep | None = None
+        self._step: ModuleProblem | None = None
         self._n_backwards = 0
 
     @property
@@ -73,7 +73,7 @@ class MultiTaskModel(nn.Module):
         return len(self.heads)
 
     def add_rotation(self, size: int | None = None) -> None:
-        """Put a rotation between the trunk and each head; see `MultiTaskModule`."""
+        """Put a rotation between the trunk and each head; see `SurgeryTarget`."""
         size = size or self.n_features
         if size is None:
             raise UsageError(
@@ -88,7 +88,7 @@ class MultiTaskModel(nn.Module):
         self.rotation = eye.repeat(1, self.n_tasks, 1, 1)
 
     def rotations(self) -> list[Tensor]:
-        """See `MultiTaskModule`."""
+        """See `SurgeryTarget`."""
         return [] if self.rotation is None else list(self.rotation)
 
     def forward(self, inputs: Any) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class MultiTaskModel(nn.Module):
         if self._step is None:
             trunk = {k: p for k, p in self.trunk.named_parameters() if p.requires_grad}
             heads = [p for p in self.heads.parameters() if p.requires_grad]
-            self._step = ModelStep(trunk, heads, list(self.heads), self.rotation)
+            self._step = ModuleProblem(trunk, heads, list(self.heads), self.rotation)
         passed, self._passed = self._passed, {}
         self._step.add(passed, losses)
 
@@ -166,7 +166,7 @@ class MultiTaskModel(nn.Module):
         if not isinstance(z, Tensor):
             raise ValueError(f"trunk: expected one tensor of features, got {type(z).__name__}")
         if torch.is_grad_enabled():
-            cut = z.detach().requires_grad_()  # the backward pauses here; see `ModelStep`
+            cut = z.detach().requires_grad_()  # the backward pauses here; see `ModuleProblem`
             self._passed[task] = (z, cut)
             z = cut
         if self.rotation is not None:

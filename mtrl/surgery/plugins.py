@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrl.surgery.base import GramianSurgery, MultiTaskModule
-from mtrl.validation import UsageError, one_line, unknown
+from mtrl.errors import UsageError, one_line, unknown
+from mtrl.surgery.base import GramianSurgery, SurgeryTarget
 
 _EXAMPLES = {"alpha": 1.0, "c": 0.5, "n_byzantine": 1, "weights": [0.7, 0.3]}
 """Values to show for options of TorchJD's that have no default."""
@@ -26,7 +26,7 @@ class PerNetwork(GramianSurgery):
         self.name = name
         self.function = function
 
-    def prepare(self, networks: MultiTaskModule) -> None:
+    def prepare(self, networks: SurgeryTarget) -> None:
         """Try the function on orthogonal gradients, before the run collects anything."""
         device = next(networks.parameters()).device
         try:

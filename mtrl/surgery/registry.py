@@ -8,9 +8,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from mtrl.sections import LearnerConfig
+from mtrl.config.sections import LearnerConfig
+from mtrl.errors import UsageError, import_attribute, one_line, unknown
 from mtrl.surgery.base import Surgery
-from mtrl.validation import UsageError, import_attribute, one_line, unknown
 
 Method = TypeVar("Method", bound=type[Surgery])
 _METHODS: dict[str, type[Surgery]] = {}

@@ -1,0 +1,1 @@
+"""Reading runs: curves, tables and pictures of conflicts."""

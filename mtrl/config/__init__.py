@@ -1,0 +1,1 @@
+"""The configuration: sections, presets, YAML in and out."""

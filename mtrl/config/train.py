@@ -1,0 +1,242 @@
+"""The configuration: one frozen, validated tree, read from YAML and from flags.
+
+    TrainConfig
+    ├── agent: AgentConfig              the networks
+    ├── learner: LearnerConfig          losses, optimisers, replay, surgery
+    └── environment: EnvironmentConfig  the simulator
+
+Every leaf has a name of its own, so a field is the same word everywhere: `learner.batch_size` in
+YAML, `--batch-size` on the command line. Counts called *timesteps* are environment steps over all
+tasks and copies together: one vector step of MT10 is ten of them.
+
+This module imports neither torch nor mujoco, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import yaml
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from mtrl.config.section import Section, validate
+from mtrl.config.sections import AgentConfig as AgentConfig
+from mtrl.config.sections import EnvironmentConfig as EnvironmentConfig
+from mtrl.config.sections import LearnerConfig as LearnerConfig
+from mtrl.errors import UsageError, one_line
+
+Camera = Literal[
+    "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV"
+]
+"""Meta-World's cameras."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a run does what [environment steps over all tasks]; see `TrainConfig`'s fields."""
+
+    PER_TASK: ClassVar = {
+        "total_timesteps": 2_000_000,
+        "learning_starts": 4_000,
+        "eval_every": 50_000,
+        "checkpoint_every": 50_000,
+        "log_every": 2_000,
+        "diagnose_every": 20_000,
+    }
+    """The defaults, per task."""
+
+    total_timesteps: int
+    learning_starts: int
+    eval_every: int
+    checkpoint_every: int
+    log_every: int
+    diagnose_every: int
+
+
+class TrainConfig(Section):
+    """Everything that decides what a training run does.
+
+    A section's fields may be given without it, for every field has a name of its own.
+
+    Example:
+        >>> TrainConfig(benchmark="mt10", surgery="pcgrad").learner.surgery
+        'pcgrad'
+    """
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **settings: Any) -> None:
+            """Fields by name."""
+
+    benchmark: str = Field(
+        default="mt10",
+        description="Task set: mt10, mt25, mt50, mt1:<task> such as mt1:reach-v3, or "
+        "package.module:attribute, a mtrl.Benchmark of one's own.",
+    )
+    tasks: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Meta-World task names that replace the benchmark's, in this order; of a "
+        "benchmark of one's own, some of its tasks.",
+    )
+    total_timesteps: int | None = Field(
+        default=None,
+        gt=0,
+        description="Length of the run [environment steps over all tasks]; default: 2,000,000 per "
+        "task.",
+    )
+    learning_starts: int | None = Field(
+        default=None,
+        gt=0,
+        description="Uniformly random steps before the first update [environment steps over all "
+        "tasks]; default: 4,000 per task.",
+    )
+    eval_every: int | None = Field(
+        default=None,
+        gt=0,
+        description="Evaluate after every so many [environment steps over all tasks]; default: "
+        "50,000 per task.",
+    )
+    eval_episodes: int = Field(
+        default=10,
+        gt=0,
+        le=50,
+        description="Evaluation episodes during training [episodes per task, each another goal]. "
+        "The final evaluation always takes all 50.",
+    )
+    eval_video: bool = Field(
+        default=False,
+        description="Show each task's first evaluation episode in TensorBoard; takes some seconds "
+        "per task, and 0.1 to 0.2 MB of its files each time.",
+    )
+    checkpoint_every: int | None = Field(
+        default=None,
+        gt=0,
+        description="Write a checkpoint after every so many [environment steps over all tasks]; "
+        "default: 50,000 per task.",
+    )
+    log_every: int | None = Field(
+        default=None,
+        gt=0,
+        description="Write the logs after every so many [environment steps over all tasks]; "
+        "default: 2,000 per task.",
+    )
+    diagnose_every: int | None = Field(
+        default=None,
+        ge=0,
+        description="Measure how the tasks' gradients conflict after every so many [environment "
+        "steps over all tasks]; default: 20,000 per task; 0: never.",
+    )
+    max_runtime: float | None = Field(
+        default=None,
+        gt=0,
+        description="Write a checkpoint and stop in good order after so long [hours]; --resume "
+        "goes on, for as long again.",
+    )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="Seed of goals, weights, exploration, replay and surgery.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="Where networks and replay live; 'auto' is cuda where there is one.",
+    )
+    threads: int | None = Field(
+        default=None,
+        gt=0,
+        description="CPU threads of torch's; default: its own choice, one per core. With small "
+        "networks one is best: simulators then have the other cores.",
+    )
+    run_dir: Path | None = Field(
+        default=None,
+        description="Folder of the run, which must not exist; default: "
+        "runs/<benchmark>_<surgery>_seed<k>_<time>.",
+    )
+    agent: AgentConfig = Field(default_factory=AgentConfig)
+    learner: LearnerConfig = Field(default_factory=LearnerConfig)
+    environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _into_sections(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        found = dict(tree)
+        for section, field in cls.model_fields.items():
+            model = field.annotation
+            if not (isinstance(model, type) and issubclass(model, Section)):
+                continue
+            given = {name: found.pop(name) for name in model.model_fields if name in found}
+            inside = found.get(section, {})
+            if isinstance(inside, Section):
+                inside = inside.model_dump(exclude_unset=True)
+            if given and isinstance(inside, dict):
+                twice = sorted(given.keys() & inside.keys())
+                if twice:
+                    raise PydanticCustomError("twice", f"{twice[0]} is given twice")
+                found[section] = inside | given
+        return found
+
+    def schedule(self, n_tasks: int) -> Schedule:
+        """The step counts for `n_tasks` tasks, checked against each other.
+
+        Raises:
+            UsageError: if the run could never learn from what it collects.
+        """
+        filled = {
+            name: n_tasks * per_task if getattr(self, name) is None else getattr(self, name)
+            for name, per_task in Schedule.PER_TASK.items()
+        }
+        schedule = Schedule(**filled)
+        if schedule.learning_starts >= schedule.total_timesteps:
+            raise UsageError(
+                "learning_starts: expected less than total_timesteps "
+                f"({schedule.total_timesteps}), got {schedule.learning_starts}"
+            )
+        copies = self.environment.envs_per_task
+        capacity = self.learner.buffer_size // copies * copies  # whole vector steps
+        stored = min(schedule.learning_starts // n_tasks, capacity)
+        if self.learner.batch_size > stored:
+            raise UsageError(
+                f"batch_size: expected at most the {stored} transitions per task that "
+                f"learning_starts ({schedule.learning_starts} steps over {n_tasks} tasks) and "
+                f"buffer_size ({self.learner.buffer_size}) leave in the replay, got "
+                f"{self.learner.batch_size}"
+            )
+        return schedule
+
+    @classmethod
+    def from_yaml(cls, path: Path | str) -> TrainConfig:
+        """Read a configuration file; keys it leaves out keep their defaults.
+
+        Raises:
+            UsageError: if the file cannot be read, is not YAML, or holds an unknown or bad value.
+        """
+        try:
+            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except Exception as error:  # a hostile text makes the parser raise anything
+            raise UsageError(f"config: cannot read {path}: {one_line(error)}") from None
+        return validate(cls, {} if tree is None else tree, source=f"{path}: ")
+
+    def flat(self) -> dict[str, Any]:
+        """Every leaf by its name, without the sections."""
+        leaves: dict[str, Any] = {}
+        for name, value in self:
+            leaves |= dict(value) if isinstance(value, Section) else {name: value}
+        return leaves
+
+    def to_yaml(self) -> str:
+        """The whole tree as YAML, such that `from_yaml` gives it back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def shown(value: Any) -> str:
+    """A leaf of the configuration as one would type it."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return "default" if value is None else str(value)

@@ -1,0 +1,1 @@
+"""Judging a policy, and filming it."""

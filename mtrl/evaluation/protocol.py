@@ -1,0 +1,249 @@
+"""The evaluation protocol: deterministic policy, every goal once, success seen at any step."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mtrl.devices import cpu_threads, resolve_device
+from mtrl.envs.benchmarks import N_GOALS, Benchmark, get_benchmark
+from mtrl.envs.custom import checked
+from mtrl.envs.make import make_vector_env
+from mtrl.envs.processes import n_cores
+from mtrl.envs.vector import TaskVectorEnv
+from mtrl.errors import UsageError, unknown
+from mtrl.evaluation.scores import Evaluation
+from mtrl.folder import find_policy
+from mtrl.policy.policy import Policy
+
+ROWS = 10
+"""Rows whose actions are computed together, always so many.
+
+A product of matrices rounds otherwise with another number of rows, or where threads share them out,
+and an episode soon follows the last digit. With a fixed number and one thread, what a policy does
+in a task does not depend on the other tasks.
+"""
+
+
+def evaluate(
+    policy: Policy,
+    benchmark: Benchmark,
+    seed: int,
+    episodes: int = N_GOALS,
+    horizon: int = 500,
+    workers: int | None = None,
+    stochastic: bool = False,
+    progress: bool = False,
+) -> Evaluation:
+    """Judge a policy in environments of its own, on the first `episodes` of the 50 goals of `seed`.
+
+    What comes out for a task depends on the policy, the seed, the horizon and `stochastic` alone.
+
+    Args:
+        policy: Any `Policy`, or an `MTSAC`.
+        benchmark: Tasks it was trained for.
+        seed: Of the goals, and of the samples.
+        episodes: Of each task, at most 50.
+        horizon: Steps of an episode.
+        workers: Simulator processes; default: one per core.
+        stochastic: Sample actions instead of taking the mode.
+        progress: Show a bar on a terminal.
+
+    Raises:
+        UsageError: if the policy was not trained for one of the tasks.
+
+    Example:
+        >>> from mtrl import AgentConfig, Policy, evaluate, get_benchmark
+        >>> policy = Policy(("reach-v3", "push-v3"), AgentConfig(), 39, 4)
+        >>> result = evaluate(policy, get_benchmark("mt1:reach-v3"), seed=0, episodes=2, horizon=5)
+        >>> result.success_rates, result.actions.shape
+        (array([0.]), (1, 2, 5, 4))
+    """
+    for task in benchmark.tasks:
+        if task not in policy.tasks:
+            raise UsageError(
+                unknown("tasks", task, policy.tasks) + " (what the policy was trained for)"
+            )
+    envs = make_evaluation_env(benchmark, [episodes], horizon, workers)
+    try:
+        with tqdm(
+            total=len(benchmark.tasks) * episodes * horizon,
+            unit=" steps",
+            unit_scale=True,
+            disable=None if progress else True,  # None: unless it is a terminal
+        ) as bar:
+            return evaluate_in(policy, envs, seed, episodes, stochastic, bar.update)
+    finally:
+        envs.close()
+
+
+def make_evaluation_env(
+    benchmark: Benchmark,
+    episodes: Sequence[int],
+    horizon: int,
+    workers: int | None = None,
+    max_restarts: int = 0,
+) -> TaskVectorEnv:
+    """Environments on the reference simulator that take their goals in order, for `evaluate_in`.
+
+    Args:
+        episodes: Of each task, in the evaluations to come; they decide how many copies of a task
+            play side by side.
+        benchmark, horizon, workers, max_restarts: As `make_vector_env`.
+    """
+    return make_vector_env(
+        benchmark,
+        horizon,
+        workers,
+        shuffle_goals=False,
+        envs_per_task=_copies(len(benchmark.tasks), episodes, workers or n_cores()),
+        max_restarts=max_restarts,
+    )
+
+
+def _copies(n_tasks: int, episodes: Sequence[int], workers: int) -> int:
+    """How many environments of a task are soonest done, so that all of them end together.
+
+    Counted in steps of one simulator: a policy's answer for all rows takes about as long as two,
+    and making an environment as four episodes, because it needs memory too.
+    """
+
+    def cost(copies: int) -> float:
+        each = math.ceil(n_tasks * copies / workers)
+        return (2 + each) * max(episodes) / copies + 4 * each
+
+    return min((e for e in range(1, max(episodes) + 1) if math.gcd(*episodes) % e == 0), key=cost)
+
+
+def evaluate_in(
+    policy: Policy,
+    envs: TaskVectorEnv,
+    seed: int,
+    episodes: int,
+    stochastic: bool = False,
+    tick: Callable[[int], object] = int,
+) -> Evaluation:
+    """As `evaluate`, in environments that take their goals in order and can be used again.
+
+    Args:
+        tick: Told after each vector step of how many environment steps it was.
+    """
+    names, copies = envs.names, envs.envs_per_task
+    tasks = np.repeat([policy.tasks.index(name) for name in names], copies)
+    plays = [_Play(name, seed, copy, envs.action_size) for name in names for copy in range(copies)]
+    found: dict[tuple[int, int], tuple[int, float, np.ndarray]] = {}
+    observations, _ = envs.reset(seed=seed)
+    while any(play.episode < episodes for play in plays):
+        noise = np.stack([play.noise() for play in plays]) if stochastic else None
+        actions = _act(policy, observations, tasks, noise)
+        observations, _, _, _, infos = envs.step(actions)
+        for play, action, success in zip(plays, actions, infos["success"], strict=True):
+            play.note(action, success)
+        for row in np.flatnonzero(infos.get("restarted", ())).tolist():
+            plays[row].begin(plays[row].episode)
+        for row in np.flatnonzero(infos.get("_final_info", ())).tolist():
+            play, episode = plays[row], infos["final_info"]["episode"]
+            found[row // copies, play.episode] = (
+                play.first_success,
+                episode["r"][row],
+                np.array(play.actions),
+            )
+            play.begin(play.episode + copies)
+        tick(len(plays))
+    numbers = [[found[t, e] for e in range(episodes)] for t in range(len(names))]
+    first_success, returns = (
+        np.array([[episode[i] for episode in row] for row in numbers]) for i in (0, 1)
+    )
+    longest = max(len(played) for *_, played in found.values())
+    played = np.full((*returns.shape, longest, envs.action_size), np.nan, np.float32)
+    for (t, e), (*_, done) in found.items():
+        if e < episodes:
+            played[t, e, : len(done)] = done
+    return Evaluation(names, seed, first_success, returns, played, envs.tells_success)
+
+
+class _Play:
+    """An episode that is under way."""
+
+    def __init__(self, name: str, seed: int, episode: int, action_size: int) -> None:
+        self._key, self._size = (seed, zlib.crc32(name.encode())), action_size
+        self.begin(episode)
+
+    def begin(self, episode: int) -> None:
+        """Another one, or the same one anew."""
+        self.episode = episode
+        self.first_success = 0
+        self.actions: list[np.ndarray] = []
+        self._dice = np.random.default_rng([*self._key, episode])
+
+    def noise(self) -> np.ndarray:
+        """Standard normal, `[A]`."""
+        return self._dice.standard_normal(self._size, np.float32)
+
+    def note(self, action: np.ndarray, success: bool) -> None:
+        """What was done, and the flag it led to."""
+        self.actions.append(action)
+        if success and not self.first_success:
+            self.first_success = len(self.actions)
+
+
+def _act(
+    policy: Policy, observations: np.ndarray, tasks: np.ndarray, noise: np.ndarray | None
+) -> np.ndarray:
+    """Actions `[n, A]` for rows of any tasks, `ROWS` at a time."""
+
+    def blocks(rows: np.ndarray) -> tuple[torch.Tensor, ...]:
+        missing = np.zeros((-len(rows) % ROWS, *rows.shape[1:]), rows.dtype)
+        return torch.from_numpy(np.concatenate([rows, missing])).to(policy.device).split(ROWS)
+
+    noises = repeat(None) if noise is None else blocks(noise)
+    inputs = zip(blocks(observations), blocks(tasks), noises, strict=False)
+    with cpu_threads(1):
+        return torch.cat([policy.act(*block) for block in inputs])[: len(tasks)].cpu().numpy()
+
+
+def evaluate_file(
+    policy: Path,
+    episodes: int = N_GOALS,
+    tasks: tuple[str, ...] | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    stochastic: bool = False,
+    benchmark: str | None = None,
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Judge a run folder's final policy (or its newest checkpoint), a checkpoint, or a policy file.
+
+    Args:
+        tasks: Some of the policy's tasks; default: all.
+        seed: Of the goals; default: the training run's.
+        benchmark: `package.module:attribute`, for tasks that are not Meta-World's. A file only
+            names its tasks: what it says is never imported.
+
+    Returns:
+        The evaluation, and what it was made of, as plain values.
+
+    Raises:
+        UsageError: if there is no policy, or it was not trained for one of the tasks.
+    """
+    path = find_policy(policy)
+    loaded, header = Policy.load_with_header(path, resolve_device(device))
+    found = checked(get_benchmark(benchmark or "", tasks or loaded.tasks))
+    seed = header.seed if seed is None else seed
+    result = evaluate(
+        loaded, found, seed, episodes, header.horizon, workers, stochastic, progress=True
+    )
+    return result, {
+        "policy": str(path),
+        "seed": seed,
+        "horizon": header.horizon,
+        "stochastic": stochastic,
+    }

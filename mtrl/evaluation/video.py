@@ -1,0 +1,126 @@
+"""Films of judged episodes: their actions are played again, before a camera.
+
+So a film cannot change the figures, and only what is filmed is drawn. The simulator is
+deterministic; that the episode on film is the one that was judged is checked by its return.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, get_args
+
+from tqdm import tqdm
+
+from mtrl.config.train import Camera
+from mtrl.envs.processes import n_cores
+from mtrl.errors import UsageError, unknown
+from mtrl.evaluation.camera import Job, Kind
+from mtrl.evaluation.scores import Evaluation
+from mtrl.folder import write_atomically
+
+BACKENDS = ("egl", "osmesa")
+"""Ways to draw without a display, as `MUJOCO_GL` has them."""
+
+_PROBE = """
+import mujoco
+mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8).render()
+"""
+
+
+def find_backend() -> str:
+    """How pictures can be drawn here: `MUJOCO_GL`'s way if that is set, or else EGL or OSMesa.
+
+    Raises:
+        UsageError: if none of them can draw a picture.
+    """
+    asked = os.environ.get("MUJOCO_GL")
+    for backend in (asked,) if asked else BACKENDS:
+        if _python("-c", _PROBE, backend=backend).returncode == 0:
+            return backend
+    wanted = f"MUJOCO_GL={asked}" if asked else "EGL (libegl1) or OSMesa (libosmesa6)"
+    raise UsageError(f"video: expected {wanted} to draw with, found none that works")
+
+
+def film(
+    evaluation: Evaluation,
+    folder: Path | str,
+    camera: Camera = "corner4",
+    episodes: int = 1,
+    progress: bool = False,
+) -> list[Path]:
+    """Make one `<task>.mp4` per task of its first episodes, in real time.
+
+    Args:
+        evaluation: What is shown.
+        folder: Where films go; made if it does not exist, in a folder that does.
+        camera: One of Meta-World's.
+        episodes: How many of each task.
+        progress: Show a bar on a terminal.
+
+    Returns:
+        The films' paths, in the tasks' order.
+
+    Raises:
+        UsageError: if the camera is unknown, or nothing can be drawn here.
+        ChildProcessError: if drawing fails.
+    """
+    if camera not in get_args(Camera):
+        raise UsageError(unknown("camera", camera, get_args(Camera)))
+    Path(folder).mkdir(exist_ok=True)
+    films = _shoot(evaluation, Path(folder), "mp4", episodes, camera, size=480, every=2, speed=1.0)
+    total = len(evaluation.tasks)
+    return list(tqdm(films, total=total, unit=" videos", disable=None if progress else True))
+
+
+def animations(evaluation: Evaluation) -> dict[str, bytes]:
+    """A small GIF of each task's first episode, at twice its speed.
+
+    Raises:
+        UsageError: if nothing can be drawn here.
+        ChildProcessError: if drawing fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        into = Path(folder)
+        paths = _shoot(evaluation, into, "gif", 1, "corner4", size=160, every=16, speed=2.0)
+        return {path.stem: path.read_bytes() for path in paths}
+
+
+def _shoot(
+    evaluation: Evaluation, folder: Path, kind: Kind, episodes: int, camera: str, **settings: Any
+) -> Iterator[Path]:
+    """Paths in the tasks' order, each when its film is done."""
+    backend = find_backend()
+
+    def shoot(t: int) -> Path:
+        task = evaluation.tasks[t]
+        played = evaluation.actions[t, :episodes], evaluation.returns[t, :episodes]
+
+        def write(path: Path) -> None:
+            job = Job(path, kind, task, evaluation.seed, *played, camera, **settings)
+            done = _python("-m", "mtrl.evaluation.camera", backend=backend, given=pickle.dumps(job))
+            if done.returncode:
+                reason = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason"]
+                raise ChildProcessError(f"video of {task}: {reason[-1]}")
+
+        path = folder / f"{task}.{kind}"
+        write_atomically(path, write)
+        return path
+
+    with ThreadPoolExecutor(n_cores()) as threads:
+        yield from threads.map(shoot, range(len(evaluation.tasks)))
+
+
+def _python(
+    *arguments: str, backend: str, given: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
+    # Mesa would start threads for all cores in each of the processes.
+    environment = {**os.environ, "MUJOCO_GL": backend, "LP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, input=given, capture_output=True, env=environment, check=False)

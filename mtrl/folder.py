@@ -1,0 +1,149 @@
+"""What a run leaves on disk, and how it gets there whole.
+
+<run_dir>/
+├── config.yaml               the resolved configuration; `--config` accepts it
+├── run.json                  command lines, package versions, machine
+├── progress.csv, progress.json, events.out.tfevents.*    the logs
+├── cosines.jsonl             cosines between the tasks' gradients at each diagnosis
+├── checkpoints/
+│   └── step_<environment steps>.safetensors              the two newest
+├── policy_final.safetensors  the final policy, once training is over
+└── eval.csv, eval.json       its full evaluation
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from mtrl.errors import UsageError, one_line
+
+FINAL = "policy_final.safetensors"
+STEP = "time/total_timesteps"
+COSINES = "cosines.jsonl"
+
+POLICY_FORMAT = "mtrl-policy-1"
+"""What a policy file says it is; so do a checkpoint and an exported file."""
+CHECKPOINT_FORMAT = "mtrl-checkpoint-1"
+EXPORT_FORMAT = "mtrl-export-1"
+
+PACKAGES = (
+    "mtrl",
+    "torch",
+    "numpy",
+    "gymnasium",
+    "metaworld",
+    "mujoco",
+    "stable-baselines3",
+    "safetensors",
+    "envpool",
+)
+
+
+_UMASK = os.umask(0)  # there is no way to ask but to set it
+os.umask(_UMASK)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file, sync it, and give it its name: all of it or nothing.
+
+    Raises:
+        OSError: if the disk is full, or for whatever else it has.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        temporary.chmod(0o666 & ~_UMASK)  # safetensors makes files its owner alone can read
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {one_line(error)}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_atomically` for a text."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def find_policy(source: Path) -> Path:
+    """The policy file that is meant: of a run folder the final one, or else its newest checkpoint.
+
+    Raises:
+        UsageError: if a folder has neither.
+    """
+    try:
+        if not source.is_dir():
+            return source
+    except (OSError, ValueError) as error:  # no name that a file could have
+        raise UsageError(f"policy: cannot read {str(source)!r}: {one_line(error)}") from None
+    if (final := source / FINAL).exists():
+        return final
+    try:
+        return newest_checkpoint(source)
+    except UsageError:
+        raise UsageError(
+            f"policy: expected a policy, a checkpoint or a run folder with one, got {source}"
+        ) from None
+
+
+def newest_checkpoint(run_dir: Path) -> Path:
+    """The checkpoint to go on from.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    found = newest_or_none(run_dir)
+    if found is None:
+        raise UsageError(f"resume: expected a run folder with a checkpoint, got {run_dir}")
+    return found
+
+
+def installed_versions() -> dict[str, str]:
+    """Python's version, and those of the packages a run depends on that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # an extra
+            continue
+    return found
+
+
+def newest_or_none(run_dir: Path) -> Path | None:
+    """The newest checkpoint's path, or None."""
+    found = sorted((run_dir / "checkpoints").glob("step_*.safetensors"))
+    return found[-1] if found else None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_rows(path: Path, up_to: float = math.inf) -> list[dict[str, Any]]:
+    """One JSON object per line, those `up_to` so many steps; none if there is no such file."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the line a killed process was at
+            break
+        if row[STEP] <= up_to:
+            rows.append(row)
+    return rows

@@ -1,0 +1,1 @@
+"""Networks: a trunk that the tasks share, and a head for each."""

@@ -1,0 +1,235 @@
+"""Multi-task networks: a trunk the tasks share, and parameters one task alone owns.
+
+Networks of one shape are computed together: in front of everything stands N, two for twin critics.
+Then come the tasks and the samples of a task: `[N, T, B, …]`. Weights are stored `[in, out]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, normalize
+
+from mtrl.errors import UsageError
+from mtrl.nets.linear import own_linear, shared_linear
+
+Parameters = Mapping[str, Tensor]
+"""By name: shared ones `[N, …]`, per-task ones `[N, T, …]`."""
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """From inputs to the features z.
+
+    The task enters as the bias of the first layer. That is the layer on [inputs, one-hot] without
+    multiplying by zeros: row t of the bias is the one-hot's column t, plus the layer's own bias.
+    With a learned embedding of the task, it is the layer on [inputs, embedding / its norm].
+
+    Deviation from LayerNorm (Ba et al. 2016): no factor and no shift are learned after it; the bias
+    before it and the weights behind it do their work.
+
+    Args:
+        layer_norm: Whether a layer's outputs are normalised before ReLU.
+        residual: Whether layers after the first come in pairs that are added to what they are
+            given, x + W₂ relu(W₁ x), each W x normalised if there is LayerNorm: BroNet (Nauman et
+            al. 2024, arXiv 2405.16158, section 3). Otherwise they are layers with ReLU in a row.
+    """
+
+    layer_norm: bool = False
+    residual: bool = False
+
+    def __call__(
+        self,
+        shared: Parameters,
+        per_task: Parameters,
+        inputs: Tensor,
+        tape: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The features, `[N, T, B, d]`.
+
+        Args:
+            shared: Parameters all tasks share; see `shared_linear`.
+            per_task: The tasks' own.
+            inputs: `[N, T, B, in]`, or `[1, T, B, in]` for all networks.
+            tape: Given one, writes down each weight's inputs under its name.
+        """
+        parameters = {**shared, **per_task}
+        if "embedding" in per_task:
+            parameters["bias0"] = _with_task(parameters)
+
+        def layer(number: int, inputs: Tensor) -> Tensor:
+            weight = f"weight{number}"
+            if tape is not None:
+                tape[weight] = inputs
+            outputs = shared_linear(inputs, shared[weight], parameters[f"bias{number}"])
+            return layer_norm(outputs, outputs.shape[-1:]) if self.layer_norm else outputs
+
+        n_layers = sum(name.startswith("weight") for name in shared)
+        hidden = layer(0, inputs).relu_()
+        if self.residual:
+            for first in range(1, n_layers, 2):
+                hidden = hidden + layer(first + 1, layer(first, hidden).relu_())
+        else:
+            for number in range(1, n_layers):
+                hidden = layer(number, hidden).relu_()
+        return hidden
+
+
+def _with_task(parameters: Parameters) -> Tensor:
+    """The first layer's bias with what the embeddings add, `[N, T, out]` or `[N, T, B, out]`."""
+    bias, weight = parameters["bias0"], parameters["task_weight"]
+    if weight.ndim == 3:  # not a view for each task
+        bias, weight = bias[:, None], weight[:, None]
+    directions = normalize(parameters["embedding"], dim=-1)
+    added = (directions[:, :, None] @ weight).squeeze(2)
+    return bias + (added if bias.ndim == 3 else added[:, :, None])
+
+
+def head(shared: Parameters, per_task: Parameters, features: Tensor) -> Tensor:
+    """Linear head on the features, rotated if `per_task` holds a `rotation`; shapes as `trunk`.
+
+    Its results are in the parameters' type whatever that of the features: rounding a value to 8
+    bits would drown the differences that a target is made of.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        if "head_weight" in shared:
+            weight, bias = shared["head_weight"], shared["head_bias"]
+            return shared_linear(features.to(bias.dtype), weight, bias)
+        weight, bias = per_task["head_weight"], per_task["head_bias"]
+        if "rotation" in per_task:
+            weight = fold(per_task["rotation"], weight)
+        return own_linear(features, weight, bias)
+
+
+def fold(rotation: Tensor, weight: Tensor) -> Tensor:
+    """The head that sees z as `weight` sees R z: Wᵀ(R z) = (Rᵀ W)ᵀ z, `[…, d, out]`.
+
+    O(d² out) where rotating every sample's features would take O(B d²). A rotation `[…, m, m]`
+    turns the first m features and leaves the others.
+    """
+    size = rotation.shape[-1]
+    turned = (weight[..., :size, :].mT @ rotation).mT  # RᵀW, in the order that is fast in memory
+    return torch.cat([turned, weight[..., size:, :]], -2) if size < weight.shape[-2] else turned
+
+
+class Function(NamedTuple):
+    """Networks as a function of their inputs, with these parameters."""
+
+    trunk: Trunk
+    shared: Parameters
+    per_task: Parameters
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Trunk and head: `[N or 1, T, B, in]` to `[N, T, B, out]`."""
+        return head(self.shared, self.per_task, self.trunk(self.shared, self.per_task, inputs))
+
+
+class MultiTaskNetworks(nn.Module):
+    """N networks of one shape for T tasks, their parameters split by who owns them.
+
+    `shared` holds the trunk, and the head if there is a single one: `[N, …]`, subject to surgery.
+    `per_task` holds the first layer's bias, or an embedding of the task, and with several heads
+    each task's head: `[N, T, …]`, never touched by surgery. `rotation` is `[N, T, m, m]` where a
+    method puts one between trunk and heads, and is no parameter: no loss trains it.
+
+    Weights are He-uniform with zero bias; the head is uniform in ± `head_bound`; embeddings have
+    random directions.
+
+    Args:
+        trunk: How layers follow each other.
+        embedding_size: Tell tasks apart by learned embeddings of this size, instead of one-hots.
+    """
+
+    def __init__(
+        self,
+        n_networks: int,
+        n_tasks: int,
+        n_inputs: int,
+        n_outputs: int,
+        hidden_sizes: Sequence[int],
+        multi_head: bool,
+        head_bound: float,
+        generator: torch.Generator,
+        trunk: Trunk | None = None,
+        embedding_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_networks, self.n_tasks = n_networks, n_tasks
+        self.trunk = trunk or Trunk()
+
+        def uniform(bound: float, *shape: int) -> Tensor:
+            return torch.empty(n_networks, *shape).uniform_(-bound, bound, generator=generator)
+
+        n_blocks = 2 if self.trunk.residual else 1
+        widths = [hidden_sizes[0], *(w for w in hidden_sizes[1:] for _ in range(n_blocks))]
+        # The one-hot counts as inputs of the first layer, as it does where it is concatenated.
+        first = math.sqrt(6 / (n_inputs + (embedding_size or n_tasks)))
+        shared = {"weight0": uniform(first, n_inputs, widths[0])}
+        if embedding_size is None:
+            per_task = {"bias0": uniform(first, n_tasks, widths[0])}
+        else:
+            shared["bias0"] = torch.zeros(n_networks, widths[0])
+            shared["task_weight"] = uniform(first, embedding_size, widths[0])
+            normal = torch.empty(n_networks, n_tasks, embedding_size).normal_(generator=generator)
+            per_task = {"embedding": normalize(normal, dim=-1)}
+        for layer, (fan_in, width) in enumerate(pairwise(widths), start=1):
+            shared[f"weight{layer}"] = uniform(math.sqrt(6 / fan_in), fan_in, width)
+            shared[f"bias{layer}"] = torch.zeros(n_networks, width)
+        lead = (n_tasks,) if multi_head else ()
+        (per_task if multi_head else shared).update(
+            head_weight=uniform(head_bound, *lead, hidden_sizes[-1], n_outputs),
+            head_bias=uniform(head_bound, *lead, n_outputs),
+        )
+        self.rotation: Tensor | None
+        self.register_buffer("rotation", None)  # see `add_rotation`
+        self.shared = nn.ParameterDict(shared)
+        self.per_task = nn.ParameterDict(per_task)
+
+    @property
+    def n_features(self) -> int:
+        """d, the width of the trunk's output."""
+        return ({**self.shared, **self.per_task})["head_weight"].shape[-2]
+
+    def add_rotation(self, size: int | None = None) -> None:
+        """Put a rotation R_k between the trunk and the head of each task, the identity at first.
+
+        Args:
+            size: Turn the first so many features; default: all.
+
+        Raises:
+            UsageError: if there are not so many, or all tasks have one head.
+        """
+        if "head_weight" not in self.per_task:
+            raise UsageError(
+                "heads: expected 'multi', a head per task, for rotations, got 'single'"
+            )
+        size = self.n_features if size is None else size
+        if size > self.n_features:
+            raise UsageError(
+                f"rotation_size: expected at most {self.n_features}, the trunk's last width, "
+                f"got {size}"
+            )
+        like = self.per_task["head_weight"]
+        eye = torch.eye(size, dtype=like.dtype, device=like.device)
+        self.rotation = eye.repeat(self.n_networks, self.n_tasks, 1, 1)
+
+    def rotations(self) -> list[Tensor]:
+        """Each network's rotations as views, `[T, m, m]`; empty without."""
+        return [] if self.rotation is None else list(self.rotation)
+
+    def folded(self) -> Function:
+        """The function that is computed, heads behind their rotation."""
+        shared, per_task = dict(self.shared), dict(self.per_task)
+        if self.rotation is not None:
+            per_task["head_weight"] = fold(self.rotation, per_task["head_weight"])
+        return Function(self.trunk, shared, per_task)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """All networks, all tasks: `[T, B, in]` to `[N, T, B, out]`."""
+        return self.folded()(inputs[None])

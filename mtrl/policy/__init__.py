@@ -1,0 +1,1 @@
+"""What acts: the policy, its file, and what it exports."""

@@ -1,0 +1,179 @@
+"""Policies to share: one file with what acting needs, and a card that says what it is."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mtrl.config.section import validate
+from mtrl.errors import UsageError, one_line
+from mtrl.folder import EXPORT_FORMAT, FINAL, find_policy, write_atomically
+from mtrl.policy.file import Figures, PolicyHeader, digest
+from mtrl.policy.policy import Policy
+
+SUFFIXES = (".safetensors", ".pt2")
+"""Of the files that can be made: for mtrl, and for PyTorch alone."""
+
+
+def export_policy(source: Path | str, target: Path | str) -> None:
+    """Write the policy of a run folder, a checkpoint or a policy file into a file of its own.
+
+    A `.safetensors` file is for `Policy.load` and `mtrl-eval`. A `.pt2` file is a program for
+    `torch.export.load` from observations with their one-hot, `[n, observation + T]` in float32, to
+    the mode's actions `[n, A]`; it takes PyTorch 2.7, older ones may not read what newer ones
+    write, and nothing of mtrl.
+
+    Raises:
+        UsageError: if there is no policy, or the file cannot be made.
+    """
+    path, target = find_policy(Path(source)), Path(target)
+    if target.suffix not in SUFFIXES:
+        raise UsageError(
+            f"output: expected a name that ends in {' or '.join(SUFFIXES)}, got {target}"
+        )
+    if target.resolve() == path.resolve():
+        raise UsageError(f"output: expected another file than the policy's, got {target}")
+    if target.suffix == ".pt2" and torch.__version__ < "2.7":  # cannot write what it exports
+        raise UsageError(f"output: expected PyTorch 2.7 for a .pt2 file, got {torch.__version__}")
+    policy, header = _read(path)
+    _fold(policy)
+    config = yaml.safe_dump(header.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    metadata = {"format": EXPORT_FORMAT, "config": config, "card": _card(header)}
+    if target.suffix == ".pt2":
+        program = io.BytesIO()
+        torch.export.save(_program(policy), program, extra_files=metadata)
+        write_atomically(target, lambda temporary: temporary.write_bytes(program.getbuffer()))
+    else:
+        tensors = policy.tensors()
+        metadata["sha256"] = digest(metadata, sorted(tensors.items()))
+        write_atomically(target, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def card(source: Path | str) -> str:
+    """What a policy is, as Markdown: what `export_policy` puts into a file's header.
+
+    Raises:
+        UsageError: if there is no policy.
+    """
+    return _card(_read(find_policy(Path(source)))[1])
+
+
+def _read(path: Path) -> tuple[Policy, PolicyHeader]:
+    """A policy, and all that is known of it: by its file, and by the run folder it lies in."""
+    policy, header = Policy.load_with_header(path)
+    known: dict[str, Any] = {}
+    is_final, is_checkpoint = path.name == FINAL, path.parent.name == "checkpoints"
+    run_dir = path.parent.parent if is_checkpoint else path.parent
+    if (is_final or is_checkpoint) and (processes := _json(run_dir / "run.json")):
+        known["versions"] = processes[-1]["versions"]
+    if is_final and (found := _json(run_dir / "eval.json")):
+        figures = validate(Figures, found, source=f"{run_dir / 'eval.json'}: ")
+        if figures.total_timesteps == header.total_timesteps:  # else it is about an earlier one
+            known["evaluation"] = figures
+    return policy, header.model_copy(update=known)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise UsageError(f"policy: cannot read {path}: {one_line(error)}") from None
+
+
+def _fold(policy: Policy) -> None:
+    """Put the rotations into the heads: the same function, without T matrices of d × d."""
+    actor = policy.actor
+    if actor.rotation is not None:
+        folded = actor.folded().per_task["head_weight"].contiguous()
+        actor.per_task["head_weight"] = nn.Parameter(folded, requires_grad=False)
+        actor.rotation = None
+
+
+class _Program(nn.Module):
+    """From observations with their one-hot to the mode's actions."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observations: Tensor) -> Tensor:
+        sizes = [self.policy.observation_size, len(self.policy.tasks)]
+        rows, one_hot = observations.split(sizes, 1)
+        return self.policy.act(rows, one_hot.argmax(-1))
+
+
+def _program(policy: Policy) -> torch.export.ExportedProgram:
+    example = torch.zeros(2, policy.observation_size + len(policy.tasks))
+    rows = {"observations": {0: torch.export.Dim("rows", max=2**31)}}
+    return torch.export.export(_Program(policy), (example,), dynamic_shapes=rows, strict=False)
+
+
+def _card(header: PolicyHeader) -> str:
+    tasks, agent, versions = header.tasks, header.agent, header.versions
+    origin = [
+        f"surgery `{header.surgery}`" if header.surgery else "",
+        f"seed {header.seed}",
+        f"{header.total_timesteps:,} environment steps over all tasks"
+        if header.total_timesteps
+        else "",
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+    ]
+    normalized = " The policy normalises them itself." if agent.normalize_observations else ""
+    sizes = agent.actor_hidden_sizes or agent.hidden_sizes
+    heads = "a head per task" if agent.heads == "multi" else "one head"
+    lines = [
+        f"# A policy for {len(tasks)} task{'s' * (len(tasks) > 1)}"
+        + (f" ({header.benchmark})" if header.benchmark else ""),
+        "",
+        "The actor of a multi-task SAC, made by mtrl.",
+        "",
+        f"- Training: {'; '.join(part for part in origin if part)}.",
+        f"- Observation: {header.observation_size} numbers as the simulator gives them (Meta-World:"
+        f" with the goal observable), float32; then, unless the task is named, its one-hot of "
+        f"{len(tasks)}.{normalized}",
+        f"- Action: {header.action_size} numbers in [-1, 1].",
+        f"- Episode: {header.horizon} steps.",
+        f"- Networks: {' × '.join(map(str, sizes))}, {heads}.",
+        f"- Tasks, in the one-hot's order: {', '.join(tasks)}.",
+        "",
+    ]
+    if header.evaluation:
+        lines += [*_table(header.evaluation), ""]
+    return "\n".join([*lines, _USE.format(task=tasks[0])])
+
+
+def _table(figures: Figures) -> list[str]:
+    lines = [
+        f"Success of the policy's mode on goals of seed {figures.seed}, counted if the flag was "
+        "set at any step:",
+        "",
+        "| task | episodes | success | 95% interval | return | steps to success |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in figures.tasks:
+        steps = row.steps_to_success_mean
+        lines.append(
+            f"| {row.task} | {row.episodes} | {row.success_rate:.2f} "
+            f"| [{row.wilson_low:.2f}, {row.wilson_high:.2f}] | {row.return_mean:.0f} "
+            f"| {'–' if steps is None else f'{steps:.0f}'} |"
+        )
+    return [*lines, f"| **mean** | | {figures.mean_success_rate:.3f} | | | |"]
+
+
+_USE = """\
+In Python, and judged again (the file's name for FILE):
+
+    from mtrl import Policy
+
+    policy = Policy.load("FILE")
+    action, _ = policy.predict(observation, deterministic=True, task="{task}")
+
+    mtrl-eval FILE
+"""

@@ -1,0 +1,167 @@
+"""Files with a policy in them, read without trusting them: nothing is executed, all is bounded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import yaml
+from pydantic import AfterValidator, BaseModel, Field, PositiveInt
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mtrl.config.section import validate
+from mtrl.config.sections import AgentConfig
+from mtrl.errors import UsageError, one_line
+from mtrl.folder import EXPORT_FORMAT
+
+PREFIX = "agent/"
+"""In front of the agent's tensors in a file, a policy or a checkpoint."""
+
+
+MAX_HEADER, MAX_CONFIG = 16 * 2**20, 64 * 2**10
+"""Longest header of a file, and longest configuration in it, that are looked at [bytes]."""
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():  # it will be printed
+        raise ValueError("expected printable characters")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_printable)]
+
+
+class TaskFigures(BaseModel):
+    """A row of an evaluation; see `Evaluation.rows`."""
+
+    task: Name
+    episodes: PositiveInt
+    success_rate: float
+    wilson_low: float
+    wilson_high: float
+    return_mean: float
+    steps_to_success_mean: float | None = None
+
+
+class Figures(BaseModel):
+    """What an `eval.json` says of a final policy."""
+
+    seed: int
+    total_timesteps: int
+    mean_success_rate: float
+    tasks: tuple[TaskFigures, ...]
+
+
+class PolicyHeader(BaseModel):
+    """What a file says of its policy: what feeding it takes, and where it comes from.
+
+    Attributes:
+        tasks: Names in the order of the one-hot.
+        observation_size: Numbers in an observation, without the one-hot.
+        action_size: Numbers in an action.
+        agent: Shape of the networks.
+        benchmark: The tasks' common name.
+        surgery: How it was trained.
+        seed: Of the training run, and so of its goals.
+        horizon: Steps of an episode.
+        total_timesteps: Environment steps over all tasks.
+        evaluation: Figures of this very policy.
+        versions: Packages it was trained with, by name.
+    """
+
+    tasks: tuple[Name, ...] = Field(min_length=1)
+    observation_size: PositiveInt
+    action_size: PositiveInt
+    agent: AgentConfig
+    benchmark: Name | None = None
+    surgery: Name | None = None
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    horizon: int = Field(default=500, gt=0, le=500)
+    total_timesteps: int | None = None
+    evaluation: Figures | None = None
+    versions: dict[Name, Name] = {}
+
+
+@contextmanager
+def open_policy(path: Path | str) -> Iterator[tuple[Any, PolicyHeader]]:
+    """An open safetensors file of ours, and what its header says.
+
+    What goes wrong inside is the file's fault too.
+
+    Raises:
+        UsageError: in one line that names the file.
+    """
+    try:
+        with Path(path).open("rb") as start:
+            if int.from_bytes(start.read(8), "little") > MAX_HEADER:
+                raise UsageError(
+                    f"policy: cannot read {path}: expected a header of at most {MAX_HEADER} bytes"
+                )
+        with safe_open(path, "pt") as file:
+            yield file, _read_header(file, str(path))
+    except UsageError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"policy: cannot read {path}: {one_line(error)}") from None
+    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
+        reason = f"{path} does not hold what its header says: {one_line(error)}"
+        raise UsageError(f"policy: {reason}") from None
+
+
+def digest(metadata: Mapping[str, str], tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of a file's header and tensors, as hexadecimal digits.
+
+    Args:
+        metadata: The header's entries; `sha256` itself does not count.
+        tensors: Names and tensors, in the names' order.
+    """
+    found = hashlib.sha256()
+    for key in sorted(metadata.keys() - {"sha256"}):
+        found.update(repr((key, metadata[key])).encode())
+    for name, tensor in tensors:
+        found.update(repr((name, str(tensor.dtype), list(tensor.shape))).encode())
+        flat = tensor.contiguous().reshape(-1)
+        if len(flat) < 2:  # may have any stride, which `view` does not like
+            flat = flat.as_strided(flat.shape, (1,))
+        found.update(flat.view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases: a kilobyte of them can stand for a billion values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("expected no aliases")
+        return super().compose_node(parent, index)
+
+
+def _read_header(file: Any, path: str) -> PolicyHeader:
+    """The configuration in the header of an open file.
+
+    Raises:
+        UsageError: if there is none, it is not valid, or the file is not what was exported.
+    """
+    metadata = file.metadata() or {}
+    kind, text = metadata.get("format", ""), metadata.get("config", "")
+    if not kind.startswith("mtrl-"):
+        raise UsageError(f"policy: expected a file that mtrl wrote, got {path}")
+    if kind == EXPORT_FORMAT or "sha256" in metadata:
+        tensors = ((name, file.get_tensor(name)) for name in sorted(file.keys()))
+        if digest(metadata, tensors) != metadata.get("sha256"):
+            raise UsageError(f"policy: {path} is damaged: it is not what was exported")
+    if len(text) > MAX_CONFIG:
+        raise UsageError(
+            f"policy: cannot read {path}: expected a configuration of at most "
+            f"{MAX_CONFIG} characters"
+        )
+    try:
+        header = yaml.load(text, _Loader)
+    except Exception as error:  # a hostile text makes the parser raise anything
+        raise UsageError(f"policy: cannot read {path}: {one_line(error)}") from None
+    return validate(PolicyHeader, header, source=f"policy: {path}: ")

@@ -1,0 +1,232 @@
+"""Policy: what acts in many tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtrl.config.sections import AgentConfig
+from mtrl.errors import UsageError, unknown
+from mtrl.nets.networks import MultiTaskNetworks, Trunk
+from mtrl.policy.distributions import squashed_gaussian
+from mtrl.policy.file import PREFIX, PolicyHeader, open_policy
+from mtrl.policy.normalizer import ObservationNormalizer
+
+AnyPolicy = TypeVar("AnyPolicy", bound="Policy")
+
+
+class Policy(nn.Module):
+    """One policy for many tasks: a trunk the tasks share, and what each of them owns.
+
+    Args:
+        tasks: Task names; a task's position is its index.
+        config: Shape of the networks.
+        observation_size: Length of an observation, without the task.
+        action_size: Length of an action; every component lies in [-1, 1].
+        seed: Of the initial weights and of stochastic `predict`.
+
+    Example:
+        >>> policy = Policy(("reach-v3", "push-v3"), AgentConfig(), 39, 4)
+        >>> actions, _ = policy.predict(np.zeros((2, 39)), deterministic=True)
+        >>> actions.shape
+        (2, 4)
+    """
+
+    IGNORED: ClassVar[tuple[str, ...]] = ("critics.", "target_critics.", "log_alpha")
+    """What a file may hold beside what acting needs."""
+
+    def __init__(
+        self,
+        tasks: tuple[str, ...],
+        config: AgentConfig,
+        observation_size: int,
+        action_size: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.tasks, self.config = tuple(tasks), config
+        self.observation_size, self.action_size = observation_size, action_size
+        self._generator = torch.Generator().manual_seed(seed)
+        sizes = config.actor_hidden_sizes
+        self.actor = self._make_networks(1, observation_size, 2 * action_size, sizes, 1e-3)
+        self.normalizer = None
+        if config.normalize_observations:
+            self.normalizer = ObservationNormalizer(observation_size)
+
+    def _make_networks(
+        self, count: int, inputs: int, outputs: int, sizes: tuple[int, ...] | None, bound: float
+    ) -> MultiTaskNetworks:
+        config = self.config
+        return MultiTaskNetworks(
+            count,
+            len(self.tasks),
+            inputs,
+            outputs,
+            sizes or config.hidden_sizes,
+            config.heads == "multi",
+            bound,
+            self._generator,
+            Trunk(config.layer_norm, config.trunk == "residual"),
+            config.task_embedding,
+        ).requires_grad_(False)  # surgery differentiates with respect to views of its own
+
+    def networks(self) -> dict[str, MultiTaskNetworks]:
+        """All that are made of a trunk and heads."""
+        return {"actor": self.actor}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.actor.parameters()).device
+
+    def normalized(self, observations: Tensor) -> Tensor:
+        """As the networks are to see them, `[…, observation]`."""
+        return observations if self.normalizer is None else self.normalizer(observations)
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, tasks: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Actions for rows of any tasks.
+
+        Args:
+            observations: `[n, observation]`.
+            tasks: Each row's task index, `[n]`.
+            noise: Standard normal `[n, A]`, or None for the mode tanh(μ).
+
+        Returns:
+            `[n, A]` in [-1, 1].
+        """
+        actor = self.actor.folded()
+        own = {name: value[:, tasks] for name, value in actor.per_task.items()}
+        inputs = self.normalized(observations)
+        outputs = actor._replace(per_task=own)(inputs[None, :, None])[0, :, 0]
+        if noise is None:
+            return torch.tanh(outputs.chunk(2, -1)[0])
+        return squashed_gaussian(outputs, noise)[0]
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        task: str | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Actions for observations, with Stable-Baselines3's signature.
+
+        Which task a row belongs to is told in one of three ways: the observation ends with the
+        task's one-hot, as Meta-World's `OneHotWrapper` makes it; or `task` names one for all; or
+        there is one row per task, in the order of `self.tasks`.
+
+        Args:
+            observation: `[observation]`, `[n, observation]`, or with `+ T` for the one-hot.
+            state: Not used: the policy has no memory.
+            episode_start: Not used.
+            deterministic: The mode instead of a sample.
+            task: Name of the rows' task.
+
+        Returns:
+            Actions `[A]` or `[n, A]`, and `state`.
+
+        Raises:
+            ValueError: if the task of a row cannot be told.
+        """
+        rows = np.atleast_2d(np.asarray(observation, np.float32))
+        n_tasks, size = len(self.tasks), self.observation_size
+        if rows.ndim != 2 or rows.shape[-1] not in (size, size + n_tasks):
+            raise ValueError(
+                f"observation: expected length {size}, or {size + n_tasks} with the task's "
+                f"one-hot, got shape {np.shape(observation)}"
+            )
+        if rows.shape[-1] == size + n_tasks:
+            index = rows[:, size:].argmax(-1)
+            rows = rows[:, :size]
+        elif task is not None:
+            if task not in self.tasks:
+                raise ValueError(unknown("task", task, self.tasks))
+            index = np.full(len(rows), self.tasks.index(task))
+        elif n_tasks == 1 or len(rows) == n_tasks:
+            index = np.arange(len(rows)) % n_tasks
+        else:
+            raise ValueError(
+                f"observation: expected one row for each of the {n_tasks} tasks, rows that end "
+                f"with the task's one-hot, or `task=...`, got {len(rows)} rows"
+            )
+        noise = None
+        if not deterministic:
+            noise = torch.randn(len(rows), self.action_size, generator=self._generator)
+            noise = noise.to(self.device)
+        observations = torch.from_numpy(rows).to(self.device)
+        actions = self.act(observations, torch.from_numpy(index).to(self.device), noise)
+        return actions.cpu().numpy().reshape(*np.shape(observation)[:-1], -1), state
+
+    def description(self) -> dict[str, Any]:
+        """What the constructor needs, as plain values."""
+        return {
+            "tasks": list(self.tasks),
+            "observation_size": self.observation_size,
+            "action_size": self.action_size,
+            "agent": self.config.model_dump(mode="json"),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All parameters under the names they have in a file."""
+        return {f"{PREFIX}{name}": value for name, value in self.state_dict().items()}
+
+    @classmethod
+    def load(
+        cls: type[AnyPolicy], path: Path | str, device: torch.device | str = "cpu"
+    ) -> AnyPolicy:
+        """Read what acting needs from a policy file, a training checkpoint or an exported file.
+
+        Nothing in the file is executed, and no more memory is used than the file has bytes, and
+        as much again.
+
+        Raises:
+            UsageError: if the file is missing, damaged, or not of ours.
+        """
+        return cls.load_with_header(path, device)[0]
+
+    @classmethod
+    def load_with_header(
+        cls: type[AnyPolicy], path: Path | str, device: torch.device | str = "cpu"
+    ) -> tuple[AnyPolicy, PolicyHeader]:
+        """As `load`, with what the file says of the policy."""
+        with open_policy(path) as (file, header):
+            policy = cls._build(file, header, path)
+        return policy.to(device), header
+
+    @classmethod
+    def _build(
+        cls: type[AnyPolicy], file: Any, header: PolicyHeader, path: Path | str
+    ) -> AnyPolicy:
+        found = {
+            name: file.get_slice(name).get_shape()
+            for name in file.keys()  # noqa: SIM118, it is no mapping
+            if name.startswith(PREFIX)
+        }
+        # Without memory, until it is known that the file holds what the header asks for.
+        with torch.device("meta"):
+            policy = cls(header.tasks, header.agent, header.observation_size, header.action_size)
+            for name, networks in policy.networks().items():
+                if rotation := found.get(f"{PREFIX}{name}.rotation"):
+                    networks.add_rotation(rotation[-1])
+        wanted = policy.tensors()
+        for name in wanted.keys() | found.keys():
+            if name not in wanted and name.removeprefix(PREFIX).startswith(cls.IGNORED):
+                continue
+            shapes = [list(wanted[name].shape) if name in wanted else "none", found.get(name)]
+            if shapes[0] != shapes[1]:
+                raise UsageError(
+                    f"policy: {path} does not hold what its header says: expected {shapes[0]} "
+                    f"for {name!r}, got {shapes[1] or 'none'}"
+                )
+        tensors = {
+            name.removeprefix(PREFIX): file.get_tensor(name).to(empty.dtype, copy=True)
+            for name, empty in wanted.items()  # a copy: what is read is mapped, not loaded
+        }
+        policy.load_state_dict(tensors, assign=True)
+        return policy

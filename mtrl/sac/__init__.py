@@ -1,0 +1,1 @@
+"""Soft actor-critic for many tasks: agent, replay, losses and the update."""

@@ -1,0 +1,56 @@
+"""MTSAC: a policy with what trains it, the critics and temperatures of soft actor-critic."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import nn
+
+from mtrl.config.sections import AgentConfig
+from mtrl.folder import POLICY_FORMAT
+from mtrl.nets.networks import MultiTaskNetworks
+from mtrl.policy.policy import Policy
+from mtrl.sac.values import CategoricalValue, ScalarValue, Value
+
+
+class MTSAC(Policy):
+    """Multi-task multi-head SAC (Yu et al. 2020, Meta-World); arguments are those of `Policy`."""
+
+    IGNORED = ()
+
+    def __init__(
+        self,
+        tasks: tuple[str, ...],
+        config: AgentConfig,
+        observation_size: int,
+        action_size: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(tasks, config, observation_size, action_size, seed)
+        self.value: Value = ScalarValue()
+        if config.critic_bins is not None:
+            self.value = CategoricalValue(config.critic_bins, config.value_limit)
+        inputs, sizes = observation_size + action_size, config.critic_hidden_sizes
+        self.critics = self._make_networks(2, inputs, self.value.n_outputs, sizes, 3e-3)
+        self.target_critics = copy.deepcopy(self.critics)
+        initial = torch.full((len(tasks),), math.log(config.initial_temperature))
+        self.log_alpha = nn.Parameter(initial, requires_grad=False)
+
+    def networks(self) -> dict[str, MultiTaskNetworks]:
+        """What surgery is done on."""
+        return {"actor": self.actor, "critics": self.critics}
+
+    def save(self, path: Path | str, extra: dict[str, Any] | None = None) -> None:
+        """Write one safetensors file: all tensors, and in its header the configuration as YAML.
+
+        Args:
+            extra: Further plain values for the header, e.g. the training run's seed.
+        """
+        config = yaml.safe_dump(self.description() | (extra or {}), sort_keys=False)
+        save_file(self.tensors(), path, {"format": POLICY_FORMAT, "config": config})

@@ -1,0 +1,248 @@
+"""One SAC update of all tasks. Which surgery it uses, it does not know."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.config.sections import LearnerConfig
+from mtrl.devices import keep_freed_memory
+from mtrl.nets.precision import resolve_precision
+from mtrl.sac.agent import MTSAC
+from mtrl.sac.capture import Captured
+from mtrl.sac.losses import temperature_gradient
+from mtrl.sac.optimizers import clip_by_network_, make_optimizer, set_learning_rate
+from mtrl.sac.problems import Compiled, actor_problem, as_it_is, critic_problem
+from mtrl.sac.replay import Batch, ReplayBuffer
+from mtrl.sac.watch import LossWatch
+from mtrl.surgery import Gradients, get_surgery
+from mtrl.surgery.base import MAINTAIN_EVERY
+from mtrl.surgery.diagnostics import Diagnosis
+from mtrl.surgery.stacked import StackedProblem
+
+
+class Learner:
+    """Optimisers, surgery, and the random numbers of an update.
+
+    Deviations from Haarnoja et al. 2018: twin critics trained on ½ (Q − y)² each, no state value
+    network, and a temperature learned per task: as in the authors' later code. From Meta-World's
+    published agents: a gradient is clipped network by network, not for both critics together.
+
+    Args:
+        agent: Updated in place.
+        config: See its fields.
+        seed: Of the update's noise and of the surgery's random orders.
+
+    Attributes:
+        captures: Whether `step` is launched as a CUDA graph.
+        precision: Of the trunks' products: fp32, tf32 or bf16.
+        updates: Made so far by `step`.
+        watch: When losses went wrong.
+        last_batch: What the last update was fed, observations as the networks see them.
+    """
+
+    def __init__(self, agent: MTSAC, config: LearnerConfig, seed: int = 0) -> None:
+        self.agent, self.config = agent, config
+        self.surgeries = {
+            "actor": get_surgery(config.actor_surgery or config.surgery, config),
+            "critics": get_surgery(config.critic_surgery or config.surgery, config),
+        }
+        for name, networks in agent.networks().items():
+            self.surgeries[name].prepare(networks)
+        if agent.device.type == "cpu":
+            keep_freed_memory()
+        self.generator = torch.Generator(agent.device).manual_seed(seed)
+        self._diagnosis_generator = torch.Generator(agent.device).manual_seed(seed)
+        self.precision = resolve_precision(config.precision, agent.device)
+        surgeries = self.surgeries.values()
+        self.captures = (
+            config.capture
+            and agent.device.type == "cuda"
+            and all(surgery.capturable for surgery in surgeries)
+        )
+        self.updates = 0
+        self.watch = LossWatch(("critic_loss", "actor_loss"), len(agent.tasks), agent.device)
+        self.last_batch: Batch | None = None
+        self._graph: tuple[ReplayBuffer, int, Captured[dict[str, Tensor]]] | None = None
+        self._compiled: Compiled = cache(torch.compile) if config.compile else as_it_is
+        self.target_entropy = (
+            -float(agent.action_size) if config.target_entropy is None else config.target_entropy
+        )
+        self.optimizers = {
+            name: make_optimizer(dict(module.named_parameters()), config)
+            for name, module in agent.networks().items()
+        }
+        self.optimizers["temperature"] = make_optimizer({"log_alpha": agent.log_alpha}, config)
+
+    def anneal(self, progress: float) -> None:
+        """Lower the step sizes as `final_learning_rate` asks.
+
+        Args:
+            progress: How much of the run is over, 0 to 1.
+        """
+        first, last = self.config.learning_rate, self.config.final_learning_rate
+        if last is not None:
+            for optimizer in self.optimizers.values():
+                set_learning_rate(optimizer, first + (last - first) * progress)
+
+    def step(self, replay: ReplayBuffer, updates: int = 1) -> dict[str, Tensor]:
+        """Sample batches and update on them; on CUDA all launched as one graph.
+
+        Args:
+            replay: Of the agent's tasks, on its device; captured, the same one in every call.
+            updates: How many; likewise.
+
+        Returns:
+            What the last `update` does; the next call may overwrite it.
+
+        Raises:
+            ValueError: if updates are captured and an argument is another one than before.
+        """
+        if self.captures:
+            metrics = self._graph_of(replay, updates)()
+        else:
+            metrics = self._steps(replay, updates)
+        self.updates += updates
+        if self.updates % MAINTAIN_EVERY < updates:
+            for name, networks in self.agent.networks().items():
+                self.surgeries[name].maintain(networks)
+        return metrics
+
+    def _graph_of(self, replay: ReplayBuffer, updates: int) -> Captured[dict[str, Tensor]]:
+        if self._graph is None:
+            work = partial(self._steps, replay, updates)
+            captured = Captured(work, [self.generator, replay.generator])
+            self._graph = replay, updates, captured
+        before, count, captured = self._graph
+        if before is not replay or count != updates:
+            raise ValueError(
+                f"step: expected the replay and the {count} updates that were captured, got "
+                f"{'another replay' if before is not replay else f'{updates} updates'}"
+            )
+        return captured
+
+    def _steps(self, replay: ReplayBuffer, updates: int) -> dict[str, Tensor]:
+        for _ in range(updates):
+            batch = replay.sample(self.config.batch_size)
+            metrics = self.update(batch, self._noise(batch, self.generator))
+        return metrics
+
+    @torch.no_grad()  # but for the backward inside, there is nothing to record
+    def update(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
+        """One update of critics, actor, temperatures and target critics, in this order.
+
+        Args:
+            batch: B transitions of each task.
+            noise: Standard normal numbers of the next and the current actions, `[2, T, B, A]`.
+
+        Returns:
+            `critic_loss`, `actor_loss`, `alpha`, `critic_weight` and `actor_weight`, each `[T]`, on
+            the device.
+        """
+        agent, config = self.agent, self.config
+        batch, alpha = self._normalized(batch), agent.log_alpha.exp()
+
+        how = self.precision, self._compiled
+        problem = critic_problem(agent, config, batch, noise[0], alpha, *how)
+        critics = self._descend("critics", problem)
+        problem = actor_problem(agent, config, batch, noise[1], alpha, *how)
+        actor = self._descend("actor", problem)
+
+        agent.log_alpha.grad = temperature_gradient(
+            actor.auxiliary["log_prob"][0], self.target_entropy
+        )
+        self.optimizers["temperature"].step()
+
+        # Rotations do not average, but what a head and its rotation do together does.
+        targets, sources = (
+            [*found.shared.values(), *found.per_task.values()]
+            for found in (agent.target_critics.folded(), agent.critics.folded())
+        )
+        torch._foreach_lerp_(targets, sources, config.tau)
+        self.watch.note(critics.losses.mean(0), actor.losses[0])
+        self.last_batch = batch
+        n_tasks = len(alpha)
+        return {
+            "critic_loss": critics.losses.mean(0),
+            "actor_loss": actor.losses[0],
+            "alpha": alpha,
+            "critic_weight": n_tasks * critics.weights.mean(0),
+            "actor_weight": n_tasks * actor.weights[0],
+        }
+
+    @torch.no_grad()
+    def diagnose(self, replay: ReplayBuffer) -> dict[str, Diagnosis]:
+        """How the tasks' gradients disagree now, by network, under any method.
+
+        Looks at one more batch, in float64, and updates nothing. Its random numbers are its own, so
+        a run does not depend on how often it is looked at.
+        """
+        batch = replay.sample(self.config.batch_size, self._diagnosis_generator)
+        noise = self._noise(batch, self._diagnosis_generator).double()
+        batch = Batch(**{name: value.double() for name, value in vars(batch).items()})
+        agent = copy.deepcopy(self.agent).double()
+        batch = self._normalized(batch)
+        alpha = agent.log_alpha.exp()
+        critics = critic_problem(agent, self.config, batch, noise[0], alpha)
+        actor = actor_problem(agent, self.config, batch, noise[1], alpha)
+        problems = {"critic1": critics.only(0), "critic2": critics.only(1), "actor": actor}
+        step = self.config.learning_rate
+        return {name: Diagnosis.of(problem, step) for name, problem in problems.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments of the optimisers, and generators; the agent is saved on its own."""
+        return {
+            "optimizers": {
+                name: {str(i): state for i, state in optimizer.state_dict()["state"].items()}
+                for name, optimizer in self.optimizers.items()
+            },
+            "updates": self.updates,
+            "generator": self.generator.get_state(),
+            "diagnosis_generator": self._diagnosis_generator.get_state(),
+            "surgeries": {name: dict(s.state_dict()) for name, s in self.surgeries.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; step sizes and the like stay those of the config."""
+        for name, optimizer in self.optimizers.items():
+            moments = {
+                int(i): moment for i, moment in state.get("optimizers", {}).get(name, {}).items()
+            }
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+        for name, surgery in self.surgeries.items():
+            surgery.load_state_dict(state.get("surgeries", {}).get(name, {}))
+        self.updates = state["updates"]
+        self.generator.set_state(state["generator"].cpu())
+        self._diagnosis_generator.set_state(state["diagnosis_generator"].cpu())
+
+    def _normalized(self, batch: Batch) -> Batch:
+        return replace(
+            batch,
+            observations=self.agent.normalized(batch.observations),
+            next_observations=self.agent.normalized(batch.next_observations),
+        )
+
+    def _noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        shape = (2, *batch.actions.shape)
+        dtype, device = batch.actions.dtype, batch.actions.device
+        return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+
+    def _descend(self, name: str, problem: StackedProblem) -> Gradients:
+        """Surgery, clipping of each network's gradient, and a step of the optimiser."""
+        networks, surgery = self.agent.networks()[name], self.surgeries[name]
+        gradients = surgery(problem, self.generator)
+        # Contiguous: torch's fused Adam takes a gradient's memory for laid out as its parameter's.
+        tree = {**gradients.shared, **gradients.per_task}
+        found = {key: value.contiguous() for key, value in tree.items()}
+        if self.config.max_grad_norm > 0:
+            clip_by_network_(list(found.values()), self.config.max_grad_norm)
+        for key, parameter in {**networks.shared, **networks.per_task}.items():
+            parameter.grad = found[key]
+        self.optimizers[name].step()
+        surgery.after_step(problem.losses)
+        return gradients

@@ -1,0 +1,79 @@
+"""What an SAC update minimises, as problems for surgery: the critics' and the actor's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.config.sections import LearnerConfig
+from mtrl.nets.networks import MultiTaskNetworks
+from mtrl.nets.precision import trunks_in
+from mtrl.sac.agent import MTSAC
+from mtrl.sac.losses import actor_loss, critic_loss, td_target
+from mtrl.sac.replay import Batch
+from mtrl.surgery.stacked import StackedProblem, TaskLoss
+
+Compiled = Callable[[Any], Any]
+"""From a function to the same one, fused by torch.compile or as it is."""
+
+
+def as_it_is(function: Any) -> Any:
+    """Not compiled."""
+    return function
+
+
+def critic_problem(
+    agent: MTSAC,
+    config: LearnerConfig,
+    batch: Batch,
+    noise: Tensor,
+    alpha: Tensor,
+    precision: str = "fp32",
+    compiled: Compiled = as_it_is,
+) -> StackedProblem:
+    """What the critics minimise; `noise` is that of the next actions, `[T, B, A]`."""
+    with trunks_in(precision, agent.device):
+        target = compiled(td_target)(
+            agent.actor.folded(),
+            agent.target_critics.folded(),
+            agent.value,
+            batch,
+            noise,
+            alpha,
+            config.gamma,
+        )
+    inputs = torch.cat([batch.observations, batch.actions], -1)
+    parts = compiled(agent.critics.trunk), compiled(critic_loss), inputs, (agent.value, target)
+    return _problem(agent.critics, *parts, config.gradient_engine, precision)
+
+
+def actor_problem(
+    agent: MTSAC,
+    config: LearnerConfig,
+    batch: Batch,
+    noise: Tensor,
+    alpha: Tensor,
+    precision: str = "fp32",
+    compiled: Compiled = as_it_is,
+) -> StackedProblem:
+    """What the actor minimises; `noise` is that of the current actions, `[T, B, A]`."""
+    targets = (agent.critics.folded(), agent.value, batch.observations, noise, alpha)
+    parts = compiled(agent.actor.trunk), compiled(actor_loss), batch.observations, targets
+    return _problem(agent.actor, *parts, config.gradient_engine, precision)
+
+
+def _problem(
+    networks: MultiTaskNetworks,
+    trunk: Callable[..., Tensor],
+    loss: TaskLoss,
+    inputs: Tensor,
+    targets: tuple[Any, ...],
+    *how: str,
+) -> StackedProblem:
+    shared, per_task = dict(networks.shared), dict(networks.per_task)
+    return StackedProblem(
+        trunk, loss, shared, per_task, inputs[None], targets, networks.rotation, *how
+    )

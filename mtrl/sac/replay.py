@@ -1,0 +1,181 @@
+"""Task-major replay that lives on the learner's device."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrl.devices import upload
+from mtrl.sac.reward_scale import RewardScale
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B transitions of each task; row t belongs to task t."""
+
+    observations: Tensor  # [T, B, observation]
+    actions: Tensor  # [T, B, action]
+    rewards: Tensor  # [T, B], scaled
+    terminated: Tensor  # [T, B], 1 where the episode truly ended; a time limit is 0
+    next_observations: Tensor  # [T, B, observation], never an observation after a reset
+
+
+class ReplayBuffer:
+    """A ring of vector steps, each row `[T·E, observation | action | reward | terminated]`.
+
+    Observations are stored once: s′ is the next row's. After an episode's last step comes a row
+    with the final observation alone, which no sample starts from; a list of the rows that samples
+    may start from makes the draw uniform over the stored transitions, without rejection.
+
+    Nothing here waits for the device, and `sample` holds no number of the host's that changes: it
+    can be captured in a CUDA graph once and replayed while the buffer fills.
+
+    Args:
+        capacity: Transitions kept per task; of E copies of a task, whole vector steps of E.
+        n_tasks: T.
+        seed: Of the buffer's own generator.
+        envs_per_task: E; row t·E + e of what is added is copy e of task t.
+        scale: Of the rewards that are sampled; default: as they are.
+
+    Attributes:
+        generator: What `sample` draws with, for who captures it.
+
+    Note:
+        When only some environments' episodes end, the others store their observation twice. Where
+        that happens often, fewer than `capacity` transitions fit.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        n_tasks: int,
+        observation_size: int,
+        action_size: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        envs_per_task: int = 1,
+        scale: RewardScale | None = None,
+    ) -> None:
+        self.scale = scale or RewardScale(n_tasks, envs_per_task, device=device)
+        self.n_tasks, self.envs_per_task = n_tasks, envs_per_task
+        self._n_starts = capacity // envs_per_task
+        self._split = (observation_size, action_size, 1, 1)
+        # A row more for each episode of 100 steps or longer, and two that are being written.
+        n_rows = self._n_starts + self._n_starts // 100 + 2
+        n_envs = n_tasks * envs_per_task
+        self._rows = torch.zeros(n_rows, n_envs, sum(self._split), device=device)
+        self._starts = torch.zeros(self._n_starts, dtype=torch.int64, device=device)
+        self._stored: deque[int] = deque()  # the same rows on the host, oldest first
+        self._next_row = self._next_start = 0
+        # Where the oldest of the starts is, and how many there are: for `sample`, on the device.
+        self._window = torch.zeros(2, dtype=torch.int64, device=device)
+        self._first_env = torch.arange(0, n_envs, envs_per_task, device=device)[:, None]  # of each
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def __len__(self) -> int:
+        """Transitions stored per task."""
+        return len(self._stored) * self.envs_per_task
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory of the buffer [bytes]."""
+        return self._rows.nbytes + self._starts.nbytes
+
+    def add(
+        self,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        terminated: np.ndarray,
+        next_observations: np.ndarray,
+        done: np.ndarray,
+    ) -> None:
+        """Store one vector step: `[T·E, observation]`, `[T·E, action]`, `[T·E]`, `[T·E]`.
+
+        Args:
+            next_observations: The true s′, before any reset, `[T·E, observation]`.
+            done: Whose episode ended, `[T·E]`. If none, the next call's `observations` must be
+                these `next_observations`.
+        """
+        self.scale.observe(rewards, done)
+        two_rows = np.zeros((2, *self._rows.shape[1:]), np.float32)
+        two_rows[0] = np.hstack([observations, actions, rewards[:, None], terminated[:, None]])
+        two_rows[1, :, : self._split[0]] = next_observations
+        n_rows = len(self._rows)
+        row, following = self._next_row, (self._next_row + 1) % n_rows
+        while self._stored and (
+            len(self._stored) == self._n_starts or self._stored[0] in (row, following)
+        ):
+            self._stored.popleft()
+        self._stored.append(row)
+        self._rows[row], self._rows[following] = upload(two_rows, self._rows.device)
+        # `fill_` hands the number over with the launch; nothing of the host's is read later.
+        self._starts[self._next_start].fill_(row)
+        self._next_start = (self._next_start + 1) % self._n_starts
+        self._next_row = (row + 1 + bool(done.any())) % n_rows
+        self._show_window()
+
+    def skip(self, lost: np.ndarray) -> None:
+        """Leave out a vector step, in which the episodes of rows `lost`, `[T·E]`, were given up.
+
+        What is added next need not begin where the last one ended.
+        """
+        self.scale.forget(lost)
+        if self._stored and self._stored[-1] == (self._next_row - 1) % len(self._rows):
+            self._next_row = (self._next_row + 1) % len(self._rows)
+
+    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Batch:
+        """Draw uniformly, with replacement, for each task on its own: one gather, `[T, B, …]`.
+
+        Args:
+            generator: Random numbers for a look aside; default: the buffer's own.
+        """
+        oldest, stored = self._window
+        # Of 63 random bits the remainder is uniform up to one part in 10¹².
+        draw = torch.randint(
+            2**63 - 1,
+            (self.n_tasks, batch_size),
+            generator=generator or self.generator,
+            device=self._rows.device,
+        ) % (stored * self.envs_per_task)
+        start = self._starts[(oldest + draw // self.envs_per_task) % self._n_starts]
+        rows = torch.stack([start, (start + 1) % len(self._rows)])
+        envs = self._first_env + draw % self.envs_per_task
+        here, there = self._rows.flatten(0, 1)[rows * self._rows.shape[1] + envs]
+        observations, actions, rewards, terminated = here.split(self._split, -1)
+        next_observations = there[..., : self._split[0]]
+        rewards = rewards[..., 0] * self.scale.factors[:, None]
+        return Batch(observations, actions, rewards, terminated[..., 0], next_observations)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on exactly, the generator included."""
+        in_order = not self._stored or self._stored[0] <= self._stored[-1] < self._next_row
+        used = self._next_row + 1 if in_order else len(self._rows)
+        return {
+            "rows": self._rows[:used],
+            "starts": torch.tensor(self._stored, dtype=torch.int64),
+            "next_row": torch.tensor(self._next_row),
+            "generator": self.generator.get_state(),
+            "scale": self.scale.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave, from a buffer of the same sizes."""
+        self._rows[: len(state["rows"])] = state["rows"].to(self._rows.device)
+        self._stored = deque(state["starts"].tolist())
+        self._starts[: len(self._stored)] = state["starts"].to(self._starts.device)
+        self._next_start = len(self._stored) % self._n_starts
+        self._next_row = int(state["next_row"])
+        self._show_window()
+        self.generator.set_state(state["generator"].cpu())
+        self.scale.load_state_dict(state["scale"])
+
+    def _show_window(self) -> None:
+        stored = len(self._stored)
+        self._window[0].fill_((self._next_start - stored) % self._n_starts)
+        self._window[1].fill_(stored)

@@ -1,0 +1,76 @@
+"""What a critic's outputs mean: the value itself, or a histogram over values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+
+@dataclass(frozen=True)
+class ScalarValue:
+    """A critic's one output is the value."""
+
+    n_outputs = 1
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """`[…, 1]` to `[…]`."""
+        return outputs.squeeze(-1)
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """½ (Q − y)²: `[…, 1]` and `[…]` to `[…]`."""
+        return 0.5 * (self.mean(outputs) - target).square()
+
+
+@dataclass(frozen=True)
+class CategoricalValue:
+    """A critic's outputs are the logits of a histogram over values, whose mean is the value.
+
+    Trained by cross-entropy with the histogram of a normal distribution around the target: HL-Gauss
+    (Farebrother et al. 2024, "Stop regressing", arXiv 2403.03950, section 3.1), whose width is
+    three quarters of a bin, as there. What lies beyond the bins counts as the last one.
+
+    Args:
+        n_outputs: Bins.
+        limit: Centres of the bins go from −limit to limit [scaled return].
+    """
+
+    n_outputs: int
+    limit: float
+
+    @property
+    def width(self) -> float:
+        """Of a bin."""
+        return 2 * self.limit / (self.n_outputs - 1)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Expected value under the histogram, `[…, K]` to `[…]`."""
+        limit, k = self.limit, self.n_outputs
+        centres = torch.linspace(-limit, limit, k, device=outputs.device, dtype=outputs.dtype)
+        return outputs.softmax(-1) @ centres
+
+    def histogram(self, target: Tensor) -> Tensor:
+        """Probabilities of the bins, `[…]` to `[…, K]`."""
+        edge = self.limit - self.width / 2
+        edges = torch.linspace(
+            -edge, edge, self.n_outputs - 1, device=target.device, dtype=target.dtype
+        )
+        scale = 0.75 * math.sqrt(2) * self.width
+        within = target.clamp(-self.limit, self.limit)[..., None]
+        below = 0.5 * (1 + torch.erf((edges - within) / scale))
+        return torch.diff(
+            below, dim=-1, prepend=torch.zeros_like(within), append=torch.ones_like(within)
+        )
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy [nats], `[N, T, B, K]` and `[T, B]` to `[N, T, B]`."""
+        probabilities = self.histogram(target).expand_as(outputs)
+        k = self.n_outputs
+        losses = cross_entropy(outputs.view(-1, k), probabilities.reshape(-1, k), reduction="none")
+        return losses.view(outputs.shape[:-1])
+
+
+Value = ScalarValue | CategoricalValue

@@ -1,0 +1,1 @@
+"""The methods of gradient surgery, a file each."""

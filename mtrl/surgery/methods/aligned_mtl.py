@@ -1,0 +1,43 @@
+"""Aligned-MTL (Senushkin et al. 2023, "Independent Component Alignment for Multi-Task Learning").
+
+arXiv 2305.19000.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtrl.surgery.base import GramianSurgery
+from mtrl.surgery.methods.simplex import ROUNDINGS
+from mtrl.surgery.registry import register
+
+
+@register("aligned-mtl")
+class AlignedMTL(GramianSurgery):
+    """Algorithm 1: the average of gradients made orthogonal and equally long.
+
+    With G = V Λ Vᵀ and σ² the smallest eigenvalue that is not zero, the gradients are transformed
+    by the balance matrix B, the nearest that gives their system the condition number 1:
+
+        w = B 1/T,  B = σ V Λ^(−1/2) Vᵀ  on the eigenvectors whose eigenvalue is not zero
+
+    Deviations from the paper:
+        * The tasks' importances are 1/T each: the scale of `none`, where the authors' code sums.
+        * Zero is what cannot be told from the Gramian's rounding error.
+        * Only shared parameters enter, not the shared features that the paper offers instead.
+    """
+
+    capturable = False  # on CUDA `eigh` waits for the device
+
+    def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
+        """See `GramianSurgery.weights`."""
+        symmetric = (gramian + gramian.mT).double() / 2
+        values, vectors = torch.linalg.eigh(symmetric)
+        tolerance = ROUNDINGS * torch.finfo(gramian.dtype).eps * values[..., -1:]
+        kept = values > tolerance
+        smallest = torch.where(kept, values, torch.inf).amin(-1, keepdim=True)
+        shrink = torch.where(kept, (smallest / values).sqrt(), 0)
+        average = torch.full_like(values, 1 / values.shape[-1])[..., None]
+        weights = vectors @ (shrink[..., None] * (vectors.mT @ average))
+        return weights.squeeze(-1).to(gramian.dtype)

@@ -1,0 +1,48 @@
+"""CAGrad (Liu et al. 2021, "Conflict-Averse Gradient Descent for Multi-task Learning").
+
+arXiv 2110.14048.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtrl.errors import expect
+from mtrl.surgery.base import GramianSurgery
+from mtrl.surgery.methods.simplex import minimise
+from mtrl.surgery.registry import register
+
+
+@register("cagrad")
+class CAGrad(GramianSurgery):
+    """Algorithm 1: of all steps close to the average gradient g_0, the best for the worst task.
+
+        max_d min_i ⟨g_i, d⟩  with  ‖d − g_0‖ ≤ c ‖g_0‖,
+        d = g_0 + c ‖g_0‖ / ‖g_w‖ g_w  where w minimises  ⟨g_w, g_0⟩ + c ‖g_0‖ ‖g_w‖
+
+    over convex weights w, g_w = Σ_i w_i g_i. With c = 0 it is the average, with a large c it
+    approaches MGDA.
+
+    Deviations from the paper:
+        * Solved by an interior-point method, where the authors' code calls SLSQP. That code can
+          also divide d by 1 + c² or 1 + c.
+        * Where the best g_w is zero, by which the paper divides, d is a point inside the ball that
+          gains as much for the worst task.
+        * Only shared parameters enter.
+
+    Args:
+        c: Radius of the ball in units of ‖g_0‖.
+    """
+
+    def __init__(self, c: float = 0.5) -> None:
+        super().__init__()
+        expect(0 <= c < float("inf"), "c >= 0 for cagrad", c)
+        self.c = c
+
+    def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
+        """See `GramianSurgery.weights`."""
+        average = gramian.new_full(gramian.shape[:-1], 1 / gramian.shape[-1], dtype=torch.float64)
+        squared_norm = gramian.double().mean((-1, -2))[..., None].clamp(min=0)
+        _, step = minimise(gramian, average, self.c * squared_norm.sqrt())
+        return (average + step).to(gramian.dtype)

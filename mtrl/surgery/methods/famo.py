@@ -1,0 +1,83 @@
+"""FAMO (Liu et al. 2023, "FAMO: Fast Adaptive Multitask Optimization", arXiv 2306.03792)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.errors import expect
+from mtrl.surgery.base import FeatureSurgery, SurgeryTarget
+from mtrl.surgery.gradients import FeatureGradients
+from mtrl.surgery.registry import register
+
+
+@register("famo")
+class FAMO(FeatureSurgery):
+    """All losses shall fall at the same relative rate, and only losses are looked at.
+
+    The step is d = c Σ_k z_k ∇ log ℓ_k with z = softmax(ξ) and c = 1 / Σ_k (z_k/ℓ_k), so the
+    weights are (z_k/ℓ_k) / Σ_j (z_j/ℓ_j). Once it is taken, ξ descends on what it brought each
+    task: the gradient is (∂z/∂ξ)ᵀ (log ℓ(θ) − log ℓ(θ′)) + γ ξ (algorithm 1), followed by Adam as
+    in the authors' code. That costs another forward pass on the same batch.
+
+    Deviations from the paper:
+        * Losses must be positive, and an actor's is not: once a task's loss has been negative, ℓ_k
+          is the loss minus twice the lowest value seen.
+        * The weights act on what is shared; a head gets its own part of the mean loss's gradient.
+
+    Args:
+        gamma: γ, decay of ξ.
+        lr: Adam's step size on ξ.
+    """
+
+    logits: Tensor  # ξ, [N, T]
+    lowest: Tensor  # the lowest loss seen, or 0, [N, T]
+    before: Tensor  # log ℓ(θ), [N, T]
+    moments: Tensor  # Adam's, [2, N, T]
+    steps: Tensor  # scalar
+
+    def __init__(self, gamma: float = 1e-3, lr: float = 0.025) -> None:
+        super().__init__()
+        expect(0 <= gamma < float("inf"), "gamma >= 0 for famo", gamma)
+        expect(0 < lr < float("inf"), "lr > 0 for famo", lr)
+        self.gamma, self.lr = gamma, lr
+        self._tasks: Any = slice(None)
+
+    def prepare(self, networks: SurgeryTarget) -> None:
+        """See `Surgery`."""
+        zeros = next(iter(networks.parameters())).new_zeros(networks.n_networks, networks.n_tasks)
+        for name in ("logits", "lowest", "before"):
+            self.register_buffer(name, zeros.clone())
+        self.register_buffer("moments", torch.stack([zeros, zeros]))
+        self.register_buffer("steps", zeros.new_zeros(()))
+
+    def weights(self, tasks: Any, losses: Tensor, gradients: FeatureGradients) -> Tensor:
+        """See `FeatureSurgery`."""
+        self._tasks = tasks
+        self.lowest[:, tasks] = torch.minimum(self.lowest[:, tasks], losses)
+        self.before[:, tasks] = log_loss = self._log(losses, self.lowest[:, tasks])
+        return (self.logits[:, tasks].log_softmax(-1) - log_loss).softmax(-1)
+
+    def after_step(self, losses: Callable[[], Tensor]) -> None:
+        """See `Surgery`."""
+        tasks = (slice(None), self._tasks)
+        fallen = self.before[tasks] - self._log(losses(), self.lowest[tasks])
+        z = self.logits[tasks].softmax(-1)
+        gradient = torch.zeros_like(self.logits)
+        gradient[tasks] = z * (fallen - (z * fallen).sum(-1, keepdim=True))
+        gradient += self.gamma * self.logits
+        self.steps += 1
+        for moment, value, beta in zip(
+            self.moments, (gradient, gradient**2), (0.9, 0.999), strict=True
+        ):
+            moment.lerp_(value, 1 - beta)
+        first = self.moments[0] / (1 - 0.9**self.steps)
+        second = self.moments[1] / (1 - 0.999**self.steps)
+        self.logits -= self.lr * first / (second.sqrt() + 1e-8)
+
+    @staticmethod
+    def _log(losses: Tensor, lowest: Tensor) -> Tensor:
+        return (losses - 2 * lowest).clamp(min=1e-8).log()

@@ -1,0 +1,48 @@
+"""IMTL-G (Liu et al. 2021, "Towards Impartial Multi-task Learning", ICLR; not on arXiv).
+
+https://openreview.net/forum?id=IMPnRXEWpvr
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtrl.surgery.base import GramianSurgery
+from mtrl.surgery.diagnostics import cosines
+from mtrl.surgery.methods.simplex import ROUNDINGS
+from mtrl.surgery.registry import register
+
+
+@register("imtl-g")
+class IMTLG(GramianSurgery):
+    """The combination whose projections on all the tasks' gradients are equal.
+
+        G w = τ n,  n_i = ‖g_i‖,  Σ_i w_i = 1
+
+    so w is G⁻¹ n divided by its sum. Weights can be negative, as in the paper.
+
+    Deviations from the paper:
+        * It gives the solution for a regular G alone; here linearly dependent gradients are allowed
+          by a pseudo-inverse. That is of the cosines C, w_i ∝ (C⁺ 1)_i / n_i: the same for a
+          regular G, and no gradient is too short beside others to be seen.
+        * A task whose gradient is zero gets no weight. Where the weights sum to zero, all are zero.
+        * Only shared parameters enter, not the shared features that the paper offers instead.
+    """
+
+    capturable = False  # on CUDA `eigh` waits for the device
+
+    def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
+        """See `GramianSurgery.weights`."""
+        tolerance = ROUNDINGS * torch.finfo(gramian.dtype).eps
+        symmetric = (gramian + gramian.mT).double() / 2
+        norms = symmetric.diagonal(dim1=-2, dim2=-1).sqrt()
+        values, vectors = torch.linalg.eigh(cosines(symmetric))
+        inverse = torch.where(values > tolerance * values[..., -1:], 1 / values, 0)
+        projections = vectors.mT @ torch.ones_like(norms)[..., None]
+        solution = (vectors @ (inverse[..., None] * projections)).squeeze(-1)
+        weights = torch.where(norms > 0, solution / norms, 0)
+        total = weights.sum(-1, keepdim=True)
+        scaled = weights / total
+        sound = total.abs() > tolerance * weights.abs().sum(-1, keepdim=True)
+        return torch.where(sound, scaled, 0).to(gramian.dtype)

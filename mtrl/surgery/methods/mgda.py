@@ -1,0 +1,35 @@
+"""MGDA (Désidéri 2012; Sener & Koltun 2018, "Multi-Task Learning as Multi-Objective Optimization").
+
+arXiv 1810.04650.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtrl.surgery.base import GramianSurgery
+from mtrl.surgery.methods.simplex import minimise
+from mtrl.surgery.registry import register
+
+
+@register("mgda")
+class MGDA(GramianSurgery):
+    """The shortest convex combination of the gradients, which no task's loss rises along.
+
+        min_w ‖Σ_i w_i g_i‖  over  w ≥ 0, Σ_i w_i = 1
+
+    At the optimum ⟨g_i, g_w⟩ ≥ ‖g_w‖² for every task i. A task whose gradient is zero gets all the
+    weight: nothing can be gained without loss to it.
+
+    Deviations from the paper:
+        * Solved by an interior-point method, where the paper takes Frank-Wolfe steps.
+        * Only shared parameters enter, which is also what the paper does; its upper bound by the
+          gradients of the shared features is not used.
+    """
+
+    def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
+        """See `GramianSurgery.weights`."""
+        ones = gramian.new_ones(gramian.shape[:-1], dtype=torch.float64)
+        weights, _ = minimise(gramian, 0 * ones, ones[..., :1])
+        return weights.to(gramian.dtype)

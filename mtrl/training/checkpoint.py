@@ -1,0 +1,133 @@
+"""Checkpoints: the whole training state in one file.
+
+A checkpoint is one safetensors file: every tensor of the training state, and in its header the
+policy's description as YAML, all plain values as JSON, the versions of the packages that made it,
+and a checksum over everything. So it is also a policy file. No pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mtrl.errors import UsageError, one_line
+from mtrl.folder import (
+    CHECKPOINT_FORMAT,
+    installed_versions,
+    newest_checkpoint,
+    newest_or_none,
+    write_atomically,
+)
+from mtrl.policy.file import digest
+
+KEEP = 2
+"""Checkpoints kept: the newest, and the one before in case the disk fails."""
+
+
+def save_checkpoint(run_dir: Path, steps: int, state: dict[str, Any], config: str) -> Path:
+    """Write a checkpoint and remove all but the newest two.
+
+    Args:
+        steps: Environment steps over all tasks.
+        state: Nested dictionaries with string keys; leaves are tensors, arrays or plain values.
+        config: The agent's description as YAML; see `MTSAC.load`.
+    """
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    _flatten(state, "", tensors, plain)
+    header = {
+        "format": CHECKPOINT_FORMAT,
+        "config": config,
+        "state": json.dumps(plain),
+        "versions": json.dumps(installed_versions()),
+    }
+    header["sha256"] = digest(header, sorted(tensors.items()))
+    folder = run_dir / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step_{steps:012d}.safetensors"
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
+    for old in sorted(folder.glob("step_*.safetensors"))[:-KEEP]:
+        old.unlink()
+    return path
+
+
+def load_newest(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
+    """The state of the newest checkpoint that is whole, and what there is to say about it.
+
+    A damaged one is set aside under another name.
+
+    Raises:
+        UsageError: if there is no checkpoint, or none is whole.
+    """
+    notes: list[str] = []
+    while True:
+        path = newest_checkpoint(run_dir) if not notes else newest_or_none(run_dir)
+        if path is None:
+            raise UsageError("; ".join(notes))
+        try:
+            state, versions = load_checkpoint(path)
+        except UsageError as error:
+            path.rename(path.with_suffix(".damaged"))
+            notes.append(f"{error}; set aside, and the one before is tried")
+            continue
+        now = installed_versions()
+        changed = [f"{k} {v} is now {now.get(k)}" for k, v in versions.items() if now.get(k) != v]
+        if changed:
+            notes.append(f"{path} was made with other versions: {', '.join(changed)}")
+        return state, notes
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The `state` that `save_checkpoint` was given, and the versions it was made with.
+
+    Everything comes back on the CPU, arrays as tensors.
+
+    Raises:
+        UsageError: if the file is damaged or no checkpoint.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != CHECKPOINT_FORMAT:
+                raise UsageError(f"resume: expected a {CHECKPOINT_FORMAT} file, got {path}")
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        if digest(metadata, tensors.items()) != metadata.get("sha256"):
+            raise UsageError(f"resume: {path} is damaged: its checksum does not fit")
+        leaves = tensors | json.loads(metadata["state"])
+        return _tree(leaves), json.loads(metadata["versions"])
+    except UsageError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"resume: cannot read {path}: {one_line(error)}") from None
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UsageError(f"resume: {path} holds no state: {one_line(error)}") from None
+
+
+def _tree(leaves: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in leaves.items():
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def _flatten(tree: Any, name: str, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            _flatten(value, f"{name}/{key}" if name else key, tensors, plain)
+    elif isinstance(tree, np.ndarray):
+        tensors[name] = torch.from_numpy(tree)
+    elif isinstance(tree, Tensor):
+        tensors[name] = tree.cpu().contiguous()
+    else:
+        plain[name] = tree

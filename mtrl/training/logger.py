@@ -1,0 +1,184 @@
+"""Where a run's numbers go: Stable-Baselines3's TensorBoard, CSV and JSON writers.
+
+The step of every number is environment steps over all tasks. The README explains every tag.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from stable_baselines3.common.logger import (
+    CSVOutputFormat,
+    JSONOutputFormat,
+    Logger,
+    TensorBoardOutputFormat,
+)
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from mtrl.config.train import TrainConfig
+from mtrl.folder import COSINES, STEP, read_rows, write_text
+from mtrl.training import hparams
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PER_TASK = ("eval/success_rate", "rollout/success_rate", "rollout/ep_rew_mean")
+
+
+class RunLogger:
+    """Writers in a run folder, and a line for whoever watches.
+
+    Args:
+        run_dir: The run's folder.
+        total_timesteps: Where the run ends.
+        config: Shown in TensorBoard's text tab, and in its table of runs.
+        resume_at: Steps the run goes on from; what was logged beyond them is taken out first.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        total_timesteps: int,
+        config: TrainConfig,
+        resume_at: int = 0,
+    ) -> None:
+        kept = read_rows(run_dir / "progress.json", resume_at)
+        self._cosines = run_dir / COSINES
+        if self._cosines.exists():
+            diagnoses = read_rows(self._cosines, resume_at)
+            write_text(self._cosines, "".join(json.dumps(row) + "\n" for row in diagnoses))
+        tensorboard = _TensorBoard(run_dir, resume_at)
+        files = [
+            CSVOutputFormat(str(run_dir / "progress.csv")),
+            JSONOutputFormat(str(run_dir / "progress.json")),
+        ]
+        for row in kept:  # both writers start a file anew
+            for file in files:
+                file.write(row, {key: () for key in row}, row[STEP])
+        self._logger = Logger(str(run_dir), [tensorboard, *files])
+        self._tensorboard = tensorboard.writer
+        if not resume_at:
+            # One pattern, so that runs of other tasks share the chart.
+            charts = {tag: ["Multiline", [f"{tag}/(?!mean$|worst$)"]] for tag in PER_TASK}
+            self._tensorboard.add_custom_scalars({"all tasks": charts})
+            text = textwrap.indent(config.to_yaml(), "    ")  # a block of code
+            self._tensorboard.add_text("config", text)
+            self._add(*hparams.start(config))
+        self._total = total_timesteps
+        self._bar = (
+            tqdm(total=total_timesteps, initial=resume_at, unit=" steps", unit_scale=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def write(self, steps: int, values: Mapping[str, float]) -> None:
+        """Write one row of numbers."""
+        for key, value in {STEP: steps, **values}.items():
+            self._logger.record(key, value, exclude="tensorboard" if key == STEP else None)
+        self._logger.dump(steps)
+
+    def figure(self, steps: int, tag: str, figure: Figure) -> None:
+        """Show a picture in TensorBoard alone; the files hold numbers."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        # What SummaryWriter.add_figure does, without its pyplot.
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        self._tensorboard.add_image(tag, pixels, steps, dataformats="HWC")
+        self._tensorboard.flush()
+
+    def animation(self, steps: int, tag: str, gif: bytes) -> None:
+        """Show an animated GIF in TensorBoard alone, as an image it does not look into."""
+        image = Summary.Image(encoded_image_string=gif, colorspace=3)
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._tensorboard._get_file_writer().add_summary(summary, steps)
+        self._tensorboard.flush()
+
+    def text(self, steps: int, tag: str, text: str) -> None:
+        """Show Markdown in TensorBoard's text tab alone."""
+        self._tensorboard.add_text(tag, text, steps)
+        self._tensorboard.flush()
+
+    def cosines(self, steps: int, by_network: Mapping[str, np.ndarray]) -> None:
+        """Append the cosines between the tasks' gradients, `[T, T]` for each network."""
+        # Digits enough for a picture, and none of the signs lost.
+        row = {
+            network: [[float(f"{value:.4g}") for value in line] for line in values.tolist()]
+            for network, values in by_network.items()
+        }
+        with self._cosines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({STEP: steps} | row) + "\n")
+
+    def tick(self, steps: int) -> None:
+        """Move the live line, if there is one."""
+        if self._bar is not None:
+            self._bar.update(steps - self._bar.n)
+
+    def progress(self, steps: int, fps: float, success: float | None) -> None:
+        """Tell how far it is: in the live line on a terminal, in a new line elsewhere."""
+        shown = "–" if success is None else f"{success:.2f}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"eval success {shown}")
+            return
+        left = timedelta(seconds=round((self._total - steps) / max(fps, 1e-9)))
+        print(
+            f"{steps:,}/{self._total:,} steps  {fps:,.0f} steps/s  {left} left  "
+            f"eval success {shown}",
+            flush=True,
+        )
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the live one."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def finish(self) -> None:
+        """Mark the run as successful in TensorBoard's table."""
+        self._add(hparams.end())
+
+    def close(self) -> None:
+        """Flush and close all writers."""
+        if self._bar is not None:
+            self._bar.close()
+        self._logger.close()
+
+    def _add(self, *summaries: Any) -> None:
+        events: Any = self._tensorboard.file_writer
+        for summary in summaries:
+            events.add_summary(summary)
+        self._tensorboard.flush()
+
+
+class _TensorBoard(TensorBoardOutputFormat):
+    """Hides, when a run is resumed, what an earlier process logged past its last checkpoint."""
+
+    def __init__(self, folder: Path, resume_at: int) -> None:
+        _keep_in_order(folder)
+        # At a new run's start too: TensorBoard takes the first such mark for no restart.
+        self.writer = SummaryWriter(folder, purge_step=resume_at + 1)
+        self._is_closed = False
+
+
+def _keep_in_order(folder: Path) -> None:
+    """Rename TensorBoard's files that the next one would not come after.
+
+    They are read in the order of their names, which begin with the second they were opened in; but
+    a clock may have jumped back since, or a run go on within the second.
+    """
+    limit = int(time.time())
+    for path in sorted(folder.glob(f"events.out.tfevents.{10 * '[0-9]'}.*"), reverse=True):
+        *kind, second, rest = path.name.split(".", 4)
+        if int(second) >= limit:
+            path.rename(folder / ".".join([*kind, f"{limit - 1:010d}", rest]))
+        limit = min(int(second), limit - 1)

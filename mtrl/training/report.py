@@ -1,0 +1,80 @@
+"""What of a run is written down, under which tags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from mtrl.errors import UsageError
+from mtrl.evaluation.scores import Evaluation
+from mtrl.sac.watch import diverging
+from mtrl.surgery.diagnostics import Diagnosis, worst_pairs
+from mtrl.training.logger import RunLogger
+
+
+def training(
+    logger: RunLogger,
+    steps: int,
+    tasks: Sequence[str],
+    values: dict[str, float],
+    metrics: Mapping[str, Tensor],
+    success: float | None,
+) -> None:
+    """How training goes, and a word if a critic diverges.
+
+    Args:
+        values: Tags and numbers, `time/fps` among them.
+        metrics: What a task's updates gave and had, `[T]` by name; read off the device here.
+        success: Of the last evaluation.
+    """
+    for name, measured in metrics.items():
+        by_task = dict(zip(tasks, measured.tolist(), strict=True))
+        values |= {f"train/{name}/{task}": value for task, value in by_task.items()}
+        if name == "critic_loss" and (warning := diverging(by_task)) is not None:
+            logger.say(warning)
+    logger.write(steps, values)
+    logger.progress(steps, values["time/fps"], success)
+
+
+def diagnosis(
+    logger: RunLogger, steps: int, tasks: Sequence[str], networks: Mapping[str, Diagnosis]
+) -> None:
+    """How the tasks' gradients disagree, by network."""
+    from mtrl.analysis.conflicts import cosine_figure  # brings matplotlib, which nothing else needs
+
+    values: dict[str, float] = {}
+    matrices: dict[str, np.ndarray] = {}
+    for network, found in networks.items():
+        tag = f"surgery/{network}"
+        values |= {f"{tag}/{name}": value.item() for name, value in found.measures.items()}
+        if len(tasks) > 1:
+            matrices[network] = cosines = found.cosines.cpu().numpy()
+            figure = cosine_figure(cosines, tasks, f"{network}, {steps:,} steps")
+            logger.figure(steps, f"{tag}/cosines", figure)
+            logger.text(steps, f"{tag}/conflicts", worst_pairs(found.cosines, tasks))
+    logger.write(steps, values)
+    if matrices:
+        logger.cosines(steps, matrices)
+
+
+def evaluation(logger: RunLogger, steps: int, result: Evaluation, video: bool) -> None:
+    """What a policy can do; with `video`, seen too."""
+    returns = dict(zip(result.tasks, result.returns.mean(1).tolist(), strict=True))
+    values = {f"eval/return/{task}": value for task, value in returns.items()}
+    values["eval/return/mean"] = float(result.returns.mean())
+    if result.tells_success:
+        rates = zip(result.tasks, result.success_rates.tolist(), strict=True)
+        values |= {f"eval/success_rate/{task}": rate for task, rate in rates}
+        values |= {"eval/success_rate/mean": result.mean, "eval/success_rate/worst": result.worst}
+    logger.write(steps, values)
+    if not video:
+        return
+    from mtrl.evaluation.video import animations  # brings what draws and writes pictures
+
+    try:
+        for task, gif in animations(result).items():
+            logger.animation(steps, f"eval/video/{task}", gif)
+    except (OSError, UsageError) as error:  # no picture is worth a run
+        logger.say(f"no videos of this evaluation: {error}")

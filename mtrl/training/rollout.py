@@ -1,0 +1,128 @@
+"""The simulators' half of the loop: acting, storing what happened, and how it went of late."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mtrl.devices import upload
+from mtrl.envs.vector import TaskVectorEnv
+from mtrl.sac.agent import MTSAC
+from mtrl.sac.replay import ReplayBuffer
+
+WINDOW = 20
+"""Training episodes per task behind each `rollout/` number."""
+
+
+class Collector:
+    """Acts in T·E environments with one policy; `act`, `wait` and `store` make one vector step.
+
+    Between `act` and `wait` the simulators work beside whatever the caller does. All other methods
+    want them at rest.
+
+    Args:
+        envs: E copies of each of the agent's tasks.
+        agent: The policy. It may change between `act` and `wait`.
+        seed: Of the exploration's noise.
+    """
+
+    def __init__(self, envs: TaskVectorEnv, agent: MTSAC, seed: int) -> None:
+        self.envs, self.agent = envs, agent
+        self.statistics = EpisodeStatistics(agent.tasks)
+        self._generator = torch.Generator(agent.device).manual_seed(seed)
+        self._tasks = torch.arange(len(agent.tasks), device=agent.device)
+        self._tasks = self._tasks.repeat_interleave(envs.envs_per_task)
+        self._observations = self._actions = np.empty(0)
+
+    def reset(self, seed: int) -> None:
+        """Start the first episodes of `seed`."""
+        self._observations, _ = self.envs.reset(seed=seed)
+
+    def act(self, uniform: bool) -> None:
+        """Choose actions and send them off: a sample of the policy, or uniformly random ones."""
+        shape, device = (len(self._tasks), self.agent.action_size), self.agent.device
+        if uniform:
+            actions = 2 * torch.rand(shape, generator=self._generator, device=device) - 1
+        else:
+            noise = torch.randn(shape, generator=self._generator, device=device)
+            actions = self.agent.act(upload(self._observations, device), self._tasks, noise)
+        self._actions = actions.cpu().numpy()
+        self.envs.step_async(self._actions)
+
+    def wait(self) -> tuple[Any, ...]:
+        """What the simulators answer, once all have; `store` takes it."""
+        return self.envs.step_wait()
+
+    def store(self, answer: tuple[Any, ...], replay: ReplayBuffer) -> None:
+        """Put the vector step into the replay, with true successors; note episodes that ended."""
+        observations, rewards, terminated, truncated, infos = answer
+        if "restarted" in infos:  # rows of this step are missing: leave it out whole
+            replay.skip(infos["restarted"])
+            self._observations = observations
+            return
+        if self.agent.normalizer is not None:
+            self.agent.normalizer.observe(upload(self._observations, self.agent.device))
+        done = terminated | truncated
+        following = observations
+        if done.any():
+            following = np.where(done[:, None], infos["final_obs"], observations)
+            self.statistics.add(infos)
+        replay.add(self._observations, self._actions, rewards, terminated, following, done)
+        self._observations = observations
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on exactly."""
+        return {
+            "envs": self.envs.state(),
+            "exploration_generator": self._generator.get_state(),
+            "statistics": self.statistics.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], seed: int) -> None:
+        """Take over what `state_dict` gave in a run of `seed`."""
+        self._observations = self.envs.restore(state["envs"], seed=seed)
+        self._generator.set_state(state["exploration_generator"].cpu())
+        self.statistics.load_state_dict(state["statistics"])
+
+
+class EpisodeStatistics:
+    """Return and success of each task's last episodes, exploration included."""
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self._tasks = tasks
+        self._returns: list[deque[float]] = [deque(maxlen=WINDOW) for _ in tasks]
+        self._success: list[deque[bool]] = [deque(maxlen=WINDOW) for _ in tasks]
+
+    def add(self, infos: dict[str, Any]) -> None:
+        """Take the episodes that ended from the `infos` of `TaskVectorEnv.step`, `[T·E]` rows."""
+        episode, ended = infos["final_info"]["episode"], infos["_final_info"]
+        envs_per_task = len(ended) // len(self._tasks)
+        for row in np.flatnonzero(ended):
+            self._returns[row // envs_per_task].append(float(episode["r"][row]))
+            self._success[row // envs_per_task].append(bool(episode["s"][row]))
+
+    def values(self) -> dict[str, float]:
+        """`rollout/` tags of the tasks that have finished an episode."""
+        found = {}
+        for task, returns, success in zip(self._tasks, self._returns, self._success, strict=True):
+            if returns:
+                found[f"rollout/ep_rew_mean/{task}"] = float(np.mean(returns))
+                found[f"rollout/success_rate/{task}"] = float(np.mean(success))
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "returns": list(map(list, self._returns)),
+            "success": list(map(list, self._success)),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        for row in range(len(self._tasks)):
+            self._returns[row].extend(state["returns"][row])
+            self._success[row].extend(state["success"][row])

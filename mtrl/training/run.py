@@ -1,0 +1,165 @@
+"""Start a run, or go on with one: everything that is checked before anything heavy starts."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from mtrl.config.train import TrainConfig
+from mtrl.devices import resolve_device
+from mtrl.envs.benchmarks import Benchmark, get_benchmark
+from mtrl.envs.custom import checked
+from mtrl.envs.parity import choose_simulators
+from mtrl.envs.processes import n_cores
+from mtrl.errors import UsageError
+from mtrl.folder import installed_versions, newest_checkpoint, write_text
+from mtrl.nets.precision import resolve_precision
+from mtrl.sac.agent import MTSAC
+from mtrl.sac.learner import Learner
+from mtrl.training.checkpoint import load_newest
+from mtrl.training.lock import locked
+from mtrl.training.trainer import Outcome, Trainer
+
+
+def train(
+    config: TrainConfig, benchmark: Benchmark | None = None, note: str | None = None
+) -> Outcome:
+    """Train, evaluate and save one policy.
+
+    Args:
+        config: Everything that decides what the run does.
+        benchmark: Tasks of one's own, in place of those that `config` names.
+        note: A line to print once the run begins.
+
+    Raises:
+        UsageError: if the configuration asks for what cannot be done; nothing is written then.
+    """
+    benchmark, device, config = check(config, benchmark)
+    run_dir = config.run_dir or Path("runs") / (
+        f"{benchmark.name}_{_file_name(config.learner.surgery)}_seed{config.seed}_"
+        f"{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    try:
+        run_dir.mkdir(parents=True)
+    except FileExistsError:
+        raise UsageError(
+            f"run_dir: expected a folder that does not exist, got {run_dir} (--resume {run_dir} "
+            "goes on with it)"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"run_dir: cannot create {run_dir}: {error.strerror}") from None
+    if note is not None:
+        print(note, flush=True)
+    with locked(run_dir):
+        write_text(run_dir / "config.yaml", config.to_yaml())
+        _record_process(run_dir, device)
+        return Trainer(config, benchmark, device, run_dir).run()
+
+
+def resume(
+    run_dir: Path,
+    total_timesteps: int | None = None,
+    max_runtime: float | None = None,
+    benchmark: Benchmark | None = None,
+) -> Outcome:
+    """Go on with a run from its newest checkpoint.
+
+    Args:
+        total_timesteps: A new end for the run [environment steps over all tasks].
+        max_runtime: Stop after so long [hours], instead of after what the run began with.
+        benchmark: What `train` was given.
+
+    Raises:
+        UsageError: if there is nothing to go on from, or nothing left to do.
+    """
+    newest_checkpoint(run_dir)
+    with locked(run_dir) as note:
+        if note is not None:
+            print(note)
+        return _resume(run_dir, total_timesteps, max_runtime, benchmark)
+
+
+def _resume(
+    run_dir: Path,
+    total_timesteps: int | None,
+    max_runtime: float | None,
+    benchmark: Benchmark | None,
+) -> Outcome:
+    config = TrainConfig.from_yaml(run_dir / "config.yaml")
+    changes = {"total_timesteps": total_timesteps, "max_runtime": max_runtime}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    benchmark, device, config = check(config.model_copy(update=changes), benchmark)
+    state, notes = load_newest(run_dir)
+    for note in notes:
+        print(note)
+    total = config.schedule(len(benchmark.tasks)).total_timesteps
+    if state.get("steps", 0) >= total and (run_dir / "eval.json").exists():
+        raise UsageError(
+            f"resume: {run_dir} is complete with {total} steps; a larger "
+            "--total-timesteps would extend it"
+        )
+    write_text(run_dir / "config.yaml", config.to_yaml())
+    _record_process(run_dir, device)
+    return Trainer(config, benchmark, device, run_dir, state).run()
+
+
+def check(
+    config: TrainConfig, benchmark: Benchmark | None = None
+) -> tuple[Benchmark, torch.device, TrainConfig]:
+    """Look up every name and fill in defaults, before anything heavy starts.
+
+    Raises:
+        UsageError: if a name is unknown, the device or a simulator is missing, or numbers do not
+            fit together.
+    """
+    if benchmark is None:
+        benchmark = get_benchmark(config.benchmark, config.tasks)
+    benchmark = checked(benchmark)
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.learner.precision, device)
+    # With the narrowest inputs: here a method says what it cannot do with such networks.
+    narrow = config.learner.model_copy(update={"precision": "fp32", "compile": False})
+    Learner(MTSAC(benchmark.tasks, config.agent, 1, 1), narrow)
+    choose_simulators(benchmark, config.environment)
+    if config.eval_video and benchmark.own:
+        raise UsageError(f"eval_video: expected tasks of Meta-World's, got {benchmark.name}")
+    if config.eval_video:
+        from mtrl.evaluation.video import find_backend
+
+        find_backend()
+    schedule = config.schedule(len(benchmark.tasks))
+    learner = config.learner.model_copy(update={"precision": precision})
+    resolved = config.model_copy(update=asdict(schedule) | {"learner": learner})
+    return benchmark, device, resolved
+
+
+def _file_name(surgery: str) -> str:
+    """`torchjd:CAGrad(c=0.4)` without what a shell or a file system would mind."""
+    return re.sub(r"[^\w.-]+", "-", surgery).strip("-")
+
+
+def _record_process(run_dir: Path, device: torch.device) -> None:
+    """Add this process to run.json: what was typed, with which packages, on which machine."""
+    path = run_dir / "run.json"
+    processes = json.loads(path.read_text()) if path.exists() else []
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    processes.append(
+        {
+            "command": sys.argv,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "versions": installed_versions(),
+            "machine": {
+                "platform": platform.platform(),
+                "cores": n_cores(),
+                "gpu": gpu,
+            },
+        }
+    )
+    write_text(path, json.dumps(processes, indent=2) + "\n")

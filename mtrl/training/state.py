@@ -1,0 +1,139 @@
+"""Everything of a run that goes on where it stopped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from mtrl.config.train import TrainConfig
+from mtrl.envs.benchmarks import N_GOALS, Benchmark
+from mtrl.envs.make import make_vector_env
+from mtrl.envs.parity import choose_simulators
+from mtrl.errors import UsageError, one_line
+from mtrl.evaluation.protocol import make_evaluation_env
+from mtrl.sac.agent import MTSAC
+from mtrl.sac.learner import Learner
+from mtrl.sac.replay import ReplayBuffer
+from mtrl.sac.reward_scale import RewardScale
+from mtrl.training.rollout import Collector
+
+
+class RunState:
+    """The parts of a run, and where it is.
+
+    Args:
+        config: All of it resolved.
+        benchmark: The tasks.
+        device: Of networks and replay.
+        state: What `state_dict` gave; default: a new run.
+
+    Attributes:
+        steps: Environment steps so far, over all tasks.
+        elapsed: Time so far [s].
+        success: Mean success rate of the last evaluation.
+        evaluation_pending: Whether one was begun and not ended.
+
+    Raises:
+        UsageError: if the state is not of a run with this configuration.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        benchmark: Benchmark,
+        device: torch.device,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.config, self.benchmark = config, benchmark
+        self.n_tasks = len(benchmark.tasks)
+        # Independent streams for everything random, all from the one seed.
+        weights, learner, replay, exploration = (
+            int(sequence.generate_state(1)[0])
+            for sequence in np.random.SeedSequence(config.seed).spawn(4)
+        )
+        environment = config.environment
+        self.simulators = choose_simulators(benchmark, environment)
+        self.envs = make_vector_env(
+            benchmark,
+            environment.horizon,
+            environment.workers,
+            envs_per_task=environment.envs_per_task,
+            simulators=self.simulators.by_task,
+            max_restarts=environment.max_restarts,
+        )
+        observation_size, action_size = self.envs.observation_size, self.envs.action_size
+        self.agent = MTSAC(
+            benchmark.tasks, config.agent, observation_size, action_size, weights
+        ).to(device)
+        self.learner = Learner(self.agent, config.learner, learner)
+        self.replay = ReplayBuffer(
+            config.learner.buffer_size,
+            self.n_tasks,
+            observation_size,
+            action_size,
+            device,
+            replay,
+            environment.envs_per_task,
+            RewardScale(
+                self.n_tasks,
+                environment.envs_per_task,
+                config.learner.gamma,
+                config.learner.return_scale,
+                config.learner.reward_scale,
+                device,
+                config.learner.return_memory,
+            ),
+        )
+        self.collector = Collector(self.envs, self.agent, exploration)
+        self.eval_envs = make_evaluation_env(
+            benchmark,
+            [config.eval_episodes, N_GOALS],
+            environment.horizon,
+            environment.workers,
+            environment.max_restarts,
+        )
+        self.steps = 0
+        self.elapsed = 0.0
+        self.success: float | None = None
+        self.evaluation_pending = False
+        if state is None:
+            self.collector.reset(config.seed)
+        else:
+            try:
+                self._load(state)
+            except UsageError:
+                raise
+            except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+                raise UsageError(
+                    "resume: expected the state of a run with this configuration, got another: "
+                    f"{one_line(error)}"
+                ) from None
+
+    def close(self) -> None:
+        """End the simulators."""
+        self.envs.close()
+        self.eval_envs.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nested dictionaries of tensors, arrays and plain values."""
+        return {
+            "agent": self.agent.state_dict(),
+            "learner": self.learner.state_dict(),
+            "replay": self.replay.state_dict(),
+            **self.collector.state_dict(),
+            "steps": self.steps,
+            "elapsed": self.elapsed,
+            "success": self.success,
+            "evaluation_pending": self.evaluation_pending,
+        }
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.agent.load_state_dict(state["agent"])
+        self.learner.load_state_dict(state["learner"])
+        self.replay.load_state_dict(state["replay"])
+        self.collector.load_state_dict(state, self.config.seed)
+        self.steps = state["steps"]
+        self.elapsed, self.success = state["elapsed"], state["success"]
+        self.evaluation_pending = state["evaluation_pending"]

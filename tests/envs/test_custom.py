@@ -1,0 +1,208 @@
+"""Tasks of one's own: MuJoCo environments that Gymnasium ships, trained end to end."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+from own_tasks import REACHERS
+
+from mtrl import Benchmark, TrainConfig, train
+from mtrl.analysis.runs import read_run
+from mtrl.cli.eval import main as eval_main
+from mtrl.cli.train import main as train_main
+from mtrl.config.sections import EnvironmentConfig
+from mtrl.envs.benchmarks import get_benchmark
+from mtrl.envs.custom import CustomTask, spaces_of, tells_success
+from mtrl.envs.make import make_vector_env
+from mtrl.envs.parity import choose_simulators
+from mtrl.errors import UsageError
+
+HORIZON = 20
+
+
+def make(**spaces):
+    """An environment with other spaces."""
+
+    class Other(gym.Env):
+        observation_space = spaces.get("observation", Box(-1, 1, (3,)))
+        action_space = spaces.get("action", Box(-1, 1, (2,)))
+
+    return Other()
+
+
+def test_episodes_are_those_of_the_environment_itself():
+    """In worker processes, in rows of any number, with actions scaled back to its own range."""
+    envs = make_vector_env(REACHERS, HORIZON, workers=2, envs_per_task=2)
+    draw = np.random.default_rng(0)
+    try:
+        observations, _ = envs.reset(seed=5)
+        alone = [
+            CustomTask(task, REACHERS.own[task], "solved", HORIZON, stride=2)
+            for task in REACHERS.tasks
+            for _ in range(2)
+        ]
+        for row, env in enumerate(alone):
+            env.reset(seed=5, options={"episode": row % 2})
+            np.testing.assert_array_equal(
+                observations[row],
+                env.reset(seed=5, options={"episode": row % 2})[0].astype(np.float32),
+            )
+        for step in range(2 * HORIZON):
+            actions = draw.uniform(-1, 1, (4, 2)).astype(np.float32)
+            observations, rewards, _, truncated, infos = envs.step(actions)
+            for row, env in enumerate(alone):
+                seen, reward, _, cut, info = env.step(actions[row])
+                assert reward == rewards[row] and cut == truncated[row]
+                assert info["success"] == infos["success"][row]
+                if cut:
+                    last = infos["final_obs"][row]
+                    np.testing.assert_array_equal(last, seen.astype(np.float32))
+                    seen, _ = env.reset()
+                np.testing.assert_array_equal(observations[row], seen.astype(np.float32))
+            assert truncated.all() == (step % HORIZON == HORIZON - 1)
+    finally:
+        envs.close()
+
+
+def test_actions_are_scaled_to_the_environments_range():
+    class Wide(gym.Env):
+        observation_space = Box(-9, 9, (2,))
+        action_space = Box(np.float32([0, -4]), np.float32([10, 4]))
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            return action, 0.0, False, False, {}
+
+    env = CustomTask("wide", Wide)
+    env.reset(seed=0)
+    for action, expected in (([-1, -1], [0, -4]), ([1, 1], [10, 4]), ([0, 0.5], [5, 2])):
+        np.testing.assert_allclose(env.step(np.float32(action))[0], expected, atol=1e-6)
+
+
+def test_evaluation_has_episodes_of_its_own():
+    ours = [
+        CustomTask("a", REACHERS.own["gravity0"], "solved", HORIZON, training)
+        for training in (True, False)
+    ]
+    first, second = (env.reset(seed=0)[0] for env in ours)
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, ours[0].reset(seed=0)[0])
+
+
+def test_success_keys():
+    assert tells_success(REACHERS)
+    assert not tells_success(Benchmark("r", REACHERS.environments, success_key="success"))
+
+
+BOX = {
+    "discrete": (
+        {"action": Discrete(3)},
+        "expected actions of task 'b' in a Box of one .*Discrete",
+    ),
+    "picture": (
+        {"observation": Box(0, 1, (8, 8))},
+        "expected observations of task 'b' in a Box of",
+    ),
+    "longer": ({"observation": Box(-1, 1, (4,))}, r"observations of equal shape, got \(3,\) of"),
+    "unbounded": ({"action": Box(-np.inf, np.inf, (2,))}, "expected bounded actions of task 'b'"),
+}
+
+
+@pytest.mark.parametrize("case", BOX)
+def test_spaces_that_do_not_fit_are_named(case):
+    spaces, message = BOX[case]
+    benchmark = Benchmark("x", {"a": make, "b": partial(make, **spaces)})
+    with pytest.raises(UsageError, match=message):
+        spaces_of(benchmark)
+
+
+def test_what_a_benchmark_may_not_be():
+    with pytest.raises(UsageError, match=r"benchmark: expected tasks .* got none"):
+        Benchmark("empty", {})
+    with pytest.raises(UsageError, match=r"benchmark: expected tasks .* got of both"):
+        Benchmark("both", {"reach-v3": None, "mine": make})
+    with pytest.raises(UsageError, match="simulator: expected 'auto' for reachers"):
+        choose_simulators(REACHERS, EnvironmentConfig(simulator="envpool"))
+    with pytest.raises(UsageError, match=r"benchmark: cannot import 'no.such:thing'"):
+        get_benchmark("no.such:thing")
+    with pytest.raises(UsageError, match=r"benchmark: expected a mtrl.Benchmark at .* got float"):
+        get_benchmark("math:pi")
+
+
+def test_by_name(tmp_path, monkeypatch):
+    (tmp_path / "mine_for_a_test.py").write_text(
+        "import gymnasium as gym\nfrom functools import partial\nfrom mtrl import Benchmark\n"
+        "def both():\n"
+        "    make = partial(gym.make, 'Reacher-v5')\n"
+        "    return Benchmark('both', {'a': make, 'b': make})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert get_benchmark("mine_for_a_test:both").tasks == ("a", "b")
+    assert get_benchmark("mine_for_a_test:both", ("b",)).tasks == ("b",)
+    with pytest.raises(UsageError, match="tasks: unknown 'c'"):
+        get_benchmark("mine_for_a_test:both", ("c",))
+
+
+def config(run_dir, **more) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {
+            "total_timesteps": 360,
+            "learning_starts": 120,
+            "run_dir": run_dir,
+            "agent": {"hidden_sizes": [8]},
+            "learner": {"batch_size": 8, "surgery": "pcgrad"},
+            "environment": {"horizon": HORIZON, "workers": 1},
+            **more,
+        }
+    )
+
+
+def test_trains_and_judges(tmp_path):
+    outcome = train(config(tmp_path / "run"), REACHERS)
+    assert outcome.evaluation is not None
+    assert outcome.evaluation.tasks == REACHERS.tasks
+    # Within a fifth of a metre of a target that lies within that of the arm: sometimes.
+    assert 0 < outcome.evaluation.mean < 1
+
+
+def test_without_success_tasks_are_judged_by_their_return(tmp_path, monkeypatch, capsys):
+    """By the commands, with a benchmark in a module of the working directory."""
+    (tmp_path / "silent_for_a_test.py").write_text(
+        "import gymnasium as gym\nfrom functools import partial\nfrom mtrl import Benchmark\n"
+        "pair = Benchmark('pair', dict.fromkeys('ab', partial(gym.make, 'Reacher-v5')))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    flags = "--total-timesteps 200 --learning-starts 80 --hidden-sizes 8 --batch-size 8 --workers 1"
+    name = "silent_for_a_test:pair"
+    assert train_main(["--benchmark", name, "--run-dir", "run", *flags.split()]) == 0
+    said = capsys.readouterr().out
+    assert "those of pair; they tell no success, so tasks are judged by their return" in said
+    stored = json.loads(Path("run/eval.json").read_text())
+    assert set(stored["tasks"][0]) == {"task", "episodes", "return_mean"}
+    assert eval_main(["run", "--benchmark", name, "--json", "again.json"]) == 0
+    again = json.loads(Path("again.json").read_text())
+    assert again["tasks"] == stored["tasks"] and again["mean_return"] == stored["mean_return"]
+    rows = [json.loads(line) for line in Path("run/progress.json").read_text().splitlines()]
+    tags = set().union(*rows)
+    assert {"eval/return/a", "eval/return/mean"} <= tags
+    assert not any(tag.startswith("eval/success_rate") for tag in tags)
+    assert eval_main(["run"]) == 2
+    assert "tasks of one's own need --benchmark" in capsys.readouterr().err
+    assert eval_main(["run", "--benchmark", name, "--video", "films"]) == 2
+    assert "video: expected tasks of Meta-World's" in capsys.readouterr().err
+
+
+def test_runs_are_drawn_without_importing_what_they_name(tmp_path):
+    """A run folder may be a stranger's: its benchmark is a name there, and stays one."""
+    outcome = train(config(tmp_path / "run"), REACHERS)
+    path = outcome.run_dir / "config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("benchmark: mt10", "benchmark: no_such_module:thing"))
+    run = read_run(outcome.run_dir)
+    assert run.tasks == REACHERS.tasks and run.final is not None

@@ -1,0 +1,147 @@
+"""What only a GPU can show: captured updates and the projection kernel; skipped without one."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mtrl.config.sections import AgentConfig, LearnerConfig
+from mtrl.sac.agent import MTSAC
+from mtrl.sac.capture import WARM_UP
+from mtrl.sac.learner import Learner
+from mtrl.sac.replay import ReplayBuffer
+from mtrl.surgery import available, get_surgery
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+T, OBSERVATION, ACTION, BATCH = 5, 7, 3, 16
+
+
+def filled_replay(device: str, steps: int = 40) -> ReplayBuffer:
+    replay, draw = ReplayBuffer(100, T, OBSERVATION, ACTION, device), np.random.default_rng(0)
+    for _ in range(steps):
+        observations, actions = draw.normal(size=(T, OBSERVATION)), draw.uniform(-1, 1, (T, ACTION))
+        zeros, rewards = np.zeros(T), draw.normal(size=T)
+        replay.add(observations, actions, rewards, zeros, observations + 0.1, zeros == 0)
+    return replay
+
+
+def make_learner(device: str, **settings) -> Learner:
+    agent = MTSAC(tuple("abcde"), AgentConfig(hidden_sizes=(64, 64)), OBSERVATION, ACTION)
+    return Learner(agent.to(device), LearnerConfig(batch_size=BATCH, **settings), seed=3)
+
+
+def parameters(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in learner.agent.state_dict().items()}
+
+
+@needs_cuda
+@pytest.mark.parametrize("surgery", [n for n in available() if get_surgery(n).capturable])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_captured_updates_are_the_eager_ones(surgery, precision):
+    """Same seeds: same batches, noise, orders, and the same networks after 20 updates."""
+    learners = [
+        make_learner("cuda", surgery=surgery, precision=precision, capture=capture)
+        for capture in (True, False)
+    ]
+    assert learners[0].captures and not learners[1].captures
+    replays = [filled_replay("cuda") for _ in learners]
+    for i in range(20):
+        metrics = [
+            learner.step(*pair) for learner, pair in zip(learners, zip(replays), strict=True)
+        ]
+        for name in metrics[0]:
+            torch.testing.assert_close(metrics[0][name], metrics[1][name], msg=f"{name}, {i}")
+        for replay in replays:  # the graph sees what is added after its capture
+            draw = np.random.default_rng(i)
+            x, zeros = draw.normal(size=(T, OBSERVATION)), np.zeros(T)
+            replay.add(x, draw.uniform(-1, 1, (T, ACTION)), zeros + i, zeros, x, zeros == 0)
+    found, expected = map(parameters, learners)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@needs_cuda
+def test_several_updates_in_one_graph():
+    one, four = make_learner("cuda", surgery="pcgrad"), make_learner("cuda", surgery="pcgrad")
+    replays = filled_replay("cuda"), filled_replay("cuda")
+    for _ in range(4 * (WARM_UP + 3)):
+        one.step(replays[0])
+    for _ in range(WARM_UP + 3):
+        four.step(replays[1], 4)
+    assert one.updates == four.updates
+    found, expected = parameters(four), parameters(one)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@needs_cuda
+def test_a_captured_run_goes_on_where_it_stopped():
+    through, first = (
+        make_learner("cuda", surgery="rotograd"),
+        make_learner("cuda", surgery="rotograd"),
+    )
+    replays = filled_replay("cuda"), filled_replay("cuda")
+    for _ in range(12):
+        through.step(replays[0])
+    for _ in range(6):
+        first.step(replays[1])
+    second = make_learner("cuda", surgery="rotograd")
+    second.agent.load_state_dict(first.agent.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    replay = filled_replay("cuda")
+    replay.load_state_dict(replays[1].state_dict())
+    for _ in range(6):
+        second.step(replay)
+    found, expected = parameters(second), parameters(through)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@needs_cuda
+def test_an_update_on_cuda_is_that_on_the_cpu():
+    batch = filled_replay("cpu").sample(BATCH)
+    noise = torch.randn(2, T, BATCH, ACTION)
+    learners = [make_learner(device, precision="fp32") for device in ("cpu", "cuda")]
+    for learner in learners:
+        on_device = {k: v.to(learner.agent.device) for k, v in vars(batch).items()}
+        learner.update(type(batch)(**on_device), noise.to(learner.agent.device))
+    for name, value in parameters(learners[0]).items():
+        torch.testing.assert_close(parameters(learners[1])[name].cpu(), value, atol=1e-5, rtol=1e-4)
+
+
+@needs_cuda
+def test_methods_that_wait_for_the_device_are_not_captured():
+    assert not make_learner("cuda", surgery="imtl-g").captures
+    assert not make_learner("cuda", surgery="rotograd", rotation_step="matrix_exp").captures
+
+
+KERNEL = """
+import torch
+from mtrl.surgery.projection import projected
+
+for n_tasks in (1, 2, 3, 10, 50):
+    generator = torch.Generator().manual_seed(n_tasks)
+    rows = torch.randn(2, n_tasks, 20, generator=generator).to(DEVICE)
+    rows[:, n_tasks // 2 :: 7] = 0  # tasks without a gradient
+    gramian = rows @ rows.mT
+    squares = gramian.diagonal(dim1=-2, dim2=-1)
+    inverse = torch.where(squares > 0, 1 / squares, 0)
+    orders = random_orders(2, n_tasks, generator).to(DEVICE)
+    found = projected(gramian, inverse, orders)
+    exact = _projected(gramian.double(), inverse.double(), orders)
+    torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=1e-4)
+"""
+
+
+def test_the_projection_kernel_is_the_loop():
+    """On a GPU as compiled; elsewhere in Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton comes with torch for CUDA alone")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    environment = os.environ | ({} if device == "cuda" else {"TRITON_INTERPRET": "1"})
+    script = KERNEL.replace("DEVICE", repr(device))
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)

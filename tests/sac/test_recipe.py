@@ -1,0 +1,169 @@
+"""Parts of the recipe, each against its formula: value histograms, running scales, decay."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from mtrl.config.sections import AgentConfig, LearnerConfig
+from mtrl.policy.normalizer import CLIP, ObservationNormalizer
+from mtrl.sac.agent import MTSAC
+from mtrl.sac.learner import Learner
+from mtrl.sac.optimizers import make_optimizer
+from mtrl.sac.reward_scale import RewardScale
+from mtrl.sac.values import CategoricalValue, ScalarValue
+
+K, LIMIT = 101, 10.0
+
+
+def test_histogram_holds_the_normal_distributions_mass_in_each_bin():
+    value = CategoricalValue(K, LIMIT)
+    centres = np.linspace(-LIMIT, LIMIT, K)
+    width = centres[1] - centres[0]
+    edges = np.concatenate([[-np.inf], centres[:-1] + width / 2, [np.inf]])
+    targets = torch.tensor([-3.0, 0.0, 0.05, 7.77, 9.9, -10.0], dtype=torch.float64)
+    for target, found in zip(targets.tolist(), value.histogram(targets), strict=True):
+        expected = np.diff(norm.cdf(edges, target, 0.75 * width))
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_histogram_and_mean_are_inverse():
+    """Away from the ends, where the distribution is cut, to a thousandth of a bin."""
+    value = CategoricalValue(K, LIMIT)
+    targets = torch.linspace(-9, 9, 500, dtype=torch.float64)
+    probabilities = value.histogram(targets)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones_like(targets))
+    found = value.mean(probabilities.clamp(min=1e-300).log())
+    assert (found - targets).abs().max() < 1e-3 * value.width
+    beyond = value.histogram(torch.tensor([LIMIT, LIMIT + 5, 1e6], dtype=torch.float64))
+    assert torch.equal(beyond[0], beyond[1]) and torch.equal(beyond[0], beyond[2])
+
+
+def test_cross_entropy_is_least_at_the_target():
+    value = CategoricalValue(K, LIMIT)
+    target = torch.tensor([[1.3, -4.0]], dtype=torch.float64)  # [T, B]
+    outputs = torch.randn(2, 1, 2, K, dtype=torch.float64, requires_grad=True)  # [N, T, B, K]
+    losses = value.loss(outputs, target)
+    probabilities = value.histogram(target)
+    expected = -(probabilities * outputs.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(losses, expected)
+    (gradient,) = torch.autograd.grad(losses.sum(), outputs)
+    torch.testing.assert_close(gradient, outputs.softmax(-1) - probabilities)
+
+
+def test_scalar_value_is_the_squared_error():
+    outputs, target = torch.tensor([[[[3.0]]]]), torch.tensor([[1.0]])
+    assert ScalarValue().mean(outputs) == 3.0 and ScalarValue().loss(outputs, target) == 2.0
+
+
+def test_reward_scale_is_that_of_the_largest_discounted_return():
+    """Against sums over whole histories, with episodes that end at different times."""
+    tasks, copies, gamma, steps = 3, 2, 0.9, 60
+    draw = np.random.default_rng(0)
+    rewards = draw.normal(size=(steps, tasks * copies)) * np.repeat([1, 10, 0], copies)
+    done = draw.random((steps, tasks * copies)) < 0.1
+    scale = RewardScale(tasks, copies, gamma, magnitude=5.0, constant=2.0)
+    largest = np.zeros(tasks)
+    for step in range(steps):
+        scale.observe(rewards[step], done[step])
+        for row in range(tasks * copies):
+            ends = np.flatnonzero(done[:step, row])
+            first = ends[-1] + 1 if len(ends) else 0
+            episode = rewards[first : step + 1, row]
+            total = (gamma ** np.arange(len(episode))[::-1] * episode).sum()
+            largest[row // copies] = max(largest[row // copies], abs(total))
+        expected = np.where(largest > 0, 10.0 / np.maximum(largest, 1e-300), 2.0)
+        np.testing.assert_allclose(scale.factors, expected, rtol=1e-6)
+
+
+def test_with_a_memory_the_reward_scale_is_that_of_the_last_episodes_mean():
+    """One lucky episode is forgotten, and what was saved goes on."""
+    tasks, copies, gamma, steps, memory = 2, 3, 0.8, 80, 4
+    draw = np.random.default_rng(1)
+    rewards = draw.random((steps, tasks * copies))
+    rewards[20:22, 1] = 1000.0
+    done = draw.random((steps, tasks * copies)) < 0.15
+    scale = RewardScale(tasks, copies, gamma, magnitude=5.0, memory=memory)
+    begun = np.zeros(tasks * copies, int)
+    ended = [[] for _ in range(tasks)]
+    seen = np.zeros(tasks)
+
+    def peak(row: int, end: int) -> float:
+        episode = rewards[begun[row] : end, row]
+        totals = [
+            (gamma ** np.arange(n)[::-1] * episode[:n]).sum() for n in range(1, len(episode) + 1)
+        ]
+        return max(totals)
+
+    for step in range(steps):
+        if step == 40:
+            saved, scale = (
+                scale.state_dict(),
+                RewardScale(tasks, copies, gamma, magnitude=5.0, memory=memory),
+            )
+            scale.load_state_dict(saved)
+        scale.observe(rewards[step], done[step])
+        for row in range(tasks * copies):
+            found = peak(row, step + 1)
+            seen[row // copies] = max(seen[row // copies], found)
+            if done[step, row]:
+                ended[row // copies].append(found)
+                begun[row] = step + 1
+        means = [np.mean(past[-memory:]) if past else seen[t] for t, past in enumerate(ended)]
+        np.testing.assert_allclose(scale.factors, 5.0 / np.array(means), rtol=1e-6)
+    assert seen[0] > 1000 > 10 * means[0]
+
+
+def test_without_a_magnitude_the_factor_is_constant():
+    scale = RewardScale(2, constant=0.1)
+    scale.observe(np.array([100.0, 1.0]), np.array([False, False]))
+    assert torch.equal(scale.factors, torch.full((2,), 0.1))
+
+
+@pytest.mark.parametrize("sizes", [(50,), (1, 9, 40), (25, 25)])
+def test_observations_are_normalised_by_all_that_were_seen(sizes):
+    draw = np.random.default_rng(1)
+    seen = draw.normal(3.0, [0.1, 2.0, 0.0], size=(50, 3))
+    normalizer = ObservationNormalizer(3)
+    for part in np.split(seen, np.cumsum(sizes)[:-1]):
+        normalizer.observe(torch.from_numpy(part))
+    found = normalizer(torch.from_numpy(seen)).numpy()
+    np.testing.assert_allclose(
+        found, (seen - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-8), atol=1e-9
+    )
+    assert normalizer(torch.full((3,), 1e9, dtype=torch.float64)).tolist() == [CLIP] * 3
+
+
+def test_weights_decay_and_nothing_else_does():
+    """AdamW with no gradient leaves w (1 − lr λ)."""
+    names = ("shared.weight0", "shared.task_weight", "per_task.head_weight")
+    others = ("per_task.bias0", "per_task.embedding", "per_task.head_bias", "log_alpha")
+    parameters = {name: torch.nn.Parameter(torch.ones(2)) for name in (*names, *others)}
+    config = LearnerConfig(weight_decay=0.1, learning_rate=0.01)
+    optimizer = make_optimizer(parameters, config)
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros(2)
+    optimizer.step()
+    for name, parameter in parameters.items():
+        expected = torch.full((2,), 1 - 0.01 * 0.1 if name in names else 1.0)
+        torch.testing.assert_close(parameter.data, expected)
+
+
+def test_step_sizes_fall_in_a_straight_line():
+    """Under a constant gradient, each step of Adam is the step size."""
+    agent = MTSAC(("a", "b"), AgentConfig(hidden_sizes=(4,)), 3, 2, 0)
+    config = LearnerConfig(learning_rate=0.01, final_learning_rate=0.002, adam_epsilon=1e-12)
+    learner = Learner(agent, config)
+    for progress, expected in ((0.0, 0.01), (0.25, 0.008), (1.0, 0.002)):
+        learner.anneal(progress)
+        before = {name: p.detach().clone() for name, p in agent.named_parameters()}
+        for parameter in agent.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        for optimizer in learner.optimizers.values():
+            optimizer.step()
+        moved = [
+            (before[n] - p).detach().flatten()
+            for n, p in agent.named_parameters()
+            if "target" not in n
+        ]
+        torch.testing.assert_close(torch.cat(moved), torch.full_like(torch.cat(moved), expected))

@@ -1,0 +1,68 @@
+"""Numbers that go wrong are noticed, and it is said where it began."""
+
+import numpy as np
+import pytest
+import torch
+
+from mtrl.config.sections import AgentConfig, LearnerConfig
+from mtrl.errors import RunError
+from mtrl.sac.agent import MTSAC
+from mtrl.sac.learner import Learner
+from mtrl.sac.replay import Batch
+from mtrl.sac.watch import DIVERGING, LossWatch, diverging, expect_finite
+
+TASKS, B, D, A = ("a", "b", "c"), 8, 5, 2
+
+
+def make_learner() -> Learner:
+    return Learner(MTSAC(TASKS, AgentConfig(hidden_sizes=(8,)), D, A), LearnerConfig())
+
+
+def update(learner: Learner, reward_of_b: float = 1.0) -> None:
+    draw = torch.Generator().manual_seed(0)
+    rewards = torch.ones(len(TASKS), B)
+    rewards[1, 3] = reward_of_b
+    batch = Batch(
+        torch.randn(len(TASKS), B, D, generator=draw),
+        torch.rand(len(TASKS), B, A, generator=draw),
+        rewards,
+        torch.zeros(len(TASKS), B),
+        torch.randn(len(TASKS), B, D, generator=draw),
+    )
+    learner.update(batch, torch.randn(2, len(TASKS), B, A, generator=draw))
+
+
+@pytest.mark.parametrize("reward", [np.inf, np.nan, -np.inf, 1e30])
+def test_the_loss_the_task_and_the_update_are_named(reward):
+    learner = make_learner()
+    for _ in range(4):
+        update(learner)
+    learner.watch.expect_finite(TASKS, 4)
+    expect_finite(learner.agent.named_parameters())
+    update(learner, reward)
+    for _ in range(3):  # by now everything is NaN
+        update(learner)
+    with pytest.raises(RunError, match=r"critic_loss of task 'b' became .* in update 105"):
+        learner.watch.expect_finite(TASKS, 108)  # of a run that was resumed after 100
+    if abs(reward) != 1e30:  # whose gradient the clip has taken away
+        with pytest.raises(RunError, match=r"weights .* are infinite or NaN"):
+            expect_finite(learner.agent.named_parameters())
+
+
+def test_one_bad_weight_is_found_by_name():
+    learner = make_learner()
+    learner.agent.critics.shared["weight0"].data[1, 2, 3] = torch.nan
+    with pytest.raises(RunError, match=r"weights critics\.shared\.weight0"):
+        expect_finite(learner.agent.named_parameters())
+
+
+def test_the_watch_reads_nothing_until_it_is_asked():
+    watch = LossWatch(("x",), 2, torch.device("meta"))  # reading a value there would raise
+    for _ in range(3):
+        watch.note(torch.zeros(2, device="meta"))
+
+
+def test_what_diverges_is_warned_of():
+    assert diverging({"a": 1.0, "b": DIVERGING}) is None
+    warning = diverging({"a": 1.0, "b": 3.2e7})
+    assert warning is not None and "task 'b' is 3.2e+07, above 1e+06" in warning

@@ -1,0 +1,296 @@
+"""Surgery for any PyTorch model, against plain autograd task by task."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from mtrl.errors import UsageError
+from mtrl.surgery import GramianSurgery, MultiTaskModel, PCGrad
+from mtrl.surgery.methods.pcgrad import random_orders
+
+D = 6
+SURGERIES = ["none", "pcgrad", "rotograd", "rotograd-scale", "rotograd-rotate", "gradnorm", "famo"]
+
+
+class Fixed(GramianSurgery):
+    """Weights that tell the tasks apart."""
+
+    def weights(self, gramian, generator):
+        return torch.arange(1, 1 + gramian.shape[-1], dtype=gramian.dtype).expand(gramian.shape[:2])
+
+
+def make(surgery="none", dtype=torch.float64, heads="abc", **more) -> MultiTaskModel:
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, D))
+    sizes = {"a": 1, "b": 3, "c": 2}
+    deep = nn.Sequential(nn.Linear(D, 5), nn.Tanh(), nn.Linear(5, 2))
+    modules = {k: deep if k == "c" else nn.Linear(D, sizes[k]) for k in heads}
+    return MultiTaskModel(trunk, modules, surgery, n_features=D, **more).to(dtype)
+
+
+def loss(task: str, output: torch.Tensor) -> torch.Tensor:
+    scale = {"a": 1.0, "b": 20.0, "c": 0.1}[task]
+    return scale * (output - ord(task) % 3).square().mean()
+
+
+def inputs(seed: int = 0, dtype=torch.float64) -> torch.Tensor:
+    return torch.randn(16, 4, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def by_hand(model: MultiTaskModel, x, tasks="abc") -> tuple[dict, dict]:
+    """Each task's gradient on the trunk and on its head, one ordinary backward each."""
+    trunk, heads = {}, {}
+    for task in tasks:
+        other = copy.deepcopy(model)
+        own = x[task] if isinstance(x, dict) else x
+        loss(task, other.heads[task](other.trunk(own))).backward()
+        trunk[task] = [p.grad for p in other.trunk.parameters()]
+        heads[task] = [p.grad for p in other.heads[task].parameters()]
+    return trunk, heads
+
+
+def losses_of(model: MultiTaskModel, x, tasks="abc") -> dict[str, torch.Tensor]:
+    outputs = model(x)
+    return {task: loss(task, outputs[task]) for task in tasks}
+
+
+def check(model, trunk, heads, weights) -> None:
+    """`.grad` is Σ w_k g_k on the trunk, and a head's own part of the mean."""
+    for i, parameter in enumerate(model.trunk.parameters()):
+        expected = sum(w * rows[i] for w, rows in zip(weights, trunk.values(), strict=True))
+        torch.testing.assert_close(parameter.grad, expected)
+    for task, gradients in heads.items():
+        for parameter, gradient in zip(model.heads[task].parameters(), gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient / len(trunk))
+
+
+OWN = {"a": inputs(1), "b": inputs(2)[:5], "c": inputs(3)[:9]}
+
+
+@pytest.mark.parametrize("x", [inputs(), OWN], ids=["same inputs", "inputs of their own"])
+@pytest.mark.parametrize("surgery", ["none", "weights"])
+def test_gradients_are_those_of_plain_autograd(x, surgery):
+    model = make("none" if surgery == "none" else Fixed())
+    trunk, heads = by_hand(model, x)
+    model.backward(losses_of(model, x))
+    check(model, trunk, heads, [1 / 3] * 3 if surgery == "none" else [1, 2, 3])
+
+
+def test_pcgrad_is_algorithm_1():
+    model = make("pcgrad", seed=5)
+    trunk, heads = by_hand(model, inputs())
+    flat = torch.stack([torch.cat([g.flatten() for g in rows]) for rows in trunk.values()])
+    orders = random_orders(1, 3, torch.Generator().manual_seed(5))[0]
+    projected = flat.clone()
+    for i, g in enumerate(projected):
+        for j in orders[i].tolist():
+            if g @ flat[j] < 0:
+                g -= g @ flat[j] / flat[j].square().sum() * flat[j]
+    model.backward(losses_of(model, inputs()))
+    found = torch.cat([p.grad.flatten() for p in model.trunk.parameters()])
+    torch.testing.assert_close(found, projected.mean(0))
+    assert not torch.allclose(found, flat.mean(0))  # there was a conflict
+    for task, gradients in heads.items():
+        for parameter, gradient in zip(model.heads[task].parameters(), gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient / 3)
+
+
+@pytest.mark.parametrize("surgery", ["none", "weights", "rotograd-scale"])
+def test_accumulated_batches_are_one_large_batch(surgery):
+    name = Fixed() if surgery == "weights" else surgery
+    whole, parts = make(copy.deepcopy(name)), make(copy.deepcopy(name))
+    x = inputs()
+    whole.backward(losses_of(whole, x))
+    for i, batch in enumerate(x.split(4)):
+        losses = {task: value / 4 for task, value in losses_of(parts, batch).items()}
+        parts.accumulate(losses) if i < 3 else parts.backward(losses)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_accumulation_projects_once():
+    """PCGrad on summed gradients, which is not the sum of projected ones."""
+    at_once, parts, separate = make("pcgrad"), make("pcgrad"), make("pcgrad")
+    x = inputs()
+    at_once.backward(losses_of(at_once, x))
+    first, second = x.split(8)
+    parts.accumulate({k: v / 2 for k, v in losses_of(parts, first).items()})
+    assert all(p.grad is None for p in parts.parameters())
+    parts.backward({k: v / 2 for k, v in losses_of(parts, second).items()})
+    for batch in (first, second):
+        separate.backward({k: v / 2 for k, v in losses_of(separate, batch).items()})
+    grads = [torch.cat([p.grad.flatten() for p in m.trunk.parameters()])
+             for m in (at_once, parts, separate)]  # fmt: skip
+    torch.testing.assert_close(grads[0], grads[1])
+    assert not torch.allclose(grads[0], grads[2])
+
+
+def test_grad_adds_up_until_it_is_zeroed():
+    model = make()
+    for _ in range(2):
+        model.backward(losses_of(model, inputs()))
+    trunk, heads = by_hand(model, inputs())
+    doubled = {k: [2 * g for g in v] for k, v in heads.items()}
+    check(model, trunk, doubled, [2 / 3] * 3)
+
+
+@pytest.mark.parametrize("surgery", SURGERIES)
+@pytest.mark.parametrize("own", [False, True])
+def test_missing_tasks_are_left_out(surgery, own):
+    model = make(surgery)
+    x = {k: OWN[k] for k in "ac"} if own else inputs()
+    trunk, heads = by_hand(model, x, "ac")
+    model.backward(losses_of(model, x, "ac"))
+    assert all(p.grad is None for p in model.heads["b"].parameters())
+    if surgery == "none":
+        check(model, trunk, heads, [1 / 2, 1 / 2])
+    if model.rotation is not None:
+        assert torch.equal(model.rotation[0, 1], torch.eye(D).double())
+
+
+@pytest.mark.parametrize("surgery", SURGERIES)
+def test_frozen_parameters_stay_out(surgery):
+    model = make(surgery)
+    frozen = [*model.trunk[0].parameters(), *model.heads["c"][0].parameters()]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    model.backward(losses_of(model, inputs()))
+    assert all(p.grad is None for p in frozen)
+    assert model.trunk[2].weight.grad is not None and model.heads["c"][2].weight.grad is not None
+    for parameter in model.trunk.parameters():
+        parameter.requires_grad_(False)
+    model.zero_grad()
+    model.accumulate(losses_of(model, inputs()))
+    model.backward(losses_of(model, inputs()))  # heads alone
+    assert model.trunk[2].weight.grad is None and model.heads["a"].weight.grad is not None
+
+
+@pytest.mark.parametrize("surgery", SURGERIES)
+def test_any_optimiser_learns(surgery):
+    model, x = make(surgery), inputs()
+    optimizer = torch.optim.SGD([*model.trunk.parameters(), *model.heads.parameters()], lr=0.02)
+    before = losses_of(model, x)
+    for _ in range(100):
+        losses = losses_of(model, x)
+        model.backward(losses)
+        optimizer.step()
+        optimizer.zero_grad()
+        model.after_step(lambda: losses_of(model, x))
+    after = losses_of(model, x)
+    assert sum((after[k] / before[k]).item() for k in "abc") / 3 < 0.7
+
+
+def test_autocast_computes_in_half_floats_and_decides_in_full_ones():
+    seen = []
+
+    class Spy(PCGrad):
+        def weights(self, gramian, generator):
+            seen.append(gramian)
+            return super().weights(gramian, generator)
+
+    model, x = make(Spy(), torch.float32), inputs(dtype=torch.float32)
+    exact = make("pcgrad", torch.float32)
+    exact.backward(losses_of(exact, x))
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(x)
+        assert outputs["a"].dtype == torch.bfloat16
+        model.backward({task: loss(task, outputs[task].float()) for task in "abc"})
+    assert seen[0].dtype == torch.float32
+    rows = (seen[0] * 256).round() / 256
+    assert not torch.equal(rows.bfloat16().float(), seen[0])  # more than eight bits are in it
+    for a, b in zip(exact.parameters(), model.parameters(), strict=True):
+        assert b.grad.dtype == torch.float32
+        assert (a.grad - b.grad).norm() < 0.05 * a.grad.norm()
+
+
+@pytest.mark.parametrize("surgery", ["rotograd", "rotograd-rotate"])
+def test_rotations_turn_and_are_saved_with_the_model(surgery, tmp_path):
+    model, x = make(surgery), inputs()
+    for _ in range(3):
+        model.backward(losses_of(model, x))
+    assert (model.rotation[0] - torch.eye(D)).abs().amax((1, 2)).min() > 1e-5
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    other = make(surgery)
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    for task, output in model(x).items():
+        assert torch.equal(output, other(x)[task])
+        plain = model.heads[task](model.trunk(x))
+        assert not torch.allclose(output, plain)
+    with pytest.raises(
+        UsageError, match=r"rotation_size: expected at most n_features \(6\), got 7"
+    ):
+        make(f"{surgery}(rotation_size=7)")
+    with pytest.raises(UsageError, match="n_features: expected"):
+        MultiTaskModel(nn.Linear(2, 2), {"a": nn.Linear(2, 1)}, "rotograd")
+
+
+def test_evaluation_leaves_no_trace():
+    model = make()
+    with torch.no_grad():
+        outputs = model.eval()(inputs())
+    with pytest.raises(ValueError, match="expected a forward pass of 'a'"):
+        model.backward({"a": outputs["a"].sum()})
+
+
+def test_batch_norm_is_refused_with_the_reason():
+    trunk = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    with pytest.raises(
+        UsageError, match=r"expected no BatchNorm in training mode, got '1': .*samples"
+    ):
+        MultiTaskModel(trunk, {"a": nn.Linear(8, 1)})
+    model = MultiTaskModel(trunk.eval(), {"a": nn.Linear(8, 1)})  # fixed statistics are harmless
+    model(torch.randn(3, 4))
+    model.train()
+    with pytest.raises(UsageError, match="BatchNorm"):
+        model(torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        (lambda o: {}, "expected at least one task's, got none"),
+        (lambda o: {"d": o["a"].sum()}, "losses: unknown 'd'"),
+        (lambda o: {"b": o["b"]}, r"expected a scalar for 'b', got shape \(16, 3\)"),
+        (lambda o: {"a": torch.zeros((), requires_grad=True) * 1}, "'a' to depend on its head"),
+    ],
+)
+def test_wrong_losses_are_named(losses, message):
+    model = make()
+    with pytest.raises(ValueError, match=message):
+        model.backward(losses(model(inputs())))
+    assert all(p.grad is None for p in model.parameters())
+    model.backward(losses_of(model, inputs()))  # and it goes on
+
+
+def test_a_trunk_must_give_one_tensor():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(ValueError, match="expected one tensor of features, got tuple"):
+        MultiTaskModel(Two(), {"a": nn.Linear(4, 1)})(inputs())
+
+
+def test_surgery_needs_no_reinforcement_learning():
+    code = (
+        "import sys, mtrl.surgery\n"
+        "rl = {'gymnasium', 'mujoco', 'metaworld', 'stable_baselines3'} & set(sys.modules)\n"
+        "assert not rl, rl"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rotations_are_cleaned_up_now_and_then(monkeypatch):
+    monkeypatch.setattr("mtrl.surgery.model.MAINTAIN_EVERY", 3)
+    heads = {"a": nn.Linear(4, 1), "b": nn.Linear(4, 1)}
+    model = MultiTaskModel(nn.Linear(2, 4), heads, "rotograd", n_features=4)
+    model.rotation.mul_(1.01)
+    for _ in range(3):
+        before = (model.rotation.mT @ model.rotation - torch.eye(4)).abs().max()
+        model.backward({task: output.mean() for task, output in model(torch.ones(5, 2)).items()})
+    after = (model.rotation.mT @ model.rotation - torch.eye(4)).abs().max()
+    assert before > 1e-2 and after < 1e-3

@@ -1,0 +1,462 @@
+"""What can happen to a run, and what is left of it: each fault made for real, at small sizes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mtrl import Benchmark, TrainConfig, resume, train
+from mtrl.envs.benchmarks import get_benchmark
+from mtrl.errors import RunError, UsageError
+from mtrl.folder import newest_checkpoint
+from mtrl.training.checkpoint import load_newest, save_checkpoint
+from mtrl.training.interrupt import Interrupt
+from mtrl.training.lock import locked
+from mtrl.training.run import check
+from mtrl.training.trainer import Trainer
+
+TASKS, HORIZON, TOTAL = ("reach-v3", "drawer-close-v3"), 10, 240
+
+
+def config(run_dir: Path, **more) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {
+            "tasks": TASKS,
+            "total_timesteps": TOTAL,
+            "learning_starts": 40,
+            "log_every": 40,
+            "checkpoint_every": 60,
+            "eval_every": 80,
+            "eval_episodes": 1,
+            "diagnose_every": 0,
+            "run_dir": run_dir,
+            "agent": {"hidden_sizes": [8]},
+            "learner": {"batch_size": 8},
+            "environment": {"horizon": HORIZON, "workers": 1, "simulator": "metaworld"},
+            **more,
+        }
+    )
+
+
+def trainer_of(settings: TrainConfig) -> Trainer:
+    benchmark, device, settings = check(settings)
+    assert settings.run_dir is not None
+    settings.run_dir.mkdir()
+    (settings.run_dir / "config.yaml").write_text(settings.to_yaml())
+    return Trainer(settings, benchmark, device, settings.run_dir)
+
+
+def policy(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "policy_final.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run that nothing happened to."""
+    return train(config(tmp_path_factory.mktemp("runs") / "a")).run_dir
+
+
+def stopped(run_dir: Path, at: int) -> Path:
+    """A run that was asked to stop after so many steps."""
+    trainer = trainer_of(config(run_dir))
+    step = trainer.step
+
+    def and_stop() -> None:
+        step()
+        if trainer.steps == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.step = and_stop  # type: ignore[method-assign]
+    assert trainer.run().signal == signal.SIGTERM
+    return run_dir
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(finished, tmp_path, capsys):
+    run_dir = stopped(tmp_path / "b", 150)
+    newest = newest_checkpoint(run_dir)
+    content = bytearray(newest.read_bytes())
+    content[-7] ^= 1  # one bit of one weight
+    newest.write_bytes(content)
+    outcome = resume(run_dir)
+    said = capsys.readouterr().out
+    assert f"{newest} is damaged: its checksum does not fit; set aside" in said
+    assert newest.with_suffix(".damaged").exists()
+    assert same(policy(outcome.run_dir), policy(finished))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_says_so(tmp_path):
+    run_dir = stopped(tmp_path / "b", 150)
+    for path in (run_dir / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UsageError, match=r"cannot read .*; resume: cannot read .*"):
+        resume(run_dir)
+
+
+def test_a_runtime_ends_in_good_order_and_the_run_goes_on(finished, tmp_path, capsys):
+    settings = config(tmp_path / "b", max_runtime=1e-9)
+    assert train(settings).evaluation is None
+    assert "stopped after --max-runtime" in capsys.readouterr().out
+    outcome = resume(tmp_path / "b", max_runtime=1.0)
+    assert outcome.evaluation is not None and outcome.signal is None
+    assert same(policy(outcome.run_dir), policy(finished))
+
+
+@pytest.mark.parametrize("final", [False, True], ids=["on the way", "the last one"])
+def test_a_signal_does_not_wait_for_an_evaluation(final, finished, tmp_path, monkeypatch):
+    """It is given up, and made when the run goes on, at the same place in the logs."""
+    import mtrl.trainer
+
+    original, asked = mtrl.training.trainer.evaluate_in, []
+
+    def evaluate_in(agent, envs, seed, episodes, tick):
+        def interrupted(steps: int) -> None:
+            if not asked and (episodes == 50) == final:
+                asked.append(episodes)
+                os.kill(os.getpid(), signal.SIGTERM)
+            tick(steps)
+
+        return original(agent, envs, seed, episodes, tick=interrupted)
+
+    monkeypatch.setattr(mtrl.training.trainer, "evaluate_in", evaluate_in)
+    outcome = train(config(tmp_path / "b"))
+    assert outcome.signal == signal.SIGTERM and asked == [50 if final else 1]
+    assert resume(tmp_path / "b").evaluation is not None
+    assert same(policy(tmp_path / "b"), policy(finished))
+    assert evaluations(tmp_path / "b") == evaluations(finished)
+
+
+def test_a_second_signal_ends_at_once():
+    with Interrupt() as interrupt:
+        assert not interrupt.wanted
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.wanted and interrupt.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+
+
+def evaluations(run_dir: Path) -> list[tuple[int, float]]:
+    rows = map(json.loads, (run_dir / "progress.json").read_text().splitlines())
+    tag = "eval/success_rate/mean"
+    return [(row["time/total_timesteps"], row[tag]) for row in rows if tag in row]
+
+
+def test_a_second_training_in_one_folder_is_refused(tmp_path):
+    run_dir = stopped(tmp_path / "b", 100)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time\nfrom pathlib import Path\nfrom mtrl.training.lock import locked\n"
+            "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)",
+            run_dir,
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    with pytest.raises(UsageError, match=f"run_dir: expected .* where process {holder.pid} on .*"):
+        resume(run_dir)
+    holder.kill()
+    holder.wait()
+    with locked(run_dir) as note:  # the kernel has let go of it
+        assert note is not None and f"taking over from process {holder.pid}" in note
+    with locked(run_dir) as note:
+        assert note is None
+
+
+@pytest.mark.parametrize(
+    "frequent",
+    ["--checkpoint-every 60 --log-every 2000", "--log-every 20 --buffer-size 20"],
+    ids=["checkpoints", "logs"],
+)
+def test_a_disk_that_is_full_leaves_the_checkpoint_before(frequent, tmp_path):
+    """A limit on the size of files stands for it: the first checkpoints fit, the later do not, or
+    they all do and TensorBoard's file does not.
+    """
+    code = (
+        "import resource, signal, sys\nfrom mtrl.cli.train import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2 * (limit := int(sys.argv[1])), limit * 2))\n"
+        "sys.exit(main(sys.argv[2:]))"
+    )
+    flags = (
+        "--total-timesteps 4000 --learning-starts 40 --checkpoint-every 100 --horizon 10 "
+        "--workers 1 --hidden-sizes 8 --batch-size 8 --eval-every 4000 "
+        f"--simulator metaworld {frequent}"
+    )
+    run_dir = tmp_path / "b"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            "40000",
+            "--tasks",
+            *TASKS,
+            *flags.split(),
+            "--run-dir",
+            run_dir,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    state, notes = load_newest(run_dir)
+    assert not notes and 60 <= state["steps"] < 4000
+    path = newest_checkpoint(run_dir)
+    assert f"{path} is whole: --resume {run_dir} goes on from it" in done.stderr
+    assert "too large" in done.stderr and done.stderr.count("\n") == 1
+    assert not list(run_dir.rglob("*.tmp"))
+
+
+def test_a_folder_that_is_taken_away_stops_the_run_with_a_word(tmp_path):
+    trainer = trainer_of(config(tmp_path / "b"))
+    step = trainer.step
+
+    def and_lose() -> None:
+        step()
+        if trainer.steps == 100:
+            (tmp_path / "b/checkpoints").rename(tmp_path / "elsewhere")
+            (tmp_path / "b/checkpoints").touch()  # a file
+
+    trainer.step = and_lose  # type: ignore[method-assign]
+    with pytest.raises(RunError, match=r"exists.*No checkpoint has been written yet"):
+        trainer.run()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_permissions_that_are_lost_leave_the_checkpoint_before():
+    nobody = 65534
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own nobody else may look into
+        Path(folder).chmod(0o755)
+        run_dir = Path(folder) / "b"
+        trainer = trainer_of(config(run_dir))
+        step, user = trainer.step, os.geteuid()
+
+        def and_lose() -> None:
+            step()
+            if trainer.steps == 100:
+                for path in (run_dir, run_dir / "checkpoints"):
+                    path.chmod(0o555)
+                if user == 0:  # to whom nothing is forbidden
+                    os.seteuid(nobody)
+
+        trainer.step = and_lose  # type: ignore[method-assign]
+        try:
+            with pytest.raises(
+                RunError, match=r"Permission denied.*step_\d*60\.safetensors is whole"
+            ):
+                trainer.run()
+        finally:
+            os.seteuid(user)
+            for path in (run_dir, run_dir / "checkpoints"):
+                path.chmod(0o755)
+        state, notes = load_newest(run_dir)
+        assert not notes and state["steps"] == 60
+
+
+def test_lost_simulators_are_replaced_counted_and_in_the_end_too_many(tmp_path):
+    environment = {"horizon": HORIZON, "workers": 1, "simulator": "metaworld", "max_restarts": 1}
+    trainer = trainer_of(config(tmp_path / "b", environment=environment))
+    step, lost = trainer.step, (90, 150)
+
+    def and_kill() -> None:
+        if trainer.steps in lost:
+            trainer.envs._parts[0]._processes[0].kill()
+        step()
+
+    trainer.step = and_kill  # type: ignore[method-assign]
+    with pytest.raises(
+        RunError, match=r"task '(reach|drawer-close)-v3'.*died.* is whole: --resume"
+    ):
+        trainer.run()
+    rows = list(map(json.loads, (tmp_path / "b/progress.json").read_text().splitlines()))
+    assert [row["time/restarts"] for row in rows if "time/restarts" in row] == [0, 0, 1]
+    assert load_newest(tmp_path / "b")[0]["steps"] == 150
+    outcome = resume(tmp_path / "b")
+    assert outcome.evaluation is not None
+
+
+class Rich(gym.Env):
+    """Pays too much from its fortieth step on: more than float32 can square."""
+
+    observation_space = gym.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, pays: bool) -> None:
+        self.pays, self.steps = pays, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        reward = 1e30 if self.pays and self.steps > 40 else 0.0
+        return np.zeros(3, np.float32), reward, False, False, {"success": False}
+
+
+def test_numbers_that_go_wrong_stop_the_run_before_anything_is_spoilt(tmp_path):
+    benchmark = Benchmark("rich", {"poor": partial(Rich, False), "rich": partial(Rich, True)})
+    settings = config(tmp_path / "b", tasks=None, checkpoint_every=40, eval_every=TOTAL)
+    settings = settings.model_copy(
+        update={"environment": settings.environment.model_copy(update={"simulator": "auto"})}
+    )
+    pattern = r"critic_loss of task 'rich' became .* in update \d+, noticed after \d+ steps.* whole"
+    with pytest.raises(RunError, match=pattern):
+        train(settings, benchmark)
+    (evidence,) = (tmp_path / "b").glob("stopped_*.safetensors")
+    assert load_file(evidence)["rewards"][1].max() > 1e29
+    state, _ = load_newest(tmp_path / "b")
+    assert all(value.isfinite().all() for value in state["agent"].values())
+
+
+def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
+    """Fifty kills at random moments of nothing but writing."""
+    dice = random.Random(0)
+    state = {"x": torch.arange(200_000), "name": "value"}
+    save_checkpoint(tmp_path, 0, state, "a: 1")
+    seen = set()
+    for kill in range(50):
+        child = os.fork()
+        if not child:
+            steps = 1_000 * (kill + 1)
+            while True:
+                steps += 1
+                save_checkpoint(tmp_path, steps, state, "a: 1")
+        time.sleep(dice.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        found, notes = load_newest(tmp_path)
+        assert not notes and torch.equal(found["x"], state["x"])
+        seen.add(newest_checkpoint(tmp_path).name)
+    assert len(seen) > 10  # they did get to write
+
+
+@pytest.mark.slow
+def test_killed_at_fifty_random_moments_it_goes_on_each_time(tmp_path):
+    """The real command, in the end the same run as if nothing had happened."""
+    dice = random.Random(1)
+    flags = (
+        "--total-timesteps 6000 --learning-starts 200 --checkpoint-every 40 --horizon 50 "
+        "--workers 1 --hidden-sizes 8 --batch-size 8 --eval-every 3000 --eval-episodes 1 "
+        "--log-every 100 --diagnose-every 0 --simulator metaworld"
+    ).split()
+    program = [sys.executable, "-m", "mtrl.cli.train"]
+
+    def begin(run_dir: Path) -> list[str]:
+        return [*program, "--tasks", *TASKS, *flags, "--run-dir", str(run_dir)]
+
+    subprocess.run(begin(tmp_path / "a"), check=True, capture_output=True)
+    run_dir, kills = tmp_path / "b", 0
+    command = begin(run_dir)
+    while True:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if kills < 50:
+            begun = time.monotonic()
+            before = set((run_dir / "checkpoints").glob("step_*"))
+            while set((run_dir / "checkpoints").glob("step_*")) == before:  # it got going
+                assert process.poll() is None and time.monotonic() < begun + 120
+                time.sleep(0.01)
+            time.sleep(dice.uniform(0, 0.5))
+            process.kill()
+            kills += 1
+        _, errors = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, errors
+        assert not load_newest(run_dir)[1]
+        command = [*program, "--resume", str(run_dir)]
+    assert kills == 50
+    assert same(policy(run_dir), policy(tmp_path / "a"))
+    assert (run_dir / "eval.csv").read_bytes() == (tmp_path / "a/eval.csv").read_bytes()
+
+
+FAILS = """
+import sys
+from mtrl.cli import train
+from mtrl.trainer import Trainer
+step = Trainer.step
+def fail(self):
+    step(self)
+    if self.steps >= 60: raise OSError("no such luck")
+if "--fails" in sys.argv:
+    sys.argv.remove("--fails")
+    Trainer.step = fail
+sys.exit(train.main())
+"""
+"""The command, that can be made to fail on its way."""
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [
+        ([], 1),
+        ([signal.SIGTERM], 128 + signal.SIGTERM),
+        ([signal.SIGINT, signal.SIGINT], 128 + signal.SIGINT),
+        ([signal.SIGKILL], -signal.SIGKILL),
+    ],
+    ids=["fails", "asked", "asked twice", "killed"],
+)
+def test_nobody_is_left_behind(signals, code, tmp_path):
+    """Neither simulators nor the server that forks them outlive the command."""
+    flags = (
+        "--total-timesteps 1000000 --learning-starts 40 --horizon 10 --hidden-sizes 8 "
+        "--batch-size 8 --checkpoint-every 40"
+    )
+    command = [sys.executable, "-c", FAILS, "--tasks", *TASKS, *flags.split()]
+    command += ["--run-dir", str(tmp_path / "b"), *([] if signals else ["--fails"])]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "b/checkpoints").glob("step_*")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.05)
+        _, errors = process.communicate(timeout=60)
+    # A second SIGINT may find the interpreter already leaving, which it then dies of: a shell calls
+    # both 130.
+    assert process.returncode in ({130, -signal.SIGINT} if code == 130 else {code}), errors
+    assert signals or b"no such luck" in errors
+    deadline = time.monotonic() + 10
+    while alive := [p for p in processes() if p[1] == process.pid]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.1)
+
+
+def processes() -> list[tuple[int, int]]:
+    """Each process's number and session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            found.append((int(path.parent.name), int(fields[3])))
+    return found
+
+
+def test_benchmarks_named_by_a_checkpoint_are_those_of_the_run(tmp_path):
+    """A state of other tasks is refused in a line."""
+    run_dir = stopped(tmp_path / "b", 100)
+    with pytest.raises(UsageError, match="resume: expected the state of a run with this config"):
+        resume(run_dir, benchmark=get_benchmark("mt1:reach-v3"))

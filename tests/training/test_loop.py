@@ -1,0 +1,195 @@
+"""The loop with several environments per task: what it stores, what it learns from, and when."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mtrl import resume, train
+from mtrl.config.sections import AgentConfig
+from mtrl.config.train import TrainConfig
+from mtrl.envs.benchmarks import get_benchmark
+from mtrl.envs.make import make_vector_env
+from mtrl.envs.metaworld import MetaWorldTask
+from mtrl.sac.agent import MTSAC
+from mtrl.sac.replay import ReplayBuffer
+from mtrl.training.pace import Pace
+from mtrl.training.rollout import Collector
+from mtrl.training.run import check
+from mtrl.training.trainer import Trainer
+
+TASKS, COPIES, HORIZON = ("drawer-close-v3", "reach-v3"), 2, 7
+
+
+def config(run_dir: Path, **changes) -> TrainConfig:
+    """96 vector steps of 4 environments, the first 24 of them random."""
+    workers = changes.pop("workers", None)
+    return TrainConfig.model_validate(
+        {
+            "tasks": TASKS,
+            "total_timesteps": 384,
+            "learning_starts": 96,
+            "eval_every": 160,
+            "eval_episodes": 1,
+            "log_every": 32,
+            "checkpoint_every": 100,
+            "diagnose_every": 128,
+            "run_dir": run_dir,
+            "seed": 3,
+            "agent": {"hidden_sizes": [8, 8]},
+            "learner": {"batch_size": 16, "buffer_size": 101, "surgery": "pcgrad"},
+            "environment": {
+                "horizon": HORIZON,
+                "envs_per_task": COPIES,
+                "workers": workers,
+                "simulator": "metaworld",
+            },
+        }
+        | changes
+    )
+
+
+def log(run_dir: Path) -> list[dict[str, str]]:
+    """Everything logged but what the clock says."""
+    with (run_dir / "progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    clock = ("time/fps", "time/updates_per_second", "time/elapsed", "time/share/")
+    return [{k: v for k, v in row.items() if not k.startswith(clock)} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("loop") / "a"
+    train(config(run_dir))
+    return run_dir
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    ours, theirs = (load_file(run_dir / "policy_final.safetensors") for run_dir in (a, b))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert log(a) == log(b)
+    assert (a / "eval.csv").read_text() == (b / "eval.csv").read_text()
+
+
+def test_the_same_seed_is_the_same_run_on_any_number_of_workers(finished, tmp_path):
+    train(config(tmp_path / "b", workers=1))
+    assert_same_run(finished, tmp_path / "b")
+    updates = [float(row["time/updates"]) for row in log(finished) if row["time/updates"]]
+    assert updates[-1] == (384 - 96) / 4  # one in every vector step after learning_starts
+
+
+def test_a_run_that_stopped_within_an_episode_goes_on_as_if_it_had_not(finished, tmp_path):
+    stopped = tmp_path / "stopped"
+    train(config(stopped, total_timesteps=200))  # 50 vector steps: 1 into the 8th episodes
+    resume(stopped, total_timesteps=384)
+    ours, theirs = (load_file(d / "policy_final.safetensors") for d in (finished, stopped))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert (stopped / "eval.csv").read_text() == (finished / "eval.csv").read_text()
+
+
+def test_the_learner_works_on_what_was_stored_before_while_simulators_step(tmp_path, monkeypatch):
+    benchmark, device, resolved = check(config(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    trainer = Trainer(resolved, benchmark, device, tmp_path / "run")
+    order = []
+    for owner, name in ((trainer.envs, "step_async"), (trainer.envs, "step_wait")):
+        method = getattr(owner, name)
+
+        def noted(*arguments, method=method, name=name):
+            order.append((name, len(trainer.replay)))
+            return method(*arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+    monkeypatch.setattr(
+        trainer.learner, "step", lambda replay, updates: order.append(("learn", len(replay))) or {}
+    )
+    for _ in range(26):
+        trainer.step()
+    trainer.close()
+    before = [COPIES * step for step in range(26)]
+    assert trainer.steps == 26 * 4
+    expected = [(name, n) for n in before[:24] for name in ("step_async", "step_wait")]
+    expected += [(name, n) for n in before[24:] for name in ("step_async", "learn", "step_wait")]
+    assert order == expected
+
+
+def test_a_run_has_its_own_threads_and_lowers_its_step_sizes(tmp_path, monkeypatch):
+    falling = {"batch_size": 16, "learning_rate": 0.01, "final_learning_rate": 0.0}
+    settings = config(tmp_path / "run", threads=1, learner=falling)
+    benchmark, device, resolved = check(settings)
+    (tmp_path / "run").mkdir()
+    trainer = Trainer(resolved, benchmark, device, tmp_path / "run")
+    seen = []
+
+    def some_steps():
+        seen.append(torch.get_num_threads())
+        while trainer.steps < 192:
+            trainer.step()
+
+    monkeypatch.setattr(trainer, "_run", some_steps)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        trainer.run()
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    # The last vector step began after 188 of 384 environment steps.
+    rates = [group["lr"] for o in trainer.learner.optimizers.values() for group in o.param_groups]
+    assert rates == pytest.approx([0.01 * (1 - 188 / 384)] * len(rates))
+
+
+def test_what_is_stored_is_what_each_copy_lived_through():
+    """Against one environment at a time: no reset among the transitions, no wrong successor."""
+    envs = make_vector_env(get_benchmark("", TASKS), HORIZON, workers=2, envs_per_task=COPIES)
+    agent = MTSAC(TASKS, AgentConfig(hidden_sizes=(8,)), envs.observation_size, envs.action_size)
+    collector, steps = Collector(envs, agent, seed=0), 4 * HORIZON + 3
+    replay = ReplayBuffer(
+        2 * COPIES * steps, 2, envs.observation_size, envs.action_size, envs_per_task=COPIES
+    )
+    collector.reset(seed=5)
+    actions = []
+    for step in range(steps):
+        collector.act(uniform=step < 10)
+        actions.append(collector._actions)
+        collector.store(collector.wait(), replay)
+    envs.close()
+    assert len(replay) == COPIES * steps
+    batch = replay.sample(4_000)
+    columns = (batch.observations, batch.actions, batch.rewards[..., None], batch.next_observations)
+    rows = torch.cat(columns, -1).numpy()
+    for t, task in enumerate(TASKS):
+        lived = set()
+        for copy in range(COPIES):
+            alone = MetaWorldTask(task, HORIZON, stride=COPIES)
+            observation, _ = alone.reset(seed=5, options={"episode": copy})
+            for moves in actions:
+                action = moves[t * COPIES + copy]
+                following, reward, _, truncated, _ = alone.step(action)
+                lived.add(np.hstack([observation, action, reward, following]).astype("f").tobytes())
+                observation = alone.reset()[0] if truncated else following
+        assert {row.tobytes() for row in rows[t]} == lived
+
+
+def test_pace_tells_rates_and_shares(monkeypatch):
+    clock = iter([0.0, 1.0, 5.0, 7.0, 100.0, 101.0, 200.0, 202.0])
+    monkeypatch.setattr("mtrl.training.rollout.time.perf_counter", lambda: next(clock))
+    pace = Pace(steps=40, updates=3)
+    for stage in ("act", "learn", "act"):
+        with pace.stage(stage):
+            pass
+    found = pace.lap(steps=48, updates=5)
+    assert found == {
+        "time/fps": 2.0,
+        "time/updates_per_second": 0.5,
+        "time/share/act": 0.5,
+        "time/share/learn": 0.5,
+        "time/share/wait": 0.0,
+        "time/share/store": 0.0,
+    }
+    with pace.stage("wait"):
+        pass
+    assert pace.lap(steps=50, updates=5)["time/fps"] == 1.0

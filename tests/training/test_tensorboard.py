@@ -1,0 +1,175 @@
+"""What a user of TensorBoard sees, asked of a running server as its page asks it."""
+
+import json
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_runs import write_run
+from tensorboard import program
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import metadata
+
+from mtrl.analysis.conflicts import cosine_figure
+from mtrl.config.train import TrainConfig
+from mtrl.training.logger import RunLogger
+
+FEW, MORE = ("reach-v3", "push-v3"), ("reach-v3", "push-v3", "door-open-v3")
+TOTAL = 1_000
+
+
+def config(tasks: tuple[str, ...], seed: int, **learner: object) -> TrainConfig:
+    often = {"log_every": 100, "eval_every": 200, "diagnose_every": 200}
+    tree = {"tasks": tasks, "seed": seed, "total_timesteps": TOTAL, "learning_starts": 300}
+    small = {"batch_size": 8} | learner
+    return TrainConfig.model_validate(tree | often | {"learner": small})
+
+
+@pytest.fixture(scope="module")
+def logdir(tmp_path_factory) -> Path:
+    """A finished run; one of more tasks that was killed; one that was killed and went on."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_run(folder / "finished", config(FEW, 0, surgery="pcgrad"))
+    write_run(folder / "killed", config(MORE, 1, critic_surgery="mgda"), stop_at=600)
+    resumed = write_run(folder / "resumed", config(FEW, 2), stop_at=700)
+    now = time.time()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time", lambda: now - 3600)  # the clock was set meanwhile
+        logger = RunLogger(resumed, TOTAL, config(FEW, 2), resume_at=500)
+    for steps, rate in ((600, 0.25), (TOTAL, 0.75)):
+        rates = {f"eval/success_rate/{name}": rate for name in (*FEW, "mean", "worst")}
+        logger.write(steps, rates)
+        cosines = np.array([[1.0, -rate], [-rate, 1.0]])
+        logger.cosines(steps, {"actor": cosines})
+        logger.figure(steps, "surgery/actor/cosines", cosine_figure(cosines, FEW, f"{steps}"))
+    logger.finish()
+    logger.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ask(logdir):
+    """Gets an answer of the server, or posts a question to it."""
+    server = program.TensorBoard()
+    server.configure(argv=["tensorboard", "--logdir", str(logdir), "--port", "0"])
+    address = server.launch()
+
+    def ask(path: str, post: object = None, **arguments: object):
+        url = f"{address}{path}?{urllib.parse.urlencode(arguments)}"
+        data = None if post is None else json.dumps(post).encode()
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            body = answer.read()
+            return json.loads(body) if "json" in answer.headers["Content-Type"] else body
+
+    def loaded() -> bool:
+        """It reads the runs in the background, one after the other."""
+        tag = "eval/success_rate/mean"
+        for run, last in (("finished", TOTAL), ("killed", 600), ("resumed", TOTAL)):
+            if tag not in ask("data/plugin/scalars/tags").get(run, {}):
+                return False
+            if ask("data/plugin/scalars/scalars", run=run, tag=tag)[-1][1] != last:
+                return False
+        return bool(ask("data/plugin/images/tags"))
+
+    deadline = time.monotonic() + 60
+    while not loaded():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return ask
+
+
+def test_no_run_but_the_three_and_every_dashboard_has_data(ask):
+    assert set(ask("data/runs")) == {"finished", "killed", "resumed"}
+    plugins = ask("data/plugins_listing")
+    for name in ("scalars", "custom_scalars", "images", "text", "hparams"):
+        assert plugins[name]["enabled"], name
+
+
+def test_all_tasks_are_on_one_chart_even_if_runs_have_others(ask):
+    layout = ask("data/plugin/custom_scalars/layout")
+    (category,) = layout["category"]  # three runs, one layout
+    charts = {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
+    assert list(charts) == ["eval/success_rate", "rollout/success_rate", "rollout/ep_rew_mean"]
+    (pattern,) = charts["eval/success_rate"]
+    for run, tasks in (("finished", FEW), ("killed", MORE)):
+        found = ask("data/plugin/custom_scalars/scalars", run=run, tag=pattern)
+        assert found["regex_valid"]
+        curves = found["tag_to_events"]
+        assert curves.keys() == {f"eval/success_rate/{task}" for task in tasks}
+    steps = [event[1] for event in curves["eval/success_rate/push-v3"]]
+    assert steps == [200, 400, 600]  # environment steps
+
+
+def test_the_table_has_a_row_for_each_run_and_the_last_results(ask):
+    experiment = ask("data/plugin/hparams/experiment", post={"includeMetrics": True})
+    columns = {info["name"]: info["type"] for info in experiment["hparamInfos"]}
+    first_five = [info["name"] for info in experiment["hparamInfos"][:5]]
+    assert first_five == ["batch_size", "benchmark", "hidden_sizes", "seed", "surgery"]
+    # Of any run, the columns are the same: a setting that one run alone has is among them.
+    assert columns.keys() == TrainConfig().flat().keys() - {"run_dir", "total_timesteps"}
+    assert columns["critic_surgery"] == columns["eval_every"] == "DATA_TYPE_STRING"
+    assert columns["learning_rate"] == "DATA_TYPE_FLOAT64"
+    assert columns["compile"] == "DATA_TYPE_BOOL"
+    metrics = [info["name"]["tag"] for info in experiment["metricInfos"]]
+    assert metrics == ["eval/success_rate/mean", "eval/success_rate/worst"]
+
+    statuses = [f"STATUS_{word}" for word in ("UNKNOWN", "SUCCESS", "FAILURE", "RUNNING")]
+    question = {
+        "allowedStatuses": statuses,
+        "colParams": [{"hparam": name, "includeInResult": True} for name in columns]
+        + [{"metric": {"tag": tag, "group": ""}} for tag in metrics],
+        "startIndex": 0,
+        "sliceSize": 10,
+    }
+    groups = ask("data/plugin/hparams/session_groups", post=question)["sessionGroups"]
+    rows = {group["name"]: group for group in groups}
+    assert rows.keys() == {"finished", "killed", "resumed"}  # the resumed one once
+    ended = {name: row["sessions"][0]["status"] for name, row in rows.items()}
+    assert ended == {
+        "finished": "STATUS_SUCCESS",
+        "killed": "STATUS_UNKNOWN",
+        "resumed": "STATUS_SUCCESS",
+    }
+    surgeries = {name: row["hparams"]["surgery"] for name, row in rows.items()}
+    assert surgeries == {"finished": "pcgrad", "killed": "none", "resumed": "none"}
+    assert rows["killed"]["hparams"]["critic_surgery"] == "mgda"
+    assert rows["killed"]["hparams"]["seed"] == 1 and rows["killed"]["hparams"]["batch_size"] == 8
+    assert rows["finished"]["hparams"]["benchmark"] == "custom"
+    assert rows["resumed"]["metricValues"][0]["value"] == pytest.approx(0.75)
+    assert rows["resumed"]["metricValues"][0]["trainingStep"] == TOTAL
+
+
+def test_pictures_are_at_environment_steps(ask):
+    tags = ask("data/plugin/images/tags")["resumed"]
+    assert list(tags) == ["surgery/actor/cosines"]
+    found = ask("data/plugin/images/images", run="resumed", tag="surgery/actor/cosines", sample=0)
+    assert [picture["step"] for picture in found] == [600, TOTAL]
+    (query,) = {picture["query"] for picture in found[-1:]}
+    png = ask("data/plugin/images/individualImage", **dict(urllib.parse.parse_qsl(query)))
+    assert png.startswith(b"\x89PNG")
+
+
+def test_a_resumed_run_shows_itself_once_and_nothing_it_lost(ask, logdir):
+    seen = ask("data/plugin/scalars/scalars", run="resumed", tag="eval/success_rate/mean")
+    assert [(step, value) for _, step, value in seen][-2:] == [(600, 0.25), (TOTAL, 0.75)]
+    assert [step for _, step, _ in seen] == [200, 400, 600, TOTAL]
+    rows = [
+        json.loads(line) for line in (logdir / "resumed/cosines.jsonl").read_text().splitlines()
+    ]
+    assert [row["time/total_timesteps"] for row in rows] == [200, 400, 600, TOTAL]
+    assert rows[-1]["actor"] == [[1.0, -0.75], [-0.75, 1.0]]
+
+    events = EventAccumulator(str(logdir / "resumed")).Reload()
+    for tag in (metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG):
+        assert len(events.Tensors(tag)) == 1
+    (written,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(written.tensor_proto.string_val[0])
+    assert [category.title for category in layout.category] == ["all tasks"]
+    content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    start = metadata.parse_session_start_info_plugin_data(content)
+    assert start.hparams["seed"].number_value == 2
