@@ -76,15 +76,13 @@ class Jacobian(TaskGradients):
         return combine(weights, self.shared)
 
 
-@dataclass(frozen=True)
 class FeatureGradients(ABC):
-    """G_k = ∂L_k/∂z: what each task wants of the trunk's output z.
+    """G_k = ∂L_k/∂z: what each task wants of the trunk's output z."""
 
-    Attributes:
-        losses: `[N, T]`.
-    """
-
-    losses: Tensor
+    @property
+    @abstractmethod
+    def losses(self) -> Tensor:
+        """`[N, T]`."""
 
     @property
     @abstractmethod

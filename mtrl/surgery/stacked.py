@@ -213,6 +213,7 @@ class StackedFeatures(FeatureGradients):
     """The mean loss's backward, paused at z.
 
     Attributes:
+        task_losses: `[N, T]`.
         problem: Whose it is.
         auxiliary: What the loss returned beside.
         features: z, `[N, T, B, d]`, with its graph.
@@ -221,12 +222,18 @@ class StackedFeatures(FeatureGradients):
         leaves: Shared and per-task parameters.
     """
 
+    task_losses: Tensor
     problem: StackedProblem
     auxiliary: dict[str, Tensor]
     features: Tensor
     at_features: Tensor
     above: list[dict[str, Tensor]]
     leaves: list[dict[str, Tensor]]
+
+    @property
+    def losses(self) -> Tensor:
+        """See `FeatureGradients`."""
+        return self.task_losses
 
     @property
     def norms(self) -> Tensor:
