@@ -123,9 +123,18 @@ class ModuleProblem:
             return {}
         outputs, given = zip(*pairs, strict=True)
         with _without_hooks(shared):
-            found = torch.autograd.grad(
-                outputs, shared, given, retain_graph=retain, allow_unused=True
-            )
+            try:
+                found = torch.autograd.grad(
+                    outputs, shared, given, retain_graph=retain, allow_unused=True
+                )
+            except RuntimeError as error:
+                if "donated" not in str(error):
+                    raise
+                raise UsageError(
+                    "trunk: expected a graph that can be differentiated once for each task, got "
+                    "one that torch.compile made for a single time; before it is compiled, "
+                    "set torch._functorch.config.donated_buffer = False"
+                ) from error
         return {p: g for p, g in zip(shared, found, strict=True) if g is not None}
 
 
