@@ -321,14 +321,15 @@ def test_grad_scaler_survives_an_overflow_in_the_middle(surgery):
 
 
 @pytest.mark.parametrize("surgery", ["none", "pcgrad", "rotograd"])
-def test_torch_compile(surgery, monkeypatch):
-    monkeypatch.setattr("torch._functorch.config.donated_buffer", False)
+def test_torch_compile(surgery):
+    torch.compiler.reset()
     model, eager = make(surgery), make(surgery)
     compiled = torch.compile(model, backend="aot_eager")
     x, y = data()
-    for _ in range(2):
-        for m in (compiled, eager):
-            sum(losses(m(x), y).values()).backward()
+    with torch._functorch.config.patch(donated_buffer=False):
+        for _ in range(2):
+            for m in (compiled, eager):
+                sum(losses(m(x), y).values()).backward()
     for p, q in zip(model.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
 
