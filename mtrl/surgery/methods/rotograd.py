@@ -97,6 +97,8 @@ class RotoGrad(Surgery):
     def prepare(self, networks: SurgeryTarget) -> None:
         """See `Surgery`."""
         like = next(networks.parameters())
+        # On the parameters' device, or a captured update would count on the host: once for ever.
+        self.updates = self.updates.to(like.device)
         self.register_buffer("initial_norms", like.new_zeros(networks.n_networks, networks.n_tasks))
         if self.rotates:
             networks.add_rotation(self.rotation_size)
