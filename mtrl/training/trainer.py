@@ -164,11 +164,14 @@ class Trainer(RunState):
             expect_finite(self.agent.named_parameters())
         except RunError as error:
             path = self.run_dir / f"stopped_{self.steps:012d}.safetensors"
-            batch = {name: v.contiguous() for name, v in vars(self.learner.last_batch).items()}
-            write_atomically(path, lambda temporary: save_file(batch, temporary))
+            batch = self.learner.last_batch
+            kept = ""
+            if batch is not None:  # none before the first update
+                tensors = {name: value.contiguous() for name, value in vars(batch).items()}
+                write_atomically(path, lambda temporary: save_file(tensors, temporary))
+                kept = f"; the last batch is in {path}"
             raise RunError(
-                f"{error}, noticed after {self.steps:,} steps; the last batch is in {path}. "
-                f"{self._whole()}"
+                f"{error}, noticed after {self.steps:,} steps{kept}. {self._whole()}"
             ) from None
 
     def _whole(self) -> str:
@@ -218,6 +221,7 @@ class Trainer(RunState):
     def _description(self) -> dict[str, Any]:
         return {
             "benchmark": self.benchmark.name,
+            "environments": "custom" if self.benchmark.custom else "metaworld",
             "surgery": self.config.learner.surgery,
             "seed": self.config.seed,
             "horizon": self.config.environment.horizon,
