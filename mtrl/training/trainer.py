@@ -231,6 +231,7 @@ class Trainer(RunState):
     def _description(self) -> dict[str, Any]:
         return {
             "benchmark": self.benchmark.name,
+            "environments": "custom" if self.benchmark.custom else "metaworld",
             "surgery": self.config.learner.surgery,
             "seed": self.config.seed,
             "horizon": self.config.environment.horizon,
