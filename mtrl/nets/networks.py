@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, normalize
+from torch.nn.functional import normalize
 
 from mtrl.errors import UsageError
+from mtrl.nets.fused import layer
 from mtrl.nets.linear import own_linear, shared_linear
 
 Parameters = Mapping[str, Tensor]
@@ -63,21 +64,22 @@ class Trunk:
         if "embedding" in per_task:
             parameters["bias0"] = _with_task(parameters)
 
-        def layer(number: int, inputs: Tensor) -> Tensor:
+        def numbered(number: int, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
             weight = f"weight{number}"
             if tape is not None:
                 tape[weight] = inputs
-            outputs = shared_linear(inputs, shared[weight], parameters[f"bias{number}"])
-            return layer_norm(outputs, outputs.shape[-1:]) if self.layer_norm else outputs
+            relu, bias = residual is None, parameters[f"bias{number}"]
+            norm = self.layer_norm
+            return layer(inputs, shared[weight], bias, norm=norm, relu=relu, residual=residual)
 
         n_layers = sum(name.startswith("weight") for name in shared)
-        hidden = layer(0, inputs).relu_()
+        hidden = numbered(0, inputs)
         if self.residual:
             for first in range(1, n_layers, 2):
-                hidden = hidden + layer(first + 1, layer(first, hidden).relu_())
+                hidden = numbered(first + 1, numbered(first, hidden), hidden)
         else:
             for number in range(1, n_layers):
-                hidden = layer(number, hidden).relu_()
+                hidden = numbered(number, hidden)
         return hidden
 
 
@@ -97,14 +99,13 @@ def head(shared: Parameters, per_task: Parameters, features: Tensor) -> Tensor:
     Its results are in the parameters' type whatever that of the features: rounding a value to 8
     bits would drown the differences that a target is made of.
     """
-    with torch.autocast(features.device.type, enabled=False):
-        if "head_weight" in shared:
-            weight, bias = shared["head_weight"], shared["head_bias"]
-            return shared_linear(features.to(bias.dtype), weight, bias)
-        weight, bias = per_task["head_weight"], per_task["head_bias"]
-        if "rotation" in per_task:
+    if "head_weight" in shared:
+        return shared_linear(features, shared["head_weight"], shared["head_bias"], exact=True)
+    weight, bias = per_task["head_weight"], per_task["head_bias"]
+    if "rotation" in per_task:
+        with torch.autocast(features.device.type, enabled=False):
             weight = fold(per_task["rotation"], weight)
-        return own_linear(features, weight, bias)
+    return own_linear(features, weight, bias)
 
 
 def fold(rotation: Tensor, weight: Tensor) -> Tensor:
