@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mtrl.errors import UsageError, unknown
-from mtrl.surgery.base import MAINTAIN_EVERY, Surgery
-from mtrl.surgery.diagnostics import cosines
+from mtrl.errors import UsageError
+from mtrl.surgery.base import Surgery
 from mtrl.surgery.gradients import at_least_float32
-from mtrl.surgery.graph import Crossing, Total, splits_below
 from mtrl.surgery.heads import Features, Heads
-from mtrl.surgery.methods.none import NoSurgery
-from mtrl.surgery.modules import ModuleProblem, Row
 from mtrl.surgery.registry import get_surgery
-
-
-@dataclass(frozen=True)
-class Step:
-    """What surgery did in one backward.
-
-    Attributes:
-        weights: Of each task's gradient on the trunk; all 1 is the sum of the losses.
-        gramian: Of the tasks' gradients on the trunk, `[T, T]` of these tasks in this order; None
-            where the method does not look at them, see `MultiTaskModel.watch`.
-    """
-
-    weights: dict[str, Tensor]
-    gramian: Tensor | None
-
-    @property
-    def cosines(self) -> Tensor | None:
-        """Cos φ between the tasks' gradients, `[T, T]`; below zero is a conflict."""
-        return None if self.gramian is None else cosines(self.gramian)
+from mtrl.surgery.surgeon import Outcome, Surgeon
 
 
 class MultiTaskModel(nn.Module):
@@ -64,9 +39,6 @@ class MultiTaskModel(nn.Module):
         n_features: d; only rotations have to know it.
         seed: Of the method's random numbers.
         watch: Compute the tasks' cosines for methods too that do not need them.
-
-    Attributes:
-        last: What surgery did in the last backward, a `Step`; None before the first.
 
     Example:
         >>> trunk = nn.Sequential(nn.Linear(8, 32), nn.ReLU())
@@ -103,25 +75,17 @@ class MultiTaskModel(nn.Module):
         self.register_buffer("rotation", None)
         self.surgery = get_surgery(surgery) if isinstance(surgery, str) else surgery
         self.surgery.prepare(self)
-        self.last: Step | None = None
-        self._generator: torch.Generator | None = None
-        self._n_backwards = 0
-        self._forget()
-
-    def _forget(self) -> None:
-        """Start without any forward pass."""
-        self._open: list[Any] = []  # weak references to crossings
-        self._crossed = False  # in the last forward pass
-        self._kept: list[ModuleProblem] = []
-        self._keeps = False
-        self._losses: dict[int, Tensor] | None = None
-        self._found: Row = {}
-        self._passed: dict[Crossing, list[Tensor | None]] = {}
+        self._surgeon = Surgeon(self)
 
     @property
     def n_tasks(self) -> int:
         """T."""
         return len(self.heads)
+
+    @property
+    def last(self) -> Outcome | None:
+        """What surgery did in the last backward; None before the first."""
+        return self._surgeon.last
 
     def add_rotation(self, size: int | None = None) -> None:
         """Put a rotation between the trunk and each head; see `SurgeryTarget`."""
@@ -163,7 +127,7 @@ class MultiTaskModel(nn.Module):
         if not (own and inputs[0].keys() <= set(self.heads)):
             return self._outputs(list(self.heads), self.trunk(*inputs, **keywords))
         _refuse_batch_norm(self.trunk)
-        outputs = {}
+        outputs: dict[str, Any] = {}
         for task, x in inputs[0].items():
             z = self.trunk(**x) if isinstance(x, Mapping) else self.trunk(x)
             outputs |= self._outputs([task], z)
@@ -185,43 +149,15 @@ class MultiTaskModel(nn.Module):
         Raises:
             ValueError: if a loss is not a scalar, or was not computed from its task's output.
         """
-        self._check(losses)
-        names = [task for task in self.heads if task in losses and losses[task].requires_grad]
-        if not names:
-            raise ValueError("losses: expected one that depends on the model's outputs, got none")
-        tasks = [list(self.heads).index(name) for name in names]
-        foreign = []
-        for name, task in zip(names, tasks, strict=True):
-            edges = splits_below(losses[name])
-            served = [node.crossing.tasks[n // len(node.crossing.features)] for node, n in edges]
-            if task not in served and self._crossed:
-                raise ValueError(f"losses: expected {name!r} to depend on its head's last output")
-            foreign += [
-                (losses[name], task, *edge)
-                for edge, owner in zip(edges, served, strict=True)
-                if owner != task
-            ]
-        ordered = [losses[name] for name in names]
+        return self._surgeon.total(losses)
 
-        def tell(scale: Tensor) -> None:
-            self._losses = dict(zip(tasks, (loss.detach() for loss in ordered), strict=True))
-            for loss, task, node, slot in foreign:
-                edge = GradientEdge(node, slot)
-                (found,) = torch.autograd.grad(
-                    loss, [edge], scale.to(loss.dtype), retain_graph=True, allow_unused=True
-                )
-                if found is not None:
-                    node.crossing.move(slot, task, found)
-
-        return Total.apply(tell, *ordered)
-
-    def backward(self, losses: Mapping[str, Tensor]) -> Step | None:
+    def backward(self, losses: Mapping[str, Tensor]) -> Outcome | None:
         """As `total(losses).backward()`.
 
         Returns:
             What was done; None where nothing is shared that learns.
         """
-        self.last = None
+        self._surgeon.last = None
         self.total(losses).backward()
         return self.last
 
@@ -235,11 +171,8 @@ class MultiTaskModel(nn.Module):
             UsageError: if something in front of the trunk learns: it could not wait.
         """
         total = self.total(losses)
-        self._keeps = True
-        try:
+        with self._surgeon.keeping():
             total.backward()
-        finally:
-            self._keeps = False
 
     def after_step(self, losses: Callable[[], Mapping[str, Tensor]]) -> None:
         """Let a method see what the optimiser's step has brought; only `famo` looks.
@@ -258,16 +191,8 @@ class MultiTaskModel(nn.Module):
     @torch.compiler.disable
     def _outputs(self, names: list[str], output: Any) -> dict[str, Any]:
         features = Features(output)
-        copies = [features] * len(names)
-        self._crossed = torch.is_grad_enabled() and bool(features.tensors)
-        if self._crossed:
-            tasks = [list(self.heads).index(name) for name in names]
-            plain = isinstance(self.surgery, NoSurgery) and not self.watch
-            crossing = Crossing(tasks, features.tensors, set(self.trunk.parameters()))
-            found = crossing.copies(None if plain else self._weigh)
-            copies = [features.replaced(tensors) for tensors in found]
-            self._open = [ref for ref in self._open if ref() is not None]
-            self._open.append(weakref.ref(crossing))
+        tasks = [list(self.heads).index(name) for name in names]
+        copies = self._surgeon.copies(features, tasks)
         outputs = {}
         for name, copy in zip(names, copies, strict=True):
             turn = None if self.rotation is None else partial(self._turned, name)
@@ -279,85 +204,6 @@ class MultiTaskModel(nn.Module):
         rotation = self.rotation[0, list(self.heads).index(task)].to(z.dtype)
         size = len(rotation)
         return torch.cat([z[..., :size] @ rotation.mT, z[..., size:]], -1)
-
-    @torch.no_grad()
-    def _weigh(self, crossing: Crossing) -> list[Tensor | None]:
-        """Gradients for what enters a crossing; the first of a backward decides for all."""
-        if crossing.wanted is not None and crossing not in self._passed:
-            self._decide()
-        passed = self._passed.pop(crossing, None) or [None] * len(crossing.features)
-        crossing.release()
-        if not crossing.closed:
-            return passed
-        return [self._found.pop(parameter, None) for parameter in crossing.shared]
-
-    def _decide(self) -> None:
-        crossings = [found for ref in self._open if (found := ref()) is not None]
-        if any(crossing.awaited for crossing in crossings):
-            raise UsageError(
-                "backward: expected forward passes that do not feed each other, on one device: "
-                "the tasks' gradients of one pass are wanted before those of another are known"
-            )
-        here = [crossing for crossing in crossings if crossing.wanted]
-        losses, self._losses = self._losses, None
-        kept = [] if self._keeps else self._kept
-        problem = ModuleProblem(here, self.n_tasks, self.rotation, losses, kept)
-        if self._keeps:
-            self._keep(problem)
-            return
-        if self._generator is None:
-            self._generator = torch.Generator(problem.device).manual_seed(self.seed)
-        if self.watch and not all(crossing.hidden for crossing in here):
-            problem.task_gradients().gramian()
-        n = len(problem.tasks)
-        weights = self.surgery(problem, self._generator).weights[0]
-        names = list(self.heads)
-        self.last = Step(
-            {names[task]: n * w for task, w in zip(problem.tasks, weights, strict=True)},
-            None if problem.seen is None else problem.seen[0],
-        )
-        self._found = problem.into_shared(n * weights)
-        self._passed = {here[i]: row for i, row in problem.weighted(n * weights).items()}
-        self._kept = []
-        self._n_backwards += 1
-        if self._n_backwards % MAINTAIN_EVERY == 0:
-            self.surgery.maintain(self)
-
-    def _keep(self, problem: ModuleProblem) -> None:
-        if not all(crossing.closed for crossing in problem.crossings):
-            raise UsageError("accumulate: expected nothing that learns in front of the trunk")
-        problem.rows  # noqa: B018  # while the graph is there
-        self._kept = [*self._kept, problem]
-        self._found, self._passed = {}, {c: [] for c in problem.crossings}
-
-    def _check(self, losses: Mapping[str, Tensor]) -> None:
-        if not losses:
-            raise ValueError("losses: expected at least one task's, got none")
-        for task, loss in losses.items():
-            if task not in self.heads:
-                raise ValueError(unknown("losses", task, list(self.heads)))
-            if loss.ndim:
-                raise ValueError(
-                    f"losses: expected a scalar for {task!r}, got shape {tuple(loss.shape)}"
-                )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the forward passes: a graph is neither copied nor saved."""
-        state = super().__getstate__()  # type: ignore[misc]
-        generator = state.pop("_generator")
-        state["_generator"] = None if generator is None else generator.get_state()
-        for name in ("_open", "_crossed", "_kept", "_keeps", "_losses", "_found", "_passed"):
-            del state[name]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Forward passes begin anew."""
-        super().__setstate__(state)
-        self._forget()
-        if self._generator is not None:
-            at, state = next(self.parameters()).device, self._generator
-            self._generator = torch.Generator(at)
-            self._generator.set_state(state)
 
 
 def _refuse_batch_norm(trunk: nn.Module) -> None:

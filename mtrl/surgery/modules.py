@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -10,19 +10,16 @@ import torch
 from torch import Tensor
 
 from mtrl.errors import UsageError
-from mtrl.surgery import ranks
 from mtrl.surgery.gradients import (
     FeatureGradients,
     Gradients,
+    Parameters,
     TaskGradients,
     at_least_float32,
-    combine,
-    gramian,
 )
 from mtrl.surgery.graph import Crossing, added, retains_graph
-
-Row = dict[Tensor, Tensor]
-"""A task's gradient on the shared parameters it depends on."""
+from mtrl.surgery.ranks import in_any_rank, mean_of_ranks, world_size
+from mtrl.surgery.rows import Row, combined, rows_added, rows_gramian
 
 
 class ModuleProblem:
@@ -31,6 +28,7 @@ class ModuleProblem:
     Args:
         crossings: The forward passes, each with what its tasks want.
         n_tasks: All tasks.
+        names: Of the shared parameters.
         rotation: `[1, T, m, m]`, or None.
         losses: By task, if they are known.
         kept: Problems of the backwards before, whose gradients count with these.
@@ -40,16 +38,19 @@ class ModuleProblem:
         self,
         crossings: Sequence[Crossing],
         n_tasks: int,
+        names: Mapping[Tensor, str],
+        *,
         rotation: Tensor | None = None,
         losses: dict[int, Tensor] | None = None,
         kept: Sequence[ModuleProblem] = (),
     ) -> None:
-        self.crossings, self.rotation, self._losses, self.kept = crossings, rotation, losses, kept
+        self.crossings, self.names, self.rotation = crossings, names, rotation
+        self._losses, self.kept = losses, kept
         self.wanted = [crossing.wanted or {} for crossing in crossings]
         self.device = crossings[0].features[0].device
         present = {task for wanted in self.wanted for task in wanted}
         present |= {task for problem in kept for task in problem.tasks}
-        self.tasks = ranks.anywhere(sorted(present), n_tasks, self.device)
+        self.tasks: list[int] = in_any_rank(sorted(present), n_tasks, self.device)
         self.seen: Tensor | None = None  # the Gramian, if it was asked for
 
     @property
@@ -63,7 +64,7 @@ class ModuleProblem:
         parts = [problem._losses or {} for problem in self.kept] + [self._losses]
         zero = torch.zeros((), device=self.device)
         found = [sum((p[task] for p in parts if task in p), zero) for task in self.tasks]
-        return ranks.mean(torch.stack([at_least_float32(loss) for loss in found])[None])
+        return mean_of_ranks(torch.stack([at_least_float32(loss) for loss in found])[None])
 
     def task_gradients(self) -> ModuleGradients:
         """See `Problem`."""
@@ -84,7 +85,7 @@ class ModuleProblem:
             gradients = {i: self.wanted[i][task] for i in here}
             keep = retain or any(last[i] != task for i in here)
             rows = [problem.rows.get(task, {}) for problem in self.kept]
-            found[task] = _added([*rows, self._into_shared(gradients, keep)])
+            found[task] = rows_added([*rows, self._into_shared(gradients, keep)])
         return found
 
     def weighted(self, weights: Tensor) -> dict[int, list[Tensor | None]]:
@@ -102,12 +103,12 @@ class ModuleProblem:
     def into_shared(self, weights: Tensor) -> Row:
         """Σ_k w_k ∇L_k on what is shared, below the crossings that are closed."""
         if "rows" in self.__dict__ and all(c.closed for c in self.crossings):
-            return _combined([self.rows[task] for task in self.tasks], weights)
+            return combined([self.rows[task] for task in self.tasks], weights)
         closed = {i: g for i, g in self.weighted(weights).items() if self.crossings[i].closed}
         if self.kept:
-            rows = [_added([p.rows.get(task, {}) for p in self.kept]) for task in self.tasks]
-            before = _combined(rows, weights)
-            return _added([before, self._into_shared(closed, retains_graph())])
+            rows = [rows_added([p.rows.get(task, {}) for p in self.kept]) for task in self.tasks]
+            before = combined(rows, weights)
+            return rows_added([before, self._into_shared(closed, retains_graph())])
         return self._into_shared(closed, retains_graph())
 
     def _into_shared(self, gradients: dict[int, list[Tensor | None]], retain: bool) -> Row:
@@ -157,14 +158,29 @@ class ModuleGradients(TaskGradients):
                     "method that looks at the tasks' gradients there; of activation "
                     "checkpointing it needs use_reentrant=False"
                 )
-        found = _gramian([self.problem.rows[task] for task in self.problem.tasks])
-        found = ranks.mean(found.to(self.problem.device))
+        found = rows_gramian([self.problem.rows[task] for task in self.problem.tasks])
+        found = mean_of_ranks(found.to(self.problem.device))
         self.problem.seen = found
         return found
 
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
-        """Left to the graph; see `MultiTaskModel`."""
-        return {}
+        """See `TaskGradients`."""
+        rows = [self.problem.rows[task] for task in self.problem.tasks]
+        found = combined(rows, weights[0])
+        return {self.problem.names[p]: value[None] for p, value in found.items()}
+
+    def along(self, direction: Parameters) -> Tensor:
+        """See `TaskGradients`."""
+        rows = [self.problem.rows[task] for task in self.problem.tasks]
+        sums = [
+            sum((g * direction[self.problem.names[p]][0]).sum() for p, g in row.items())
+            for row in rows
+        ]
+        return torch.stack([torch.as_tensor(value) for value in sums])[None]
+
+    def weighted(self, weights: Tensor) -> Gradients:
+        """The weights: what is shared is left to the graph, see `MultiTaskModel`."""
+        return Gradients({}, {}, self.losses, {}, weights)
 
 
 class ModuleFeatures(FeatureGradients):
@@ -189,7 +205,7 @@ class ModuleFeatures(FeatureGradients):
             else torch.zeros((), device=self.problem.device)
             for task in self.problem.tasks
         ]
-        return (ranks.mean(torch.stack(squares)[None]) / ranks.world_size()).sqrt()
+        return (mean_of_ranks(torch.stack(squares)[None]) / world_size()).sqrt()
 
     @cached_property
     def means(self) -> Tensor:
@@ -201,7 +217,7 @@ class ModuleFeatures(FeatureGradients):
         }
         zero = torch.zeros_like(next(iter(means.values())))
         rows = torch.stack([means.get(task, zero) for task in self.problem.tasks])
-        return ranks.mean(rows[None]) / ranks.world_size()
+        return mean_of_ranks(rows[None]) / world_size()
 
     def mean(self) -> Gradients:
         """See `FeatureGradients`."""
@@ -230,58 +246,3 @@ def _without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for found, entries in zip(hooks, saved, strict=True):
             found.update(entries)
-
-
-def _gramian(rows: Sequence[Row]) -> Tensor:
-    """⟨g_s, g_t⟩, `[1, T, T]`; of complex numbers the real part."""
-    found = torch.zeros(1, len(rows), len(rows))
-    for found_rows, sparse in _by_parameter(rows).values():
-        if sparse:
-            products = [[(a * b).coalesce().values().sum() for b in found_rows] for a in found_rows]
-            part = torch.stack([torch.stack(row) for row in products])[None]
-        else:
-            stacked = torch.stack(
-                [torch.view_as_real(r) if r.is_complex() else r for r in found_rows]
-            )
-            part = gramian({"": stacked[None]})
-        found = found.to(part.device) + part
-    return found
-
-
-def _combined(rows: Sequence[Row], weights: Tensor) -> Row:
-    found = {}
-    for parameter, (found_rows, sparse) in _by_parameter(rows).items():
-        if sparse:
-            value = added([(w * r).coalesce() for w, r in zip(weights, found_rows, strict=True)])
-        else:
-            real = [torch.view_as_real(r) if r.is_complex() else r for r in found_rows]
-            stacked = at_least_float32(torch.stack(real))[None]
-            value = combine(weights[None].to(stacked.dtype), {"": stacked})[""][0]
-            value = torch.view_as_complex(value) if found_rows[0].is_complex() else value
-        assert value is not None
-        found[parameter] = value.to(found_rows[0].dtype)
-    return found
-
-
-def _by_parameter(rows: Sequence[Row]) -> dict[Tensor, tuple[list[Tensor], bool]]:
-    """Each parameter's gradients by all tasks, zeros where one does without; whether sparse."""
-    parameters = dict.fromkeys(parameter for row in rows for parameter in row)
-    found = {}
-    for parameter in parameters:
-        here = [row.get(parameter) for row in rows]
-        sparse = all(r is None or r.is_sparse for r in here)
-        like = next(r for r in here if r is not None)
-        zero = torch.zeros_like(like if sparse else like.to_dense() if like.is_sparse else like)
-        dense = [
-            zero if r is None else r if sparse or not r.is_sparse else r.to_dense() for r in here
-        ]
-        found[parameter] = (dense, sparse)
-    return found
-
-
-def _added(rows: Sequence[Row]) -> Row:
-    found: Row = {}
-    for row in rows:
-        for parameter, gradient in row.items():
-            found[parameter] = found[parameter] + gradient if parameter in found else gradient
-    return found

@@ -12,7 +12,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def mean(tensor: Tensor) -> Tensor:
+def mean_of_ranks(tensor: Tensor) -> Tensor:
     """Over all processes."""
     if world_size() == 1:
         return tensor
@@ -21,7 +21,7 @@ def mean(tensor: Tensor) -> Tensor:
     return tensor / world_size()
 
 
-def anywhere(tasks: list[int], n_tasks: int, device: torch.device) -> list[int]:
+def in_any_rank(tasks: list[int], n_tasks: int, device: torch.device) -> list[int]:
     """The tasks that are there in any process."""
     if world_size() == 1:
         return tasks

@@ -336,8 +336,7 @@ def test_torch_compile(surgery):
 
 def test_a_trunk_compiled_to_be_differentiated_once_is_refused_in_plain_words():
     torch.compiler.reset()
-    model = make("pcgrad")
-    model.trunk = torch.compile(model.trunk, backend="aot_eager")
+    model = torch.compile(make("pcgrad"), backend="aot_eager")
     x, y = data()
     with pytest.raises(UsageError, match=r"set torch\._functorch\.config\.donated_buffer = False"):
         sum(losses(model(x), y).values()).backward()

@@ -273,7 +273,7 @@ def test_surgery_needs_no_reinforcement_learning():
 
 
 def test_rotations_are_cleaned_up_now_and_then(monkeypatch):
-    monkeypatch.setattr("mtrl.surgery.model.MAINTAIN_EVERY", 3)
+    monkeypatch.setattr("mtrl.surgery.surgeon.MAINTAIN_EVERY", 3)
     heads = {"a": nn.Linear(4, 1), "b": nn.Linear(4, 1)}
     model = MultiTaskModel(nn.Linear(2, 4), heads, "rotograd", n_features=4)
     model.rotation.mul_(1.01)

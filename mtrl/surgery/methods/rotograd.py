@@ -97,6 +97,8 @@ class RotoGrad(Surgery):
     def prepare(self, networks: SurgeryTarget) -> None:
         """See `Surgery`."""
         zeros = zeros_like_tasks(networks)
+        # On the parameters' device, or a captured update would count on the host: once for ever.
+        self.updates = self.updates.to(zeros.device)
         self.register_buffer("initial_norms", zeros)
         if self.rotates:
             networks.add_rotation(self.rotation_size)

@@ -1,0 +1,99 @@
+"""The mean loss's backward in N networks, paused at the features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtrl.nets.precision import trunks_in
+from mtrl.surgery.gradients import FeatureGradients, Gradients, Parameters, at_least_float32
+
+
+@dataclass(frozen=True)
+class StackedFeatures(FeatureGradients):
+    """The mean loss's backward, paused at z.
+
+    Attributes:
+        task_losses: `[N, T]`.
+        precision: Of the trunk's products; see `trunks_in`.
+        auxiliary: What the loss returned beside.
+        features: z, `[N, T, B, d]`, with its graph.
+        at_features: The mean loss's gradient by z, G_k / T.
+        above: The mean loss's gradients by `leaves`, as far as these lie above z.
+        leaves: Shared and per-task parameters.
+    """
+
+    task_losses: Tensor
+    precision: str
+    auxiliary: dict[str, Tensor]
+    features: Tensor
+    at_features: Tensor
+    above: list[dict[str, Tensor]]
+    leaves: list[dict[str, Tensor]]
+
+    @property
+    def losses(self) -> Tensor:
+        """See `FeatureGradients`."""
+        return self.task_losses
+
+    @property
+    def norms(self) -> Tensor:
+        """See `FeatureGradients`."""
+        flat = at_least_float32(self.at_features).flatten(2)
+        return self._n_tasks * torch.linalg.vector_norm(flat, dim=2)
+
+    @property
+    def means(self) -> Tensor:
+        """See `FeatureGradients`."""
+        return self._n_tasks * at_least_float32(self.at_features).mean(2)
+
+    def mean(self) -> Gradients:
+        """See `FeatureGradients`."""
+        return self._below(self.at_features, torch.full_like(self.losses, 1 / self._n_tasks))
+
+    def weighted(self, weights: Tensor) -> Gradients:
+        """See `FeatureGradients`.
+
+        The weights are factors on the tasks' rows before these go on into the trunk. What belongs
+        to a task but lies below z, its bias in the first layer, goes with them: it is the one-hot's
+        column of the trunk. A single head is shared but lies above z: it gets the mean.
+        """
+        factors = (self._n_tasks * weights)[..., None, None]
+        return self._below(self.at_features * factors.to(self.at_features.dtype), weights)
+
+    @property
+    def _n_tasks(self) -> int:
+        return self.losses.shape[-1]
+
+    def _below(self, at_features: Tensor, weights: Tensor) -> Gradients:
+        with trunks_in(self.precision, self.features.device):
+            below = differentiate(self.features, at_features, *self.leaves)
+        on_shared, on_own = (_add(a, b) for a, b in zip(self.above, below, strict=True))
+        on_shared = {name: at_least_float32(value) for name, value in on_shared.items()}
+        return Gradients(on_shared, on_own, self.losses, self.auxiliary, weights)
+
+
+def leaves(parameters: Parameters) -> dict[str, Tensor]:
+    """Begin a graph at them."""
+    return {name: value.detach().requires_grad_() for name, value in parameters.items()}
+
+
+def detached(tensors: Parameters) -> dict[str, Tensor]:
+    """Without their graph."""
+    return {name: value.detach() for name, value in tensors.items()}
+
+
+def differentiate(
+    output: Tensor, gradient: Tensor | None, *trees: dict[str, Tensor]
+) -> list[dict[str, Tensor]]:
+    """The output's gradients by all leaves of the trees; what it does not depend on is left out."""
+    wanted = [leaf for tree in trees for leaf in tree.values()]
+    found = iter(torch.autograd.grad(output, wanted, gradient, allow_unused=True))
+    pairs = [[(name, next(found)) for name in tree] for tree in trees]
+    return [{name: value for name, value in tree if value is not None} for tree in pairs]
+
+
+def _add(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**a, **b, **{name: a[name] + b[name] for name in a.keys() & b.keys()}}
