@@ -27,7 +27,6 @@ class Crossing:
     Args:
         tasks: Whose heads get these features.
         features: Differentiable tensors, with the trunk's graph.
-        trunk: The trunk's parameters.
 
     Attributes:
         shared: The parameters that surgery is about: the trunk's below these features; if it has
@@ -37,27 +36,32 @@ class Crossing:
             at the features, and `Weigh` gives these parameters their gradients itself.
     """
 
-    def __init__(self, tasks: list[int], features: list[Tensor], trunk: set[Tensor]) -> None:
+    def __init__(self, tasks: list[int], features: list[Tensor]) -> None:
         self.tasks, self.features = tasks, features
-        leaves, names = _below(features)
-        self.shared = [leaf for leaf in leaves if leaf in trunk] or leaves
-        self.hidden = "CheckpointFunctionBackward" in names or not leaves
-        self.closed = not self.hidden and all(leaf in trunk for leaf in leaves)
+        self.shared: list[Tensor] = []
+        self.hidden = self.closed = False
         self._wanted: tuple[int, Wanted] | None = None
         self._moves: tuple[int, list[tuple[int, int, Tensor]]] | None = None
         self._split: Callable[[], Any] = lambda: None
 
-    def copies(self, weigh: Callable[[Crossing], Any] | None) -> list[list[Tensor]]:
-        """The features once for each task.
+    def weighed(self, trunk: Iterable[Tensor], weigh: Callable[[Crossing], Any]) -> list[Tensor]:
+        """The features, in whose backward `weigh` gives gradients to `entering`.
 
         Args:
-            weigh: Called in the backward, for the gradients of `entering`. Without it the features
-                get the sum of what the tasks want.
+            trunk: The trunk's parameters.
+            weigh: Called in the backward, once all else that is ready has run.
         """
-        features = self.features
-        if weigh is not None:
-            features = list(Weigh.apply(self, weigh, *self.entering))
-            features[0].grad_fn._set_sequence_nr(0)  # type: ignore[union-attr]  # runs last
+        leaves, names = _below(self.features)
+        own = {id(parameter) for parameter in trunk}
+        self.shared = [leaf for leaf in leaves if id(leaf) in own] or leaves
+        self.hidden = "CheckpointFunctionBackward" in names or not leaves
+        self.closed = not self.hidden and all(id(leaf) in own for leaf in leaves)
+        features = Weigh.apply(self, weigh, *self.entering)
+        features[0].grad_fn._set_sequence_nr(0)
+        return list(features)
+
+    def copies(self, features: list[Tensor]) -> list[list[Tensor]]:
+        """The features once for each task, with the sum of what the tasks want as gradient."""
         found = Split.apply(self, *features)
         self._split = weakref.ref(found[0].grad_fn)
         n = len(self.features)

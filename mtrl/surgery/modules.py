@@ -19,7 +19,7 @@ from mtrl.surgery.gradients import (
 )
 from mtrl.surgery.graph import Crossing, added, retains_graph
 from mtrl.surgery.ranks import in_any_rank, mean_of_ranks, world_size
-from mtrl.surgery.rows import Row, combined, rows_added, rows_gramian
+from mtrl.surgery.rows import Row, TaskRows, rows_added
 
 
 class ModuleProblem:
@@ -28,7 +28,7 @@ class ModuleProblem:
     Args:
         crossings: The forward passes, each with what its tasks want.
         n_tasks: All tasks.
-        names: Of the shared parameters.
+        names: Of the trunk's parameters, by their `id`.
         rotation: `[1, T, m, m]`, or None.
         losses: By task, if they are known.
         kept: Problems of the backwards before, whose gradients count with these.
@@ -38,7 +38,7 @@ class ModuleProblem:
         self,
         crossings: Sequence[Crossing],
         n_tasks: int,
-        names: Mapping[Tensor, str],
+        names: Mapping[int, str],
         *,
         rotation: Tensor | None = None,
         losses: dict[int, Tensor] | None = None,
@@ -88,11 +88,18 @@ class ModuleProblem:
             found[task] = rows_added([*rows, self._into_shared(gradients, keep)])
         return found
 
-    def weighted(self, weights: Tensor) -> dict[int, list[Tensor | None]]:
-        """Σ_k w_k G_k by the crossing's number, for each feature tensor."""
+    @cached_property
+    def jacobian(self) -> TaskRows:
+        """The rows of all tasks."""
+        return TaskRows([self.rows[task] for task in self.tasks])
+
+    def weighted(self, weights: Tensor, closed: bool) -> dict[int, list[Tensor | None]]:
+        """Σ_k w_k G_k for each feature tensor of the crossings that are closed, or are not."""
         by_task = dict(zip(self.tasks, weights, strict=True))
         found = {}
         for i, wanted in enumerate(self.wanted):
+            if self.crossings[i].closed is not closed:
+                continue
             rows = [
                 [None if g is None else (by_task[task] * g).to(g.dtype) for g in row]
                 for task, row in wanted.items()
@@ -103,13 +110,12 @@ class ModuleProblem:
     def into_shared(self, weights: Tensor) -> Row:
         """Σ_k w_k ∇L_k on what is shared, below the crossings that are closed."""
         if "rows" in self.__dict__ and all(c.closed for c in self.crossings):
-            return combined([self.rows[task] for task in self.tasks], weights)
-        closed = {i: g for i, g in self.weighted(weights).items() if self.crossings[i].closed}
-        if self.kept:
-            rows = [rows_added([p.rows.get(task, {}) for p in self.kept]) for task in self.tasks]
-            before = combined(rows, weights)
-            return rows_added([before, self._into_shared(closed, retains_graph())])
-        return self._into_shared(closed, retains_graph())
+            return self.jacobian.combined(weights)
+        here = self._into_shared(self.weighted(weights, closed=True), retains_graph())
+        if not self.kept:
+            return here
+        rows = [rows_added([p.rows.get(task, {}) for p in self.kept]) for task in self.tasks]
+        return rows_added([TaskRows(rows).combined(weights), here])
 
     def _into_shared(self, gradients: dict[int, list[Tensor | None]], retain: bool) -> Row:
         """Of these crossings, the product of the trunk's transposed Jacobian and the gradients."""
@@ -119,7 +125,7 @@ class ModuleProblem:
             for z, g in zip(self.crossings[i].features, row, strict=True)
             if g is not None
         ]
-        shared = list(dict.fromkeys(p for i in gradients for p in self.crossings[i].shared))
+        shared = list({id(p): p for i in gradients for p in self.crossings[i].shared}.values())
         if not pairs or not shared:
             return {}
         outputs, given = zip(*pairs, strict=True)
@@ -136,7 +142,7 @@ class ModuleProblem:
                     "one that torch.compile made for a single time; before it is compiled, "
                     "set torch._functorch.config.donated_buffer = False"
                 ) from error
-        return {p: g for p, g in zip(shared, found, strict=True) if g is not None}
+        return {id(p): g for p, g in zip(shared, found, strict=True) if g is not None}
 
 
 class ModuleGradients(TaskGradients):
@@ -158,15 +164,13 @@ class ModuleGradients(TaskGradients):
                     "method that looks at the tasks' gradients there; of activation "
                     "checkpointing it needs use_reentrant=False"
                 )
-        found = rows_gramian([self.problem.rows[task] for task in self.problem.tasks])
-        found = mean_of_ranks(found.to(self.problem.device))
-        self.problem.seen = found
-        return found
+        found = self.problem.jacobian.gramian()
+        self.problem.seen = mean_of_ranks(found.to(self.problem.device))
+        return self.problem.seen
 
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
         """See `TaskGradients`."""
-        rows = [self.problem.rows[task] for task in self.problem.tasks]
-        found = combined(rows, weights[0])
+        found = self.problem.jacobian.combined(weights[0])
         return {self.problem.names[p]: value[None] for p, value in found.items()}
 
     def along(self, direction: Parameters) -> Tensor:

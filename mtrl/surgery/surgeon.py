@@ -79,7 +79,9 @@ class Surgeon:
         if not self._crossed:
             return [features] * len(tasks)
         plain = isinstance(model.surgery, NoSurgery) and not model.watch
-        crossing = Crossing(tasks, features.tensors, set(model.trunk.parameters()))
+        crossing = Crossing(
+            tasks, features.tensors, {id(parameter) for parameter in model.trunk.parameters()}
+        )
         found = crossing.copies(None if plain else self._weigh)
         self._open = [ref for ref in self._open if ref() is not None]
         self._open.append(weakref.ref(crossing))
@@ -135,7 +137,7 @@ class Surgeon:
         crossing.release()
         if not crossing.closed:
             return passed
-        return [self._found.pop(parameter, None) for parameter in crossing.shared]
+        return [self._found.pop(id(parameter), None) for parameter in crossing.shared]
 
     def _decide(self) -> None:
         crossings = [found for ref in self._open if (found := ref()) is not None]
@@ -149,7 +151,7 @@ class Surgeon:
             return
         losses, self._losses = self._losses, None
         kept = [] if self._keeps else self._kept
-        names: dict[Tensor, str] = {p: name for name, p in self.model.trunk.named_parameters()}
+        names = {id(p): name for name, p in self.model.trunk.named_parameters()}
         problem = ModuleProblem(
             here, self.model.n_tasks, names, rotation=self.model.rotation, losses=losses, kept=kept
         )
@@ -167,7 +169,8 @@ class Surgeon:
             None if problem.seen is None else problem.seen[0],
         )
         self._found = problem.into_shared(n * weights)
-        self._passed = {here[i]: row for i, row in problem.weighted(n * weights).items()}
+        passed = problem.weighted(n * weights, closed=False)
+        self._passed = {crossing: passed.get(i, []) for i, crossing in enumerate(here)}
         self._kept = []
         self._n_backwards += 1
         if self._n_backwards % MAINTAIN_EVERY == 0:
