@@ -48,11 +48,10 @@ class TaskRows:
         for rows in map(self._sparse_rows, self._sparse):
             products = [(a * b).coalesce().values().sum() for a in rows for b in rows]
             parts.append(torch.stack(products).view(1, n_tasks, n_tasks))
-        return (
-            added(part.to(parts[0]) for part in parts)
-            if parts
-            else torch.zeros(1, n_tasks, n_tasks)
-        )  # type: ignore[return-value]
+        found = torch.zeros(1, n_tasks, n_tasks)
+        for part in parts:
+            found = found.to(part.device) + part
+        return found
 
     def combined(self, weights: Tensor) -> Row:
         """Σ_t w_t g_t; weights are `[T]`."""

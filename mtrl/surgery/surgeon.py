@@ -79,10 +79,11 @@ class Surgeon:
         if not self._crossed:
             return [features] * len(tasks)
         plain = isinstance(model.surgery, NoSurgery) and not model.watch
-        crossing = Crossing(
-            tasks, features.tensors, {id(parameter) for parameter in model.trunk.parameters()}
-        )
-        found = crossing.copies(None if plain else self._weigh)
+        crossing = Crossing(tasks, features.tensors)
+        tensors = crossing.features
+        if not plain:
+            tensors = crossing.weighed(model.trunk.parameters(), self._weigh)
+        found = crossing.copies(tensors)
         self._open = [ref for ref in self._open if ref() is not None]
         self._open.append(weakref.ref(crossing))
         return [features.replaced(tensors) for tensors in found]
