@@ -20,6 +20,7 @@ from mtrl.envs.vector import TaskVectorEnv
 def make_vector_env(
     benchmark: Benchmark,
     horizon: int = 500,
+    *,
     workers: int | None = None,
     shuffle_goals: bool = True,
     envs_per_task: int = 1,
@@ -42,9 +43,11 @@ def make_vector_env(
     Raises:
         UsageError: if spaces of the benchmark's own environments do not fit.
     """
-    spaces: tuple[Box, Box] = OBSERVATION_SPACE, ACTION_SPACE
+    observations: Box = OBSERVATION_SPACE
+    actions: Box = ACTION_SPACE
     if benchmark.own:
-        spaces, simulators = spaces_of(benchmark), ("own",) * len(benchmark.tasks)
+        observations, actions = spaces_of(benchmark)
+        simulators = ("own",) * len(benchmark.tasks)
     simulators = simulators or ("metaworld",) * len(benchmark.tasks)
     first_rows = {task: t * envs_per_task for t, task in enumerate(benchmark.tasks)}
     chosen = dict(zip(benchmark.tasks, simulators, strict=True))
@@ -63,9 +66,10 @@ def make_vector_env(
         benchmark.tasks,
         simulators,
         parts,
-        *spaces,
-        envs_per_task,
-        max_restarts,
+        observations,
+        actions,
+        envs_per_task=envs_per_task,
+        max_restarts=max_restarts,
         tells_success=benchmark.success_key is not None,
     )
 
@@ -77,4 +81,4 @@ def _factory(
     if task not in benchmark.own:
         return partial(MetaWorldTask, task, horizon, shuffle_goals, stride)
     make, key = CloudpickleWrapper(benchmark.own[task]), benchmark.success_key
-    return partial(CustomTask, task, make, key, horizon, shuffle_goals, stride)
+    return partial(CustomTask, task, make, key, horizon, for_training=shuffle_goals, stride=stride)

@@ -81,7 +81,8 @@ class WorkerProcesses:
         pipe, theirs = self._context.Pipe()
         process = self._context.Process(
             target=worker.run,
-            args=(index, rows, factories, self._memory, self._busy, theirs),
+            args=(index, rows, factories, self._memory),
+            kwargs={"busy": self._busy, "pipe": theirs},
             daemon=True,
             name=f"mtrl-worker-{index}",
         )

@@ -71,6 +71,7 @@ def run(
     rows: Sequence[int],
     factories: Sequence[EnvFactory],
     memory: Memory,
+    *,
     busy: Any,
     pipe: Connection,
 ) -> None:
@@ -99,7 +100,7 @@ def run(
                 if command == "step":
                     _step(env, row, arrays)
                 else:
-                    _reset(env, row, arrays, *(argument[position] for argument in arguments))
+                    _reset(env, row, arrays, tuple(argument[position] for argument in arguments))
             pipe.send(None)
     except (EOFError, BrokenPipeError):
         return
@@ -126,11 +127,14 @@ def _reset(
     env: gym.Env[np.ndarray, np.ndarray],
     row: int,
     arrays: SharedArrays,
-    seed: int | None,
-    episode: int,
-    actions: Sequence[np.ndarray],
+    where: tuple[Any, ...],
 ) -> None:
-    """Start an episode and go on to where `actions` lead (see `TaskVectorEnv.restore`)."""
+    """Start an episode and go on to where its actions lead (see `TaskVectorEnv.restore`).
+
+    Args:
+        where: Seed or None, number of the episode, actions.
+    """
+    seed, episode, actions = where
     arrays.observations[row], _ = env.reset(seed=seed, options={"episode": episode})
     for action in actions:
         arrays.actions[row] = action

@@ -71,7 +71,7 @@ class Collector:
         if done.any():
             following = np.where(done[:, None], infos["final_obs"], observations)
             self.statistics.add(infos)
-        replay.add(self._observations, self._actions, rewards, terminated, following, done)
+        replay.add(self._observations, self._actions, rewards, terminated, following, done=done)
         self._observations = observations
 
     def state_dict(self) -> dict[str, Any]:
