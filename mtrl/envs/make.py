@@ -45,7 +45,7 @@ def make_vector_env(
     """
     observations: Box = OBSERVATION_SPACE
     actions: Box = ACTION_SPACE
-    if benchmark.own:
+    if benchmark.custom:
         observations, actions = spaces_of(benchmark)
         simulators = ("own",) * len(benchmark.tasks)
     simulators = simulators or ("metaworld",) * len(benchmark.tasks)
@@ -78,7 +78,7 @@ def _factory(
     benchmark: Benchmark, horizon: int, shuffle_goals: bool, stride: int, task: str
 ) -> worker.EnvFactory:
     """A picklable callable that makes the task's environment."""
-    if task not in benchmark.own:
+    if task not in benchmark.custom:
         return partial(MetaWorldTask, task, horizon, shuffle_goals, stride)
-    make, key = CloudpickleWrapper(benchmark.own[task]), benchmark.success_key
+    make, key = CloudpickleWrapper(benchmark.custom[task]), benchmark.success_key
     return partial(CustomTask, task, make, key, horizon, for_training=shuffle_goals, stride=stride)

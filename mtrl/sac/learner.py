@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,12 @@ from mtrl.nets.precision import resolve_precision
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.capture import Captured
 from mtrl.sac.losses import temperature_gradient
-from mtrl.sac.optimizers import clip_by_network_, make_optimizer, set_learning_rate
+from mtrl.sac.optimizers import (
+    clip_by_network_,
+    load_moments_,
+    make_optimizer,
+    set_learning_rate,
+)
 from mtrl.sac.problems import Compiled, actor_problem, as_it_is, critic_problem
 from mtrl.sac.replay import Batch, ReplayBuffer
 from mtrl.sac.watch import LossWatch
@@ -24,6 +30,9 @@ from mtrl.surgery import Gradients, get_surgery
 from mtrl.surgery.base import MAINTAIN_EVERY
 from mtrl.surgery.diagnostics import Diagnosis
 from mtrl.surgery.stacked import StackedProblem
+
+_SURGERY_STREAM = 1
+"""Sets the surgery's stream of random numbers apart from the noise's, which has the same seed."""
 
 
 class Learner:
@@ -36,7 +45,8 @@ class Learner:
     Args:
         agent: Updated in place.
         config: See its fields.
-        seed: Of the update's noise and of the surgery's random orders.
+        seed: Of the update's noise, and of the surgery's random orders, which are a stream of their
+            own: with equal seeds, methods differ in what they do with the noise, not in the noise.
 
     Attributes:
         captures: Whether `step` is launched as a CUDA graph.
@@ -58,6 +68,8 @@ class Learner:
             keep_freed_memory()
         self.generator = torch.Generator(agent.device).manual_seed(seed)
         self._diagnosis_generator = torch.Generator(agent.device).manual_seed(seed)
+        apart = int(np.random.SeedSequence([seed, _SURGERY_STREAM]).generate_state(1)[0])
+        self._surgery_generator = torch.Generator(agent.device).manual_seed(apart)
         self.precision = resolve_precision(config.precision, agent.device)
         surgeries = self.surgeries.values()
         self.captures = (
@@ -69,7 +81,10 @@ class Learner:
         self.watch = LossWatch(("critic_loss", "actor_loss"), len(agent.tasks), agent.device)
         self.last_batch: Batch | None = None
         self._graph: tuple[ReplayBuffer, int, Captured[dict[str, Tensor]]] | None = None
-        self._compiled: Compiled = cache(torch.compile) if config.compile else as_it_is
+        # Not dynamic: a second method in one process would make sizes symbolic, which torch 2.11
+        # cannot differentiate here.
+        compiled = cache(partial(torch.compile, dynamic=False))
+        self._compiled: Compiled = compiled if config.compile else as_it_is
         self.target_entropy = (
             -float(agent.action_size) if config.target_entropy is None else config.target_entropy
         )
@@ -116,7 +131,8 @@ class Learner:
     def _graph_of(self, replay: ReplayBuffer, updates: int) -> Captured[dict[str, Tensor]]:
         if self._graph is None:
             work = partial(self._steps, replay, updates)
-            captured = Captured(work, [self.generator, replay.generator])
+            drawn_from = {self.generator, self._surgery_generator, replay.generator}
+            captured = Captured(work, list(drawn_from))
             self._graph = replay, updates, captured
         before, count, captured = self._graph
         if before is not replay or count != updates:
@@ -196,7 +212,7 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Moments of the optimisers, and generators; the agent is saved on its own."""
-        return {
+        state = {
             "optimizers": {
                 name: {str(i): state for i, state in optimizer.state_dict()["state"].items()}
                 for name, optimizer in self.optimizers.items()
@@ -206,6 +222,9 @@ class Learner:
             "diagnosis_generator": self._diagnosis_generator.get_state(),
             "surgeries": {name: dict(s.state_dict()) for name, s in self.surgeries.items()},
         }
+        if self._surgery_generator is not self.generator:
+            state["surgery_generator"] = self._surgery_generator.get_state()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; step sizes and the like stay those of the config."""
@@ -213,12 +232,16 @@ class Learner:
             moments = {
                 int(i): moment for i, moment in state.get("optimizers", {}).get(name, {}).items()
             }
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+            load_moments_(optimizer, moments)
         for name, surgery in self.surgeries.items():
             surgery.load_state_dict(state.get("surgeries", {}).get(name, {}))
         self.updates = state["updates"]
         self.generator.set_state(state["generator"].cpu())
         self._diagnosis_generator.set_state(state["diagnosis_generator"].cpu())
+        if "surgery_generator" in state:
+            self._surgery_generator.set_state(state["surgery_generator"].cpu())
+        else:  # an older run, whose orders came from the noise's stream: it goes on to the bit
+            self._surgery_generator = self.generator
 
     def _normalized(self, batch: Batch) -> Batch:
         return replace(
@@ -235,7 +258,7 @@ class Learner:
     def _descend(self, name: str, problem: StackedProblem) -> Gradients:
         """Surgery, clipping of each network's gradient, and a step of the optimiser."""
         networks, surgery = self.agent.networks()[name], self.surgeries[name]
-        gradients = surgery(problem, self.generator)
+        gradients = surgery(problem, self._surgery_generator)
         # Contiguous: torch's fused Adam takes a gradient's memory for laid out as its parameter's.
         tree = {**gradients.shared, **gradients.per_task}
         found = {key: value.contiguous() for key, value in tree.items()}

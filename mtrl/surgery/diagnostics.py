@@ -27,7 +27,7 @@ class Diagnosis:
         """Look at one network's problem, best in float64; `step` as in `multi_task_curvature`."""
 
         def gradient(parameters: Parameters) -> Parameters:
-            return replace(problem, shared=parameters).gradient().shared
+            return replace(problem, shared=parameters).features().mean().shared
 
         curvature = multi_task_curvature(gradient, problem.shared, step)
         (gramian,) = problem.task_gradients().gramian()

@@ -7,9 +7,8 @@ dictionaries by parameter name, so that no `[T, P]` matrix is ever copied togeth
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -76,36 +75,36 @@ class Jacobian(TaskGradients):
         return combine(weights, self.shared)
 
 
-class FeatureGradients:
+@dataclass(frozen=True)
+class FeatureGradients(ABC):
     """G_k = ∂L_k/∂z: what each task wants of the trunk's output z.
 
-    Args:
-        tasks: `[N, T, B, d]`; or, of one network, a tensor `[B_k, …, d]` per task.
-        scale: What they still have to be multiplied by.
+    Attributes:
+        losses: `[N, T]`.
     """
 
-    def __init__(self, tasks: Tensor | Sequence[Tensor], scale: float = 1.0) -> None:
-        self._tasks, self._scale = tasks, scale
+    losses: Tensor
 
-    @cached_property
+    @property
+    @abstractmethod
     def norms(self) -> Tensor:
         """‖G_k‖ over samples and features, `[N, T]`."""
-        if isinstance(self._tasks, Tensor):
-            return self._scale * torch.linalg.vector_norm(self._tasks.flatten(2), dim=2)
-        norms = [torch.linalg.vector_norm(task) for task in self._tasks]
-        return self._scale * torch.stack(norms)[None]
 
-    @cached_property
+    @property
+    @abstractmethod
     def means(self) -> Tensor:
         """ḡ_k, the mean over a task's samples, `[N, T, d]`."""
-        if isinstance(self._tasks, Tensor):
-            return self._scale * self._tasks.mean(2)
-        means = [task.flatten(0, -2).mean(0) for task in self._tasks]
-        return self._scale * torch.stack(means)[None]
 
+    @abstractmethod
+    def mean(self) -> Gradients:
+        """The mean loss's gradient."""
 
-Weigh = Callable[[Tensor, FeatureGradients], Tensor]
-"""Losses `[N, T]` and feature gradients to the weights `[N, T]` of the tasks on the trunk."""
+    @abstractmethod
+    def weighted(self, weights: Tensor) -> Gradients:
+        """Σ_k w_k ∇L_k on what is shared below z; weights are `[N, T]`.
+
+        A task's own parameters, and all above z, get the mean loss's gradient whatever the weights.
+        """
 
 
 class Problem(Protocol):
@@ -125,11 +124,8 @@ class Problem(Protocol):
     def task_gradients(self) -> TaskGradients:
         """A gradient of its own for each task."""
 
-    def gradient(self, weigh: Weigh | None = None) -> Gradients:
-        """Σ_k w_k ∇L_k on what is shared by one backward; without `weigh` their mean.
-
-        A task's own parameters get their part of the mean loss's gradient whatever the weights.
-        """
+    def features(self) -> FeatureGradients:
+        """What the tasks want of the features, by one backward that pauses there."""
 
 
 def gramian(gradients: Parameters) -> Tensor:

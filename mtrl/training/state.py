@@ -132,6 +132,7 @@ class RunState:
         """Where the policy comes from, for the header of its file; see `PolicyHeader`."""
         return {
             "benchmark": self.benchmark.name,
+            "environments": "custom" if self.benchmark.custom else "metaworld",
             "surgery": self.config.learner.surgery,
             "seed": self.config.seed,
             "horizon": self.config.environment.horizon,

@@ -186,11 +186,14 @@ class Trainer:
             expect_finite(state.agent.named_parameters())
         except RunError as error:
             path = self.run_dir / f"stopped_{state.steps:012d}.safetensors"
-            batch = {name: v.contiguous() for name, v in vars(state.learner.last_batch).items()}
-            write_atomically(path, lambda temporary: save_file(batch, temporary))
+            batch = state.learner.last_batch
+            kept = ""
+            if batch is not None:  # none before the first update
+                tensors = {name: value.contiguous() for name, value in vars(batch).items()}
+                write_atomically(path, lambda temporary: save_file(tensors, temporary))
+                kept = f"; the last batch is in {path}"
             raise RunError(
-                f"{error}, noticed after {state.steps:,} steps; the last batch is in {path}. "
-                f"{self._whole()}"
+                f"{error}, noticed after {state.steps:,} steps{kept}. {self._whole()}"
             ) from None
 
     def _whole(self) -> str:

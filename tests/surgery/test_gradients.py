@@ -114,7 +114,7 @@ def test_equal_to_one_backward_per_task(problem):
 
 
 def test_mean_gradient_is_the_mean_of_them(problem):
-    found, mean = problem.task_gradients(), problem.gradient()
+    found, mean = problem.task_gradients(), problem.features().mean()
     close(mean.losses, found.losses)
     close(problem.losses(), found.losses)
     for name, gradient in mean.shared.items():
@@ -125,20 +125,14 @@ def test_mean_gradient_is_the_mean_of_them(problem):
 
 def test_weighted_by_one_backward_as_by_the_task_gradients(problem):
     """Weights may depend on losses and feature gradients, and multiply what the trunk gets."""
-    seen = []
-
-    def weigh(losses, features):
-        seen.append((losses, features))
-        return torch.linspace(-1, 2, N * T, dtype=torch.float64).view(N, T)
-
-    found, rows = problem.gradient(weigh), problem.task_gradients()
+    features, rows = problem.features(), problem.task_gradients()
+    found = features.weighted(torch.linspace(-1, 2, N * T, dtype=torch.float64).view(N, T))
     for name, gradient in found.shared.items():
         if name.startswith("head"):  # a single head lies above the features: the mean
             close(gradient, rows.shared[name].mean(1))
         else:
             close(gradient, combine(found.weights, {name: rows.shared[name]})[name])
-    ((losses, features),) = seen
-    close(losses, rows.losses)
+    close(features.losses, rows.losses)
     for n in range(N):
         for t in range(T):
             *_, expected = one_backward_per_task(problem, n, t)
@@ -224,8 +218,8 @@ def test_bf16_rounds_products_and_nothing_else(trunk, engine):
     assert found.gramian().dtype == torch.float32
     assert 1e-5 < distance < 2e-2
     weights = torch.full((N, T), 1 / T)
-    for gradients in (found.weighted(weights), rounded.gradient()):
-        expected = exact.gradient()
+    for gradients in (found.weighted(weights), rounded.features().mean()):
+        expected = exact.features().mean()
         for name, value in {**expected.shared, **expected.per_task}.items():
             got = {**gradients.shared, **gradients.per_task}[name]
             assert got.dtype == torch.float32, name
