@@ -75,7 +75,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.by_task, ctx.weight_dtype = weight.ndim == 4, weight.dtype
-        # A trunk's products may be of TF32 and a head's are not; the one backward goes through both.
+        # A trunk's products may be of TF32, a head's are not, and one backward goes through both.
         ctx.setting = float32_setting()
         weight = weight[:, 0] if ctx.by_task else weight
         kept = weight.to(inputs.dtype)

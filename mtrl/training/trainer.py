@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from mtrl.errors import RunError, UsageError
 from mtrl.evaluation.protocol import evaluate_in
 from mtrl.evaluation.scores import Evaluation
 from mtrl.folder import FINAL, newest_checkpoint, write_atomically, write_text
+from mtrl.sac.diagnose import diagnose
 from mtrl.sac.watch import expect_finite
 from mtrl.training import report
-from mtrl.training.checkpoint import save_checkpoint
+from mtrl.training.checkpoint import CheckpointWriter
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.logger import RunLogger
 from mtrl.training.pace import Pace
@@ -76,6 +77,7 @@ class Trainer:
         self.config, self.benchmark, self.run_dir = config, benchmark, run_dir
         self.schedule = config.schedule(len(benchmark.tasks))
         self.state = RunState(config, benchmark, device, saved)
+        self.checkpoints = CheckpointWriter(run_dir)
         self._metrics: dict[str, torch.Tensor] = {}
         self.pace = Pace(self.state.steps, self.state.learner.updates)
         self.interrupt = Interrupt(config.max_runtime)
@@ -101,9 +103,12 @@ class Trainer:
         try:
             self._loop()
             self._checkpoint()
-            return Outcome(self.run_dir, self._finish())
+            evaluation = self._finish()
+            self.checkpoints.wait()
+            return Outcome(self.run_dir, evaluation)
         except _Stop:
             self._checkpoint()
+            self.checkpoints.wait()
             why = "interrupted" if self.interrupt.signal else "stopped after --max-runtime"
             self.logger.say(f"{why}; mtrl-train --resume {self.run_dir} goes on")
             return Outcome(self.run_dir, None, self.interrupt.signal)
@@ -113,6 +118,7 @@ class Trainer:
 
     def close(self) -> None:
         """End the simulators and the logs."""
+        self.checkpoints.close()
         self.state.close()
         self.logger.close()
 
@@ -125,12 +131,13 @@ class Trainer:
             if self.interrupt.wanted:
                 raise _Stop
             self.step()
+            self.checkpoints.check()
             state.elapsed = time.monotonic() - start
             self.logger.tick(state.steps)
             if self._due(schedule.log_every):
                 self._log()
             if self._due(schedule.diagnose_every) and self._metrics:
-                found = state.learner.diagnose(state.replay)
+                found = diagnose(state.learner, state.replay)
                 report.diagnosis(self.logger, state.steps, self.benchmark.tasks, found)
             if state.steps < schedule.total_timesteps:  # the end has its own
                 if self._due(schedule.eval_every):
@@ -198,6 +205,8 @@ class Trainer:
 
     def _whole(self) -> str:
         """What is left of a run that ends."""
+        with suppress(OSError):  # of a checkpoint under way, when something else has gone wrong
+            self.checkpoints.wait()
         try:
             path = newest_checkpoint(self.run_dir)
         except UsageError:
@@ -216,7 +225,9 @@ class Trainer:
             if self.interrupt.wanted:  # it is made anew when the run goes on
                 raise _Stop
 
-        result = evaluate_in(state.agent, state.eval_envs, self.config.seed, episodes, tick=tick)
+        # On the host, beside the simulators: a GPU would be asked for a few rows at a time.
+        policy = state.agent.snapshot("cpu")
+        result = evaluate_in(policy, state.eval_envs, self.config.seed, episodes, tick=tick)
         state.success = result.mean if result.tells_success else None
         report.evaluation(self.logger, state.steps, result, self.config.eval_video)
         pace = (state.steps + 1) / (state.elapsed + 1e-9)
@@ -247,4 +258,4 @@ class Trainer:
         state = self.state
         self._expect_numbers()
         description = yaml.safe_dump(state.agent.description() | state.description())
-        save_checkpoint(self.run_dir, state.steps, state.state_dict(), description)
+        self.checkpoints.save(state.steps, state.state_dict(), description)
