@@ -26,12 +26,13 @@ NEVER = {
 }
 """What a package must not reach, through others neither; and nothing imports `cli`."""
 
-KNOWN = {("mtrl.analysis.runs", "mtrl.envs.benchmarks")}
-"""Imports against these rules that are still to go."""
+LARGE = {"sac/learner.py"}
+"""Files over 250 lines that are still to be shortened."""
 
 SMALL = {"training/lock.py", "training/pace.py", "training/interrupt.py"} | {
     "policy/distributions.py",
     "policy/normalizer.py",
+    "surgery/autograd.py",
 }
 """Files under 50 lines that are right as they are, as methods of surgery are: one each."""
 
@@ -79,9 +80,8 @@ def reached(module: str) -> dict[str, str]:
         here = waiting.pop()
         parents = {here.rsplit(".", n)[0] for n in range(1, here.count("."))}
         for there in (IMPORTS.get(here, set()) | parents) - through.keys():
-            if (here, there) not in KNOWN:
-                through[there] = here
-                waiting.append(there)
+            through[there] = here
+            waiting.append(there)
     return through
 
 
@@ -96,10 +96,6 @@ def test_who_may_import_whom(package: str) -> None:
         if package_of(there) in NEVER[package]
     }
     assert not broken
-
-
-def test_known_exceptions_are_still_needed() -> None:
-    assert {(here, there) for here, there in KNOWN if there not in IMPORTS[here]} == set()
 
 
 def test_nothing_imports_the_command_line() -> None:
@@ -123,6 +119,6 @@ def test_files_are_of_50_to_250_lines() -> None:
         for path in FILES
         if path.name != "__init__.py"
     }
-    assert {name: n for name, n in sizes.items() if n > 250} == {}
+    assert {name for name, n in sizes.items() if n > 250} == LARGE
     small = {name for name, n in sizes.items() if n < 50 and "methods/" not in name}
     assert small == SMALL

@@ -149,6 +149,15 @@ def load_newest(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
         return state, notes
 
 
+def what_is_left(run_dir: Path) -> str:
+    """What to tell whose run ends early."""
+    try:
+        path = newest_checkpoint(run_dir)
+    except UsageError:
+        return "No checkpoint has been written yet."
+    return f"{path} is whole: --resume {run_dir} goes on from it."
+
+
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The `state` that `save_checkpoint` was given, and the versions it was made with.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from mtrl.config.train import TrainConfig
 from mtrl.devices import cpu_threads
 from mtrl.envs.benchmarks import N_GOALS, Benchmark
 from mtrl.envs.processes import WorkerError
-from mtrl.errors import RunError, UsageError
+from mtrl.errors import RunError
 from mtrl.evaluation.protocol import evaluate_in
 from mtrl.evaluation.scores import Evaluation
-from mtrl.folder import FINAL, newest_checkpoint, write_atomically, write_text
+from mtrl.folder import FINAL, write_atomically
 from mtrl.sac.diagnose import diagnose
 from mtrl.sac.watch import expect_finite
 from mtrl.training import report
-from mtrl.training.checkpoint import CheckpointWriter
+from mtrl.training.checkpoint import CheckpointWriter, what_is_left
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.logger import RunLogger
 from mtrl.training.pace import Pace
@@ -97,7 +97,7 @@ class Trainer:
             with closing(self), self.interrupt, cpu_threads(self.config.threads):
                 return self._run()
         except OSError as error:
-            raise RunError(f"{error}. {self._whole()}") from None
+            raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
 
     def _run(self) -> Outcome:
         try:
@@ -114,7 +114,7 @@ class Trainer:
             return Outcome(self.run_dir, None, self.interrupt.signal)
         except WorkerError as error:
             self._checkpoint()
-            raise RunError(f"{error}. {self._whole()}") from None
+            raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
 
     def close(self) -> None:
         """End the simulators and the logs."""
@@ -200,18 +200,8 @@ class Trainer:
                 write_atomically(path, lambda temporary: save_file(tensors, temporary))
                 kept = f"; the last batch is in {path}"
             raise RunError(
-                f"{error}, noticed after {state.steps:,} steps{kept}. {self._whole()}"
+                f"{error}, noticed after {state.steps:,} steps{kept}. {what_is_left(self.run_dir)}"
             ) from None
-
-    def _whole(self) -> str:
-        """What is left of a run that ends."""
-        with suppress(OSError):  # of a checkpoint under way, when something else has gone wrong
-            self.checkpoints.wait()
-        try:
-            path = newest_checkpoint(self.run_dir)
-        except UsageError:
-            return "No checkpoint has been written yet."
-        return f"{path} is whole: --resume {self.run_dir} goes on from it."
 
     def _evaluate_on_the_way(self) -> None:
         self.state.evaluation_pending = True
@@ -241,15 +231,14 @@ class Trainer:
         write_atomically(self.run_dir / FINAL, lambda path: state.agent.save(path, extra))
         self.logger.say(f"final evaluation: {N_GOALS} episodes per task")
         result = self._evaluate(N_GOALS)
-        write_text(self.run_dir / "eval.csv", result.to_csv())
-        text = result.to_json(
-            policy=FINAL,
+        report.final(
+            self.run_dir,
+            result,
             seed=self.config.seed,
             total_timesteps=state.steps,
             updates=state.learner.updates,
             seconds=round(state.elapsed, 1),
         )
-        write_text(self.run_dir / "eval.json", text)
         self.logger.finish()
         self.logger.say(f"{result.table()}\n{self.run_dir}")
         return result
