@@ -101,11 +101,16 @@ class ReplayBuffer:
             next_observations: The true s′, before any reset, `[T·E, observation]`.
             done: Whose episode ended, `[T·E]`. If none, the next call's `observations` must be
                 these `next_observations`.
+
+        Raises:
+            FloatingPointError: if a number is not finite in float32; nothing is stored then.
         """
-        self.scale.observe(rewards, done)
         two_rows = np.zeros((2, *self._rows.shape[1:]), np.float32)
         two_rows[0] = np.hstack([observations, actions, rewards[:, None], terminated[:, None]])
         two_rows[1, :, : self._split[0]] = next_observations
+        if not np.isfinite(two_rows).all():
+            raise FloatingPointError("replay: expected finite numbers, got infinite ones or NaN")
+        self.scale.observe(rewards, done)
         n_rows = len(self._rows)
         row, following = self._next_row, (self._next_row + 1) % n_rows
         while self._stored and (
