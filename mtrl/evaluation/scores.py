@@ -136,9 +136,10 @@ class Evaluation:
                 rate = f"{row['success_rate']:.2f}"
                 interval = f"[{row['wilson_low']:.2f}, {row['wilson_high']:.2f}]"
             steps = row.get("steps_to_success_mean")
+            seen = "–" if steps is None else f"{steps:.0f}"
             lines.append(
                 f"{row['task']:<{width}}  {rate:>7}  {interval:>12}  "
-                f"{short_number(row['return_mean']):>8}  {'–' if steps is None else f'{steps:.0f}':>16}"
+                f"{short_number(row['return_mean']):>8}  {seen:>16}"
             )
         lines.append(f"{'mean':<{width}}  {self.mean:7.3f}")
         lines.append(f"{'worst fifth':<{width}}  {self.worst:7.3f}")
