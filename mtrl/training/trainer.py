@@ -16,10 +16,11 @@ from mtrl.config.train import TrainConfig
 from mtrl.devices import cpu_threads
 from mtrl.envs.benchmarks import N_GOALS, Benchmark
 from mtrl.envs.processes import WorkerError
+from mtrl.envs.record import record_of
 from mtrl.errors import RunError
 from mtrl.evaluation.protocol import evaluate_in
 from mtrl.evaluation.scores import Evaluation
-from mtrl.folder import FINAL, write_atomically
+from mtrl.folder import FINAL, write_atomically, write_benchmark
 from mtrl.sac.diagnose import diagnose
 from mtrl.sac.watch import expect_finite
 from mtrl.training import report
@@ -115,6 +116,9 @@ class Trainer:
         except WorkerError as error:
             self._checkpoint()
             raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
+        except FloatingPointError as error:
+            self._expect_numbers()  # which knows more about it
+            raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
 
     def close(self) -> None:
         """End the simulators and the logs."""
@@ -177,20 +181,18 @@ class Trainer:
             "time/updates": float(state.learner.updates),
             "time/elapsed": state.elapsed,
             "time/restarts": float(state.envs.restarts + state.eval_envs.restarts),
-            **state.collector.statistics.values(),
+            **state.collector.statistics.values(state.envs.tells_success),
         }
         metrics = {**self._metrics, "reward_scale": state.replay.scale.factors}
         tasks = self.benchmark.tasks
-        report.training(
-            self.logger, state.steps, tasks, values, metrics=metrics, success=state.success
-        )
+        report.training(self.logger, state.steps, tasks, values, metrics=metrics, score=state.score)
 
     def _expect_numbers(self) -> None:
         """Stop before a checkpoint or a log holds what is no number."""
         state = self.state
         try:
             state.learner.watch.expect_finite(self.benchmark.tasks, state.learner.updates)
-            expect_finite(state.agent.named_parameters())
+            expect_finite(state.agent.state_dict().items())
         except RunError as error:
             path = self.run_dir / f"stopped_{state.steps:012d}.safetensors"
             batch = state.learner.last_batch
@@ -218,10 +220,11 @@ class Trainer:
         # On the host, beside the simulators: a GPU would be asked for a few rows at a time.
         policy = state.agent.snapshot("cpu")
         result = evaluate_in(policy, state.eval_envs, self.config.seed, episodes, tick=tick)
-        state.success = result.mean if result.tells_success else None
+        state.score = result.summary
+        write_benchmark(self.run_dir, record_of(self.benchmark, state.envs.tells_success.tolist()))
         report.evaluation(self.logger, state.steps, result, self.config.eval_video)
         pace = (state.steps + 1) / (state.elapsed + 1e-9)
-        self.logger.progress(state.steps, pace, state.success)
+        self.logger.progress(state.steps, pace, state.score)
         return result
 
     def _finish(self) -> Evaluation:
