@@ -157,6 +157,7 @@ class MultiTaskNetworks(nn.Module):
         n_inputs: int,
         n_outputs: int,
         hidden_sizes: Sequence[int],
+        *,
         multi_head: bool,
         head_bound: float,
         generator: torch.Generator,

@@ -22,7 +22,7 @@ from mtrl.surgery.gradients import (
 )
 
 
-class Trunk(Protocol):
+class TrunkFunction(Protocol):
     """From inputs `[N, T, B, in]` to features `[N, T, B, d]`.
 
     Matrices are called `weight…`, their biases `bias…`, and both go into `shared_linear`.
@@ -35,7 +35,7 @@ class Trunk(Protocol):
         inputs: Tensor,
         tape: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """See `mtrl.nets.networks.trunk`."""
+        """See `mtrl.nets.networks.Trunk`, which is one."""
 
 
 TaskLoss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -48,7 +48,7 @@ class StackedProblem:
     """N networks on one batch.
 
     Args:
-        trunk: See `Trunk`.
+        trunk: See `TrunkFunction`.
         loss: See `TaskLoss`. No randomness in either: noise is part of the batch.
         shared: Parameters all tasks share, subject to surgery, `[N, …]`.
         per_task: Each task's own parameters, `[N, T, …]`. They reach only their own task's
@@ -62,7 +62,7 @@ class StackedProblem:
         precision: Of the trunk's products; see `trunks_in`.
     """
 
-    trunk: Trunk
+    trunk: TrunkFunction
     loss: TaskLoss
     shared: Parameters
     per_task: Parameters
