@@ -56,6 +56,10 @@ class TaskGradients(ABC):
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
         """Σ_t w_t g_t for each shared parameter; `weights` is `[N, T]`."""
 
+    @abstractmethod
+    def along(self, direction: Parameters) -> Tensor:
+        """⟨g_t, d⟩ with one direction d of all tasks, each `[N, …]` as the parameter, `[N, T]`."""
+
     def weighted(self, weights: Tensor) -> Gradients:
         """Σ_t w_t g_t on what is shared; the mean loss's gradient on the tasks' own parameters."""
         per_task = {name: value / weights.shape[-1] for name, value in self.per_task.items()}
@@ -79,6 +83,10 @@ class Jacobian(TaskGradients):
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
         """See `TaskGradients`."""
         return combine(weights, self.shared)
+
+    def along(self, direction: Parameters) -> Tensor:
+        """See `TaskGradients`."""
+        return along(self.shared, direction)
 
 
 @dataclass(frozen=True)
@@ -187,6 +195,16 @@ def combine(weights: Tensor, gradients: Parameters) -> dict[str, Tensor]:
     return {
         name: value.view(len(weights), *gradients[name].shape[2:]) for name, value in sums.items()
     }
+
+
+def along(gradients: Parameters, direction: Parameters) -> Tensor:
+    """⟨g_t, d⟩ over all parameters, `[N, T]`; gradients `[N, T, …]`, the direction `[N, …]`."""
+    with full_float32(next(iter(gradients.values())).device):
+        products = [
+            at_least_float32(value.flatten(2)) @ direction[name].flatten(1)[..., None]
+            for name, value in gradients.items()
+        ]
+        return torch.stack(products).sum(0)[..., 0]
 
 
 def _chunks(gradient: Tensor) -> Iterator[Tensor]:

@@ -20,6 +20,7 @@ from mtrl.errors import RunError, UsageError
 from mtrl.evaluation.protocol import evaluate_in
 from mtrl.evaluation.scores import Evaluation
 from mtrl.folder import FINAL, newest_checkpoint, write_atomically, write_text
+from mtrl.sac.diagnose import diagnose
 from mtrl.sac.watch import expect_finite
 from mtrl.training import report
 from mtrl.training.checkpoint import CheckpointWriter
@@ -120,7 +121,7 @@ class Trainer(RunState):
             if self._due(schedule.log_every):
                 self._log()
             if self._due(schedule.diagnose_every) and self._metrics:
-                found = self.learner.diagnose(self.replay)
+                found = diagnose(self.learner, self.replay)
                 report.diagnosis(self.logger, self.steps, self.benchmark.tasks, found)
             if self.steps < schedule.total_timesteps:  # the end has its own
                 if self._due(schedule.eval_every):

@@ -145,6 +145,20 @@ def test_gramian_and_combination(problem):
     }
 
 
+@pytest.mark.parametrize("engine", ["jacobian", "factored"])
+def test_products_with_a_direction_are_those_of_one_backward_per_task(problem, engine):
+    generator = torch.Generator().manual_seed(3)
+    direction = {
+        name: torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        for name, value in problem.shared.items()
+    }
+    found = replace(problem, engine=engine).task_gradients().along(direction)
+    for n in range(N):
+        for t in range(T):
+            gradient, *_ = one_backward_per_task(problem, n, t)
+            close(found[n, t], sum((gradient[k] * direction[k][n]).sum() for k in gradient))
+
+
 def test_one_network_of_several_is_what_it_is_among_them(problem):
     together = problem.task_gradients()
     for n in range(N):
