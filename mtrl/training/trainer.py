@@ -16,10 +16,11 @@ from mtrl.config.train import TrainConfig
 from mtrl.devices import cpu_threads
 from mtrl.envs.benchmarks import N_GOALS, Benchmark
 from mtrl.envs.processes import WorkerError
+from mtrl.envs.record import record_of
 from mtrl.errors import RunError, UsageError
 from mtrl.evaluation.protocol import evaluate_in
 from mtrl.evaluation.scores import Evaluation
-from mtrl.folder import FINAL, newest_checkpoint, write_atomically, write_text
+from mtrl.folder import FINAL, newest_checkpoint, write_atomically, write_benchmark, write_text
 from mtrl.sac.diagnose import diagnose
 from mtrl.sac.watch import expect_finite
 from mtrl.training import report
@@ -100,6 +101,9 @@ class Trainer(RunState):
         except WorkerError as error:
             self._checkpoint()
             raise RunError(f"{error}. {self._whole()}") from None
+        except FloatingPointError as error:
+            self._expect_numbers()  # which knows more about it
+            raise RunError(f"{error}. {self._whole()}") from None
 
     def close(self) -> None:
         """End the simulators and the logs."""
@@ -158,17 +162,17 @@ class Trainer(RunState):
             "time/updates": float(self.learner.updates),
             "time/elapsed": self.elapsed,
             "time/restarts": float(self.envs.restarts + self.eval_envs.restarts),
-            **self.collector.statistics.values(),
+            **self.collector.statistics.values(self.envs.tells_success),
         }
         metrics = {**self._metrics, "reward_scale": self.replay.scale.factors}
         tasks = self.benchmark.tasks
-        report.training(self.logger, self.steps, tasks, values, metrics, self.success)
+        report.training(self.logger, self.steps, tasks, values, metrics, self.score)
 
     def _expect_numbers(self) -> None:
         """Stop before a checkpoint or a log holds what is no number."""
         try:
             self.learner.watch.expect_finite(self.benchmark.tasks, self.learner.updates)
-            expect_finite(self.agent.named_parameters())
+            expect_finite(self.agent.state_dict().items())
         except RunError as error:
             path = self.run_dir / f"stopped_{self.steps:012d}.safetensors"
             batch = self.learner.last_batch
@@ -204,10 +208,11 @@ class Trainer(RunState):
         # On the host, beside the simulators: a GPU would be asked for a few rows at a time.
         policy = self.agent.snapshot("cpu")
         result = evaluate_in(policy, self.eval_envs, self.config.seed, episodes, tick=tick)
-        self.success = result.mean if result.tells_success else None
+        self.score = result.summary
+        write_benchmark(self.run_dir, record_of(self.benchmark, self.envs.tells_success.tolist()))
         report.evaluation(self.logger, self.steps, result, self.config.eval_video)
         pace = (self.steps + 1) / (self.elapsed + 1e-9)
-        self.logger.progress(self.steps, pace, self.success)
+        self.logger.progress(self.steps, pace, self.score)
         return result
 
     def _finish(self) -> Evaluation:
