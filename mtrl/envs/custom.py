@@ -74,7 +74,7 @@ def spaces_of(benchmark: Benchmark) -> tuple[Box, Box]:
         UsageError: if a space is not what a learner can use, or tasks differ in theirs.
     """
     first: dict[str, Box] = {}
-    for task, make in benchmark.own.items():
+    for task, make in benchmark.custom.items():
         env = make()
         found = {"observations": env.observation_space, "actions": env.action_space}
         env.close()
@@ -105,7 +105,7 @@ def checked(benchmark: Benchmark) -> Benchmark:
     Raises:
         UsageError: see `spaces_of`.
     """
-    if not benchmark.own:
+    if not benchmark.custom:
         return benchmark
     spaces_of(benchmark)
     if benchmark.success_key is None or tells_success(benchmark):
@@ -115,7 +115,7 @@ def checked(benchmark: Benchmark) -> Benchmark:
 
 def tells_success(benchmark: Benchmark) -> bool:
     """Whether some step of an episode of every task has the success key, by random actions."""
-    return all(_has_key(make(), benchmark.success_key) for make in benchmark.own.values())
+    return all(_has_key(make(), benchmark.success_key) for make in benchmark.custom.values())
 
 
 def _has_key(env: gym.Env[Any, Any], key: str | None, longest: int = 1_000) -> bool:

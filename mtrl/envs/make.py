@@ -43,7 +43,7 @@ def make_vector_env(
         UsageError: if spaces of the benchmark's own environments do not fit.
     """
     spaces: tuple[Box, Box] = OBSERVATION_SPACE, ACTION_SPACE
-    if benchmark.own:
+    if benchmark.custom:
         spaces, simulators = spaces_of(benchmark), ("own",) * len(benchmark.tasks)
     simulators = simulators or ("metaworld",) * len(benchmark.tasks)
     first_rows = {task: t * envs_per_task for t, task in enumerate(benchmark.tasks)}
@@ -74,7 +74,7 @@ def _factory(
     benchmark: Benchmark, horizon: int, shuffle_goals: bool, stride: int, task: str
 ) -> worker.EnvFactory:
     """A picklable callable that makes the task's environment."""
-    if task not in benchmark.own:
+    if task not in benchmark.custom:
         return partial(MetaWorldTask, task, horizon, shuffle_goals, stride)
-    make, key = CloudpickleWrapper(benchmark.own[task]), benchmark.success_key
+    make, key = CloudpickleWrapper(benchmark.custom[task]), benchmark.success_key
     return partial(CustomTask, task, make, key, horizon, shuffle_goals, stride)

@@ -67,7 +67,7 @@ def choose_simulators(benchmark: Benchmark, config: EnvironmentConfig) -> Simula
     for task in config.native_tasks:
         if task not in tasks:
             raise UsageError(unknown("native_tasks", task, tasks))
-    if benchmark.own:
+    if benchmark.custom:
         if config.simulator == "envpool" or config.native_tasks:
             raise UsageError(f"simulator: expected 'auto' for {benchmark.name}, got 'envpool'")
         note = f"simulators: those of {benchmark.name}"

@@ -14,14 +14,15 @@ import torch
 from tqdm import tqdm
 
 from mtrl.devices import cpu_threads, resolve_device
-from mtrl.envs.benchmarks import N_GOALS, Benchmark, get_benchmark
+from mtrl.envs.benchmarks import N_GOALS, Benchmark, get_benchmark, select
 from mtrl.envs.custom import checked
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.processes import n_cores
+from mtrl.envs.record import benchmark_of
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.errors import UsageError, unknown
 from mtrl.evaluation.scores import Evaluation
-from mtrl.folder import find_policy
+from mtrl.folder import find_policy, read_benchmark
 from mtrl.policy.policy import Policy
 
 ROWS = 10
@@ -225,8 +226,9 @@ def evaluate_file(
     Args:
         tasks: Some of the policy's tasks; default: all.
         seed: Of the goals; default: the training run's.
-        benchmark: `package.module:attribute`, for tasks that are not Meta-World's. A file only
-            names its tasks: what it says is never imported.
+        benchmark: `package.module:attribute` of custom tasks; default: of a run folder, what the
+            run was trained on, imported from where its benchmark.json says. A policy file or a
+            checkpoint only names its tasks: nothing that it says is imported.
 
     Returns:
         The evaluation, and what it was made of, as plain values.
@@ -236,7 +238,17 @@ def evaluate_file(
     """
     path = find_policy(policy)
     loaded, header = Policy.load_with_header(path, resolve_device(device))
-    found = checked(get_benchmark(benchmark or "", tasks or loaded.tasks))
+    record = read_benchmark(policy) if policy.is_dir() else None
+    if benchmark is None and record is not None:
+        found = select(benchmark_of(record), tasks or loaded.tasks)
+    elif benchmark is None and header.environments == "custom":
+        raise UsageError(
+            f"benchmark: expected --benchmark MODULE:NAME for the custom tasks of "
+            f"{header.benchmark}, which a file only names, got none"
+        )
+    else:
+        found = get_benchmark(benchmark or "", tasks or loaded.tasks)
+    found = checked(found)
     seed = header.seed if seed is None else seed
     result = evaluate(
         loaded, found, seed, episodes, header.horizon, workers, stochastic, progress=True

@@ -16,7 +16,12 @@ from mtrl.nets.precision import resolve_precision
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.capture import Captured
 from mtrl.sac.losses import temperature_gradient
-from mtrl.sac.optimizers import clip_by_network_, make_optimizer, set_learning_rate
+from mtrl.sac.optimizers import (
+    clip_by_network_,
+    load_moments_,
+    make_optimizer,
+    set_learning_rate,
+)
 from mtrl.sac.problems import Compiled, actor_problem, as_it_is, critic_problem
 from mtrl.sac.replay import Batch, ReplayBuffer
 from mtrl.sac.watch import LossWatch
@@ -77,7 +82,10 @@ class Learner:
         self.watch = LossWatch(("critic_loss", "actor_loss"), len(agent.tasks), agent.device)
         self.last_batch: Batch | None = None
         self._graph: tuple[ReplayBuffer, int, Captured[dict[str, Tensor]]] | None = None
-        self._compiled: Compiled = cache(torch.compile) if config.compile else as_it_is
+        # Not dynamic: a second method in one process would make sizes symbolic, which torch 2.11
+        # cannot differentiate here.
+        compiled = cache(partial(torch.compile, dynamic=False))
+        self._compiled: Compiled = compiled if config.compile else as_it_is
         self.target_entropy = (
             -float(agent.action_size) if config.target_entropy is None else config.target_entropy
         )
@@ -206,7 +214,7 @@ class Learner:
             moments = {
                 int(i): moment for i, moment in state.get("optimizers", {}).get(name, {}).items()
             }
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+            load_moments_(optimizer, moments)
         for name, surgery in self.surgeries.items():
             surgery.load_state_dict(state.get("surgeries", {}).get(name, {}))
         self.updates = state["updates"]

@@ -10,7 +10,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 from own_tasks import REACHERS
 
-from mtrl import Benchmark, TrainConfig, train
+from mtrl import Benchmark, TrainConfig, resume, train
 from mtrl.analysis.runs import read_run
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.train import main as train_main
@@ -20,6 +20,7 @@ from mtrl.envs.custom import CustomTask, spaces_of, tells_success
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators
 from mtrl.errors import UsageError
+from mtrl.folder import read_benchmark
 
 HORIZON = 20
 
@@ -41,7 +42,7 @@ def test_episodes_are_those_of_the_environment_itself():
     try:
         observations, _ = envs.reset(seed=5)
         alone = [
-            CustomTask(task, REACHERS.own[task], "solved", HORIZON, stride=2)
+            CustomTask(task, REACHERS.custom[task], "solved", HORIZON, stride=2)
             for task in REACHERS.tasks
             for _ in range(2)
         ]
@@ -87,7 +88,7 @@ def test_actions_are_scaled_to_the_environments_range():
 
 def test_evaluation_has_episodes_of_its_own():
     ours = [
-        CustomTask("a", REACHERS.own["gravity0"], "solved", HORIZON, training)
+        CustomTask("a", REACHERS.custom["gravity0"], "solved", HORIZON, training)
         for training in (True, False)
     ]
     first, second = (env.reset(seed=0)[0] for env in ours)
@@ -125,7 +126,7 @@ def test_spaces_that_do_not_fit_are_named(case):
 def test_what_a_benchmark_may_not_be():
     with pytest.raises(UsageError, match=r"benchmark: expected tasks .* got none"):
         Benchmark("empty", {})
-    with pytest.raises(UsageError, match=r"benchmark: expected tasks .* got of both"):
+    with pytest.raises(UsageError, match=r"benchmark: expected tasks .* got both"):
         Benchmark("both", {"reach-v3": None, "mine": make})
     with pytest.raises(UsageError, match="simulator: expected 'auto' for reachers"):
         choose_simulators(REACHERS, EnvironmentConfig(simulator="envpool"))
@@ -206,3 +207,54 @@ def test_runs_are_drawn_without_importing_what_they_name(tmp_path):
     path.write_text(text.replace("benchmark: mt10", "benchmark: no_such_module:thing"))
     run = read_run(outcome.run_dir)
     assert run.tasks == REACHERS.tasks and run.final is not None
+
+
+def test_a_run_records_what_it_was_trained_on(tmp_path, capsys):
+    """Given in Python: every command finds the tasks again, because a module holds them."""
+    run_dir = train(
+        config(tmp_path / "run", total_timesteps=360, max_runtime=1e-9), REACHERS
+    ).run_dir
+    record = read_benchmark(run_dir)
+    assert record is not None and record.names == REACHERS.tasks
+    assert (record.name, record.environments) == ("reachers", "custom")
+    assert record.source == "own_tasks:REACHERS"
+    saved = TrainConfig.from_yaml(run_dir / "config.yaml")
+    assert saved.benchmark == "own_tasks:REACHERS"
+    assert get_benchmark(saved.benchmark, saved.tasks).tasks == REACHERS.tasks
+    with pytest.raises(UsageError, match="benchmark: expected custom tasks as those of reachers"):
+        resume(run_dir, benchmark=get_benchmark("mt10"))
+    with pytest.raises(UsageError, match="tasks: unknown 'gravity-9'"):
+        resume(run_dir, benchmark=Benchmark("r", {"gravity0": make}))
+    assert train_main(["--resume", str(run_dir), "--max-runtime", "1"]) == 0
+    capsys.readouterr()
+    assert eval_main([str(run_dir), "--episodes", "2"]) == 0
+    assert "gravity-9" in capsys.readouterr().out
+    policy = run_dir / "policy_final.safetensors"  # which may be a stranger's
+    assert eval_main([str(policy), "--episodes", "2"]) == 2
+    assert "expected --benchmark MODULE:NAME for the custom tasks of reachers" in (
+        capsys.readouterr().err
+    )
+    assert eval_main([str(policy), "--episodes", "2", "--benchmark", "own_tasks:REACHERS"]) == 0
+
+
+def test_a_benchmark_that_no_module_holds_is_asked_for(tmp_path, capsys):
+    benchmark = Benchmark("lost", dict(REACHERS.environments), "solved")
+    run_dir = train(config(tmp_path / "run", max_runtime=1e-9), benchmark).run_dir
+    assert read_benchmark(run_dir).source is None
+    for command in (train_main, ["--resume", str(run_dir)]), (eval_main, [str(run_dir)]):
+        assert command[0](command[1]) == 2
+        assert "'lost' was not imported from a module" in capsys.readouterr().err
+    assert resume(run_dir, max_runtime=1.0, benchmark=benchmark).evaluation is not None
+
+
+def test_meta_worlds_tasks_given_in_python_are_recorded_too(tmp_path):
+    benchmark = Benchmark("pair", dict.fromkeys(("reach-v3", "drawer-close-v3")))
+    run_dir = train(config(tmp_path / "run", max_runtime=1e-9), benchmark).run_dir
+    record = read_benchmark(run_dir)
+    assert (record.name, record.names) == ("pair", benchmark.tasks)
+    assert {task.score for task in record.tasks} == {"success"}
+    saved = TrainConfig.from_yaml(run_dir / "config.yaml")
+    assert get_benchmark(saved.benchmark, saved.tasks).tasks == benchmark.tasks
+    (run_dir / "benchmark.json").unlink()  # as runs were before
+    assert resume(run_dir, max_runtime=1e-9).evaluation is None
+    assert read_benchmark(run_dir).names == benchmark.tasks

@@ -316,9 +316,9 @@ def test_what_a_method_remembers_is_saved():
         def prepare(self, networks):
             self.register_buffer("seen", torch.zeros(networks.n_networks, networks.n_tasks))
 
-        def weights(self, tasks, losses, gradients):
-            self.seen[:, tasks] += losses.float()
-            return torch.full_like(losses, 1 / losses.shape[-1])
+        def weights(self, tasks, found):
+            self.seen[:, tasks] += found.losses.float()
+            return torch.full_like(found.losses, 1 / found.losses.shape[-1])
 
     batch, noise = make_batch(3)
     learner, other = (make_learner(3, surgery="test-remembers") for _ in range(2))
