@@ -60,7 +60,7 @@ def write_run(
 
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    logger = RunLogger(folder, total, config)
+    logger = RunLogger(folder, total, config, tasks)
     every = (schedule.log_every, schedule.diagnose_every, schedule.eval_every)
     marks = sorted({step for each in every if each for step in range(each, total + 1, each)})
     updates = 0

@@ -85,8 +85,8 @@ def plot(
     Args:
         runs: Run folders, or globs of them.
         x: What curves are drawn over.
-        score: What is compared: "success_rate" or "return"; default: success rates if every task
-            has one, else returns.
+        score: What is compared: "success_rate", of the tasks that have one, or "return"; default:
+            success rates if every task has one, else returns.
         group_by: Fields of the configuration that make a method, instead of all but the seed and
             what does not change an update.
         labels: Other names for methods, by the name they would have, or by the folder of a run or

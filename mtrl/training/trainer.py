@@ -64,7 +64,14 @@ class Trainer(RunState):
         self._metrics: dict[str, torch.Tensor] = {}
         self.pace = Pace(self.steps, self.learner.updates)
         self.interrupt = Interrupt(config.max_runtime)
-        self.logger = RunLogger(run_dir, self.schedule.total_timesteps, config, self.steps)
+        self.logger = RunLogger(
+            run_dir,
+            self.schedule.total_timesteps,
+            config,
+            benchmark.tasks,
+            tells_success=benchmark.success_key is not None,
+            resume_at=self.steps,
+        )
         self.logger.say(self.simulators.note)
 
     def run(self) -> Outcome:
