@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.spaces import Box
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
 
 from mtrl.errors import UsageError, import_attribute, unknown
@@ -40,6 +41,7 @@ class Benchmark:
             its steps says so. A task whose steps never had the key is judged by its return;
             with `success_key=None`, all are.
         source: The `package.module:attribute` it was imported from, if it was.
+        spaces: Of custom environments' observations and actions, once `examined`.
 
     Raises:
         UsageError: if there is no task, Meta-World's tasks are mixed with custom ones, what should
@@ -57,6 +59,7 @@ class Benchmark:
     environments: Mapping[str, EnvFactory | None]
     success_key: str | None = "success"
     source: str | None = field(default=None, compare=False)
+    spaces: tuple[Box, Box] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _expect_name("name", self.name)

@@ -72,7 +72,7 @@ def choose_simulators(benchmark: Benchmark, config: EnvironmentConfig) -> Simula
             raise UsageError(f"simulator: expected 'auto' for {benchmark.name}, got 'envpool'")
         note = f"simulators: those of {benchmark.name}"
         if benchmark.success_key is None:
-            note += "; they tell no success, so tasks are judged by their return"
+            note += "; tasks are judged by their return, as it asks for"
         return Simulators(("own",) * len(tasks), note)
     if config.simulator == "metaworld":
         if config.native_tasks:

@@ -23,11 +23,16 @@ class Captured(Generic[Result]):
     Args:
         function: The work, without arguments.
         generators: All it draws random numbers from; a replay advances them as a call does.
+        priority: Of its kernels beside those of others; -1 goes first.
     """
 
     def __init__(
-        self, function: Callable[[], Result], generators: Sequence[torch.Generator]
+        self,
+        function: Callable[[], Result],
+        generators: Sequence[torch.Generator],
+        priority: int = 0,
     ) -> None:
+        self._priority = priority
         self._function, self._generators = function, generators
         self._calls = 0
         # Warm-up and capture share one stream, and no other graph has it: cuBLAS keeps a workspace
@@ -40,7 +45,7 @@ class Captured(Generic[Result]):
         """Do the work, on the current stream."""
         self._calls += 1
         if self._stream is None:
-            self._stream = torch.cuda.Stream()
+            self._stream = torch.cuda.Stream(priority=self._priority)
         if self._calls <= WARM_UP:
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):

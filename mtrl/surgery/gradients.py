@@ -18,6 +18,11 @@ from mtrl.nets.precision import full_float32
 
 Parameters = Mapping[str, Tensor]
 
+SHORTEST = 2048
+"""Terms of a sum that one processor of a GPU adds up; modelled, not measured."""
+
+_ADDS_HALVES_IN_FLOAT32 = "dtype_out" in torch.ops.aten.bmm.overloads()  # from torch 2.8 on
+
 
 class Gradients(NamedTuple):
     """The gradient an optimiser applies."""
@@ -51,6 +56,10 @@ class TaskGradients(ABC):
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
         """Σ_t w_t g_t for each shared parameter; `weights` is `[N, T]`."""
 
+    @abstractmethod
+    def along(self, direction: Parameters) -> Tensor:
+        """⟨g_t, d⟩ with one direction d of all tasks, each `[N, …]` as the parameter, `[N, T]`."""
+
     def weighted(self, weights: Tensor) -> Gradients:
         """Σ_t w_t g_t on what is shared; the mean loss's gradient on the tasks' own parameters."""
         per_task = {name: value / weights.shape[-1] for name, value in self.per_task.items()}
@@ -74,6 +83,10 @@ class Jacobian(TaskGradients):
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
         """See `TaskGradients`."""
         return combine(weights, self.shared)
+
+    def along(self, direction: Parameters) -> Tensor:
+        """See `TaskGradients`."""
+        return along(self.shared, direction)
 
 
 @dataclass(frozen=True)
@@ -135,9 +148,41 @@ def gramian(gradients: Parameters) -> Tensor:
     Signs of its entries decide, so it is never computed in less than float32, and long sums go on
     in float64.
     """
-    with full_float32(next(iter(gradients.values())).device):
+    device = next(iter(gradients.values())).device
+    with full_float32(device):
+        if device.type != "cpu":
+            return split_gramian(gradients)
         products = [rows @ rows.mT for value in gradients.values() for rows in _chunks(value)]
         return torch.stack(products).double().sum(0).to(products[0].dtype)
+
+
+def split_gramian(gradients: Parameters) -> Tensor:
+    """`gramian` for a GPU, each parameter's sum as many short ones beside each other.
+
+    A product of T × T numbers, each a sum over 10⁵ to 10⁶, would keep one or two of a GPU's
+    hundred processors busy; every part here is one's work. Numbers of bf16 are multiplied as they
+    are where torch can add the products up in float32, which is exact to float32, and in half the
+    traffic.
+    """
+    rows = [value.flatten(2) for value in gradients.values()]
+    splits = [equal_parts(value.shape[-1]) for value in rows]
+    n_networks, n_tasks = rows[0].shape[:2]
+    dtype = torch.promote_types(torch.float32, rows[0].dtype)
+    parts = rows[0].new_empty((n_networks, sum(splits), n_tasks, n_tasks), dtype=dtype)
+    for n in range(n_networks):
+        for value, out in zip(rows, parts[n].split(splits), strict=True):
+            factor = value[n].unflatten(-1, (len(out), -1)).transpose(0, 1)  # [parts, T, K / parts]
+            if factor.dtype != dtype and factor.is_cuda and _ADDS_HALVES_IN_FLOAT32:
+                torch.bmm(factor, factor.mT, out_dtype=dtype, out=out)
+            else:
+                factor = factor.to(dtype)
+                torch.bmm(factor, factor.mT, out=out)
+    return parts.sum(1, dtype=torch.float64).to(dtype)
+
+
+def equal_parts(length: int) -> int:
+    """Into how many equal parts a sum is split, each of at least `SHORTEST` terms, if it can be."""
+    return next(n for n in range(max(1, length // SHORTEST), 0, -1) if length % n == 0)
 
 
 def combine(weights: Tensor, gradients: Parameters) -> dict[str, Tensor]:
@@ -150,6 +195,16 @@ def combine(weights: Tensor, gradients: Parameters) -> dict[str, Tensor]:
     return {
         name: value.view(len(weights), *gradients[name].shape[2:]) for name, value in sums.items()
     }
+
+
+def along(gradients: Parameters, direction: Parameters) -> Tensor:
+    """⟨g_t, d⟩ over all parameters, `[N, T]`; gradients `[N, T, …]`, the direction `[N, …]`."""
+    with full_float32(next(iter(gradients.values())).device):
+        products = [
+            at_least_float32(value.flatten(2)) @ direction[name].flatten(1)[..., None]
+            for name, value in gradients.items()
+        ]
+        return torch.stack(products).sum(0)[..., 0]
 
 
 def _chunks(gradient: Tensor) -> Iterator[Tensor]:

@@ -154,7 +154,7 @@ def test_tf32_is_for_trunks_alone(surgery, bins):
     trunks = [setting for sizes, setting, _ in products.found if FIRST in sizes]
     others = [(sizes, setting) for sizes, setting, _ in products.found if FIRST not in sizes]
     assert set(trunks) == {"high"}
-    assert len(others) >= 10 and {setting for _, setting in others} == {"highest"}
+    assert len(others) >= 6 and {setting for _, setting in others} == {"highest"}
     assert torch.get_float32_matmul_precision() == before
 
 

@@ -1,6 +1,5 @@
 """One update against Stable-Baselines3's SAC, and the invariants of every update."""
 
-import copy
 import shutil
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -10,6 +9,7 @@ import pytest
 import torch
 from gymnasium import Env
 from gymnasium.spaces import Box
+from small_learner import filled_replay, make_small_learner
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
@@ -316,9 +316,9 @@ def test_what_a_method_remembers_is_saved():
         def prepare(self, networks):
             self.register_buffer("seen", torch.zeros(networks.n_networks, networks.n_tasks))
 
-        def weights(self, tasks, losses, gradients):
-            self.seen[:, tasks] += losses.float()
-            return torch.full_like(losses, 1 / losses.shape[-1])
+        def weights(self, tasks, found):
+            self.seen[:, tasks] += found.losses.float()
+            return torch.full_like(found.losses, 1 / found.losses.shape[-1])
 
     batch, noise = make_batch(3)
     learner, other = (make_learner(3, surgery="test-remembers") for _ in range(2))
@@ -326,22 +326,6 @@ def test_what_a_method_remembers_is_saved():
     other.load_state_dict(learner.state_dict())
     assert learner.surgeries["critics"].seen.all()
     assert torch.equal(learner.surgeries["critics"].seen, other.surgeries["critics"].seen)
-
-
-def filled_replay(n_tasks: int = 4) -> ReplayBuffer:
-    replay = ReplayBuffer(BATCH, n_tasks, OBSERVATION, ACTION)
-    draw = np.random.default_rng(0)
-    for _ in range(BATCH):
-        observation, action = (draw.normal(size=(n_tasks, n)) for n in (OBSERVATION, ACTION))
-        rewards, ends = draw.normal(size=n_tasks), np.zeros(n_tasks, bool)
-        replay.add(observation, action, rewards, np.zeros(n_tasks), observation, ends)
-    return replay
-
-
-def make_small_learner(surgery: str) -> Learner:
-    """In float32, as a replay's batches are."""
-    agent = MTSAC(tuple("abcd"), AgentConfig(hidden_sizes=HIDDEN), OBSERVATION, ACTION)
-    return Learner(agent, LearnerConfig(surgery=surgery, batch_size=8))
 
 
 def drawn(learner: Learner, replay: ReplayBuffer, monkeypatch) -> list[torch.Tensor]:
@@ -403,24 +387,6 @@ def test_a_checkpoint_from_before_surgery_had_a_stream_goes_on_with_the_one_it_h
             random_orders(n_networks, 4, expected)
         old = resumed.state_dict()
         assert torch.equal(old["generator"], expected.get_state())
-
-
-@pytest.mark.parametrize("surgery", ["none", "rotograd"])
-def test_a_diagnosis_changes_nothing_and_knows_every_network(surgery):
-    learner, replay = make_small_learner(surgery), filled_replay()
-    agent = learner.agent
-    learner.step(replay)
-    before = copy.deepcopy((agent.state_dict(), learner.state_dict()["surgeries"]))
-    generator = learner.generator.get_state()
-    found = learner.diagnose(replay)
-    assert set(found) == {"actor", "critic1", "critic2"}
-    for diagnosis in found.values():
-        assert all(value.isfinite() for value in diagnosis.measures.values())
-        torch.testing.assert_close(diagnosis.cosines.diagonal(), torch.ones(4).double())
-    assert not torch.equal(found["critic1"].cosines, found["critic2"].cosines)
-    assert torch.equal(generator, learner.generator.get_state())
-    after = (agent.state_dict(), learner.state_dict()["surgeries"])
-    torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
 class NothingLeavesTheDevice(TorchDispatchMode):

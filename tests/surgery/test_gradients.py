@@ -8,6 +8,7 @@ import torch
 from mtrl.nets.networks import Function, MultiTaskNetworks, Trunk, head
 from mtrl.surgery import Jacobian, StackedProblem, combine, gramian
 from mtrl.surgery.factored import FactoredGradients
+from mtrl.surgery.gradients import equal_parts, split_gramian
 
 N, T, B, IN, OUT = 2, 5, 9, 6, 3
 
@@ -144,6 +145,20 @@ def test_gramian_and_combination(problem):
     }
 
 
+@pytest.mark.parametrize("engine", ["jacobian", "factored"])
+def test_products_with_a_direction_are_those_of_one_backward_per_task(problem, engine):
+    generator = torch.Generator().manual_seed(3)
+    direction = {
+        name: torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        for name, value in problem.shared.items()
+    }
+    found = replace(problem, engine=engine).task_gradients().along(direction)
+    for n in range(N):
+        for t in range(T):
+            gradient, *_ = one_backward_per_task(problem, n, t)
+            close(found[n, t], sum((gradient[k] * direction[k][n]).sum() for k in gradient))
+
+
 def test_one_network_of_several_is_what_it_is_among_them(problem):
     together = problem.task_gradients()
     for n in range(N):
@@ -255,3 +270,28 @@ def test_first_layer_bias_is_the_layer_on_a_one_hot():
     }
     layer = Function(Trunk(), {"weight0": shared["weight0"]}, own)
     close(layer(problem.inputs), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_gpus_gramian_is_a_sum_in_parts(dtype):
+    """Against float64; lengths that can be split evenly and one, a prime, that cannot."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a": (160, 400), "b": (39, 400), "c": (4099,), "d": (7,)}
+    gradients = {
+        name: (torch.randn(2, 10, *shape, generator=generator) + 1).to(dtype)
+        for name, shape in shapes.items()
+    }
+    found = split_gramian(gradients)
+    rows = torch.cat([value.flatten(2).double() for value in gradients.values()], -1)
+    exact = rows @ rows.mT
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    tolerance = 1e-12 if dtype == torch.float64 else 5e-6
+    torch.testing.assert_close(found.double(), exact, atol=0, rtol=tolerance)
+    assert not (found - found.mT).abs().max() > tolerance * exact.max()
+
+
+@pytest.mark.parametrize(
+    ("length", "parts"), [(7, 1), (2048, 1), (4096, 2), (160_000, 64), (4099, 1), (2**20, 512)]
+)
+def test_parts_are_equal_and_long_enough(length, parts):
+    assert equal_parts(length) == parts
