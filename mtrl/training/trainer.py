@@ -82,7 +82,14 @@ class Trainer:
         self._metrics: dict[str, torch.Tensor] = {}
         self.pace = Pace(self.state.steps, self.state.learner.updates)
         self.interrupt = Interrupt(config.max_runtime)
-        self.logger = RunLogger(run_dir, self.schedule.total_timesteps, config, self.state.steps)
+        self.logger = RunLogger(
+            run_dir,
+            self.schedule.total_timesteps,
+            config,
+            benchmark.tasks,
+            tells_success=benchmark.success_key is not None,
+            resume_at=self.state.steps,
+        )
         self.logger.say(self.state.simulators.note)
 
     def run(self) -> Outcome:
