@@ -3,7 +3,7 @@
 <run_dir>/
 ├── config.yaml               the resolved configuration; `--config` accepts it
 ├── benchmark.json            the tasks, how each is scored, where they came from
-├── run.json                  command lines, package versions, machine
+├── run.json                  command lines, package versions, each task's simulator, machine
 ├── progress.csv, progress.json, events.out.tfevents.*    the logs
 ├── cosines.jsonl             cosines between the tasks' gradients at each diagnosis
 ├── checkpoints/

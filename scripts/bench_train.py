@@ -23,8 +23,6 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mtrl.config.train import TrainConfig
 from mtrl.envs.processes import n_cores
 
@@ -55,13 +53,15 @@ def trainer_of(n_tasks: int, **settings: Any) -> Iterator[Trainer]:
 
 def fill(trainer: Trainer) -> None:
     """A replay full of noise: the time of an update does not depend on the numbers."""
-    n, agent, draw = trainer.state.envs.num_envs, trainer.state.agent, np.random.default_rng(0)
-    observations = draw.normal(size=(n, agent.observation_size))
-    actions, rewards = draw.uniform(-1, 1, (n, agent.action_size)), draw.uniform(size=n)
-    for _ in range(trainer.config.learner.buffer_size // trainer.state.envs.envs_per_task):
-        trainer.state.replay.add(
-            observations, actions, rewards, np.zeros(n), observations, done=np.zeros(n, bool)
-        )
+    import torch
+
+    state = trainer.state
+    n, agent, replay = state.envs.num_envs, state.agent, state.replay
+    rows = trainer.config.learner.buffer_size // state.envs.envs_per_task
+    numbers = torch.randn(rows + 1, n, agent.observation_size + agent.action_size + 2)
+    numbers[..., -1] = 0  # nothing ends
+    filled = {"rows": numbers, "starts": torch.arange(rows), "next_row": torch.tensor(rows)}
+    replay.load_state_dict(replay.state_dict() | filled)
 
 
 def simulate(trainer: Trainer) -> None:

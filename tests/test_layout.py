@@ -26,7 +26,7 @@ NEVER = {
 }
 """What a package must not reach, through others neither; and nothing imports `cli`."""
 
-LARGE = {"sac/learner.py", "envs/vector.py", "training/trainer.py"}
+LARGE = {"analysis/runs.py", "envs/vector.py", "sac/learner.py"}
 """Files over 250 lines that are still to be shortened."""
 
 SMALL = {"training/lock.py", "training/pace.py", "training/interrupt.py"} | {

@@ -45,12 +45,13 @@ def make_vector_env(
     Raises:
         UsageError: see `examined` and `steps_of_an_episode`.
     """
-    spaces: tuple[Box, Box] = OBSERVATION_SPACE, ACTION_SPACE
+    observations: Box = OBSERVATION_SPACE
+    actions: Box = ACTION_SPACE
     horizon = steps_of_an_episode(benchmark, horizon)
     benchmark = examined(benchmark)
     if benchmark.spaces is not None:
-        spaces, simulators = benchmark.spaces, ("own",) * len(benchmark.tasks)
-    observations, actions = spaces
+        observations, actions = benchmark.spaces
+        simulators = ("own",) * len(benchmark.tasks)
     simulators = simulators or ("metaworld",) * len(benchmark.tasks)
     first_rows = {task: t * envs_per_task for t, task in enumerate(benchmark.tasks)}
     chosen = dict(zip(benchmark.tasks, simulators, strict=True))

@@ -71,7 +71,7 @@ class _Layer(torch.autograd.Function):
     """See `layer`."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917, autograd has no keywords
         ctx: Any,
         inputs: Tensor,
         weight: Tensor,

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save_file
 
 from mtrl.config.train import TrainConfig
 from mtrl.devices import cpu_threads
@@ -24,7 +23,7 @@ from mtrl.folder import FINAL, write_atomically, write_benchmark
 from mtrl.sac.diagnose import diagnose
 from mtrl.sac.watch import expect_finite
 from mtrl.training import report
-from mtrl.training.checkpoint import CheckpointWriter, what_is_left
+from mtrl.training.checkpoint import CheckpointWriter, keep_batch, what_is_left
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.logger import RunLogger
 from mtrl.training.pace import Pace
@@ -82,7 +81,14 @@ class Trainer:
         self._metrics: dict[str, torch.Tensor] = {}
         self.pace = Pace(self.state.steps, self.state.learner.updates)
         self.interrupt = Interrupt(config.max_runtime)
-        self.logger = RunLogger(run_dir, self.schedule.total_timesteps, config, self.state.steps)
+        self.logger = RunLogger(
+            run_dir,
+            self.schedule.total_timesteps,
+            config,
+            benchmark.tasks,
+            tells_success=benchmark.success_key is not None,
+            resume_at=self.state.steps,
+        )
         self.logger.say(self.state.simulators.note)
 
     def run(self) -> Outcome:
@@ -194,13 +200,7 @@ class Trainer:
             state.learner.watch.expect_finite(self.benchmark.tasks, state.learner.updates)
             expect_finite(state.agent.state_dict().items())
         except RunError as error:
-            path = self.run_dir / f"stopped_{state.steps:012d}.safetensors"
-            batch = state.learner.last_batch
-            kept = ""
-            if batch is not None:  # none before the first update
-                tensors = {name: value.contiguous() for name, value in vars(batch).items()}
-                write_atomically(path, lambda temporary: save_file(tensors, temporary))
-                kept = f"; the last batch is in {path}"
+            kept = keep_batch(self.run_dir, state.steps, state.learner.last_batch)
             raise RunError(
                 f"{error}, noticed after {state.steps:,} steps{kept}. {what_is_left(self.run_dir)}"
             ) from None
@@ -230,8 +230,8 @@ class Trainer:
     def _finish(self) -> Evaluation:
         """Save and judge the final policy."""
         state = self.state
-        extra = state.description()
-        write_atomically(self.run_dir / FINAL, lambda path: state.agent.save(path, extra))
+        description = state.description()
+        write_atomically(self.run_dir / FINAL, lambda path: state.agent.save(path, description))
         self.logger.say(f"final evaluation: {N_GOALS} episodes per task")
         result = self._evaluate(N_GOALS)
         report.final(

@@ -168,6 +168,17 @@ def test_products_with_a_direction_are_those_of_one_backward_per_task(problem, e
             close(found[n, t], sum((gradient[k] * direction[k][n]).sum() for k in gradient))
 
 
+@pytest.mark.parametrize("engine", ["jacobian", "factored"])
+def test_products_with_another_batchs_are_those_of_one_backward_per_task(problem, engine):
+    problem = replace(problem, engine=engine)
+    other = replace(problem, inputs=problem.inputs.flip(2).sin(), targets=(-problem.targets[0],))
+    found = problem.task_gradients().products(other.task_gradients())
+    for n in range(N):
+        for t in range(T):
+            (one, *_), (two, *_) = (one_backward_per_task(p, n, t) for p in (problem, other))
+            close(found[n, t], sum((one[k] * two[k]).sum() for k in one))
+
+
 def test_one_network_of_several_is_what_it_is_among_them(problem):
     together = problem.task_gradients()
     for n in range(N):
