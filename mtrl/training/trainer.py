@@ -144,15 +144,15 @@ class Trainer:
             self.checkpoints.check()
             state.elapsed = time.monotonic() - start
             self.logger.tick(state.steps)
-            if self._due(schedule.log_every):
+            if state.due(schedule.log_every):
                 self._log()
-            if self._due(schedule.diagnose_every) and self._metrics:
+            if state.due(schedule.diagnose_every) and self._metrics:
                 found = diagnose(state.learner, state.replay)
                 report.diagnosis(self.logger, state.steps, self.benchmark.tasks, found)
             if state.steps < schedule.total_timesteps:  # the end has its own
-                if self._due(schedule.eval_every):
+                if state.due(schedule.eval_every):
                     self._evaluate_on_the_way()
-                if self._due(schedule.checkpoint_every):
+                if state.due(schedule.checkpoint_every):
                     self._checkpoint()
 
     def step(self) -> None:
@@ -173,10 +173,6 @@ class Trainer:
         with self.pace.stage("store"):
             state.collector.store(answer, state.replay)
         state.steps += state.envs.num_envs
-
-    def _due(self, every: int) -> bool:
-        state = self.state
-        return every > 0 and state.steps // every > (state.steps - state.envs.num_envs) // every
 
     def _log(self) -> None:
         """Read numbers off the device, as only diagnoses and evaluations do besides."""
