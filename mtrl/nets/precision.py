@@ -72,6 +72,9 @@ def full_float32(device: torch.device) -> Iterator[None]:
 @contextmanager
 def _float32_products(setting: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
+    if before == setting:
+        yield
+        return
     torch.set_float32_matmul_precision(setting)
     try:
         yield
