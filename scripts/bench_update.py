@@ -42,6 +42,7 @@ from mtrl.devices import cpu_threads
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.errors import UsageError
 from mtrl.sac.capture import Captured
+from mtrl.sac.diagnose import diagnose
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.surgery import GramianSurgery, available
@@ -148,7 +149,7 @@ class Bench:
         if HAS_TORCHJD:
             slow["torchjd:UPGrad"] = self.update("torchjd:UPGrad")
         replay = self.case.full_replay(BATCH)
-        slow["diagnosis"] = partial(self.case.learner("none").diagnose, replay)
+        slow["diagnosis"] = partial(diagnose, self.case.learner("none"), replay)
         self.compete(10, slow)
 
     def peers(self) -> None:

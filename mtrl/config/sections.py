@@ -210,11 +210,11 @@ class LearnerConfig(Section):
 class EnvironmentConfig(Section):
     """The simulator."""
 
-    horizon: int = Field(
-        default=500,
+    horizon: int | None = Field(
+        default=None,
         gt=0,
-        le=500,
-        description="Steps after which an episode is truncated [environment steps].",
+        description="Steps after which an episode is truncated [environment steps]; default: "
+        "Meta-World's 500, its most; custom environments end their episodes themselves.",
     )
     simulator: Literal["auto", "metaworld", "envpool"] = Field(
         default="auto",

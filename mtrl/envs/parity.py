@@ -67,12 +67,12 @@ def choose_simulators(benchmark: Benchmark, config: EnvironmentConfig) -> Simula
     for task in config.native_tasks:
         if task not in tasks:
             raise UsageError(unknown("native_tasks", task, tasks))
-    if benchmark.own:
+    if benchmark.custom:
         if config.simulator == "envpool" or config.native_tasks:
             raise UsageError(f"simulator: expected 'auto' for {benchmark.name}, got 'envpool'")
         note = f"simulators: those of {benchmark.name}"
         if benchmark.success_key is None:
-            note += "; they tell no success, so tasks are judged by their return"
+            note += "; tasks are judged by their return, as it asks for"
         return Simulators(("own",) * len(tasks), note)
     if config.simulator == "metaworld":
         if config.native_tasks:

@@ -14,14 +14,15 @@ import torch
 from tqdm import tqdm
 
 from mtrl.devices import cpu_threads, resolve_device
-from mtrl.envs.benchmarks import N_GOALS, Benchmark, get_benchmark
-from mtrl.envs.custom import checked
-from mtrl.envs.make import make_vector_env
-from mtrl.envs.processes import n_cores
+from mtrl.envs.benchmarks import N_GOALS, Benchmark, get_benchmark, select
+from mtrl.envs.examine import examined
+from mtrl.envs.make import make_vector_env, steps_of_an_episode
+from mtrl.envs.processes import expect_main_guard, n_cores
+from mtrl.envs.record import benchmark_of
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.errors import UsageError, unknown
 from mtrl.evaluation.scores import Evaluation
-from mtrl.folder import find_policy
+from mtrl.folder import find_policy, read_benchmark
 from mtrl.policy.policy import Policy
 
 ROWS = 10
@@ -38,7 +39,7 @@ def evaluate(
     benchmark: Benchmark,
     seed: int,
     episodes: int = N_GOALS,
-    horizon: int = 500,
+    horizon: int | None = None,
     workers: int | None = None,
     stochastic: bool = False,
     progress: bool = False,
@@ -52,7 +53,8 @@ def evaluate(
         benchmark: Tasks it was trained for.
         seed: Of the goals, and of the samples.
         episodes: Of each task, at most 50.
-        horizon: Steps of an episode.
+        horizon: Steps after which an episode is truncated; default: Meta-World's 500, or as long as
+            a custom environment goes on.
         workers: Simulator processes; default: one per core.
         stochastic: Sample actions instead of taking the mode.
         progress: Show a bar on a terminal.
@@ -72,10 +74,13 @@ def evaluate(
             raise UsageError(
                 unknown("tasks", task, policy.tasks) + " (what the policy was trained for)"
             )
-    envs = make_evaluation_env(benchmark, [episodes], horizon, workers)
+    expect_main_guard()
+    envs = make_evaluation_env(benchmark, [episodes], horizon, workers, max_restarts=10)
     try:
+        _expect_sizes(policy, envs)
+        steps = steps_of_an_episode(benchmark, horizon)
         with tqdm(
-            total=len(benchmark.tasks) * episodes * horizon,
+            total=steps and len(benchmark.tasks) * episodes * steps,
             unit=" steps",
             unit_scale=True,
             disable=None if progress else True,  # None: unless it is a terminal
@@ -88,7 +93,7 @@ def evaluate(
 def make_evaluation_env(
     benchmark: Benchmark,
     episodes: Sequence[int],
-    horizon: int,
+    horizon: int | None,
     workers: int | None = None,
     max_restarts: int = 0,
 ) -> TaskVectorEnv:
@@ -107,6 +112,18 @@ def make_evaluation_env(
         envs_per_task=_copies(len(benchmark.tasks), episodes, workers or n_cores()),
         max_restarts=max_restarts,
     )
+
+
+def _expect_sizes(policy: Policy, envs: TaskVectorEnv) -> None:
+    for name, expected, got in (
+        ("observations", policy.observation_size, envs.observation_size),
+        ("actions", policy.action_size, envs.action_size),
+    ):
+        if expected != got:
+            raise UsageError(
+                f"benchmark: expected {name} of length {expected}, as the policy was trained on, "
+                f"got {got}"
+            )
 
 
 def _copies(n_tasks: int, episodes: Sequence[int], workers: int) -> int:
@@ -167,7 +184,7 @@ def evaluate_in(
     for (t, e), (*_, done) in found.items():
         if e < episodes:
             played[t, e, : len(done)] = done
-    return Evaluation(names, seed, first_success, returns, played, envs.tells_success)
+    return Evaluation(names, seed, first_success, returns, played, envs.tells_success.copy())
 
 
 class _Play:
@@ -225,8 +242,9 @@ def evaluate_file(
     Args:
         tasks: Some of the policy's tasks; default: all.
         seed: Of the goals; default: the training run's.
-        benchmark: `package.module:attribute`, for tasks that are not Meta-World's. A file only
-            names its tasks: what it says is never imported.
+        benchmark: `package.module:attribute` of custom tasks; default: of a run folder, what the
+            run was trained on, imported from where its benchmark.json says. A policy file or a
+            checkpoint only names its tasks: nothing that it says is imported.
 
     Returns:
         The evaluation, and what it was made of, as plain values.
@@ -236,7 +254,17 @@ def evaluate_file(
     """
     path = find_policy(policy)
     loaded, header = Policy.load_with_header(path, resolve_device(device))
-    found = checked(get_benchmark(benchmark or "", tasks or loaded.tasks))
+    record = read_benchmark(policy) if policy.is_dir() else None
+    if benchmark is None and record is not None:
+        found = select(benchmark_of(record), tasks or loaded.tasks)
+    elif benchmark is None and header.environments == "custom":
+        raise UsageError(
+            f"benchmark: expected --benchmark MODULE:NAME for the custom tasks of "
+            f"{header.benchmark}, which a file only names, got none"
+        )
+    else:
+        found = get_benchmark(benchmark or "", tasks or loaded.tasks)
+    found = examined(found)
     seed = header.seed if seed is None else seed
     result = evaluate(
         loaded, found, seed, episodes, header.horizon, workers, stochastic, progress=True

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mtrl.nets.precision import float32_products, float32_setting
+
 EPSILON = 1e-5
 """Added to a variance by LayerNorm."""
 
@@ -105,14 +107,20 @@ class _Layer(torch.autograd.Function):
         _, weight, bias, *_ = arguments
         ctx.save_for_backward(*saved)
         ctx.by_task, ctx.bias_shape = weight.ndim == 4, bias.shape
+        # A trunk's products may be of TF32, a head's are not, and one backward goes through both.
+        ctx.setting = float32_setting()
         return outputs
 
     @staticmethod
     @once_differentiable  # the weight is saved as it was used, and no longer known as the argument
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        with float32_products(ctx.setting):
+            return _Layer._backward(ctx, gradients[0])
+
+    @staticmethod
+    def _backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         x, w, before, mean, rstd, outputs = ctx.saved_tensors
         by_inputs, by_weight, by_bias, by_residual, *_ = ctx.needs_input_grad
-        d = gradients[0]
         at_residual = d if by_residual else None
         if outputs is not None:
             d = torch.ops.aten.threshold_backward(d, outputs, 0)

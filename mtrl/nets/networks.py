@@ -18,7 +18,8 @@ from torch.nn.functional import normalize
 
 from mtrl.errors import UsageError
 from mtrl.nets.fused import layer
-from mtrl.nets.linear import own_linear, shared_linear
+from mtrl.nets.linear import own_linear, own_product, shared_linear
+from mtrl.nets.precision import float32_products, full_float32
 
 Parameters = Mapping[str, Tensor]
 """By name: shared ones `[N, …]`, per-task ones `[N, T, …]`."""
@@ -99,13 +100,13 @@ def head(shared: Parameters, per_task: Parameters, features: Tensor) -> Tensor:
     Its results are in the parameters' type whatever that of the features: rounding a value to 8
     bits would drown the differences that a target is made of.
     """
-    if "head_weight" in shared:
-        return shared_linear(features, shared["head_weight"], shared["head_bias"], exact=True)
-    weight, bias = per_task["head_weight"], per_task["head_bias"]
-    if "rotation" in per_task:
-        with torch.autocast(features.device.type, enabled=False):
+    with float32_products("highest"):
+        if "head_weight" in shared:
+            return shared_linear(features, shared["head_weight"], shared["head_bias"], exact=True)
+        weight, bias = per_task["head_weight"], per_task["head_bias"]
+        if "rotation" in per_task:
             weight = fold(per_task["rotation"], weight)
-    return own_linear(features, weight, bias)
+        return own_linear(features, weight, bias)
 
 
 def fold(rotation: Tensor, weight: Tensor) -> Tensor:
@@ -115,7 +116,9 @@ def fold(rotation: Tensor, weight: Tensor) -> Tensor:
     turns the first m features and leaves the others.
     """
     size = rotation.shape[-1]
-    turned = (weight[..., :size, :].mT @ rotation).mT  # RᵀW, in the order that is fast in memory
+    with full_float32(weight.device):
+        # RᵀW, in the order that is fast in memory
+        turned = own_product(weight[..., :size, :].mT, rotation).mT
     return torch.cat([turned, weight[..., size:, :]], -2) if size < weight.shape[-2] else turned
 
 

@@ -125,16 +125,19 @@ class RunLogger:
         if self._bar is not None:
             self._bar.update(steps - self._bar.n)
 
-    def progress(self, steps: int, fps: float, success: float | None) -> None:
-        """Tell how far it is: in the live line on a terminal, in a new line elsewhere."""
-        shown = "–" if success is None else f"{success:.2f}"
+    def progress(self, steps: int, fps: float, score: str) -> None:
+        """Tell how far it is: in the live line on a terminal, in a new line elsewhere.
+
+        Args:
+            score: Of the last evaluation, in words; empty before the first.
+        """
+        shown = f"eval {score}" if score else "not evaluated yet"
         if self._bar is not None:
-            self._bar.set_postfix_str(f"eval success {shown}")
+            self._bar.set_postfix_str(shown)
             return
         left = timedelta(seconds=round((self._total - steps) / max(fps, 1e-9)))
         print(
-            f"{steps:,}/{self._total:,} steps  {fps:,.0f} steps/s  {left} left  "
-            f"eval success {shown}",
+            f"{steps:,}/{self._total:,} steps  {fps:,.0f} steps/s  {left} left  {shown}",
             flush=True,
         )
 

@@ -20,14 +20,14 @@ def training(
     tasks: Sequence[str],
     values: dict[str, float],
     metrics: Mapping[str, Tensor],
-    success: float | None,
+    score: str,
 ) -> None:
     """How training goes, and a word if a critic diverges.
 
     Args:
         values: Tags and numbers, `time/fps` among them.
         metrics: What a task's updates gave and had, `[T]` by name; read off the device here.
-        success: Of the last evaluation.
+        score: Of the last evaluation, in words.
     """
     for name, measured in metrics.items():
         by_task = dict(zip(tasks, measured.tolist(), strict=True))
@@ -35,7 +35,7 @@ def training(
         if name == "critic_loss" and (warning := diverging(by_task)) is not None:
             logger.say(warning)
     logger.write(steps, values)
-    logger.progress(steps, values["time/fps"], success)
+    logger.progress(steps, values["time/fps"], score)
 
 
 def diagnosis(
@@ -64,9 +64,9 @@ def evaluation(logger: RunLogger, steps: int, result: Evaluation, video: bool) -
     returns = dict(zip(result.tasks, result.returns.mean(1).tolist(), strict=True))
     values = {f"eval/return/{task}": value for task, value in returns.items()}
     values["eval/return/mean"] = float(result.returns.mean())
-    if result.tells_success:
-        rates = zip(result.tasks, result.success_rates.tolist(), strict=True)
-        values |= {f"eval/success_rate/{task}": rate for task, rate in rates}
+    if len(result.told):
+        rates = result.success_rates
+        values |= {f"eval/success_rate/{result.tasks[t]}": float(rates[t]) for t in result.told}
         values |= {"eval/success_rate/mean": result.mean, "eval/success_rate/worst": result.worst}
     logger.write(steps, values)
     if not video:

@@ -14,12 +14,20 @@ import torch
 
 from mtrl.config.train import TrainConfig
 from mtrl.devices import resolve_device
-from mtrl.envs.benchmarks import Benchmark, get_benchmark
-from mtrl.envs.custom import checked
+from mtrl.envs.benchmarks import NAMED, Benchmark, get_benchmark, select
+from mtrl.envs.examine import examined
+from mtrl.envs.make import steps_of_an_episode
 from mtrl.envs.parity import choose_simulators
-from mtrl.envs.processes import n_cores
+from mtrl.envs.processes import expect_main_guard, n_cores
+from mtrl.envs.record import benchmark_of, expect_tasks_of, record_of, with_source
 from mtrl.errors import UsageError
-from mtrl.folder import installed_versions, newest_checkpoint, write_text
+from mtrl.folder import (
+    installed_versions,
+    newest_checkpoint,
+    read_benchmark,
+    write_benchmark,
+    write_text,
+)
 from mtrl.nets.precision import resolve_precision
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
@@ -35,15 +43,17 @@ def train(
 
     Args:
         config: Everything that decides what the run does.
-        benchmark: Tasks of one's own, in place of those that `config` names.
+        benchmark: Custom tasks, in place of those that `config.benchmark` names; `config.tasks`
+            chooses among them.
         note: A line to print once the run begins.
 
     Raises:
         UsageError: if the configuration asks for what cannot be done; nothing is written then.
     """
+    expect_main_guard()
     benchmark, device, config = check(config, benchmark)
     run_dir = config.run_dir or Path("runs") / (
-        f"{benchmark.name}_{_file_name(config.learner.surgery)}_seed{config.seed}_"
+        f"{_file_name(benchmark.name)}_{_file_name(config.learner.surgery)}_seed{config.seed}_"
         f"{time.strftime('%Y%m%d-%H%M%S')}"
     )
     try:
@@ -59,6 +69,7 @@ def train(
         print(note, flush=True)
     with locked(run_dir):
         write_text(run_dir / "config.yaml", config.to_yaml())
+        _record_benchmark(run_dir, benchmark)
         _record_process(run_dir, device)
         return Trainer(config, benchmark, device, run_dir).run()
 
@@ -74,11 +85,14 @@ def resume(
     Args:
         total_timesteps: A new end for the run [environment steps over all tasks].
         max_runtime: Stop after so long [hours], instead of after what the run began with.
-        benchmark: What `train` was given.
+        benchmark: What `train` was given; default: what the run was trained on, imported from
+            where its benchmark.json says.
 
     Raises:
-        UsageError: if there is nothing to go on from, or nothing left to do.
+        UsageError: if there is nothing to go on from, or nothing left to do, or the benchmark
+            cannot be imported.
     """
+    expect_main_guard()
     newest_checkpoint(run_dir)
     with locked(run_dir) as note:
         if note is not None:
@@ -95,6 +109,10 @@ def _resume(
     config = TrainConfig.from_yaml(run_dir / "config.yaml")
     changes = {"total_timesteps": total_timesteps, "max_runtime": max_runtime}
     changes = {name: value for name, value in changes.items() if value is not None}
+    record = read_benchmark(run_dir)
+    if record is not None:
+        given = benchmark
+        benchmark = benchmark_of(record) if given is None else expect_tasks_of(record, given)
     benchmark, device, config = check(config.model_copy(update=changes), benchmark)
     state, notes = load_newest(run_dir)
     for note in notes:
@@ -106,6 +124,8 @@ def _resume(
             "--total-timesteps would extend it"
         )
     write_text(run_dir / "config.yaml", config.to_yaml())
+    if record is None:  # a run from before this was recorded
+        _record_benchmark(run_dir, benchmark)
     _record_process(run_dir, device)
     return Trainer(config, benchmark, device, run_dir, state).run()
 
@@ -115,20 +135,33 @@ def check(
 ) -> tuple[Benchmark, torch.device, TrainConfig]:
     """Look up every name and fill in defaults, before anything heavy starts.
 
+    Args:
+        benchmark: In place of what `config.benchmark` names. The configuration that is returned
+            names it: by where it can be imported from, or else by its own name.
+
     Raises:
         UsageError: if a name is unknown, the device or a simulator is missing, or numbers do not
             fit together.
     """
     if benchmark is None:
         benchmark = get_benchmark(config.benchmark, config.tasks)
-    benchmark = checked(benchmark)
+    else:
+        benchmark = with_source(benchmark)
+        if config.tasks is not None:
+            benchmark = select(benchmark, config.tasks)
+        # So that the run's own file says what it was trained on, and `--config` finds it again.
+        name = benchmark.source or benchmark.name
+        whole = benchmark.custom or NAMED.get(name) == benchmark.tasks
+        tasks = config.tasks if whole else benchmark.tasks
+        config = config.model_copy(update={"benchmark": name, "tasks": tasks})
+    benchmark = examined(benchmark)
     device = resolve_device(config.device)
     precision = resolve_precision(config.learner.precision, device)
     # With the narrowest inputs: here a method says what it cannot do with such networks.
     narrow = config.learner.model_copy(update={"precision": "fp32", "compile": False})
     Learner(MTSAC(benchmark.tasks, config.agent, 1, 1), narrow)
     choose_simulators(benchmark, config.environment)
-    if config.eval_video and benchmark.own:
+    if config.eval_video and benchmark.custom:
         raise UsageError(f"eval_video: expected tasks of Meta-World's, got {benchmark.name}")
     if config.eval_video:
         from mtrl.evaluation.video import find_backend
@@ -136,13 +169,21 @@ def check(
         find_backend()
     schedule = config.schedule(len(benchmark.tasks))
     learner = config.learner.model_copy(update={"precision": precision})
-    resolved = config.model_copy(update=asdict(schedule) | {"learner": learner})
-    return benchmark, device, resolved
+    horizon = steps_of_an_episode(benchmark, config.environment.horizon)
+    environment = config.environment.model_copy(update={"horizon": horizon})
+    update = asdict(schedule) | {"learner": learner, "environment": environment}
+    return benchmark, device, config.model_copy(update=update)
 
 
 def _file_name(surgery: str) -> str:
     """`torchjd:CAGrad(c=0.4)` without what a shell or a file system would mind."""
     return re.sub(r"[^\w.-]+", "-", surgery).strip("-")
+
+
+def _record_benchmark(run_dir: Path, benchmark: Benchmark) -> None:
+    """At a run's start, when no custom task has said yet whether it is solved."""
+    told = [not benchmark.custom] * len(benchmark.tasks)
+    write_benchmark(run_dir, record_of(benchmark, told))
 
 
 def _record_process(run_dir: Path, device: torch.device) -> None:

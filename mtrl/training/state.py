@@ -32,7 +32,7 @@ class RunState:
     Attributes:
         steps: Environment steps so far, over all tasks.
         elapsed: Time so far [s].
-        success: Mean success rate of the last evaluation.
+        score: Of the last evaluation, in words; empty before the first.
         evaluation_pending: Whether one was begun and not ended.
 
     Raises:
@@ -94,9 +94,11 @@ class RunState:
             environment.workers,
             environment.max_restarts,
         )
+        # What steps of one say of success, both know.
+        self.eval_envs.tells_success = self.envs.tells_success
         self.steps = 0
         self.elapsed = 0.0
-        self.success: float | None = None
+        self.score = ""
         self.evaluation_pending = False
         if state is None:
             self.collector.reset(config.seed)
@@ -125,7 +127,7 @@ class RunState:
             **self.collector.state_dict(),
             "steps": self.steps,
             "elapsed": self.elapsed,
-            "success": self.success,
+            "score": self.score,
             "evaluation_pending": self.evaluation_pending,
         }
 
@@ -135,5 +137,6 @@ class RunState:
         self.replay.load_state_dict(state["replay"])
         self.collector.load_state_dict(state, self.config.seed)
         self.steps = state["steps"]
-        self.elapsed, self.success = state["elapsed"], state["success"]
+        self.elapsed = state["elapsed"]
+        self.score = state.get("score", "")  # not in checkpoints from before it was kept
         self.evaluation_pending = state["evaluation_pending"]

@@ -120,7 +120,7 @@ def test_a_runtime_ends_in_good_order_and_the_run_goes_on(finished, tmp_path, ca
 @pytest.mark.parametrize("final", [False, True], ids=["on the way", "the last one"])
 def test_a_signal_does_not_wait_for_an_evaluation(final, finished, tmp_path, monkeypatch):
     """It is given up, and made when the run goes on, at the same place in the logs."""
-    import mtrl.trainer
+    import mtrl.training.trainer
 
     original, asked = mtrl.training.trainer.evaluate_in, []
 
@@ -392,7 +392,7 @@ def test_killed_at_fifty_random_moments_it_goes_on_each_time(tmp_path):
 FAILS = """
 import sys
 from mtrl.cli import train
-from mtrl.trainer import Trainer
+from mtrl.training.trainer import Trainer
 step = Trainer.step
 def fail(self):
     step(self)
