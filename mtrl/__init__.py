@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mtrl.analysis.comparison import plot as plot
     from mtrl.config.presets import preset as preset
     from mtrl.config.sections import AgentConfig as AgentConfig
     from mtrl.config.sections import EnvironmentConfig as EnvironmentConfig
@@ -40,6 +41,7 @@ _HOMES = {
     "export_policy": "policy.export",
     "film": "evaluation.video",
     "Policy": "policy.policy",
+    "plot": "analysis.comparison",
     "preset": "config.presets",
     "resume": "training.run",
     "train": "training.run",

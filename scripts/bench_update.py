@@ -31,6 +31,7 @@ from published import ACTION, BATCH, OBSERVATION, WIDTH, Published
 from timing import Found, add_arguments, interleaved, precision_of, show
 
 from mtrl.sac.capture import Captured
+from mtrl.sac.diagnose import diagnose
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.surgery import GramianSurgery, available
@@ -135,7 +136,7 @@ class Bench:
         if HAS_TORCHJD:
             slow["torchjd:UPGrad"] = self.update("torchjd:UPGrad")
         replay = self.case.full_replay(BATCH)
-        slow["diagnosis"] = partial(self.case.learner("none").diagnose, replay)
+        slow["diagnosis"] = partial(diagnose, self.case.learner("none"), replay)
         self.compete(10, slow)
 
     def peers(self) -> None:

@@ -163,7 +163,8 @@ def _stay_until_told() -> None:
     if hasattr(os, "SCHED_BATCH"):
         # Linux: a worker that is woken must not push the parent, which has others to wake, off
         # its core. Worth 7% of a vector step on two cores.
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        with suppress(OSError):  # some container runtimes refuse it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _failure(error: BaseException) -> Failure:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mtrl.nets.precision import float32_products, float32_setting
+
 
 def shared_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A layer all tasks share: X W + b, one product per network whatever T is.
@@ -49,10 +51,14 @@ def own_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         `[N, T, B, out]`.
     """
-    n_networks, n_tasks = weight.shape[:2]
-    rows = inputs.reshape(n_networks * n_tasks, 1, *inputs.shape[2:])
+    return own_product(inputs, weight) + bias[:, :, None]
+
+
+def own_product(inputs: Tensor, weight: Tensor) -> Tensor:
+    """`[N, T, B, in] @ [N, T, in, out]`, forward and backward in one precision of float32."""
+    rows = inputs.reshape(-1, 1, *inputs.shape[2:])
     products = _Product.apply(rows, weight.flatten(0, 1), weight.dtype)
-    return products.view(*inputs.shape[:-1], -1) + bias[:, :, None]
+    return products.view(*inputs.shape[:-1], -1)
 
 
 def _cast(inputs: Tensor) -> Tensor:
@@ -69,6 +75,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.by_task, ctx.weight_dtype = weight.ndim == 4, weight.dtype
+        # A trunk's products may be of TF32, a head's are not, and one backward goes through both.
+        ctx.setting = float32_setting()
         weight = weight[:, 0] if ctx.by_task else weight
         kept = weight.to(inputs.dtype)
         ctx.save_for_backward(inputs, kept)
@@ -81,8 +89,15 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # the weight is saved as it was used, and no longer known as the argument
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        if ctx.setting == float32_setting():
+            return _Product._backward(ctx, gradients[0])
+        with float32_products(ctx.setting):
+            return _Product._backward(ctx, gradients[0])
+
+    @staticmethod
+    def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         inputs, weight = ctx.saved_tensors
-        at_output = gradients[0].to(inputs.dtype)
+        at_output = gradient.to(inputs.dtype)
         by_inputs, by_weight, _ = ctx.needs_input_grad
         at_inputs = at_weight = None
         if by_inputs:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize
 
 from mtrl.errors import UsageError
-from mtrl.nets.linear import own_linear, shared_linear
+from mtrl.nets.linear import own_linear, own_product, shared_linear
+from mtrl.nets.precision import full_float32
 
 Parameters = Mapping[str, Tensor]
 """By name: shared ones `[N, …]`, per-task ones `[N, T, …]`."""
@@ -97,7 +98,7 @@ def head(shared: Parameters, per_task: Parameters, features: Tensor) -> Tensor:
     Its results are in the parameters' type whatever that of the features: rounding a value to 8
     bits would drown the differences that a target is made of.
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with full_float32(features.device):
         if "head_weight" in shared:
             weight, bias = shared["head_weight"], shared["head_bias"]
             return shared_linear(features.to(bias.dtype), weight, bias)
@@ -114,7 +115,9 @@ def fold(rotation: Tensor, weight: Tensor) -> Tensor:
     turns the first m features and leaves the others.
     """
     size = rotation.shape[-1]
-    turned = (weight[..., :size, :].mT @ rotation).mT  # RᵀW, in the order that is fast in memory
+    with full_float32(weight.device):
+        # RᵀW, in the order that is fast in memory
+        turned = own_product(weight[..., :size, :].mT, rotation).mT
     return torch.cat([turned, weight[..., size:, :]], -2) if size < weight.shape[-2] else turned
 
 

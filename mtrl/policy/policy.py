@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -77,6 +78,13 @@ class Policy(nn.Module):
     def networks(self) -> dict[str, MultiTaskNetworks]:
         """All that are made of a trunk and heads."""
         return {"actor": self.actor}
+
+    def snapshot(self, device: torch.device | str) -> Policy:
+        """A copy, as it is now, of what acting needs; it does not change with this one."""
+        copied = Policy(self.tasks, self.config, self.observation_size, self.action_size)
+        copied.actor = copy.deepcopy(self.actor)
+        copied.normalizer = copy.deepcopy(self.normalizer)
+        return copied.to(device)
 
     @property
     def device(self) -> torch.device:

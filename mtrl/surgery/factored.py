@@ -19,7 +19,9 @@ from torch import Tensor
 
 from mtrl.nets.precision import full_float32
 from mtrl.surgery.gradients import (
+    Parameters,
     TaskGradients,
+    along,
     at_least_float32,
     combine,
     gramian,
@@ -59,6 +61,15 @@ class FactoredGradients(TaskGradients):
                 weighted = (weights[..., None, None] * d).flatten(1, 2)
                 found[name] = inputs.flatten(1, 2).mT @ weighted
         return found
+
+    def along(self, direction: Parameters) -> Tensor:
+        """See `TaskGradients`: ⟨X_tᵀ D_t, d⟩ = Σ (X_t d) ∘ D_t."""
+        parts = [along(self.formed, direction)] if self.formed else []
+        with full_float32(self.losses.device):
+            for name, at_output in self.at_outputs.items():
+                inputs, d = at_least_float32(self.inputs[name]), at_least_float32(at_output)
+                parts.append((inputs @ direction[name][:, None] * d).sum((2, 3)))
+        return torch.stack(parts).sum(0)
 
 
 def _layer_gramian(inputs: Tensor, at_output: Tensor) -> Tensor:

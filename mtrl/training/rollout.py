@@ -13,6 +13,7 @@ from mtrl.devices import upload
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.replay import ReplayBuffer
+from mtrl.training.acting import ActorSnapshot
 
 WINDOW = 20
 """Training episodes per task behind each `rollout/` number."""
@@ -28,15 +29,22 @@ class Collector:
         envs: E copies of each of the agent's tasks.
         agent: The policy. It may change between `act` and `wait`.
         seed: Of the exploration's noise.
+        snapshot: Whether the policy acts as it was before the last `act`; see `ActorSnapshot`.
+            Default: on a GPU.
     """
 
-    def __init__(self, envs: TaskVectorEnv, agent: MTSAC, seed: int) -> None:
+    def __init__(
+        self, envs: TaskVectorEnv, agent: MTSAC, seed: int, snapshot: bool | None = None
+    ) -> None:
         self.envs, self.agent = envs, agent
         self.statistics = EpisodeStatistics(agent.tasks)
         self._generator = torch.Generator(agent.device).manual_seed(seed)
         self._tasks = torch.arange(len(agent.tasks), device=agent.device)
         self._tasks = self._tasks.repeat_interleave(envs.envs_per_task)
         self._observations = self._actions = np.empty(0)
+        self._snapshot: ActorSnapshot | None = None
+        if snapshot or (snapshot is None and agent.device.type == "cuda"):
+            self._snapshot = ActorSnapshot(agent, self._tasks, self._generator)
 
     def reset(self, seed: int) -> None:
         """Start the first episodes of `seed`."""
@@ -50,14 +58,19 @@ class Collector:
         """
         shape, device = (len(self._tasks), self.agent.action_size), self.agent.device
         if uniform:
-            actions = 2 * torch.rand(shape, generator=self._generator, device=device) - 1
+            draw = torch.rand(shape, generator=self._generator, device=device)
+            self._actions = (2 * draw - 1).cpu().numpy()
+        elif self._snapshot is not None:
+            self._actions = self._snapshot.act(self._observations)
         else:
             noise = torch.randn(shape, generator=self._generator, device=device)
             actions = self.agent.act(upload(self._observations, device), self._tasks, noise)
-        self._actions = actions.cpu().numpy()
+            self._actions = actions.cpu().numpy()
         if not np.isfinite(self._actions).all():  # simulators would be blamed for what they answer
             raise FloatingPointError("the policy's actions are infinite or NaN")
         self.envs.step_async(self._actions)
+        if self._snapshot is not None:
+            self._snapshot.take()
 
     def wait(self) -> tuple[Any, ...]:
         """What the simulators answer, once all have; `store` takes it."""
@@ -75,15 +88,15 @@ class Collector:
         if done.any():
             following = np.where(done[:, None], infos["final_obs"], observations)
             self.statistics.add(infos)
-        # First, because it looks at the numbers.
-        replay.add(self._observations, self._actions, rewards, terminated, following, done)
+        stored = replay.add(self._observations, self._actions, rewards, terminated, following, done)
         if self.agent.normalizer is not None:
-            self.agent.normalizer.observe(upload(self._observations, self.agent.device))
+            self.agent.normalizer.observe(stored)
         self._observations = observations
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on exactly."""
-        return {
+        acting = {} if self._snapshot is None else {"acting": self._snapshot.state_dict()}
+        return acting | {
             "envs": self.envs.state(),
             "exploration_generator": self._generator.get_state(),
             "statistics": self.statistics.state_dict(),
@@ -94,6 +107,10 @@ class Collector:
         self._observations = self.envs.restore(state["envs"], seed=seed)
         self._generator.set_state(state["exploration_generator"].cpu())
         self.statistics.load_state_dict(state["statistics"])
+        if self._snapshot is not None:
+            self._snapshot.take()
+            if "acting" in state:  # not if the run was on a CPU so far
+                self._snapshot.load_state_dict(state["acting"])
 
 
 class EpisodeStatistics:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from mtrl.errors import RunError, UsageError
 from mtrl.evaluation.protocol import evaluate_in
 from mtrl.evaluation.scores import Evaluation
 from mtrl.folder import FINAL, newest_checkpoint, write_atomically, write_benchmark, write_text
+from mtrl.sac.diagnose import diagnose
 from mtrl.sac.watch import expect_finite
 from mtrl.training import report
-from mtrl.training.checkpoint import save_checkpoint
+from mtrl.training.checkpoint import CheckpointWriter
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.logger import RunLogger
 from mtrl.training.pace import Pace
@@ -62,6 +63,7 @@ class Trainer(RunState):
     ) -> None:
         super().__init__(config, benchmark, device, state)
         self.run_dir, self.schedule = run_dir, config.schedule(self.n_tasks)
+        self.checkpoints = CheckpointWriter(run_dir)
         self._metrics: dict[str, torch.Tensor] = {}
         self.pace = Pace(self.steps, self.learner.updates)
         self.interrupt = Interrupt(config.max_runtime)
@@ -87,9 +89,12 @@ class Trainer(RunState):
         try:
             self._loop()
             self._checkpoint()
-            return Outcome(self.run_dir, self._finish())
+            evaluation = self._finish()
+            self.checkpoints.wait()
+            return Outcome(self.run_dir, evaluation)
         except _Stop:
             self._checkpoint()
+            self.checkpoints.wait()
             why = "interrupted" if self.interrupt.signal else "stopped after --max-runtime"
             self.logger.say(f"{why}; mtrl-train --resume {self.run_dir} goes on")
             return Outcome(self.run_dir, None, self.interrupt.signal)
@@ -102,6 +107,7 @@ class Trainer(RunState):
 
     def close(self) -> None:
         """End the simulators and the logs."""
+        self.checkpoints.close()
         super().close()
         self.logger.close()
 
@@ -113,12 +119,13 @@ class Trainer(RunState):
             if self.interrupt.wanted:
                 raise _Stop
             self.step()
+            self.checkpoints.check()
             self.elapsed = time.monotonic() - start
             self.logger.tick(self.steps)
             if self._due(schedule.log_every):
                 self._log()
             if self._due(schedule.diagnose_every) and self._metrics:
-                found = self.learner.diagnose(self.replay)
+                found = diagnose(self.learner, self.replay)
                 report.diagnosis(self.logger, self.steps, self.benchmark.tasks, found)
             if self.steps < schedule.total_timesteps:  # the end has its own
                 if self._due(schedule.eval_every):
@@ -168,15 +175,20 @@ class Trainer(RunState):
             expect_finite(self.agent.state_dict().items())
         except RunError as error:
             path = self.run_dir / f"stopped_{self.steps:012d}.safetensors"
-            batch = {name: v.contiguous() for name, v in vars(self.learner.last_batch).items()}
-            write_atomically(path, lambda temporary: save_file(batch, temporary))
+            batch = self.learner.last_batch
+            kept = ""
+            if batch is not None:  # none before the first update
+                tensors = {name: value.contiguous() for name, value in vars(batch).items()}
+                write_atomically(path, lambda temporary: save_file(tensors, temporary))
+                kept = f"; the last batch is in {path}"
             raise RunError(
-                f"{error}, noticed after {self.steps:,} steps; the last batch is in {path}. "
-                f"{self._whole()}"
+                f"{error}, noticed after {self.steps:,} steps{kept}. {self._whole()}"
             ) from None
 
     def _whole(self) -> str:
         """What is left of a run that ends."""
+        with suppress(OSError):  # of a checkpoint under way, when something else has gone wrong
+            self.checkpoints.wait()
         try:
             path = newest_checkpoint(self.run_dir)
         except UsageError:
@@ -193,7 +205,9 @@ class Trainer(RunState):
             if self.interrupt.wanted:  # it is made anew when the run goes on
                 raise _Stop
 
-        result = evaluate_in(self.agent, self.eval_envs, self.config.seed, episodes, tick=tick)
+        # On the host, beside the simulators: a GPU would be asked for a few rows at a time.
+        policy = self.agent.snapshot("cpu")
+        result = evaluate_in(policy, self.eval_envs, self.config.seed, episodes, tick=tick)
         self.score = result.summary
         write_benchmark(self.run_dir, record_of(self.benchmark, self.envs.tells_success.tolist()))
         report.evaluation(self.logger, self.steps, result, self.config.eval_video)
@@ -233,4 +247,4 @@ class Trainer(RunState):
     def _checkpoint(self) -> None:
         self._expect_numbers()
         description = yaml.safe_dump(self.agent.description() | self._description())
-        save_checkpoint(self.run_dir, self.steps, self.state_dict(), description)
+        self.checkpoints.save(self.steps, self.state_dict(), description)

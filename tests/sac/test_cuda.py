@@ -122,7 +122,8 @@ def test_methods_that_wait_for_the_device_are_not_captured():
 
 KERNEL = """
 import torch
-from mtrl.surgery.projection import projected
+from mtrl.surgery.methods.pcgrad import _projected, random_orders
+from mtrl.surgery.methods.pcgrad_triton import projected
 
 for n_tasks in (1, 2, 3, 10, 50):
     generator = torch.Generator().manual_seed(n_tasks)

@@ -122,6 +122,8 @@ def test_tensorboard_holds_every_promised_tag(finished):
             "scale_spread",
             "effective_rank",
             "curvature",
+            "conflict_after_surgery",
+            "conflict_after_step",
         ):
             seen = events.Scalars(f"surgery/{network}/{measure}")
             assert [event.step for event in seen] == [400, 800, 1200]
