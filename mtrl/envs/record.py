@@ -67,9 +67,12 @@ def with_source(benchmark: Benchmark) -> Benchmark:
     """
     if benchmark.source is not None or not benchmark.custom:
         return benchmark
-    # A module stands there after those that it imports, except the script, which is first.
+    # A module stands there after those that it imports, except the script, which is first, and has
+    # a second name in its worker processes.
     modules = sorted(sys.modules.items(), key=lambda item: item[0] == "__main__")
     for name, module in modules:
+        if name == "__mp_main__":
+            continue
         for attribute, value in list(getattr(module, "__dict__", {}).items()):
             if value is benchmark and (found := _importable(name)):
                 return replace(benchmark, source=f"{found}:{attribute}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -71,7 +72,12 @@ def train(
         write_text(run_dir / "config.yaml", config.to_yaml())
         _record_benchmark(run_dir, benchmark)
         _record_process(run_dir, device)
-        return Trainer(config, benchmark, device, run_dir).run()
+        try:
+            trainer = Trainer(config, benchmark, device, run_dir)
+        except BaseException:  # there is no run yet
+            shutil.rmtree(run_dir)
+            raise
+        return trainer.run()
 
 
 def resume(

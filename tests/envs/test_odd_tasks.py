@@ -1,10 +1,13 @@
 """Custom environments as people write them: what is wrong is told, what is odd works."""
 
 import os
+import subprocess
+import sys
 import time
 import warnings
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -293,3 +296,27 @@ def test_names_that_files_cannot_hold_are_refused(name):
             Benchmark(name, {"a": Plain})
     with pytest.raises(UsageError, match="name: expected another than Meta-World's, got 'mt10'"):
         Benchmark("mt10", {"a": Plain})
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from odd_tasks import Plain
+from mtrl.envs.benchmarks import Benchmark
+from mtrl.envs.make import make_vector_env
+print("imported", flush=True)
+if {condition}:
+    make_vector_env(Benchmark("odd", {{"a": Plain}}), workers=1).close()
+"""
+
+
+@pytest.mark.parametrize(("condition", "code"), [("True", 1), ('__name__ == "__main__"', 0)])
+def test_a_script_without_a_guard_is_told_of_it(condition, code, tmp_path):
+    """Its worker imports it, and ends there without a trace of its own."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(condition=condition))
+    command = [sys.executable, str(script), str(Path(__file__).parents[1])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout) == (code, "imported\n" * 2), done.stderr
+    assert ('stand under `if __name__ == "__main__":`' in done.stderr) == bool(code)
+    assert done.stderr.count("Traceback") == code
