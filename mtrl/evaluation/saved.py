@@ -20,6 +20,7 @@ from mtrl.policy.policy import Policy
 def evaluate_file(
     policy: Path,
     episodes: int = N_GOALS,
+    *,
     tasks: tuple[str, ...] | None = None,
     seed: int | None = None,
     workers: int | None = None,
@@ -47,7 +48,14 @@ def evaluate_file(
     found = examined(_benchmark_for(policy, header, tasks, benchmark))
     seed = header.seed if seed is None else seed
     result = evaluate(
-        loaded, found, seed, episodes, header.horizon, workers, stochastic, progress=True
+        loaded,
+        found,
+        seed,
+        episodes,
+        header.horizon,
+        workers=workers,
+        stochastic=stochastic,
+        progress=True,
     )
     return result, {
         "policy": str(path),

@@ -316,9 +316,9 @@ def test_what_a_method_remembers_is_saved():
         def prepare(self, networks):
             self.register_buffer("seen", torch.zeros(networks.n_networks, networks.n_tasks))
 
-        def weights(self, tasks, losses, gradients):
-            self.seen[:, tasks] += losses.float()
-            return torch.full_like(losses, 1 / losses.shape[-1])
+        def weights(self, tasks, found):
+            self.seen[:, tasks] += found.losses.float()
+            return torch.full_like(found.losses, 1 / found.losses.shape[-1])
 
     batch, noise = make_batch(3)
     learner, other = (make_learner(3, surgery="test-remembers") for _ in range(2))
@@ -435,7 +435,7 @@ def test_the_watch_above_can_bark(surgery):
 def test_replay_samples_without_waiting():
     replay = ReplayBuffer(10, 2, OBSERVATION, ACTION)
     x = np.zeros((2, OBSERVATION))
-    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, np.zeros(2, bool))
+    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, done=np.zeros(2, bool))
     with NothingLeavesTheDevice():
         replay.sample(4)
 
@@ -449,7 +449,7 @@ def test_maintenance_and_the_count_of_updates(monkeypatch):
     learner.agent.float()
     learner = Learner(learner.agent, learner.config)
     replay, x = ReplayBuffer(10, 2, OBSERVATION, ACTION), np.zeros((2, OBSERVATION))
-    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, np.zeros(2, bool))
+    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, done=np.zeros(2, bool))
     for _ in range(3):
         learner.step(replay, 3)
     assert learner.updates == 9
