@@ -42,7 +42,7 @@ def benchmark_of(record: BenchmarkRecord) -> Benchmark:
             f"benchmark: expected --benchmark MODULE:NAME (in Python: benchmark=...), for "
             f"{record.name!r} was not imported from a module; got none"
         )
-    return get_benchmark(record.source, record.names)
+    return _with_scores(record, get_benchmark(record.source, record.names))
 
 
 def expect_tasks_of(record: BenchmarkRecord, benchmark: Benchmark) -> Benchmark:
@@ -56,7 +56,13 @@ def expect_tasks_of(record: BenchmarkRecord, benchmark: Benchmark) -> Benchmark:
         raise UsageError(
             f"benchmark: expected {record.environments} tasks as those of {record.name}, got {kind}"
         )
-    return replace(select(benchmark, record.names), name=record.name)
+    chosen = replace(select(benchmark, record.names), name=record.name)
+    return _with_scores(record, chosen)
+
+
+def _with_scores(record: BenchmarkRecord, benchmark: Benchmark) -> Benchmark:
+    told = tuple(task.name for task in record.tasks if task.score == "success")
+    return replace(benchmark, tells_success=told) if benchmark.custom else benchmark
 
 
 def with_source(benchmark: Benchmark) -> Benchmark:

@@ -40,7 +40,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         action_space: Likewise.
         envs_per_task: The number E of copies of each task.
         max_restarts: So many processes are replaced.
-        tells_success: Whether all tasks are known to say if they are solved.
+        tells_success: Which tasks are known to say if they are solved; one bool stands for all.
         endless: At this length an episode is truncated only because nothing else ends it, which is
             worth a warning.
 
@@ -68,7 +68,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         *,
         envs_per_task: int = 1,
         max_restarts: int = 0,
-        tells_success: bool = True,
+        tells_success: bool | Sequence[bool] = True,
         endless: int | None = None,
     ) -> None:
         self.tells_success = np.full(len(names), tells_success)

@@ -165,7 +165,7 @@ def evaluate_in(
     first_success, returns = (
         np.array([[episode[i] for episode in row] for row in numbers]) for i in (0, 1)
     )
-    longest = max(len(played) for *_, played in found.values())
+    longest = max(len(played) for (_, e), (*_, played) in found.items() if e < episodes)
     played = np.full((*returns.shape, longest, envs.action_size), np.nan, np.float32)
     for (t, e), (*_, done) in found.items():
         if e < episodes:

@@ -187,8 +187,8 @@ def _file_name(surgery: str) -> str:
 
 
 def _record_benchmark(run_dir: Path, benchmark: Benchmark) -> None:
-    """At a run's start, when no custom task has said yet whether it is solved."""
-    told = [not benchmark.custom] * len(benchmark.tasks)
+    """At a run's start, when no step has said yet whether its task is solved."""
+    told = [not benchmark.custom or t in benchmark.tells_success for t in benchmark.tasks]
     write_benchmark(run_dir, record_of(benchmark, told))
 
 

@@ -112,6 +112,14 @@ def test_success_is_decided_for_each_task_by_what_its_steps_say():
         assert other.tells_success.tolist() == state["tells_success"]
 
 
+def test_tasks_may_be_known_to_tell_success():
+    benchmark = Benchmark("odd", {"a": Plain, "b": Plain}, tells_success=("b",))
+    with closing(make_vector_env(benchmark, workers=1)) as envs:
+        assert envs.tells_success.tolist() == [False, True]
+    with pytest.raises(UsageError, match="tells_success: unknown 'c'"):
+        Benchmark("odd", {"a": Plain}, tells_success=("c",))
+
+
 def test_without_a_key_no_success_is_looked_for():
     env = CustomTask("a", partial(Told, {1: "False"}), success_key=None)
     env.reset(seed=0)
