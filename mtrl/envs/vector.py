@@ -88,7 +88,6 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             part.open(memory)
         for part in reversed(parts):
             part.wait()
-
         self._restarts = Restarts(parts, max_restarts)
         self._pending, self._seed = False, 0
         self._returns = np.zeros(n)
