@@ -47,7 +47,9 @@ def write_run(
 
     def evaluate(steps: int, episodes: int) -> Evaluation:
         success = rng.random((n_tasks, episodes)) < rates(steps)[:, None]
-        returns = 100.0 * success * (1 + np.arange(n_tasks))[:, None]  # tasks on scales of their own
+        returns = (
+            100.0 * success * (1 + np.arange(n_tasks))[:, None]
+        )  # tasks on scales of their own
         actions = np.zeros((*success.shape, 0, 4))
         found = Evaluation(tasks, 0, success.astype(int), returns, actions, told)
         report.evaluation(logger, steps, found, video=False)
