@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -225,8 +225,8 @@ class MultiTaskNetworks(nn.Module):
 
     def named(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The shared and the tasks' own parameters by name; faster than through `ParameterDict`."""
-        shared, per_task = (dict(m.named_parameters()) for m in (self.shared, self.per_task))
-        return {**shared}, {**per_task}
+        shared, per_task = (module._parameters for module in (self.shared, self.per_task))
+        return cast(dict[str, Tensor], {**shared}), cast(dict[str, Tensor], {**per_task})
 
     def rotations(self) -> list[Tensor]:
         """Each network's rotations as views, `[T, m, m]`; empty without."""

@@ -248,7 +248,8 @@ class Learner:
         found = {key: value.contiguous() for key, value in tree.items()}
         if self.config.max_grad_norm > 0:
             clip_by_network_(list(found.values()), self.config.max_grad_norm)
-        for key, parameter in {**networks.shared, **networks.per_task}.items():
+        shared, per_task = networks.named()
+        for key, parameter in {**shared, **per_task}.items():
             parameter.grad = found[key]
         self.optimizers[name].step()
         surgery.after_step(problem.losses)
