@@ -62,7 +62,7 @@ class Case:
 
     def full_replay(self, capacity: int) -> ReplayBuffer:
         """A replay of noise."""
-        replay = ReplayBuffer(capacity, self.n_tasks, OBSERVATION, ACTION, self.device)
+        replay = ReplayBuffer(capacity, self.n_tasks, OBSERVATION, ACTION, device=self.device)
         state = {
             "rows": torch.randn(capacity + 1, self.n_tasks, OBSERVATION + ACTION + 2),
             "starts": torch.arange(capacity),

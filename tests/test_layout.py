@@ -26,9 +26,6 @@ NEVER = {
 }
 """What a package must not reach, through others neither; and nothing imports `cli`."""
 
-KNOWN = {("mtrl.analysis.runs", "mtrl.envs.benchmarks")}
-"""Imports against these rules that are still to go."""
-
 SMALL = {"training/lock.py", "training/pace.py", "training/interrupt.py"} | {
     "policy/distributions.py",
     "policy/normalizer.py",
@@ -79,9 +76,8 @@ def reached(module: str) -> dict[str, str]:
         here = waiting.pop()
         parents = {here.rsplit(".", n)[0] for n in range(1, here.count("."))}
         for there in (IMPORTS.get(here, set()) | parents) - through.keys():
-            if (here, there) not in KNOWN:
-                through[there] = here
-                waiting.append(there)
+            through[there] = here
+            waiting.append(there)
     return through
 
 
@@ -96,10 +92,6 @@ def test_who_may_import_whom(package: str) -> None:
         if package_of(there) in NEVER[package]
     }
     assert not broken
-
-
-def test_known_exceptions_are_still_needed() -> None:
-    assert {(here, there) for here, there in KNOWN if there not in IMPORTS[here]} == set()
 
 
 def test_nothing_imports_the_command_line() -> None:

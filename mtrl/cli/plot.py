@@ -27,7 +27,8 @@ class PlotConfig(Section):
     )
     score: typing.Literal["success_rate", "return"] | None = Field(
         default=None,
-        description="What is compared; default: success rates if every task has one, else returns.",
+        description="What is compared; default: success rates if every task has one, else returns. "
+        "'success_rate' takes only the tasks that have one.",
     )
     x: typing.Literal["steps", "updates", "hours"] = Field(
         default="steps", description="What curves are drawn over."

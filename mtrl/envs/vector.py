@@ -65,6 +65,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         parts: Sequence[WorkerProcesses | NativePools],
         observation_space: Box,
         action_space: Box,
+        *,
         envs_per_task: int = 1,
         max_restarts: int = 0,
         tells_success: bool = True,

@@ -111,6 +111,7 @@ def run(
     rows: Sequence[int],
     factories: Sequence[EnvFactory],
     memory: Memory,
+    *,
     progress: Any,
     pipe: Connection,
 ) -> None:

@@ -105,7 +105,11 @@ def head(shared: Parameters, per_task: Parameters, features: Tensor) -> Tensor:
             return shared_linear(features, shared["head_weight"], shared["head_bias"], exact=True)
         weight, bias = per_task["head_weight"], per_task["head_bias"]
         if "rotation" in per_task:
-            weight = fold(per_task["rotation"], weight)
+            rotation = per_task["rotation"]
+            if features.shape[2] < weight.shape[-1]:  # fewer samples than outputs
+                features = rotate(rotation, features)
+            else:
+                weight = fold(rotation, weight)
         return own_linear(features, weight, bias)
 
 
@@ -120,6 +124,14 @@ def fold(rotation: Tensor, weight: Tensor) -> Tensor:
         # RᵀW, in the order that is fast in memory
         turned = own_product(weight[..., :size, :].mT, rotation).mT
     return torch.cat([turned, weight[..., size:, :]], -2) if size < weight.shape[-2] else turned
+
+
+def rotate(rotation: Tensor, features: Tensor) -> Tensor:
+    """R z of every sample, `[…, B, d]`, in the rotation's type: O(B d²)."""
+    size = rotation.shape[-1]
+    turned = own_product(features[..., :size], rotation.mT)
+    rest = features[..., size:].to(turned.dtype)
+    return torch.cat([turned, rest], -1) if size < features.shape[-1] else turned
 
 
 class Function(NamedTuple):
@@ -157,6 +169,7 @@ class MultiTaskNetworks(nn.Module):
         n_inputs: int,
         n_outputs: int,
         hidden_sizes: Sequence[int],
+        *,
         multi_head: bool,
         head_bound: float,
         generator: torch.Generator,

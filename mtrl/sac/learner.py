@@ -167,7 +167,9 @@ class Learner:
         how = self.precision, self._compiled
         problem = critic_problem(agent, config, batch, noise[0], alpha, *how)
         critics = self.descend("critics", problem)
-        problem = actor_problem(agent, config, batch, noise[1], alpha, *how)
+        # Rotations do not average, but what a head and its rotation do together does.
+        folded = agent.critics.folded()
+        problem = actor_problem(agent, config, batch, noise[1], alpha, *how, critics=folded)
         actor = self.descend("actor", problem)
 
         agent.log_alpha.grad = temperature_gradient(
@@ -175,10 +177,9 @@ class Learner:
         )
         self.optimizers["temperature"].step()
 
-        # Rotations do not average, but what a head and its rotation do together does.
         targets, sources = (
             [*found.shared.values(), *found.per_task.values()]
-            for found in (agent.target_critics.folded(), agent.critics.folded())
+            for found in (agent.target_critics.folded(), folded)
         )
         torch._foreach_lerp_(targets, sources, config.tau)
         self.watch.note(critics.losses.mean(0), actor.losses[0])

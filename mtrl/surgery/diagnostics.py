@@ -54,20 +54,23 @@ class Diagnosis:
             rate: Length of a plain gradient step, for `multi_task_curvature`.
 
         Returns:
-            With the measures of `diagnose`, `conflict_repeats`, `conflict_after` and `curvature`,
-            and the first batch's cosines.
+            With the measures of `diagnose`, `conflict_repeats` and `conflict_after`, `self_cosine`
+            and `curvature`; and the first batch's cosines.
         """
 
         def gradient(parameters: Parameters) -> Parameters:
             return replace(problem, shared=parameters).features().mean().shared
 
-        gradients = problem.task_gradients()
-        (gramian,), (other,) = gradients.gramian(), again.task_gradients().gramian()
+        gradients, others = problem.task_gradients(), again.task_gradients()
+        (gramian,), (other,) = gradients.gramian(), others.gramian()
         found = cosines(gramian)
+        norms = (gramian.diagonal() * other.diagonal()).sqrt()
+        with_itself = torch.where(norms > 0, gradients.products(others)[0] / norms, 0)
         measures = (
             diagnose(gramian)
             | conflict_repeats(found, cosines(other))
             | conflict_after(gradients, step)
+            | {"self_cosine": with_itself.mean()}
             | {"curvature": multi_task_curvature(gradient, problem.shared, rate)}
         )
         return cls(measures, found)

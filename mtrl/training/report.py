@@ -19,6 +19,7 @@ def training(
     steps: int,
     tasks: Sequence[str],
     values: dict[str, float],
+    *,
     metrics: Mapping[str, Tensor],
     score: str,
 ) -> None:

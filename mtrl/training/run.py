@@ -70,7 +70,7 @@ def train(
     with locked(run_dir):
         write_text(run_dir / "config.yaml", config.to_yaml())
         _record_benchmark(run_dir, benchmark)
-        _record_process(run_dir, device)
+        _record_process(run_dir, config, benchmark, device)
         return Trainer(config, benchmark, device, run_dir).run()
 
 
@@ -126,7 +126,7 @@ def _resume(
     write_text(run_dir / "config.yaml", config.to_yaml())
     if record is None:  # a run from before this was recorded
         _record_benchmark(run_dir, benchmark)
-    _record_process(run_dir, device)
+    _record_process(run_dir, config, benchmark, device)
     return Trainer(config, benchmark, device, run_dir, state).run()
 
 
@@ -186,18 +186,23 @@ def _record_benchmark(run_dir: Path, benchmark: Benchmark) -> None:
     write_benchmark(run_dir, record_of(benchmark, told))
 
 
-def _record_process(run_dir: Path, device: torch.device) -> None:
-    """Add this process to run.json: what was typed, with which packages, on which machine."""
+def _record_process(
+    run_dir: Path, config: TrainConfig, benchmark: Benchmark, device: torch.device
+) -> None:
+    """Add this process to run.json: what was typed, which packages, simulators and machine."""
     path = run_dir / "run.json"
     processes = json.loads(path.read_text()) if path.exists() else []
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    simulators = choose_simulators(benchmark, config.environment).by_task
     processes.append(
         {
             "command": sys.argv,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": installed_versions(),
+            "simulators": dict(zip(benchmark.tasks, simulators, strict=True)),
             "machine": {
                 "platform": platform.platform(),
+                "instructions": torch.backends.cpu.get_cpu_capability(),  # rounding differs by them
                 "cores": n_cores(),
                 "gpu": gpu,
             },
