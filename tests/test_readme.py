@@ -50,7 +50,7 @@ def test_command_lines_are_understood(readme, request, monkeypatch):
         "mtrl.training.run.resume",
         "mtrl.evaluation.saved.evaluate_file",
         "mtrl.policy.export.export_policy",
-        "mtrl.analysis.runs.read_run",
+        "mtrl.analysis.comparison.read_run",
         "mtrl.analysis.runs.read_cosines",
     ):
         monkeypatch.setattr(heavy, start)
