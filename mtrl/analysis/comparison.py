@@ -37,9 +37,7 @@ class Comparison:
     figures: dict[str, Figure]
     skipped: tuple[str, ...] = ()
 
-    def save(
-        self, folder: Path | str, formats: Sequence[Format] = ("png", "pdf", "svg")
-    ) -> list[Path]:
+    def save(self, folder: Path | str, formats: Sequence[Format] = ("png", "pdf")) -> list[Path]:
         """Write table.md, table.csv and every figure into a folder, made if missing.
 
         Returns:

@@ -137,7 +137,7 @@ def read_run(path: Path, score: Score | None = None) -> Run:
         ]
         final = None
         # One from before the run was extended is not about its end.
-        if stored and stored["total_timesteps"] >= total:
+        if stored is not None and stored["total_timesteps"] >= total:
             final = _final(stored, tasks, score)
             end = float(stored["total_timesteps"]), float(stored["updates"])
             clock.append((*end, stored["seconds"] / 3600))
@@ -195,10 +195,10 @@ def read_cosines(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[s
     return steps, cosines, tasks
 
 
-def _final_file(path: Path) -> dict[str, Any]:
-    """What eval.json holds; nothing if there is none."""
+def _final_file(path: Path) -> dict[str, Any] | None:
+    """What eval.json holds; None if there is none."""
     file = path / "eval.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
 
 
 def _final(stored: Mapping[str, Any], tasks: Sequence[str], score: Score) -> Final:
@@ -215,14 +215,14 @@ def _final(stored: Mapping[str, Any], tasks: Sequence[str], score: Score) -> Fin
 
 
 def _tasks(
-    path: Path, config: TrainConfig, stored: Mapping[str, Any], rows: Rows
+    path: Path, config: TrainConfig, stored: Mapping[str, Any] | None, rows: Rows
 ) -> tuple[str, ...]:
     """The tasks' names: as they were recorded, or else as older runs' files list them."""
     if (record := read_benchmark(path)) is not None:
         return record.names
     if config.tasks is not None:
         return config.tasks
-    if stored:
+    if stored is not None:
         return tuple(row["task"] for row in stored["tasks"])
     for prefix in ("eval/return/", "eval/success_rate/", "train/critic_loss/"):
         for row in rows:

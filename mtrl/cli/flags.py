@@ -36,7 +36,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **settings)
         if self.add_help:
             self.add_argument(
-                "--version", action=_Version, nargs=0, help="Print the version and exit."
+                "--version",
+                action=_Version,
+                nargs=0,
+                dest=argparse.SUPPRESS,
+                default=argparse.SUPPRESS,
+                help="Print the version and exit.",
             )
 
     def error(self, message: str) -> NoReturn:

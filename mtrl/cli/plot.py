@@ -23,7 +23,7 @@ class PlotConfig(Section):
     )
     out: Path = Field(description="Folder for figures and table; made if missing.")
     formats: tuple[typing.Literal["png", "pdf", "svg"], ...] = Field(
-        default=("png", "pdf", "svg"), min_length=1, description="File formats of the figures."
+        default=("png", "pdf"), min_length=1, description="File formats of the figures."
     )
     score: typing.Literal["success_rate", "return"] | None = Field(
         default=None,

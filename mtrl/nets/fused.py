@@ -166,14 +166,14 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor, shape: tuple[int, int], rel
 def _layer_norm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each row: normalised, and its mean and reciprocal deviation in at least float32."""
     factor = shift = None
-    if not x.is_cuda:  # without them, torch's kernel is not vectorised, and rounds the statistics
+    if x.device.type == "cpu":  # without them, torch's kernel is not vectorised, and rounds the statistics
         factor, shift = _ones_and_zeros(x)
     return torch.native_layer_norm(x, x.shape[-1:], factor, shift, EPSILON)
 
 
 def _layer_norm_backward(d: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
     factor = shift = None  # asked for by a CPU whose statistics are in another type
-    if x.dtype != rstd.dtype and not x.is_cuda:
+    if x.dtype != rstd.dtype and x.device.type == "cpu":
         factor, shift = _ones_and_zeros(x)
     wanted = [True, False, False]
     found: Tensor = torch.ops.aten.native_layer_norm_backward.default(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -71,7 +72,12 @@ def train(
         write_text(run_dir / "config.yaml", config.to_yaml())
         _record_benchmark(run_dir, benchmark)
         _record_process(run_dir, config, benchmark, device)
-        return Trainer(config, benchmark, device, run_dir).run()
+        try:
+            trainer = Trainer(config, benchmark, device, run_dir)
+        except BaseException:  # there is no run yet
+            shutil.rmtree(run_dir)
+            raise
+        return trainer.run()
 
 
 def resume(
@@ -181,8 +187,8 @@ def _file_name(surgery: str) -> str:
 
 
 def _record_benchmark(run_dir: Path, benchmark: Benchmark) -> None:
-    """At a run's start, when no custom task has said yet whether it is solved."""
-    told = [not benchmark.custom] * len(benchmark.tasks)
+    """At a run's start, when no step has said yet whether its task is solved."""
+    told = [not benchmark.custom or t in benchmark.tells_success for t in benchmark.tasks]
     write_benchmark(run_dir, record_of(benchmark, told))
 
 

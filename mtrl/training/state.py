@@ -117,6 +117,10 @@ class RunState:
         self.envs.close()
         self.eval_envs.close()
 
+    def due(self, every: int) -> bool:
+        """Whether the last vector step reached a multiple of so many steps; never if 0."""
+        return every > 0 and self.steps // every > (self.steps - self.envs.num_envs) // every
+
     def state_dict(self) -> dict[str, Any]:
         """Nested dictionaries of tensors, arrays and plain values."""
         return {
