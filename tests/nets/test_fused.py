@@ -102,7 +102,8 @@ def test_features_may_turn_in_place_of_the_head(size):
 
 def test_parameters_by_name_are_the_parameters():
     generator = torch.Generator().manual_seed(0)
-    networks = MultiTaskNetworks(N, T, IN, OUT, (4, 4), True, 1.0, generator)
+    sizes = N, T, IN, OUT, (4, 4)
+    networks = MultiTaskNetworks(*sizes, multi_head=True, head_bound=1.0, generator=generator)
     shared, own = networks.named()
     assert shared["weight1"] is networks.shared["weight1"] and set(own) == set(networks.per_task)
     shared.clear()

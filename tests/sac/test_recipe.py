@@ -64,7 +64,7 @@ def test_reward_scale_is_that_of_the_largest_discounted_return():
     draw = np.random.default_rng(0)
     rewards = draw.normal(size=(steps, tasks * copies)) * np.repeat([1, 10, 0], copies)
     done = draw.random((steps, tasks * copies)) < 0.1
-    scale = RewardScale(tasks, copies, gamma, magnitude=5.0, constant=2.0)
+    scale = RewardScale(tasks, copies, gamma=gamma, magnitude=5.0, constant=2.0)
     largest = np.zeros(tasks)
     for step in range(steps):
         scale.observe(rewards[step], done[step])
@@ -85,7 +85,7 @@ def test_with_a_memory_the_reward_scale_is_that_of_the_last_episodes_mean():
     rewards = draw.random((steps, tasks * copies))
     rewards[20:22, 1] = 1000.0
     done = draw.random((steps, tasks * copies)) < 0.15
-    scale = RewardScale(tasks, copies, gamma, magnitude=5.0, memory=memory)
+    scale = RewardScale(tasks, copies, gamma=gamma, magnitude=5.0, memory=memory)
     begun = np.zeros(tasks * copies, int)
     ended = [[] for _ in range(tasks)]
     seen = np.zeros(tasks)
@@ -101,7 +101,7 @@ def test_with_a_memory_the_reward_scale_is_that_of_the_last_episodes_mean():
         if step == 40:
             saved, scale = (
                 scale.state_dict(),
-                RewardScale(tasks, copies, gamma, magnitude=5.0, memory=memory),
+                RewardScale(tasks, copies, gamma=gamma, magnitude=5.0, memory=memory),
             )
             scale.load_state_dict(saved)
         scale.observe(rewards[step], done[step])
