@@ -92,7 +92,9 @@ class Collector:
             following = np.where(done[:, None], infos["final_obs"], observations)
             self.statistics.add(infos)
         # First, because it looks at the numbers.
-        stored = replay.add(self._observations, self._actions, rewards, terminated, following, done)
+        stored = replay.add(
+            self._observations, self._actions, rewards, terminated, following, done=done
+        )
         if self.agent.normalizer is not None:
             self._observe(stored)
         self._observations = observations

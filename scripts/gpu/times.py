@@ -120,7 +120,7 @@ class Times:
         tasks = torch.arange(len(agent.tasks), device="cuda").repeat_interleave(envs_per_task)
         n, draw = len(tasks), np.random.default_rng(0)
         replay = ReplayBuffer(
-            100 * envs_per_task, len(agent.tasks), OBSERVATION, ACTION, "cuda",
+            100 * envs_per_task, len(agent.tasks), OBSERVATION, ACTION, device="cuda",
             envs_per_task=envs_per_task,
         )  # fmt: skip
         x, zeros = draw.normal(size=(n, OBSERVATION)).astype(np.float32), np.zeros(n)
@@ -129,7 +129,7 @@ class Times:
         parts = {
             "act": lambda: snapshot.act(x),
             "take": snapshot.take,
-            "store": lambda: replay.add(x, actions, zeros, zeros, x, zeros > 0),
+            "store": lambda: replay.add(x, actions, zeros, zeros, x, done=zeros > 0),
         }
         found = {}
         for part, run in parts.items():
@@ -154,7 +154,7 @@ def case(
     policy = MTSAC(tuple(f"t{i}" for i in range(n_tasks)), agent, OBSERVATION, ACTION).to("cuda")
     how = {"surgery": surgery, "precision": precision, "batch_size": size, "capture": capture}
     learner = Learner(policy, LearnerConfig.model_validate(how | more))
-    replay = ReplayBuffer(STORED, n_tasks, OBSERVATION, ACTION, "cuda")
+    replay = ReplayBuffer(STORED, n_tasks, OBSERVATION, ACTION, device="cuda")
     replay.load_state_dict(
         {
             "rows": torch.randn(STORED + 1, n_tasks, OBSERVATION + ACTION + 2),
