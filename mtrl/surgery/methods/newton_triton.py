@@ -88,7 +88,7 @@ def _apply(matrix, vector):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _solve(matrix, b0, b1, b2, t, n_tasks: tl.constexpr):  # type: ignore[no-untyped-def]
+def _solve(matrix, b0, b1, b2, t, n_tasks: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Three solutions by Gauss and Jordan, and the smallest pivot: not above zero if it failed."""
     smallest = tl.sum(0.0 * b0, 0) + float("inf")
     for k in range(n_tasks):
@@ -113,7 +113,7 @@ def _room(value, change):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _interior_point(  # type: ignore[no-untyped-def]
+def _interior_point(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     directions, slopes, radius, inverse_norms, start, x_out, c_out,
                     n_tasks: tl.constexpr, block: tl.constexpr, iterations: tl.constexpr,
                     reduction: tl.constexpr, complementarity: tl.constexpr,
@@ -184,7 +184,7 @@ def _power(v, exponent: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _fair_newton(  # type: ignore[no-untyped-def]
+def _fair_newton(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     directions, h_in, start, v_out, n_tasks: tl.constexpr, block: tl.constexpr,
                  alpha: tl.constexpr, iterations: tl.constexpr, steps: tl.constexpr,
                  to_boundary: tl.constexpr, converged: tl.constexpr):  # fmt: skip
