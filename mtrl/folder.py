@@ -3,7 +3,7 @@
 <run_dir>/
 ├── config.yaml               the resolved configuration; `--config` accepts it
 ├── benchmark.json            the tasks, how each is scored, where they came from
-├── run.json                  command lines, package versions, machine
+├── run.json                  command lines, package versions, each task's simulator, machine
 ├── progress.csv, progress.json, events.out.tfevents.*    the logs
 ├── cosines.jsonl             cosines between the tasks' gradients at each diagnosis
 ├── checkpoints/
@@ -64,8 +64,10 @@ POLICY_FORMAT = "mtrl-policy-1"
 CHECKPOINT_FORMAT = "mtrl-checkpoint-1"
 EXPORT_FORMAT = "mtrl-export-1"
 
+DISTRIBUTION = "mtrl-surgery"
+"""What pip calls this package; `mtrl` on PyPI is somebody else's."""
+
 PACKAGES = (
-    "mtrl",
     "torch",
     "numpy",
     "gymnasium",
@@ -184,10 +186,10 @@ def newest_checkpoint(run_dir: Path) -> Path:
 def installed_versions() -> dict[str, str]:
     """Python's version, and those of the packages a run depends on that are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for name, package in {"mtrl": DISTRIBUTION, **{name: name for name in PACKAGES}}.items():
         try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # an extra
+            found[name] = version(package)
+        except PackageNotFoundError:  # an extra; or mtrl, run from its folder
             continue
     return found
 

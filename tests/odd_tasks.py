@@ -135,7 +135,7 @@ class LateWrong(Plain):
 
 
 class Counted(Plain):
-    """Leaves a file when it is made and another one when it is closed; may fail at its sixth step."""
+    """Leaves a file when it is made and when it is closed; may fail at its sixth step."""
 
     def __init__(self, folder, fails=False):
         super().__init__()

@@ -51,6 +51,7 @@ class CustomTask(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         make: EnvFactory,
         success_key: str | None = "success",
         horizon: int | None = None,
+        *,
         for_training: bool = True,
         stride: int = 1,
     ) -> None:

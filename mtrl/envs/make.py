@@ -22,6 +22,7 @@ from mtrl.errors import UsageError
 def make_vector_env(
     benchmark: Benchmark,
     horizon: int | None = None,
+    *,
     workers: int | None = None,
     shuffle_goals: bool = True,
     envs_per_task: int = 1,
@@ -44,12 +45,15 @@ def make_vector_env(
     Raises:
         UsageError: see `examined` and `steps_of_an_episode`.
     """
-    spaces: tuple[Box, Box] = OBSERVATION_SPACE, ACTION_SPACE
+    observations: Box = OBSERVATION_SPACE
+    actions: Box = ACTION_SPACE
     horizon = steps_of_an_episode(benchmark, horizon)
     benchmark = examined(benchmark)
     if benchmark.spaces is not None:
-        spaces, simulators = benchmark.spaces, ("own",) * len(benchmark.tasks)
+        observations, actions = benchmark.spaces
+        simulators = ("own",) * len(benchmark.tasks)
     simulators = simulators or ("metaworld",) * len(benchmark.tasks)
+    told = benchmark.tells_success
     first_rows = {task: t * envs_per_task for t, task in enumerate(benchmark.tasks)}
     chosen = dict(zip(benchmark.tasks, simulators, strict=True))
     native = [task for task in benchmark.tasks if chosen[task] == "envpool"]
@@ -70,10 +74,11 @@ def make_vector_env(
         benchmark.tasks,
         simulators,
         parts,
-        *spaces,
-        envs_per_task,
-        max_restarts,
-        tells_success=not benchmark.custom,
+        observations,
+        actions,
+        envs_per_task=envs_per_task,
+        max_restarts=max_restarts,
+        tells_success=[not benchmark.custom or task in told for task in benchmark.tasks],
         endless=ENDLESS if horizon is None else None,
     )
 
@@ -105,4 +110,4 @@ def _factory(
     if task not in benchmark.custom:
         return partial(MetaWorldTask, task, horizon or MAX_STEPS, shuffle_goals, stride)
     make, key = CloudpickleWrapper(benchmark.custom[task]), benchmark.success_key
-    return partial(CustomTask, task, make, key, horizon, shuffle_goals, stride)
+    return partial(CustomTask, task, make, key, horizon, for_training=shuffle_goals, stride=stride)

@@ -108,7 +108,8 @@ class WorkerProcesses:
         pipe, theirs = self._context.Pipe()
         process = self._context.Process(
             target=worker.run,
-            args=(index, rows, factories, self._memory, self._shared, theirs),
+            args=(index, rows, factories, self._memory),
+            kwargs={"progress": self._shared, "pipe": theirs},
             daemon=True,
             name=f"mtrl-worker-{index}",
         )

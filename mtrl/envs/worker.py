@@ -111,6 +111,7 @@ def run(
     rows: Sequence[int],
     factories: Sequence[EnvFactory],
     memory: Memory,
+    *,
     progress: Any,
     pipe: Connection,
 ) -> None:
@@ -134,8 +135,9 @@ def run(
                 if command == "step":
                     _step(env, row, arrays)
                     continue
-                _reset(env, row, arrays, *(argument[position] for argument in arguments[:2]))
-                for action in arguments[2][position]:  # see `TaskVectorEnv.restore`
+                seeds, episodes, played = arguments
+                _reset(env, row, arrays, seeds[position], episodes[position])
+                for action in played[position]:  # see `TaskVectorEnv.restore`
                     place.note(index, row)
                     arrays.actions[row] = action
                     _step(env, row, arrays)

@@ -35,8 +35,8 @@ def layer(
     the price of a single one: it sums over B rows at a time instead of T B. A bias `[N, T, out]`
     gets a gradient per task likewise, and a bias `[N, T, B, out]` the gradient by X W + b itself.
 
-    Inside autocast the product is in autocast's type, forward and backward, except of float64. So
-    is the result, but with a residual, whose sum is at least float32.
+    Inside autocast the product is in autocast's type, forward and backward, and so is the result;
+    float64 stays what it is. LayerNorm's statistics are in float32 at least.
 
     Deviation from LayerNorm (Ba et al. 2016): there is no factor and no shift after it.
 
@@ -55,8 +55,11 @@ def layer(
     product = backward = _product_type(inputs)
     if exact:
         product = weight.dtype
-    inputs = inputs.expand(len(weight), -1, -1, -1)
-    result: Tensor = _Layer.apply(inputs, weight, bias, residual, product, backward, norm, relu)
+    inputs = inputs.expand(weight.shape[0], -1, -1, -1)
+    arguments = inputs, weight, bias, residual, product, backward, norm, relu
+    if not torch.is_grad_enabled():
+        return _forward(*arguments)[0]
+    result: Tensor = _Layer.apply(*arguments)
     return result
 
 
@@ -67,37 +70,43 @@ def _product_type(inputs: Tensor) -> torch.dtype:
     return inputs.dtype
 
 
+def _forward(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    product: torch.dtype,
+    backward: torch.dtype,
+    norm: bool,
+    relu: bool,
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The layer's outputs, and what the backward needs."""
+    if weight.ndim == 4:
+        weight = weight[:, 0]
+    x, w = inputs.to(product), weight.to(product)
+    outputs = _affine(x, w, bias, relu and not norm)
+    before = mean = rstd = None
+    if norm:
+        before = outputs
+        outputs, mean, rstd = _layer_norm(before)
+        if relu:
+            outputs.relu_()
+    if residual is not None:
+        outputs.add_(residual)
+    if backward != product:
+        x, w = inputs.to(backward), weight.to(backward)
+    return outputs, (x, w, before, mean, rstd, outputs if relu else None)
+
+
 class _Layer(torch.autograd.Function):
     """See `layer`."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        inputs: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        residual: Tensor | None,
-        product: torch.dtype,
-        backward: torch.dtype,
-        norm: bool,
-        relu: bool,
-    ) -> Tensor:
-        by_task = weight.ndim == 4
-        one_weight = weight[:, 0] if by_task else weight
-        x, w = inputs.to(product), one_weight.to(product)
-        outputs = _affine(x, w, bias, relu and not norm)
-        before = mean = rstd = None
-        if norm:
-            before = outputs if residual is None else _at_least_float32(outputs)
-            outputs, mean, rstd = _layer_norm(before)
-            if relu:
-                outputs.relu_()
-        if residual is not None:
-            outputs = outputs.add_(residual) if norm else outputs + residual
-        if backward != product:
-            x, w = inputs.to(backward), one_weight.to(backward)
-        ctx.save_for_backward(x, w, before, mean, rstd, outputs if relu else None)
-        ctx.by_task, ctx.bias_shape = by_task, bias.shape
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        outputs, saved = _forward(*arguments)
+        _, weight, bias, *_ = arguments
+        ctx.save_for_backward(*saved)
+        ctx.by_task, ctx.bias_shape = weight.ndim == 4, bias.shape
         # A trunk's products may be of TF32, a head's are not, and one backward goes through both.
         ctx.setting = float32_setting()
         return outputs
@@ -171,7 +180,7 @@ def _bias_gradient(d: Tensor, shape: torch.Size) -> Tensor:
     if len(shape) == 4:
         return d
     rows = d if len(shape) == 3 else d.flatten(1, 2)
-    return rows.sum(-2, dtype=torch.promote_types(d.dtype, torch.float32))
+    return rows.sum(-2)
 
 
 def _transposed_product(rows: Tensor, at_output: Tensor) -> Tensor:
@@ -179,7 +188,3 @@ def _transposed_product(rows: Tensor, at_output: Tensor) -> Tensor:
     if at_output.shape[-1] <= 8:
         return torch.bmm(at_output.mT, rows).mT
     return torch.bmm(rows.mT, at_output)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -157,6 +157,7 @@ class MultiTaskNetworks(nn.Module):
         n_inputs: int,
         n_outputs: int,
         hidden_sizes: Sequence[int],
+        *,
         multi_head: bool,
         head_bound: float,
         generator: torch.Generator,
@@ -223,13 +224,18 @@ class MultiTaskNetworks(nn.Module):
         eye = torch.eye(size, dtype=like.dtype, device=like.device)
         self.rotation = eye.repeat(self.n_networks, self.n_tasks, 1, 1)
 
+    def named(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The shared and the tasks' own parameters by name; faster than through `ParameterDict`."""
+        shared, per_task = (dict(m.named_parameters()) for m in (self.shared, self.per_task))
+        return {**shared}, {**per_task}
+
     def rotations(self) -> list[Tensor]:
         """Each network's rotations as views, `[T, m, m]`; empty without."""
         return [] if self.rotation is None else list(self.rotation)
 
     def folded(self) -> Function:
         """The function that is computed, heads behind their rotation."""
-        shared, per_task = dict(self.shared), dict(self.per_task)
+        shared, per_task = self.named()
         if self.rotation is not None:
             per_task["head_weight"] = fold(self.rotation, per_task["head_weight"])
         return Function(self.trunk, shared, per_task)

@@ -32,13 +32,16 @@ def make_optimizer(
     device = next(iter(parameters.values())).device
     on_cuda = device.type == "cuda"
     rate = config.learning_rate
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=torch.tensor(rate, device=device) if on_cuda else rate,  # a graph reads it anew
         eps=config.adam_epsilon,
         fused=True,
         capturable=on_cuda,
     )
+    # Before its capture an update runs as it is: torch would warn of that.
+    optimizer._warned_capturable_if_run_uncaptured = True
+    return optimizer
 
 
 def load_moments_(

@@ -58,6 +58,7 @@ class ReplayBuffer:
         n_tasks: int,
         observation_size: int,
         action_size: int,
+        *,
         device: torch.device | str = "cpu",
         seed: int = 0,
         envs_per_task: int = 1,
@@ -103,6 +104,7 @@ class ReplayBuffer:
         rewards: np.ndarray,
         terminated: np.ndarray,
         next_observations: np.ndarray,
+        *,
         done: np.ndarray,
     ) -> Tensor:
         """Store one vector step: `[T·E, observation]`, `[T·E, action]`, `[T·E]`, `[T·E]`.

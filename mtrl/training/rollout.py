@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mtrl.devices import upload
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.sac.agent import MTSAC
+from mtrl.sac.capture import Captured
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.training.acting import ActorSnapshot
 
@@ -42,6 +44,7 @@ class Collector:
         self._tasks = torch.arange(len(agent.tasks), device=agent.device)
         self._tasks = self._tasks.repeat_interleave(envs.envs_per_task)
         self._observations = self._actions = np.empty(0)
+        self._observed: tuple[Tensor, Captured[None]] | None = None
         self._snapshot: ActorSnapshot | None = None
         if snapshot or (snapshot is None and agent.device.type == "cuda"):
             self._snapshot = ActorSnapshot(agent, self._tasks, self._generator)
@@ -89,10 +92,26 @@ class Collector:
             following = np.where(done[:, None], infos["final_obs"], observations)
             self.statistics.add(infos)
         # First, because it looks at the numbers.
-        stored = replay.add(self._observations, self._actions, rewards, terminated, following, done)
+        stored = replay.add(
+            self._observations, self._actions, rewards, terminated, following, done=done
+        )
         if self.agent.normalizer is not None:
-            self.agent.normalizer.observe(stored)
+            self._observe(stored)
         self._observations = observations
+
+    def _observe(self, observations: Tensor) -> None:
+        """The normaliser's twenty small operations, on a GPU as one graph."""
+        normalizer = self.agent.normalizer
+        assert normalizer is not None
+        if observations.device.type != "cuda":
+            normalizer.observe(observations)
+            return
+        if self._observed is None:
+            place = torch.empty_like(observations)
+            self._observed = place, Captured(lambda: normalizer.observe(place), [])
+        place, observe = self._observed
+        place.copy_(observations)
+        observe()
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on exactly."""

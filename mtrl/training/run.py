@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -70,8 +71,13 @@ def train(
     with locked(run_dir):
         write_text(run_dir / "config.yaml", config.to_yaml())
         _record_benchmark(run_dir, benchmark)
-        _record_process(run_dir, device)
-        return Trainer(config, benchmark, device, run_dir).run()
+        _record_process(run_dir, config, benchmark, device)
+        try:
+            trainer = Trainer(config, benchmark, device, run_dir)
+        except BaseException:  # there is no run yet
+            shutil.rmtree(run_dir)
+            raise
+        return trainer.run()
 
 
 def resume(
@@ -126,7 +132,7 @@ def _resume(
     write_text(run_dir / "config.yaml", config.to_yaml())
     if record is None:  # a run from before this was recorded
         _record_benchmark(run_dir, benchmark)
-    _record_process(run_dir, device)
+    _record_process(run_dir, config, benchmark, device)
     return Trainer(config, benchmark, device, run_dir, state).run()
 
 
@@ -181,23 +187,28 @@ def _file_name(surgery: str) -> str:
 
 
 def _record_benchmark(run_dir: Path, benchmark: Benchmark) -> None:
-    """At a run's start, when no custom task has said yet whether it is solved."""
-    told = [not benchmark.custom] * len(benchmark.tasks)
+    """At a run's start, when no step has said yet whether its task is solved."""
+    told = [not benchmark.custom or t in benchmark.tells_success for t in benchmark.tasks]
     write_benchmark(run_dir, record_of(benchmark, told))
 
 
-def _record_process(run_dir: Path, device: torch.device) -> None:
-    """Add this process to run.json: what was typed, with which packages, on which machine."""
+def _record_process(
+    run_dir: Path, config: TrainConfig, benchmark: Benchmark, device: torch.device
+) -> None:
+    """Add this process to run.json: what was typed, which packages, simulators and machine."""
     path = run_dir / "run.json"
     processes = json.loads(path.read_text()) if path.exists() else []
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    simulators = choose_simulators(benchmark, config.environment).by_task
     processes.append(
         {
             "command": sys.argv,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": installed_versions(),
+            "simulators": dict(zip(benchmark.tasks, simulators, strict=True)),
             "machine": {
                 "platform": platform.platform(),
+                "instructions": torch.backends.cpu.get_cpu_capability(),  # rounding differs by them
                 "cores": n_cores(),
                 "gpu": gpu,
             },

@@ -1,10 +1,13 @@
 """Custom environments as people write them: what is wrong is told, what is odd works."""
 
 import os
+import subprocess
+import sys
 import time
 import warnings
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -50,7 +53,7 @@ def test_no_reset_lets_in_what_is_not_finite(value):
     """The third one of a process, which follows an episode's end: the row begins anew."""
     with closing(vector(partial(BadReset, 3, value), max_restarts=1)) as envs:
         envs.reset(seed=0)
-        for step in range(19):
+        for _ in range(19):
             observations, *_, infos = envs.step(NOTHING)
             assert np.isfinite(observations).all() and "restarted" not in infos
         with pytest.warns(RuntimeWarning, match=r"task 'a': a reset's observation is not finite"):
@@ -60,9 +63,10 @@ def test_no_reset_lets_in_what_is_not_finite(value):
 
 
 def test_the_first_reset_may_fail_too():
-    with closing(vector(partial(BadReset, 1, np.nan))) as envs:
-        with pytest.raises(WorkerError, match="not finite in float32: nan at index 1"):
-            envs.reset(seed=0)
+    message = "not finite in float32: nan at index 1"
+    envs = vector(partial(BadReset, 1, np.nan))
+    with closing(envs), pytest.raises(WorkerError, match=message):
+        envs.reset(seed=0)
 
 
 @pytest.mark.parametrize("raises", [False, True])
@@ -108,6 +112,14 @@ def test_success_is_decided_for_each_task_by_what_its_steps_say():
         assert other.tells_success.tolist() == state["tells_success"]
 
 
+def test_tasks_may_be_known_to_tell_success():
+    benchmark = Benchmark("odd", {"a": Plain, "b": Plain}, tells_success=("b",))
+    with closing(make_vector_env(benchmark, workers=1)) as envs:
+        assert envs.tells_success.tolist() == [False, True]
+    with pytest.raises(UsageError, match="tells_success: unknown 'c'"):
+        Benchmark("odd", {"a": Plain}, tells_success=("c",))
+
+
 def test_without_a_key_no_success_is_looked_for():
     env = CustomTask("a", partial(Told, {1: "False"}), success_key=None)
     env.reset(seed=0)
@@ -132,7 +144,7 @@ def test_an_episode_without_an_end_is_cut_with_a_word():
         envs.reset(seed=0)
         for _ in range(9_999):
             assert not envs.step(NOTHING)[3].any()
-        with pytest.warns(RuntimeWarning, match="'a': an episode had not ended after 10,000 steps"):
+        with pytest.warns(UserWarning, match="'a': an episode had not ended after 10,000 steps"):
             assert envs.step(NOTHING)[3].all()
 
 
@@ -292,3 +304,27 @@ def test_names_that_files_cannot_hold_are_refused(name):
             Benchmark(name, {"a": Plain})
     with pytest.raises(UsageError, match="name: expected another than Meta-World's, got 'mt10'"):
         Benchmark("mt10", {"a": Plain})
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from odd_tasks import Plain
+from mtrl.envs.benchmarks import Benchmark
+from mtrl.envs.make import make_vector_env
+print("imported", flush=True)
+if {condition}:
+    make_vector_env(Benchmark("odd", {{"a": Plain}}), workers=1).close()
+"""
+
+
+@pytest.mark.parametrize(("condition", "code"), [("True", 1), ('__name__ == "__main__"', 0)])
+def test_a_script_without_a_guard_is_told_of_it(condition, code, tmp_path):
+    """Its worker imports it, and ends there without a trace of its own."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(condition=condition))
+    command = [sys.executable, str(script), str(Path(__file__).parents[1])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout) == (code, "imported\n" * 2), done.stderr
+    assert ('stand under `if __name__ == "__main__":`' in done.stderr) == bool(code)
+    assert done.stderr.count("Traceback") == code

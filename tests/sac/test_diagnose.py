@@ -49,7 +49,7 @@ def test_a_diagnosis_repeats_and_the_next_one_sees_other_batches():
 def test_one_task_has_nobody_to_conflict_with():
     learner, replay = make_small_learner("pcgrad", ("alone",)), filled_replay(1)
     assert {name: set(found.measures) for name, found in diagnose(learner, replay).items()} == {
-        name: {"curvature"} for name in ("actor", "critic1", "critic2")
+        name: {"curvature", "self_cosine"} for name in ("actor", "critic1", "critic2")
     }
 
 
