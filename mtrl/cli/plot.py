@@ -81,7 +81,7 @@ def _plot(arguments: Sequence[str] | None) -> int:
 
     from mtrl.analysis.comparison import plot
     from mtrl.analysis.conflicts import draw_conflicts
-    from mtrl.analysis.runs import read_cosines
+    from mtrl.analysis.cosines import read_cosines
     from mtrl.analysis.style import save
 
     comparison = conflicts = None
