@@ -21,5 +21,5 @@ def filled_replay(n_tasks: int = len(TASKS)) -> ReplayBuffer:
     for _ in range(STORED):
         observation, action = (draw.normal(size=(n_tasks, n)) for n in (OBSERVATION, ACTION))
         rewards, ends = draw.normal(size=n_tasks), np.zeros(n_tasks, bool)
-        replay.add(observation, action, rewards, np.zeros(n_tasks), observation, ends)
+        replay.add(observation, action, rewards, np.zeros(n_tasks), observation, done=ends)
     return replay

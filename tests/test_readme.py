@@ -48,9 +48,9 @@ def test_command_lines_are_understood(readme, request, monkeypatch):
     for heavy in (
         "mtrl.training.run.train",
         "mtrl.training.run.resume",
-        "mtrl.evaluation.protocol.evaluate_file",
+        "mtrl.evaluation.saved.evaluate_file",
         "mtrl.policy.export.export_policy",
-        "mtrl.analysis.runs.read_run",
+        "mtrl.analysis.comparison.read_run",
         "mtrl.analysis.runs.read_cosines",
     ):
         monkeypatch.setattr(heavy, start)

@@ -118,7 +118,9 @@ def one_thread():
 def test_bench_update(scripts, tmp_path, monkeypatch, capsys):
     bench, timing = scripts("bench_update"), scripts("timing")
     monkeypatch.setattr(timing, "WARM_UP", {"cpu": 0})
-    monkeypatch.setattr(bench, "interleaved", lambda runs, _, d: timing.interleaved(runs, 1, d))
+    monkeypatch.setattr(
+        bench, "interleaved", lambda runs, _, d, c: timing.interleaved(runs, 1, d, c)
+    )
     monkeypatch.setattr(bench, "PER_TASK", 500)
     monkeypatch.setattr(
         "mtrl.nets.precision.multiplies_bf16", lambda: True

@@ -13,7 +13,7 @@ import numpy as np
 
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError, one_line
-from mtrl.folder import COSINES, STEP, read_rows
+from mtrl.folder import COSINES, STEP, read_benchmark, read_rows
 
 Axis = Literal["steps", "updates", "hours"]
 Score = Literal["success_rate", "return"]
@@ -97,7 +97,8 @@ def read_run(path: Path, score: Score | None = None) -> Run:
 
     Args:
         path: With config.yaml, and progress.json or progress.csv.
-        score: What to read; default: success rates where every task has one, else returns.
+        score: What to read: success rates, of the tasks that have one; or returns. Default: success
+            rates if every task has one, else returns.
 
     Raises:
         Unevaluated: if it is no run folder, or nothing was evaluated in it yet.
@@ -112,18 +113,19 @@ def read_run(path: Path, score: Score | None = None) -> Run:
     try:
         stored = _final_file(path)
         tasks = _tasks(path, config, stored, found)
+        total = config.schedule(len(tasks)).total_timesteps
         if score is None:
             told = all(f"eval/success_rate/{task}" in found[-1] for task in tasks)
             score = "success_rate" if told else "return"
+        tasks = tuple(task for task in tasks if f"eval/{score}/{task}" in found[-1])
+        if not tasks:
+            raise UsageError(f"score: expected eval/{score}/ in the logs, got none in {path}")
         tags = [f"eval/{score}/{task}" for task in tasks]
         by_step = {
             float(row[STEP]): [float(row[tag]) for tag in tags]
             for row in found
             if all(tag in row for tag in tags)  # a task may tell its success later than others
         }  # the last, if a step is there twice
-        if not by_step:
-            missing = next(tag for tag in tags if tag not in found[-1])
-            raise UsageError(f"score: expected {missing} in the logs, got none in {path}")
         steps = np.array(sorted(by_step))
         scores = np.array([by_step[step] for step in steps])
         if not (np.isfinite(steps).all() and np.isfinite(scores).all()):
@@ -135,7 +137,7 @@ def read_run(path: Path, score: Score | None = None) -> Run:
         ]
         final = None
         # One from before the run was extended is not about its end.
-        if stored and stored["total_timesteps"] >= config.schedule(len(tasks)).total_timesteps:
+        if stored is not None and stored["total_timesteps"] >= total:
             final = _final(stored, tasks, score)
             end = float(stored["total_timesteps"]), float(stored["updates"])
             clock.append((*end, stored["seconds"] / 3600))
@@ -193,10 +195,10 @@ def read_cosines(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[s
     return steps, cosines, tasks
 
 
-def _final_file(path: Path) -> dict[str, Any]:
-    """What eval.json holds; nothing if there is none."""
+def _final_file(path: Path) -> dict[str, Any] | None:
+    """What eval.json holds; None if there is none."""
     file = path / "eval.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
 
 
 def _final(stored: Mapping[str, Any], tasks: Sequence[str], score: Score) -> Final:
@@ -213,12 +215,14 @@ def _final(stored: Mapping[str, Any], tasks: Sequence[str], score: Score) -> Fin
 
 
 def _tasks(
-    path: Path, config: TrainConfig, stored: Mapping[str, Any], rows: Rows
+    path: Path, config: TrainConfig, stored: Mapping[str, Any] | None, rows: Rows
 ) -> tuple[str, ...]:
-    """The tasks' names: as they were listed, or else as the logs' columns name them."""
+    """The tasks' names: as they were recorded, or else as older runs' files list them."""
+    if (record := read_benchmark(path)) is not None:
+        return record.names
     if config.tasks is not None:
         return config.tasks
-    if stored:
+    if stored is not None:
         return tuple(row["task"] for row in stored["tasks"])
     for prefix in ("eval/return/", "eval/success_rate/", "train/critic_loss/"):
         for row in rows:

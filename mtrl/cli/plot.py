@@ -23,11 +23,12 @@ class PlotConfig(Section):
     )
     out: Path = Field(description="Folder for figures and table; made if missing.")
     formats: tuple[typing.Literal["png", "pdf", "svg"], ...] = Field(
-        default=("png", "pdf", "svg"), min_length=1, description="File formats of the figures."
+        default=("png", "pdf"), min_length=1, description="File formats of the figures."
     )
     score: typing.Literal["success_rate", "return"] | None = Field(
         default=None,
-        description="What is compared; default: success rates if every task has one, else returns.",
+        description="What is compared; default: success rates if every task has one, else returns. "
+        "'success_rate' takes only the tasks that have one.",
     )
     x: typing.Literal["steps", "updates", "hours"] = Field(
         default="steps", description="What curves are drawn over."

@@ -167,7 +167,9 @@ class Learner:
         how = self.precision, self._compiled
         problem = critic_problem(agent, config, batch, noise[0], alpha, *how)
         critics = self.descend("critics", problem)
-        problem = actor_problem(agent, config, batch, noise[1], alpha, *how)
+        # Rotations do not average, but what a head and its rotation do together does.
+        folded = agent.critics.folded()
+        problem = actor_problem(agent, config, batch, noise[1], alpha, *how, critics=folded)
         actor = self.descend("actor", problem)
 
         agent.log_alpha.grad = temperature_gradient(
@@ -175,10 +177,9 @@ class Learner:
         )
         self.optimizers["temperature"].step()
 
-        # Rotations do not average, but what a head and its rotation do together does.
         targets, sources = (
             [*found.shared.values(), *found.per_task.values()]
-            for found in (agent.target_critics.folded(), agent.critics.folded())
+            for found in (agent.target_critics.folded(), folded)
         )
         torch._foreach_lerp_(targets, sources, config.tau)
         self.watch.note(critics.losses.mean(0), actor.losses[0])
@@ -248,7 +249,8 @@ class Learner:
         found = {key: value.contiguous() for key, value in tree.items()}
         if self.config.max_grad_norm > 0:
             clip_by_network_(list(found.values()), self.config.max_grad_norm)
-        for key, parameter in {**networks.shared, **networks.per_task}.items():
+        shared, per_task = networks.named()
+        for key, parameter in {**shared, **per_task}.items():
             parameter.grad = found[key]
         self.optimizers[name].step()
         surgery.after_step(problem.losses)

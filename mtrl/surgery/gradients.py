@@ -7,19 +7,18 @@ dictionaries by parameter name, so that no `[T, P]` matrix is ever copied togeth
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from mtrl.nets.networks import Parameters
 from mtrl.nets.precision import full_float32
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
-
-Parameters = Mapping[str, Tensor]
 
 SHORTEST = 2048
 """Terms of a sum that one processor of a GPU adds up; modelled, not measured."""

@@ -45,7 +45,9 @@ def filled_replay(steps: int = 30) -> ReplayBuffer:
     replay, draw = ReplayBuffer(40, T, OBSERVATION, ACTION), np.random.default_rng(0)
     for _ in range(steps):
         x, zeros = draw.normal(size=(T, OBSERVATION)), np.zeros(T)
-        replay.add(x, draw.uniform(-1, 1, (T, ACTION)), draw.normal(size=T), zeros, x, zeros == 0)
+        replay.add(
+            x, draw.uniform(-1, 1, (T, ACTION)), draw.normal(size=T), zeros, x, done=zeros == 0
+        )
     return replay
 
 
@@ -88,7 +90,7 @@ def meta(monkeypatch):
 )
 def test_a_captured_update_has_no_tensor_of_the_hosts(surgery, engine, agent, meta):
     learner = make_learner(surgery, AGENTS[agent], "meta", gradient_engine=engine, precision="fp32")
-    replay = ReplayBuffer(40, T, OBSERVATION, ACTION, "meta")
+    replay = ReplayBuffer(40, T, OBSERVATION, ACTION, device="meta")
     learner.step(replay)
     with meta():
         learner.step(replay)
@@ -98,7 +100,7 @@ def test_the_rule_above_can_be_broken(meta):
     learner = make_learner("rotograd", AGENTS["mlp, scalar"], "meta", precision="fp32")
     for surgery in learner.surgeries.values():
         surgery.updates = torch.zeros((), dtype=torch.int64)  # a counter left on the host
-    replay = ReplayBuffer(40, T, OBSERVATION, ACTION, "meta")
+    replay = ReplayBuffer(40, T, OBSERVATION, ACTION, device="meta")
     with pytest.raises(AssertionError, match="tensor of the host's"), meta():
         learner.step(replay)
 

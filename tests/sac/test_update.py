@@ -435,7 +435,7 @@ def test_the_watch_above_can_bark(surgery):
 def test_replay_samples_without_waiting():
     replay = ReplayBuffer(10, 2, OBSERVATION, ACTION)
     x = np.zeros((2, OBSERVATION))
-    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, np.zeros(2, bool))
+    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, done=np.zeros(2, bool))
     with NothingLeavesTheDevice():
         replay.sample(4)
 
@@ -449,7 +449,7 @@ def test_maintenance_and_the_count_of_updates(monkeypatch):
     learner.agent.float()
     learner = Learner(learner.agent, learner.config)
     replay, x = ReplayBuffer(10, 2, OBSERVATION, ACTION), np.zeros((2, OBSERVATION))
-    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, np.zeros(2, bool))
+    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, done=np.zeros(2, bool))
     for _ in range(3):
         learner.step(replay, 3)
     assert learner.updates == 9

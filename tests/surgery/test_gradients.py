@@ -28,7 +28,16 @@ def make_problem(hidden=(8, 7), multi_head=True, rows=B, trunk="mlp", **settings
     if flags.get("residual"):
         hidden = (max(hidden),) * len(hidden)
     networks = MultiTaskNetworks(
-        N, T, IN, OUT, hidden, multi_head, 1.0, generator, Trunk(**flags), embedding
+        N,
+        T,
+        IN,
+        OUT,
+        hidden,
+        multi_head=multi_head,
+        head_bound=1.0,
+        generator=generator,
+        trunk=Trunk(**flags),
+        embedding_size=embedding,
     ).double()
     if embedding:  # a length that the trunk is not to see
         networks.per_task["embedding"].data *= 3

@@ -34,7 +34,9 @@ def random_rotations(*shape: int, size: int, seed: int = 0) -> torch.Tensor:
 
 def networks(size: int | None = None, rotate: bool = True) -> MultiTaskNetworks:
     generator = torch.Generator().manual_seed(0)
-    made = MultiTaskNetworks(N, T, IN, OUT, (7, D), True, 1.0, generator).double()
+    made = MultiTaskNetworks(
+        N, T, IN, OUT, (7, D), multi_head=True, head_bound=1.0, generator=generator
+    ).double()
     made.requires_grad_(False)
     if rotate:
         made.add_rotation(size)
@@ -185,7 +187,9 @@ def test_identity_at_the_start_changes_nothing():
 def test_rotations_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="rotation_size: expected at most 8"):
         networks(size=9)
-    single = MultiTaskNetworks(1, T, IN, OUT, (7, D), False, 1.0, torch.Generator())
+    single = MultiTaskNetworks(
+        1, T, IN, OUT, (7, D), multi_head=False, head_bound=1.0, generator=torch.Generator()
+    )
     with pytest.raises(UsageError, match="heads: expected 'multi'"):
         single.add_rotation()
 
