@@ -3,7 +3,7 @@
 <run_dir>/
 ├── config.yaml               the resolved configuration; `--config` accepts it
 ├── benchmark.json            the tasks, how each is scored, where they came from
-├── run.json                  command lines, package versions, machine
+├── run.json                  command lines, package versions, each task's simulator, machine
 ├── progress.csv, progress.json, events.out.tfevents.*    the logs
 ├── cosines.jsonl             cosines between the tasks' gradients at each diagnosis
 ├── checkpoints/
@@ -25,12 +25,15 @@ benchmark.json, read by `read_benchmark`:
 
 - `environments`: `"metaworld"`, or `"custom"` for environments that a user brought.
 - `source`: the `package.module:attribute` that gives the benchmark again; null if it is
-  Meta-World's, or if it was made in Python and no module holds it.
+  Meta-World's, or was made in Python and no module holds it.
 - `tasks`: in the order of every `[T, …]` array.
-- `score`: `"success"` if some step so far said whether the task is solved, so that
-  `eval/success_rate/<task>` and `rollout/success_rate/<task>` are logged and its row in eval.json has `success_rate`;
-  `"return"` if none did, and the task is judged by `eval/return/<task>`. A task may change from
-  `"return"` to `"success"` during a run, never back; evaluations before that had no success.
+- `score`: `"success"` if some step so far said whether the task is solved. Then
+  `eval/success_rate/<task>` and `rollout/success_rate/<task>` are logged, and the task's row in
+  eval.json has `success_rate`. `"return"` if no step did: the task is judged by
+  `eval/return/<task>`. During a run a task may change from `"return"` to `"success"`, never back;
+  evaluations before that found no success.
+- `eval/success_rate/mean` and `/worst` are over the tasks with a success rate, and missing if there
+  are none; `eval/return/mean` is over all tasks.
 
 Runs made before there was this file have config.yaml alone to tell.
 """
@@ -61,8 +64,10 @@ POLICY_FORMAT = "mtrl-policy-1"
 CHECKPOINT_FORMAT = "mtrl-checkpoint-1"
 EXPORT_FORMAT = "mtrl-export-1"
 
+DISTRIBUTION = "mtrl-surgery"
+"""What pip calls this package; `mtrl` on PyPI is somebody else's."""
+
 PACKAGES = (
-    "mtrl",
     "torch",
     "numpy",
     "gymnasium",
@@ -181,10 +186,10 @@ def newest_checkpoint(run_dir: Path) -> Path:
 def installed_versions() -> dict[str, str]:
     """Python's version, and those of the packages a run depends on that are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for name, package in {"mtrl": DISTRIBUTION, **{name: name for name in PACKAGES}}.items():
         try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # an extra
+            found[name] = version(package)
+        except PackageNotFoundError:  # an extra; or mtrl, run from its folder
             continue
     return found
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mtrl.analysis.curves import draw_curves
-from mtrl.analysis.methods import group
-from mtrl.analysis.runs import Axis, Run, Score, Unevaluated, read_run
+from mtrl.analysis.logs import Unevaluated
+from mtrl.analysis.methods import Method, group
+from mtrl.analysis.runs import Axis, Run, Score, read_run
 from mtrl.analysis.scores import draw_scores
 from mtrl.analysis.statistics import Bootstrap
 from mtrl.analysis.style import COLORS, Format, expect_drawable, save, styled
@@ -37,9 +38,7 @@ class Comparison:
     figures: dict[str, Figure]
     skipped: tuple[str, ...] = ()
 
-    def save(
-        self, folder: Path | str, formats: Sequence[Format] = ("png", "pdf", "svg")
-    ) -> list[Path]:
+    def save(self, folder: Path | str, formats: Sequence[Format] = ("png", "pdf")) -> list[Path]:
         """Write table.md, table.csv and every figure into a folder, made if missing.
 
         Returns:
@@ -85,8 +84,8 @@ def plot(
     Args:
         runs: Run folders, or globs of them.
         x: What curves are drawn over.
-        score: What is compared: "success_rate" or "return"; default: success rates if every task
-            has one, else returns.
+        score: What is compared: "success_rate", of the tasks that have one, or "return"; default:
+            success rates if every task has one, else returns.
         group_by: Fields of the configuration that make a method, instead of all but the seed and
             what does not change an update.
         labels: Other names for methods, by the name they would have, or by the folder of a run or
@@ -107,15 +106,31 @@ def plot(
     labels = {old: expect_drawable(new) for old, new in (labels or {}).items()}
     found, skipped = _read(_folders(runs), score)
     methods = group(found, group_by, labels)
+    figures = draw_comparison(methods, x, bootstrap)
+    return Comparison(summarise(methods, bootstrap), figures, tuple(skipped))
+
+
+def draw_comparison(methods: Sequence[Method], x: Axis, how: Bootstrap) -> dict[str, Figure]:
+    """Learning curves; final scores, where there are any.
+
+    Args:
+        methods: At most as many as there are colours.
+        x: What curves are drawn over.
+        how: What bands and intervals resample; see `mtrl.analysis.statistics`.
+
+    Returns:
+        Figures by file name.
+
+    Raises:
+        UsageError: if there are too many methods, or the logs do not say when anything was.
+    """
     if len(methods) > len(COLORS):
         raise UsageError(
             f"runs: expected at most {len(COLORS)} methods, as many colours as one can tell apart, "
             f"got {len(methods)}"
         )
-    table = summarise(methods, bootstrap)
     with styled():
-        figures = draw_curves(methods, x, bootstrap) | draw_scores(methods, bootstrap)
-    return Comparison(table, figures, tuple(skipped))
+        return draw_curves(methods, x, how) | draw_scores(methods, how)
 
 
 def _folders(runs: str | Path | Iterable[str | Path]) -> list[Path]:

@@ -21,8 +21,28 @@ from pydantic.fields import FieldInfo
 from mtrl.errors import RunError, UsageError, unknown
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
+        import mtrl
+
+        print(parser.prog, mtrl.__version__)
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     """Errors are one line, and an unknown flag is told the nearest one."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        if self.add_help:
+            self.add_argument(
+                "--version",
+                action=_Version,
+                nargs=0,
+                dest=argparse.SUPPRESS,
+                default=argparse.SUPPRESS,
+                help="Print the version and exit.",
+            )
 
     def error(self, message: str) -> NoReturn:
         """One line, without the usage."""

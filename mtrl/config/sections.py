@@ -210,11 +210,11 @@ class LearnerConfig(Section):
 class EnvironmentConfig(Section):
     """The simulator."""
 
-    horizon: int = Field(
-        default=500,
+    horizon: int | None = Field(
+        default=None,
         gt=0,
-        le=500,
-        description="Steps after which an episode is truncated [environment steps].",
+        description="Steps after which an episode is truncated [environment steps]; default: "
+        "Meta-World's 500, its most; custom environments end their episodes themselves.",
     )
     simulator: Literal["auto", "metaworld", "envpool"] = Field(
         default="auto",
@@ -243,6 +243,6 @@ class EnvironmentConfig(Section):
     max_restarts: int = Field(
         default=10,
         ge=0,
-        description="Simulator processes that may die, hang or give what is no number, and are "
-        "replaced, before the run stops.",
+        description="Simulator processes that may die, hang or return NaN, and are replaced, before "
+        "the run stops.",
     )

@@ -74,13 +74,13 @@ class TrainConfig(Section):
     benchmark: str = Field(
         default="mt10",
         description="Task set: mt10, mt25, mt50, mt1:<task> such as mt1:reach-v3, or "
-        "package.module:attribute, a mtrl.Benchmark of one's own.",
+        "package.module:attribute, a mtrl.Benchmark of custom tasks.",
     )
     tasks: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
         description="Meta-World task names that replace the benchmark's, in this order; of a "
-        "benchmark of one's own, some of its tasks.",
+        "custom benchmark, some of its tasks.",
     )
     total_timesteps: int | None = Field(
         default=None,
@@ -149,8 +149,9 @@ class TrainConfig(Section):
     threads: int | None = Field(
         default=None,
         gt=0,
-        description="CPU threads of torch's; default: its own choice, one per core. With small "
-        "networks one is best: simulators then have the other cores.",
+        description="CPU threads of torch's; default: found out in the first updates by timing "
+        "whole steps, simulators included. Another number rounds otherwise: give it for a run that "
+        "is to repeat another to the bit.",
     )
     run_dir: Path | None = Field(
         default=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from mtrl.envs import worker
 from mtrl.envs.native import NativePools
 from mtrl.envs.parity import expect_same_simulators
 from mtrl.envs.processes import WorkerError, WorkerProcesses
+from mtrl.envs.restarts import Restarts
 
 
 class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -38,16 +40,20 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         action_space: Likewise.
         envs_per_task: The number E of copies of each task.
         max_restarts: So many processes are replaced.
-        tells_success: Whether the success flag means something.
+        tells_success: Which tasks are known to say if they are solved; one bool stands for all.
+        endless: At this length an episode is truncated only because nothing else ends it, which is
+            worth a warning.
 
-    A simulator process that is lost while it steps is replaced, and the episodes it was at begin
-    again: `infos["restarted"]` is true in their rows, whose rewards mean nothing then.
+    A simulator process that is lost is replaced, with a warning, and the episodes it was at begin
+    again: `infos["restarted"]` is true in their rows, whose rewards mean nothing then. The row
+    that was at fault begins an episode from another seed, if it is a custom task: under the same
+    seed a deterministic environment would fail again.
 
     Raises:
         WorkerError: from any method, if a process is lost and is not to be replaced.
 
     Attributes:
-        restarts: Processes replaced so far.
+        tells_success: Whether a step of the task has ever said if it is solved, `[T]`.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -59,11 +65,13 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         parts: Sequence[WorkerProcesses | NativePools],
         observation_space: Box,
         action_space: Box,
+        *,
         envs_per_task: int = 1,
         max_restarts: int = 0,
-        tells_success: bool = True,
+        tells_success: bool | Sequence[bool] = True,
+        endless: int | None = None,
     ) -> None:
-        self.tells_success = tells_success
+        self.tells_success, self._endless = np.full(len(names), tells_success), endless
         self.names, self.simulators = tuple(names), tuple(simulators)
         self.n_tasks, self.envs_per_task = len(names), envs_per_task
         self.num_envs = n = self.n_tasks * envs_per_task
@@ -77,12 +85,12 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._parts = parts
         for part in parts:
             part.open(memory)
-        self._wait()
-
-        self.restarts, self.max_restarts = 0, max_restarts
+        for part in reversed(parts):
+            part.wait()
+        rows = np.repeat(names, envs_per_task).tolist()
+        self._restarts = Restarts(parts, self._shared, rows, max_restarts)
         self._pending, self._seed = False, 0
-        self._returns = np.zeros(n)
-        self._success = np.zeros(n, bool)
+        self._returns, self._success = np.zeros(n), np.zeros(n, bool)
         self._first = np.tile(np.arange(envs_per_task), self.n_tasks)
         self._episodes = self._first - envs_per_task
         self._history: list[list[np.ndarray]] = [[] for _ in range(n)]
@@ -93,6 +101,8 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Start every row's next episode, or its first one of `seed`. Observations [N, d]."""
         self._expect_no_step("reset")
         following = self._episodes + self.envs_per_task
+        if seed is not None:
+            self._shared.generations[:] = 0
         self._episodes = self._first.copy() if seed is not None else following
         self._start(seed, None)
         return self._shared.observations.copy(), {}
@@ -111,11 +121,11 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             AlreadyPendingCallError: (Gymnasium's) if the last step has not been waited for.
         """
         self._expect_no_step("step_async")
-        shared = self._shared
-        shared.actions[:] = actions
+        self._shared.actions[:] = actions
+        self._restarts.begin()
         for part in self._parts:
             part.step()
-        for history, action in zip(self._history, shared.actions.copy(), strict=True):
+        for history, action in zip(self._history, self._shared.actions.copy(), strict=True):
             history.append(action)
         self._pending = True
 
@@ -130,14 +140,15 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if not self._pending:
             raise NoAsyncCallError("step_wait: expected a step_async before it", "step")
         self._pending = False
+        shared = self._shared
         try:
-            restarted = self._wait_or_restart()
+            restarted = self._restarts.wait(self._seed, self._episodes)
         except WorkerError:  # the step has not been: `state` is that before it
             for history in self._history:
                 history.pop()
             raise
 
-        shared = self._shared
+        self._note_told()
         terminated, truncated = shared.terminated.astype(bool), shared.truncated.astype(bool)
         success = shared.success.astype(bool)
         self._returns += shared.rewards
@@ -150,6 +161,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._begin(restarted)
         if done.any():
             lengths = np.array([len(history) for history in self._history])
+            self._warn_if_endless(done & truncated & (lengths == self._endless))
             episode = {"r": self._returns.copy(), "l": lengths, "s": self._success.copy()}
             infos |= {
                 "final_obs": shared.final_observations.copy(),
@@ -161,6 +173,11 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._episodes[done] += self.envs_per_task
         return shared.observations.copy(), shared.rewards.copy(), terminated, truncated, infos
 
+    @property
+    def restarts(self) -> int:
+        """Processes replaced so far."""
+        return self._restarts.count
+
     def state(self) -> dict[str, Any]:
         """Where every row is: its episode's number, and what was done and seen in it so far."""
         self._expect_no_step("state")
@@ -170,6 +187,8 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             "episodes": self._episodes.tolist(),
             "returns": self._returns.tolist(),
             "success": self._success.tolist(),
+            "tells_success": self.tells_success.tolist(),
+            "generations": self._shared.generations.tolist(),
             "actions": actions,
         }
 
@@ -185,6 +204,9 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         expect_same_simulators(self.names, state["simulators"], self.simulators)
         self._episodes = np.array(state["episodes"])
         actions = [np.asarray(state["actions"][str(row)]) for row in range(self.num_envs)]
+        # States from before these were kept are of rows that were never lost, as far as one knows.
+        self._shared.generations[:] = state.get("generations", 0)
+        self.tells_success |= np.array(state.get("tells_success", False))
         self._start(seed, actions)
         self._history = [list(rows) for rows in actions]
         self._returns, self._success = np.array(state["returns"]), np.array(state["success"])
@@ -193,31 +215,24 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _start(self, seed: int | None, actions: list[np.ndarray] | None) -> None:
         """Start the episodes of `self._episodes`, and play `actions` in them."""
         self._seed = self._seed if seed is None else seed
+        self._restarts.begin()
         for part in self._parts:
             part.start(seed, self._episodes, actions)
-        self._wait()
+        # What is played again has to be played to its end; a new episode may begin anew.
+        self._restarts.wait(self._seed, self._episodes, replace=actions is None)
         self._begin(np.ones(self.num_envs, bool))
+        self._note_told()
 
-    def _wait(self) -> None:
-        # Pools first: what they reset, they reset while workers still work.
-        for part in reversed(self._parts):
-            part.wait()
+    def _note_told(self) -> None:
+        told = self._shared.tells_success.astype(bool).reshape(self.n_tasks, -1).any(1)
+        self.tells_success |= told
 
-    def _wait_or_restart(self) -> np.ndarray:
-        """Wait for a step; which rows were lost and have begun their episodes again."""
-        restarted = np.zeros(self.num_envs, bool)
-        for part in reversed(self._parts):
-            try:
-                part.wait()
-            except WorkerError as error:
-                if not isinstance(part, WorkerProcesses) or self.restarts >= self.max_restarts:
-                    raise
-                part.restart(error.rows, self._seed, self._episodes)
-                self.restarts += 1
-                restarted[error.rows] = True
-                for array in (self._shared.terminated, self._shared.truncated):
-                    array[error.rows] = 0
-        return restarted
+    def _warn_if_endless(self, rows: np.ndarray) -> None:
+        for row in np.flatnonzero(rows)[:1]:
+            text = f"an episode had not ended after {self._endless:,} steps and is truncated there"
+            task = self.names[row // self.envs_per_task]
+            warnings.warn(f"task {task!r}: {text}; horizon sets another limit", stacklevel=3)
+            self._endless = None  # once is enough
 
     def _begin(self, started: np.ndarray) -> None:
         self._returns[started] = 0.0

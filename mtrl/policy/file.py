@@ -55,6 +55,11 @@ class TaskFigures(BaseModel):
         return self
 
 
+def short_number(value: float) -> str:
+    """A return for people: one digit after the point from 10 on, or else three that count."""
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
 class Figures(BaseModel):
     """What an `eval.json` says of a final policy."""
 

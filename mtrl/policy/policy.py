@@ -17,6 +17,9 @@ from mtrl.policy.distributions import squashed_gaussian
 from mtrl.policy.file import PREFIX, PolicyHeader, open_policy
 from mtrl.policy.normalizer import ObservationNormalizer
 
+ACTOR_HEAD_BOUND = 1e-3
+"""Initial weights of the actor's heads are uniform in ± this, so that it begins near a = 0."""
+
 AnyPolicy = TypeVar("AnyPolicy", bound="Policy")
 
 
@@ -53,13 +56,15 @@ class Policy(nn.Module):
         self.observation_size, self.action_size = observation_size, action_size
         self._generator = torch.Generator().manual_seed(seed)
         sizes = config.actor_hidden_sizes
-        self.actor = self._make_networks(1, observation_size, 2 * action_size, sizes, 1e-3)
+        self.actor = self._make_networks(
+            1, observation_size, 2 * action_size, sizes, bound=ACTOR_HEAD_BOUND
+        )
         self.normalizer = None
         if config.normalize_observations:
             self.normalizer = ObservationNormalizer(observation_size)
 
     def _make_networks(
-        self, count: int, inputs: int, outputs: int, sizes: tuple[int, ...] | None, bound: float
+        self, count: int, inputs: int, outputs: int, sizes: tuple[int, ...] | None, *, bound: float
     ) -> MultiTaskNetworks:
         config = self.config
         return MultiTaskNetworks(
@@ -68,11 +73,11 @@ class Policy(nn.Module):
             inputs,
             outputs,
             sizes or config.hidden_sizes,
-            config.heads == "multi",
-            bound,
-            self._generator,
-            Trunk(config.layer_norm, config.trunk == "residual"),
-            config.task_embedding,
+            multi_head=config.heads == "multi",
+            head_bound=bound,
+            generator=self._generator,
+            trunk=Trunk(layer_norm=config.layer_norm, residual=config.trunk == "residual"),
+            embedding_size=config.task_embedding,
         ).requires_grad_(False)  # surgery differentiates with respect to views of its own
 
     def networks(self) -> dict[str, MultiTaskNetworks]:

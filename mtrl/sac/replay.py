@@ -58,6 +58,7 @@ class ReplayBuffer:
         n_tasks: int,
         observation_size: int,
         action_size: int,
+        *,
         device: torch.device | str = "cpu",
         seed: int = 0,
         envs_per_task: int = 1,
@@ -103,6 +104,7 @@ class ReplayBuffer:
         rewards: np.ndarray,
         terminated: np.ndarray,
         next_observations: np.ndarray,
+        *,
         done: np.ndarray,
     ) -> Tensor:
         """Store one vector step: `[T·E, observation]`, `[T·E, action]`, `[T·E]`, `[T·E]`.
@@ -114,11 +116,16 @@ class ReplayBuffer:
 
         Returns:
             The observations on the device.
+
+        Raises:
+            FloatingPointError: if a number is not finite in float32; nothing is stored then.
         """
-        self.scale.observe(rewards, done)
         two_rows = np.zeros((2, *self._rows.shape[1:]), np.float32)
         two_rows[0] = np.hstack([observations, actions, rewards[:, None], terminated[:, None]])
         two_rows[1, :, : self._split[0]] = next_observations
+        if not np.isfinite(two_rows).all():
+            raise FloatingPointError("replay: expected finite numbers, got infinite ones or NaN")
+        self.scale.observe(rewards, done)
         row, following = self._next_row, (self._next_row + 1) % self._n_rows
         while self._stored and (
             len(self._stored) == self._n_starts or self._stored[0] in (row, following)

@@ -6,7 +6,7 @@ whom a step opposes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,20 +54,23 @@ class Diagnosis:
             rate: Length of a plain gradient step, for `multi_task_curvature`.
 
         Returns:
-            With the measures of `diagnose`, `conflict_repeats`, `conflict_after` and `curvature`,
-            and the first batch's cosines.
+            With the measures of `diagnose`, `conflict_repeats` and `conflict_after`, `self_cosine`
+            and `curvature`; and the first batch's cosines.
         """
 
         def gradient(parameters: Parameters) -> Parameters:
             return replace(problem, shared=parameters).features().mean().shared
 
-        gradients = problem.task_gradients()
-        (gramian,), (other,) = gradients.gramian(), again.task_gradients().gramian()
+        gradients, others = problem.task_gradients(), again.task_gradients()
+        (gramian,), (other,) = gradients.gramian(), others.gramian()
         found = cosines(gramian)
+        norms = (gramian.diagonal() * other.diagonal()).sqrt()
+        with_itself = torch.where(norms > 0, gradients.products(others)[0] / norms, 0)
         measures = (
             diagnose(gramian)
             | conflict_repeats(found, cosines(other))
             | conflict_after(gradients, step)
+            | {"self_cosine": with_itself.mean()}
             | {"curvature": multi_task_curvature(gradient, problem.shared, rate)}
         )
         return cls(measures, found)
@@ -229,26 +232,3 @@ def multi_task_curvature(
     there = gradient({name: value - step * here[name] for name, value in parameters.items()})
     lost = [(here[name] * (here[name] - there[name])).sum() for name in parameters]
     return torch.stack(lost).sum() / step
-
-
-def worst_pairs(cosines: Tensor, tasks: Sequence[str], n: int = 5) -> str:
-    """The pairs of tasks that conflict most, as a Markdown table; a sentence if none conflicts.
-
-    Args:
-        cosines: `[T, T]`; see `cosines`.
-        tasks: Names.
-        n: At most so many pairs.
-
-    Example:
-        >>> print(worst_pairs(torch.tensor([[1.0, -0.5], [-0.5, 1.0]]), ["reach-v3", "push-v3"]))
-        | task | task | cosine |
-        |---|---|---:|
-        | reach-v3 | push-v3 | -0.500 |
-    """
-    first, second = torch.triu_indices(len(tasks), len(tasks), 1).tolist()
-    pairs = zip(cosines.cpu()[first, second].tolist(), first, second, strict=True)
-    worst = sorted(pair for pair in pairs if pair[0] < 0)[:n]
-    if not worst:
-        return "No two tasks' gradients conflict."
-    rows = [f"| {tasks[i]} | {tasks[j]} | {value:.3f} |" for value, i, j in worst]
-    return "\n".join(["| task | task | cosine |", "|---|---|---:|", *rows])

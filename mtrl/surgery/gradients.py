@@ -7,16 +7,18 @@ dictionaries by parameter name, so that no `[T, P]` matrix is ever copied togeth
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from mtrl.nets.networks import Parameters
 from mtrl.nets.precision import full_float32
 
-Parameters = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 SHORTEST = 2048
 """Terms of a sum that one processor of a GPU adds up; modelled, not measured."""
@@ -60,6 +62,10 @@ class TaskGradients(ABC):
     def along(self, direction: Parameters) -> Tensor:
         """⟨g_t, d⟩ with one direction d of all tasks, each `[N, …]` as the parameter, `[N, T]`."""
 
+    @abstractmethod
+    def products(self, other: Self) -> Tensor:
+        """⟨g_t, g′_t⟩ of each task with itself on another batch, `[N, T]`."""
+
     def weighted(self, weights: Tensor) -> Gradients:
         """Σ_t w_t g_t on what is shared; the mean loss's gradient on the tasks' own parameters."""
         per_task = {name: value / weights.shape[-1] for name, value in self.per_task.items()}
@@ -88,14 +94,20 @@ class Jacobian(TaskGradients):
         """See `TaskGradients`."""
         return along(self.shared, direction)
 
+    def products(self, other: Self) -> Tensor:
+        """See `TaskGradients`."""
+        return products(self.shared, other.shared)
 
+
+@dataclass(frozen=True)
 class FeatureGradients(ABC):
-    """G_k = ∂L_k/∂z: what each task wants of the trunk's output z."""
+    """G_k = ∂L_k/∂z: what each task wants of the trunk's output z.
 
-    @property
-    @abstractmethod
-    def losses(self) -> Tensor:
-        """`[N, T]`."""
+    Attributes:
+        losses: `[N, T]`.
+    """
+
+    losses: Tensor
 
     @property
     @abstractmethod
@@ -203,6 +215,15 @@ def along(gradients: Parameters, direction: Parameters) -> Tensor:
             for name, value in gradients.items()
         ]
         return torch.stack(products).sum(0)[..., 0]
+
+
+def products(gradients: Parameters, others: Parameters) -> Tensor:
+    """⟨g_t, g′_t⟩ over all parameters, `[N, T]`; both `[N, T, …]`."""
+    found = [
+        (at_least_float32(value) * others[name]).flatten(2).sum(-1)
+        for name, value in gradients.items()
+    ]
+    return torch.stack(found).sum(0)
 
 
 def _chunks(gradient: Tensor) -> Iterator[Tensor]:

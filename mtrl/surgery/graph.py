@@ -10,7 +10,8 @@ for weights and hands on the weighted gradient. Everything around them is autogr
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -177,6 +178,20 @@ def splits_below(loss: Tensor) -> list[tuple[Any, int]]:
 def retains_graph() -> bool:
     """Whether the present backward was called with `retain_graph`."""
     return torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+@contextmanager
+def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, hooks of these leaves do not run: they wait for the gradient that is their own."""
+    hooks = [p._backward_hooks for p in parameters if p._backward_hooks]
+    saved = [dict(found) for found in hooks]
+    for found in hooks:
+        found.clear()
+    try:
+        yield
+    finally:
+        for found, entries in zip(hooks, saved, strict=True):
+            found.update(entries)
 
 
 def added(gradients: Iterable[Tensor | None]) -> Tensor | None:

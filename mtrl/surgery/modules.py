@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,9 +17,12 @@ from mtrl.surgery.gradients import (
     TaskGradients,
     at_least_float32,
 )
-from mtrl.surgery.graph import Crossing, added, retains_graph
+from mtrl.surgery.graph import Crossing, added, retains_graph, without_hooks
 from mtrl.surgery.ranks import in_any_rank, mean_of_ranks, world_size
 from mtrl.surgery.rows import Row, TaskRows, rows_added
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 
 class ModuleProblem:
@@ -129,7 +132,7 @@ class ModuleProblem:
         if not pairs or not shared:
             return {}
         outputs, given = zip(*pairs, strict=True)
-        with _without_hooks(shared):
+        with without_hooks(shared):
             try:
                 found = torch.autograd.grad(
                     outputs, shared, given, retain_graph=retain, allow_unused=True
@@ -175,12 +178,22 @@ class ModuleGradients(TaskGradients):
 
     def along(self, direction: Parameters) -> Tensor:
         """See `TaskGradients`."""
+        names = self.problem.names
+        here = {key: direction[name][0] for key, name in names.items() if name in direction}
+        return self._with([here] * len(self.problem.tasks))
+
+    def products(self, other: Self) -> Tensor:
+        """See `TaskGradients`."""
+        return self._with([other.problem.rows.get(task, {}) for task in self.problem.tasks])
+
+    def _with(self, others: list[Row]) -> Tensor:
+        zero = torch.zeros((), device=self.problem.device)
         rows = [self.problem.rows[task] for task in self.problem.tasks]
         sums = [
-            sum((g * direction[self.problem.names[p]][0]).sum() for p, g in row.items())
-            for row in rows
+            sum(((g * other[key]).sum() for key, g in row.items() if key in other), zero)
+            for row, other in zip(rows, others, strict=True)
         ]
-        return torch.stack([torch.as_tensor(value) for value in sums])[None]
+        return torch.stack(sums)[None]
 
     def weighted(self, weights: Tensor) -> Gradients:
         """The weights: what is shared is left to the graph, see `MultiTaskModel`."""
@@ -236,17 +249,3 @@ class ModuleFeatures(FeatureGradients):
         problems = [*self.problem.kept, self.problem]
         rows = [wanted[task] for p in problems for wanted in p.wanted if task in wanted]
         return [g for row in rows for g in row if g is not None]
-
-
-@contextmanager
-def _without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, hooks of these leaves do not run: they wait for the gradient that is their own."""
-    hooks = [p._backward_hooks for p in parameters if p._backward_hooks]
-    saved = [dict(found) for found in hooks]
-    for found in hooks:
-        found.clear()
-    try:
-        yield
-    finally:
-        for found, entries in zip(hooks, saved, strict=True):
-            found.update(entries)

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from mtrl.nets.precision import trunks_in
+from mtrl.surgery.autograd import detached, differentiate, leaves
 from mtrl.surgery.factored import FactoredGradients
+from mtrl.surgery.features import StackedFeatures
 from mtrl.surgery.gradients import (
     Jacobian,
     Parameters,
     TaskGradients,
 )
-from mtrl.surgery.paused import StackedFeatures, detached, differentiate, leaves
 
 
-class Trunk(Protocol):
+class TrunkFunction(Protocol):
     """From inputs `[N, T, B, in]` to features `[N, T, B, d]`.
 
     Matrices are called `weight…`, their biases `bias…`, and both go into `shared_linear`.
@@ -33,7 +34,7 @@ class Trunk(Protocol):
         inputs: Tensor,
         tape: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """See `mtrl.nets.networks.trunk`."""
+        """See `mtrl.nets.networks.Trunk`, which is one."""
 
 
 TaskLoss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -46,7 +47,7 @@ class StackedProblem:
     """N networks on one batch.
 
     Args:
-        trunk: See `Trunk`.
+        trunk: See `TrunkFunction`.
         loss: See `TaskLoss`. No randomness in either: noise is part of the batch.
         shared: Parameters all tasks share, subject to surgery, `[N, …]`.
         per_task: Each task's own parameters, `[N, T, …]`. They reach only their own task's
@@ -60,7 +61,7 @@ class StackedProblem:
         precision: Of the trunk's products; see `trunks_in`.
     """
 
-    trunk: Trunk
+    trunk: TrunkFunction
     loss: TaskLoss
     shared: Parameters
     per_task: Parameters
@@ -92,11 +93,16 @@ class StackedProblem:
         T² B² (in + out) products to make. On a CPU the times cross between 2,048 and 4,096 units
         for ten tasks as for fifty (`scripts/bench_engines.py`). In bf16 forming them was faster
         at every width up to 2,048.
+
+        A GPU moves more numbers in the time of a product: at 4 TB/s and 40 TFLOP/s of float32,
+        which no Gramian may leave, the times cross at 2,700 units for ten tasks of 128 samples and
+        at 3,400 for fifty of 64. That is modelled, not measured. Below, bf16 halves the traffic.
         """
         _, n_tasks, n_rows, _ = self.inputs.shape
         shapes = [v.shape[-2:] for name, v in self.shared.items() if name.startswith("weight")]
         ratio = sum(a * b for a, b in shapes) / sum(a + b for a, b in shapes)
-        return self.precision != "bf16" and ratio > max(1000, n_tasks * n_rows**2 / 550)
+        rows = 120 if self.inputs.is_cuda else 550
+        return self.precision != "bf16" and ratio > max(1000, n_tasks * n_rows**2 / rows)
 
     def _jacobian(self) -> Jacobian:
         shared = leaves(self._by_task(self._rounded()))

@@ -9,7 +9,7 @@ import json
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +27,10 @@ from tqdm import tqdm
 
 from mtrl.config.train import TrainConfig
 from mtrl.folder import COSINES, STEP, read_rows, write_text
-from mtrl.training import hparams
+from mtrl.training import charts, hparams
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-PER_TASK = ("eval/success_rate", "rollout/success_rate", "rollout/ep_rew_mean")
 
 
 class RunLogger:
@@ -42,6 +40,8 @@ class RunLogger:
         run_dir: The run's folder.
         total_timesteps: Where the run ends.
         config: Shown in TensorBoard's text tab, and in its table of runs.
+        tasks: In the order of TensorBoard's charts.
+        tells_success: Whether any task may have a success rate.
         resume_at: Steps the run goes on from; what was logged beyond them is taken out first.
     """
 
@@ -50,6 +50,9 @@ class RunLogger:
         run_dir: Path,
         total_timesteps: int,
         config: TrainConfig,
+        tasks: Sequence[str],
+        *,
+        tells_success: bool = True,
         resume_at: int = 0,
     ) -> None:
         kept = read_rows(run_dir / "progress.json", resume_at)
@@ -68,12 +71,9 @@ class RunLogger:
         self._logger = Logger(str(run_dir), [tensorboard, *files])
         self._tensorboard = tensorboard.writer
         if not resume_at:
-            # One pattern, so that runs of other tasks share the chart.
-            charts = {tag: ["Multiline", [f"{tag}/(?!mean$|worst$)"]] for tag in PER_TASK}
-            self._tensorboard.add_custom_scalars({"all tasks": charts})
             text = textwrap.indent(config.to_yaml(), "    ")  # a block of code
             self._tensorboard.add_text("config", text)
-            self._add(*hparams.start(config))
+            self._add(*hparams.start(config), charts.layout(tasks, tells_success))
         self._total = total_timesteps
         self._bar = (
             tqdm(total=total_timesteps, initial=resume_at, unit=" steps", unit_scale=True)
@@ -125,16 +125,19 @@ class RunLogger:
         if self._bar is not None:
             self._bar.update(steps - self._bar.n)
 
-    def progress(self, steps: int, fps: float, success: float | None) -> None:
-        """Tell how far it is: in the live line on a terminal, in a new line elsewhere."""
-        shown = "–" if success is None else f"{success:.2f}"
+    def progress(self, steps: int, fps: float, score: str) -> None:
+        """Tell how far it is: in the live line on a terminal, in a new line elsewhere.
+
+        Args:
+            score: Of the last evaluation, in words; empty before the first.
+        """
+        shown = f"eval {score}" if score else "not evaluated yet"
         if self._bar is not None:
-            self._bar.set_postfix_str(f"eval success {shown}")
+            self._bar.set_postfix_str(shown)
             return
         left = timedelta(seconds=round((self._total - steps) / max(fps, 1e-9)))
         print(
-            f"{steps:,}/{self._total:,} steps  {fps:,.0f} steps/s  {left} left  "
-            f"eval success {shown}",
+            f"{steps:,}/{self._total:,} steps  {fps:,.0f} steps/s  {left} left  {shown}",
             flush=True,
         )
 

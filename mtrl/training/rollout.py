@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mtrl.devices import upload
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.sac.agent import MTSAC
+from mtrl.sac.capture import Captured
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.training.acting import ActorSnapshot
 
@@ -42,6 +44,7 @@ class Collector:
         self._tasks = torch.arange(len(agent.tasks), device=agent.device)
         self._tasks = self._tasks.repeat_interleave(envs.envs_per_task)
         self._observations = self._actions = np.empty(0)
+        self._observed: tuple[Tensor, Captured[None]] | None = None
         self._snapshot: ActorSnapshot | None = None
         if snapshot or (snapshot is None and agent.device.type == "cuda"):
             self._snapshot = ActorSnapshot(agent, self._tasks, self._generator)
@@ -51,7 +54,11 @@ class Collector:
         self._observations, _ = self.envs.reset(seed=seed)
 
     def act(self, uniform: bool) -> None:
-        """Choose actions and send them off: a sample of the policy, or uniformly random ones."""
+        """Choose actions and send them off: a sample of the policy, or uniformly random ones.
+
+        Raises:
+            FloatingPointError: if the policy's are infinite or NaN.
+        """
         shape, device = (len(self._tasks), self.agent.action_size), self.agent.device
         if uniform:
             draw = torch.rand(shape, generator=self._generator, device=device)
@@ -62,6 +69,8 @@ class Collector:
             noise = torch.randn(shape, generator=self._generator, device=device)
             actions = self.agent.act(upload(self._observations, device), self._tasks, noise)
             self._actions = actions.cpu().numpy()
+        if not np.isfinite(self._actions).all():  # simulators would be blamed for what they answer
+            raise FloatingPointError("the policy's actions are infinite or NaN")
         self.envs.step_async(self._actions)
         if self._snapshot is not None:
             self._snapshot.take()
@@ -82,10 +91,27 @@ class Collector:
         if done.any():
             following = np.where(done[:, None], infos["final_obs"], observations)
             self.statistics.add(infos)
-        stored = replay.add(self._observations, self._actions, rewards, terminated, following, done)
+        # First, because it looks at the numbers.
+        stored = replay.add(
+            self._observations, self._actions, rewards, terminated, following, done=done
+        )
         if self.agent.normalizer is not None:
-            self.agent.normalizer.observe(stored)
+            self._observe(stored)
         self._observations = observations
+
+    def _observe(self, observations: Tensor) -> None:
+        """The normaliser's twenty small operations, on a GPU as one graph."""
+        normalizer = self.agent.normalizer
+        assert normalizer is not None
+        if observations.device.type != "cuda":
+            normalizer.observe(observations)
+            return
+        if self._observed is None:
+            place = torch.empty_like(observations)
+            self._observed = place, Captured(lambda: normalizer.observe(place), [])
+        place, observe = self._observed
+        place.copy_(observations)
+        observe()
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on exactly."""
@@ -123,13 +149,19 @@ class EpisodeStatistics:
             self._returns[row // envs_per_task].append(float(episode["r"][row]))
             self._success[row // envs_per_task].append(bool(episode["s"][row]))
 
-    def values(self) -> dict[str, float]:
-        """`rollout/` tags of the tasks that have finished an episode."""
+    def values(self, tells_success: np.ndarray) -> dict[str, float]:
+        """`rollout/` tags of the tasks that have finished an episode.
+
+        Args:
+            tells_success: Which tasks have ever said if they are solved, `[T]`; only they have a
+                success rate.
+        """
         found = {}
-        for task, returns, success in zip(self._tasks, self._returns, self._success, strict=True):
-            if returns:
-                found[f"rollout/ep_rew_mean/{task}"] = float(np.mean(returns))
-                found[f"rollout/success_rate/{task}"] = float(np.mean(success))
+        for t, task in enumerate(self._tasks):
+            if self._returns[t]:
+                found[f"rollout/ep_rew_mean/{task}"] = float(np.mean(self._returns[t]))
+                if tells_success[t]:
+                    found[f"rollout/success_rate/{task}"] = float(np.mean(self._success[t]))
         return found
 
     def state_dict(self) -> dict[str, Any]:

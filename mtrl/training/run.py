@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -15,9 +16,10 @@ import torch
 from mtrl.config.train import TrainConfig
 from mtrl.devices import resolve_device
 from mtrl.envs.benchmarks import NAMED, Benchmark, get_benchmark, select
-from mtrl.envs.custom import checked
+from mtrl.envs.examine import examined
+from mtrl.envs.make import steps_of_an_episode
 from mtrl.envs.parity import choose_simulators
-from mtrl.envs.processes import n_cores
+from mtrl.envs.processes import expect_main_guard, n_cores
 from mtrl.envs.record import benchmark_of, expect_tasks_of, record_of, with_source
 from mtrl.errors import UsageError
 from mtrl.folder import (
@@ -49,6 +51,7 @@ def train(
     Raises:
         UsageError: if the configuration asks for what cannot be done; nothing is written then.
     """
+    expect_main_guard()
     benchmark, device, config = check(config, benchmark)
     run_dir = config.run_dir or Path("runs") / (
         f"{_file_name(benchmark.name)}_{_file_name(config.learner.surgery)}_seed{config.seed}_"
@@ -68,8 +71,13 @@ def train(
     with locked(run_dir):
         write_text(run_dir / "config.yaml", config.to_yaml())
         _record_benchmark(run_dir, benchmark)
-        _record_process(run_dir, device)
-        return Trainer(config, benchmark, device, run_dir).run()
+        _record_process(run_dir, config, benchmark, device)
+        try:
+            trainer = Trainer(config, benchmark, device, run_dir)
+        except BaseException:  # there is no run yet
+            shutil.rmtree(run_dir)
+            raise
+        return trainer.run()
 
 
 def resume(
@@ -90,6 +98,7 @@ def resume(
         UsageError: if there is nothing to go on from, or nothing left to do, or the benchmark
             cannot be imported.
     """
+    expect_main_guard()
     newest_checkpoint(run_dir)
     with locked(run_dir) as note:
         if note is not None:
@@ -123,7 +132,7 @@ def _resume(
     write_text(run_dir / "config.yaml", config.to_yaml())
     if record is None:  # a run from before this was recorded
         _record_benchmark(run_dir, benchmark)
-    _record_process(run_dir, device)
+    _record_process(run_dir, config, benchmark, device)
     return Trainer(config, benchmark, device, run_dir, state).run()
 
 
@@ -151,7 +160,7 @@ def check(
         whole = benchmark.custom or NAMED.get(name) == benchmark.tasks
         tasks = config.tasks if whole else benchmark.tasks
         config = config.model_copy(update={"benchmark": name, "tasks": tasks})
-    benchmark = checked(benchmark)
+    benchmark = examined(benchmark)
     device = resolve_device(config.device)
     precision = resolve_precision(config.learner.precision, device)
     # With the narrowest inputs: here a method says what it cannot do with such networks.
@@ -166,8 +175,10 @@ def check(
         find_backend()
     schedule = config.schedule(len(benchmark.tasks))
     learner = config.learner.model_copy(update={"precision": precision})
-    resolved = config.model_copy(update=asdict(schedule) | {"learner": learner})
-    return benchmark, device, resolved
+    horizon = steps_of_an_episode(benchmark, config.environment.horizon)
+    environment = config.environment.model_copy(update={"horizon": horizon})
+    update = asdict(schedule) | {"learner": learner, "environment": environment}
+    return benchmark, device, config.model_copy(update=update)
 
 
 def _file_name(surgery: str) -> str:
@@ -176,23 +187,28 @@ def _file_name(surgery: str) -> str:
 
 
 def _record_benchmark(run_dir: Path, benchmark: Benchmark) -> None:
-    """At a run's start, when no custom task has said yet whether it is solved."""
-    told = [not benchmark.custom] * len(benchmark.tasks)
+    """At a run's start, when no step has said yet whether its task is solved."""
+    told = [not benchmark.custom or t in benchmark.tells_success for t in benchmark.tasks]
     write_benchmark(run_dir, record_of(benchmark, told))
 
 
-def _record_process(run_dir: Path, device: torch.device) -> None:
-    """Add this process to run.json: what was typed, with which packages, on which machine."""
+def _record_process(
+    run_dir: Path, config: TrainConfig, benchmark: Benchmark, device: torch.device
+) -> None:
+    """Add this process to run.json: what was typed, which packages, simulators and machine."""
     path = run_dir / "run.json"
     processes = json.loads(path.read_text()) if path.exists() else []
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    simulators = choose_simulators(benchmark, config.environment).by_task
     processes.append(
         {
             "command": sys.argv,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": installed_versions(),
+            "simulators": dict(zip(benchmark.tasks, simulators, strict=True)),
             "machine": {
                 "platform": platform.platform(),
+                "instructions": torch.backends.cpu.get_cpu_capability(),  # rounding differs by them
                 "cores": n_cores(),
                 "gpu": gpu,
             },

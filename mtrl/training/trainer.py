@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save_file
 
 from mtrl.config.train import TrainConfig
 from mtrl.devices import cpu_threads
 from mtrl.envs.benchmarks import N_GOALS, Benchmark
 from mtrl.envs.processes import WorkerError
-from mtrl.errors import RunError, UsageError
+from mtrl.envs.record import record_of
+from mtrl.errors import RunError
 from mtrl.evaluation.protocol import evaluate_in
 from mtrl.evaluation.scores import Evaluation
-from mtrl.folder import FINAL, newest_checkpoint, write_atomically, write_text
+from mtrl.folder import FINAL, write_atomically, write_benchmark
 from mtrl.sac.diagnose import diagnose
 from mtrl.sac.watch import expect_finite
 from mtrl.training import report
-from mtrl.training.checkpoint import CheckpointWriter
+from mtrl.training.checkpoint import CheckpointWriter, keep_batch, what_is_left
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.logger import RunLogger
 from mtrl.training.pace import Pace
@@ -49,8 +49,22 @@ class _Stop(Exception):
     """A signal or the clock asks to stop in good order."""
 
 
-class Trainer(RunState):
-    """A run and its folder."""
+class Trainer:
+    """Takes a run from where its state is to its end, and writes down how it goes.
+
+    Args:
+        config: All of it resolved.
+        benchmark: The tasks.
+        device: Of networks and replay.
+        run_dir: An existing folder.
+        saved: What `RunState.state_dict` gave; default: a new run.
+
+    Attributes:
+        state: What a checkpoint holds.
+
+    Raises:
+        UsageError: if `saved` is not of a run with this configuration.
+    """
 
     def __init__(
         self,
@@ -58,16 +72,24 @@ class Trainer(RunState):
         benchmark: Benchmark,
         device: torch.device,
         run_dir: Path,
-        state: dict[str, Any] | None = None,
+        saved: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(config, benchmark, device, state)
-        self.run_dir, self.schedule = run_dir, config.schedule(self.n_tasks)
+        self.config, self.benchmark, self.run_dir = config, benchmark, run_dir
+        self.schedule = config.schedule(len(benchmark.tasks))
+        self.state = RunState(config, benchmark, device, saved)
         self.checkpoints = CheckpointWriter(run_dir)
         self._metrics: dict[str, torch.Tensor] = {}
-        self.pace = Pace(self.steps, self.learner.updates)
+        self.pace = Pace(self.state.steps, self.state.learner.updates)
         self.interrupt = Interrupt(config.max_runtime)
-        self.logger = RunLogger(run_dir, self.schedule.total_timesteps, config, self.steps)
-        self.logger.say(self.simulators.note)
+        self.logger = RunLogger(
+            run_dir,
+            self.schedule.total_timesteps,
+            config,
+            benchmark.tasks,
+            tells_success=benchmark.success_key is not None,
+            resume_at=self.state.steps,
+        )
+        self.logger.say(self.state.simulators.note)
 
     def run(self) -> Outcome:
         """Train to the end, or until a signal or the clock asks to stop.
@@ -82,7 +104,7 @@ class Trainer(RunState):
             with closing(self), self.interrupt, cpu_threads(self.config.threads):
                 return self._run()
         except OSError as error:
-            raise RunError(f"{error}. {self._whole()}") from None
+            raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
 
     def _run(self) -> Outcome:
         try:
@@ -99,34 +121,38 @@ class Trainer(RunState):
             return Outcome(self.run_dir, None, self.interrupt.signal)
         except WorkerError as error:
             self._checkpoint()
-            raise RunError(f"{error}. {self._whole()}") from None
+            raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
+        except FloatingPointError as error:
+            self._expect_numbers()  # which knows more about it
+            raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
 
     def close(self) -> None:
         """End the simulators and the logs."""
         self.checkpoints.close()
-        super().close()
+        self.state.close()
         self.logger.close()
 
     def _loop(self) -> None:
-        schedule, start = self.schedule, time.monotonic() - self.elapsed
-        if self.evaluation_pending:
+        state, schedule = self.state, self.schedule
+        start = time.monotonic() - state.elapsed
+        if state.evaluation_pending:
             self._evaluate_on_the_way()
-        while self.steps < schedule.total_timesteps:
+        while state.steps < schedule.total_timesteps:
             if self.interrupt.wanted:
                 raise _Stop
             self.step()
             self.checkpoints.check()
-            self.elapsed = time.monotonic() - start
-            self.logger.tick(self.steps)
-            if self._due(schedule.log_every):
+            state.elapsed = time.monotonic() - start
+            self.logger.tick(state.steps)
+            if state.due(schedule.log_every):
                 self._log()
-            if self._due(schedule.diagnose_every) and self._metrics:
-                found = diagnose(self.learner, self.replay)
-                report.diagnosis(self.logger, self.steps, self.benchmark.tasks, found)
-            if self.steps < schedule.total_timesteps:  # the end has its own
-                if self._due(schedule.eval_every):
+            if state.due(schedule.diagnose_every) and self._metrics:
+                found = diagnose(state.learner, state.replay)
+                report.diagnosis(self.logger, state.steps, self.benchmark.tasks, found)
+            if state.steps < schedule.total_timesteps:  # the end has its own
+                if state.due(schedule.eval_every):
                     self._evaluate_on_the_way()
-                if self._due(schedule.checkpoint_every):
+                if state.due(schedule.checkpoint_every):
                     self._checkpoint()
 
     def step(self) -> None:
@@ -134,112 +160,90 @@ class Trainer(RunState):
 
         The order of what depends on what is fixed, so that a run does not depend on who is faster.
         """
-        learning = self.steps >= self.schedule.learning_starts
+        state = self.state
+        learning = state.steps >= self.schedule.learning_starts
         with self.pace.stage("act"):
-            self.collector.act(uniform=not learning)
+            state.collector.act(uniform=not learning)
         with self.pace.stage("learn"):
             if learning:
-                self.learner.anneal(self.steps / self.schedule.total_timesteps)
-                self._metrics = self.learner.step(self.replay, self.config.learner.gradient_steps)
+                state.learner.anneal(state.steps / self.schedule.total_timesteps)
+                self._metrics = state.learner.step(state.replay, self.config.learner.gradient_steps)
         with self.pace.stage("wait"):
-            answer = self.collector.wait()
+            answer = state.collector.wait()
         with self.pace.stage("store"):
-            self.collector.store(answer, self.replay)
-        self.steps += self.envs.num_envs
-
-    def _due(self, every: int) -> bool:
-        return every > 0 and self.steps // every > (self.steps - self.envs.num_envs) // every
+            state.collector.store(answer, state.replay)
+        state.steps += state.envs.num_envs
 
     def _log(self) -> None:
         """Read numbers off the device, as only diagnoses and evaluations do besides."""
+        state = self.state
         self._expect_numbers()
         values = {
-            **self.pace.lap(self.steps, self.learner.updates),
-            "time/updates": float(self.learner.updates),
-            "time/elapsed": self.elapsed,
-            "time/restarts": float(self.envs.restarts + self.eval_envs.restarts),
-            **self.collector.statistics.values(),
+            **self.pace.lap(state.steps, state.learner.updates),
+            "time/updates": float(state.learner.updates),
+            "time/elapsed": state.elapsed,
+            "time/restarts": float(state.envs.restarts + state.eval_envs.restarts),
+            **state.collector.statistics.values(state.envs.tells_success),
         }
-        metrics = {**self._metrics, "reward_scale": self.replay.scale.factors}
+        metrics = {**self._metrics, "reward_scale": state.replay.scale.factors}
         tasks = self.benchmark.tasks
-        report.training(self.logger, self.steps, tasks, values, metrics, self.success)
+        report.training(self.logger, state.steps, tasks, values, metrics=metrics, score=state.score)
 
     def _expect_numbers(self) -> None:
         """Stop before a checkpoint or a log holds what is no number."""
+        state = self.state
         try:
-            self.learner.watch.expect_finite(self.benchmark.tasks, self.learner.updates)
-            expect_finite(self.agent.named_parameters())
+            state.learner.watch.expect_finite(self.benchmark.tasks, state.learner.updates)
+            expect_finite(state.agent.state_dict().items())
         except RunError as error:
-            path = self.run_dir / f"stopped_{self.steps:012d}.safetensors"
-            batch = self.learner.last_batch
-            kept = ""
-            if batch is not None:  # none before the first update
-                tensors = {name: value.contiguous() for name, value in vars(batch).items()}
-                write_atomically(path, lambda temporary: save_file(tensors, temporary))
-                kept = f"; the last batch is in {path}"
+            kept = keep_batch(self.run_dir, state.steps, state.learner.last_batch)
             raise RunError(
-                f"{error}, noticed after {self.steps:,} steps{kept}. {self._whole()}"
+                f"{error}, noticed after {state.steps:,} steps{kept}. {what_is_left(self.run_dir)}"
             ) from None
 
-    def _whole(self) -> str:
-        """What is left of a run that ends."""
-        with suppress(OSError):  # of a checkpoint under way, when something else has gone wrong
-            self.checkpoints.wait()
-        try:
-            path = newest_checkpoint(self.run_dir)
-        except UsageError:
-            return "No checkpoint has been written yet."
-        return f"{path} is whole: --resume {self.run_dir} goes on from it."
-
     def _evaluate_on_the_way(self) -> None:
-        self.evaluation_pending = True
+        self.state.evaluation_pending = True
         self._evaluate(self.config.eval_episodes)
-        self.evaluation_pending = False
+        self.state.evaluation_pending = False
 
     def _evaluate(self, episodes: int) -> Evaluation:
+        state = self.state
+
         def tick(steps: int) -> None:
             if self.interrupt.wanted:  # it is made anew when the run goes on
                 raise _Stop
 
         # On the host, beside the simulators: a GPU would be asked for a few rows at a time.
-        policy = self.agent.snapshot("cpu")
-        result = evaluate_in(policy, self.eval_envs, self.config.seed, episodes, tick=tick)
-        self.success = result.mean if result.tells_success else None
-        report.evaluation(self.logger, self.steps, result, self.config.eval_video)
-        pace = (self.steps + 1) / (self.elapsed + 1e-9)
-        self.logger.progress(self.steps, pace, self.success)
+        policy = state.agent.snapshot("cpu")
+        result = evaluate_in(policy, state.eval_envs, self.config.seed, episodes, tick=tick)
+        state.score = result.summary
+        write_benchmark(self.run_dir, record_of(self.benchmark, state.envs.tells_success.tolist()))
+        report.evaluation(self.logger, state.steps, result, self.config.eval_video)
+        pace = (state.steps + 1) / (state.elapsed + 1e-9)
+        self.logger.progress(state.steps, pace, state.score)
         return result
 
     def _finish(self) -> Evaluation:
         """Save and judge the final policy."""
-        extra = self._description()
-        write_atomically(self.run_dir / FINAL, lambda path: self.agent.save(path, extra))
+        state = self.state
+        description = state.description()
+        write_atomically(self.run_dir / FINAL, lambda path: state.agent.save(path, description))
         self.logger.say(f"final evaluation: {N_GOALS} episodes per task")
         result = self._evaluate(N_GOALS)
-        write_text(self.run_dir / "eval.csv", result.to_csv())
-        text = result.to_json(
-            policy=FINAL,
+        report.final(
+            self.run_dir,
+            result,
             seed=self.config.seed,
-            total_timesteps=self.steps,
-            updates=self.learner.updates,
-            seconds=round(self.elapsed, 1),
+            total_timesteps=state.steps,
+            updates=state.learner.updates,
+            seconds=round(state.elapsed, 1),
         )
-        write_text(self.run_dir / "eval.json", text)
         self.logger.finish()
         self.logger.say(f"{result.table()}\n{self.run_dir}")
         return result
 
-    def _description(self) -> dict[str, Any]:
-        return {
-            "benchmark": self.benchmark.name,
-            "environments": "custom" if self.benchmark.custom else "metaworld",
-            "surgery": self.config.learner.surgery,
-            "seed": self.config.seed,
-            "horizon": self.config.environment.horizon,
-            "total_timesteps": self.steps,
-        }
-
     def _checkpoint(self) -> None:
+        state = self.state
         self._expect_numbers()
-        description = yaml.safe_dump(self.agent.description() | self._description())
-        self.checkpoints.save(self.steps, self.state_dict(), description)
+        description = yaml.safe_dump(state.agent.description() | state.description())
+        self.checkpoints.save(state.steps, state.state_dict(), description)

@@ -13,10 +13,12 @@ from own_tasks import REACHERS
 from mtrl import Benchmark, TrainConfig, resume, train
 from mtrl.analysis.runs import read_run
 from mtrl.cli.eval import main as eval_main
+from mtrl.cli.export import main as export_main
 from mtrl.cli.train import main as train_main
 from mtrl.config.sections import EnvironmentConfig
 from mtrl.envs.benchmarks import get_benchmark
-from mtrl.envs.custom import CustomTask, spaces_of, tells_success
+from mtrl.envs.custom import CustomTask
+from mtrl.envs.examine import examined
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators
 from mtrl.errors import UsageError
@@ -31,6 +33,12 @@ def make(**spaces):
     class Other(gym.Env):
         observation_space = spaces.get("observation", Box(-1, 1, (3,)))
         action_space = spaces.get("action", Box(-1, 1, (2,)))
+
+        def reset(self, *, seed=None, options=None):
+            return self.observation_space.sample(), {}
+
+        def step(self, action):
+            return self.observation_space.sample(), 0.0, False, False, {}
 
     return Other()
 
@@ -59,6 +67,7 @@ def test_episodes_are_those_of_the_environment_itself():
                 seen, reward, _, cut, info = env.step(actions[row])
                 assert reward == rewards[row] and cut == truncated[row]
                 assert info["success"] == infos["success"][row]
+                assert infos["success"].shape == (4,) and envs.tells_success.all()
                 if cut:
                     last = infos["final_obs"][row]
                     np.testing.assert_array_equal(last, seen.astype(np.float32))
@@ -88,7 +97,7 @@ def test_actions_are_scaled_to_the_environments_range():
 
 def test_evaluation_has_episodes_of_its_own():
     ours = [
-        CustomTask("a", REACHERS.custom["gravity0"], "solved", HORIZON, training)
+        CustomTask("a", REACHERS.custom["gravity0"], "solved", HORIZON, for_training=training)
         for training in (True, False)
     ]
     first, second = (env.reset(seed=0)[0] for env in ours)
@@ -96,22 +105,17 @@ def test_evaluation_has_episodes_of_its_own():
     assert np.array_equal(first, ours[0].reset(seed=0)[0])
 
 
-def test_success_keys():
-    assert tells_success(REACHERS)
-    assert not tells_success(Benchmark("r", REACHERS.environments, success_key="success"))
-
-
 BOX = {
     "discrete": (
         {"action": Discrete(3)},
-        "expected actions of task 'b' in a Box of one .*Discrete",
+        "task 'b': expected actions in a Box of one .*Discrete",
     ),
     "picture": (
         {"observation": Box(0, 1, (8, 8))},
-        "expected observations of task 'b' in a Box of",
+        "task 'b': expected observations in a Box of.*FlattenObservation",
     ),
     "longer": ({"observation": Box(-1, 1, (4,))}, r"observations of equal shape, got \(3,\) of"),
-    "unbounded": ({"action": Box(-np.inf, np.inf, (2,))}, "expected bounded actions of task 'b'"),
+    "unbounded": ({"action": Box(-np.inf, np.inf, (2,))}, "task 'b': expected bounded actions"),
 }
 
 
@@ -120,7 +124,7 @@ def test_spaces_that_do_not_fit_are_named(case):
     spaces, message = BOX[case]
     benchmark = Benchmark("x", {"a": make, "b": partial(make, **spaces)})
     with pytest.raises(UsageError, match=message):
-        spaces_of(benchmark)
+        examined(benchmark)
 
 
 def test_what_a_benchmark_may_not_be():
@@ -183,7 +187,7 @@ def test_without_success_tasks_are_judged_by_their_return(tmp_path, monkeypatch,
     name = "silent_for_a_test:pair"
     assert train_main(["--benchmark", name, "--run-dir", "run", *flags.split()]) == 0
     said = capsys.readouterr().out
-    assert "those of pair; they tell no success, so tasks are judged by their return" in said
+    assert "eval success" not in said and "eval return -" in said
     stored = json.loads(Path("run/eval.json").read_text())
     assert set(stored["tasks"][0]) == {"task", "episodes", "return_mean"}
     assert eval_main(["run", "--benchmark", name, "--json", "again.json"]) == 0
@@ -193,8 +197,12 @@ def test_without_success_tasks_are_judged_by_their_return(tmp_path, monkeypatch,
     tags = set().union(*rows)
     assert {"eval/return/a", "eval/return/mean"} <= tags
     assert not any(tag.startswith("eval/success_rate") for tag in tags)
-    assert eval_main(["run"]) == 2
-    assert "tasks of one's own need --benchmark" in capsys.readouterr().err
+    assert not any(tag.startswith("rollout/success_rate") for tag in tags)
+    assert {task.score for task in read_benchmark(Path("run")).tasks} == {"return"}
+    assert export_main(["run", "-o", "policy.safetensors", "--card"]) == 0
+    assert "| a | 50 | – | – | -" in capsys.readouterr().out
+    assert eval_main(["policy.safetensors"]) == 2
+    assert "custom tasks of pair, which a file only names" in capsys.readouterr().err
     assert eval_main(["run", "--benchmark", name, "--video", "films"]) == 2
     assert "video: expected tasks of Meta-World's" in capsys.readouterr().err
 

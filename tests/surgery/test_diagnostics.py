@@ -180,7 +180,9 @@ def test_curvature_of_a_quadratic_is_the_same_along_any_step():
 def test_curvature_of_a_multi_task_network_by_its_explicit_hessian(relu):
     """Gauss and Legendre on the definition; with ReLU, what the first point sees is not all."""
     generator = torch.Generator().manual_seed(0)
-    networks = MultiTaskNetworks(2, 3, 4, 2, (5, 4), True, 1.0, generator).double()
+    networks = MultiTaskNetworks(
+        2, 3, 4, 2, (5, 4), multi_head=True, head_bound=1.0, generator=generator
+    ).double()
     x, y = normal(1, 3, 8, 4, seed=4), normal(3, 8, 2, seed=5)
     activate = torch.relu if relu else torch.tanh
 

@@ -28,7 +28,16 @@ def make_problem(hidden=(8, 7), multi_head=True, rows=B, trunk="mlp", **settings
     if flags.get("residual"):
         hidden = (max(hidden),) * len(hidden)
     networks = MultiTaskNetworks(
-        N, T, IN, OUT, hidden, multi_head, 1.0, generator, Trunk(**flags), embedding
+        N,
+        T,
+        IN,
+        OUT,
+        hidden,
+        multi_head=multi_head,
+        head_bound=1.0,
+        generator=generator,
+        trunk=Trunk(**flags),
+        embedding_size=embedding,
     ).double()
     if embedding:  # a length that the trunk is not to see
         networks.per_task["embedding"].data *= 3
@@ -157,6 +166,17 @@ def test_products_with_a_direction_are_those_of_one_backward_per_task(problem, e
         for t in range(T):
             gradient, *_ = one_backward_per_task(problem, n, t)
             close(found[n, t], sum((gradient[k] * direction[k][n]).sum() for k in gradient))
+
+
+@pytest.mark.parametrize("engine", ["jacobian", "factored"])
+def test_products_with_another_batchs_are_those_of_one_backward_per_task(problem, engine):
+    problem = replace(problem, engine=engine)
+    other = replace(problem, inputs=problem.inputs.flip(2).sin(), targets=(-problem.targets[0],))
+    found = problem.task_gradients().products(other.task_gradients())
+    for n in range(N):
+        for t in range(T):
+            (one, *_), (two, *_) = (one_backward_per_task(p, n, t) for p in (problem, other))
+            close(found[n, t], sum((one[k] * two[k]).sum() for k in one))
 
 
 def test_one_network_of_several_is_what_it_is_among_them(problem):

@@ -4,10 +4,13 @@ import copy
 import socket
 import warnings
 
+import accelerate
 import pytest
+import pytorch_lightning as lightning
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import transformers
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -61,7 +64,6 @@ def differ(a, b):
 
 
 def test_lightning_with_automatic_optimisation(tmp_path):
-    lightning = pytest.importorskip("pytorch_lightning")
 
     class Module(lightning.LightningModule):
         def __init__(self):
@@ -114,8 +116,6 @@ class Sentences(Dataset):
 
 
 def test_hugging_faces_trainer(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
     config = transformers.BertConfig(
         vocab_size=30, hidden_size=D, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
@@ -179,7 +179,6 @@ def test_hugging_faces_trainer(tmp_path):
 
 
 def test_accelerate():
-    accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(cpu=True)
     model = make("pcgrad")
     optimizer = torch.optim.SGD(model.parameters(), 0.05)

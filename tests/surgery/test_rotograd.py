@@ -1,11 +1,14 @@
 """RotoGrad: what it promises, against explicit rotations, matrix exponentials and autograd."""
 
 import copy
+from functools import partial
 
 import pytest
+import small_learner
 import torch
+from small_learner import make_batch
 
-from mtrl.config.sections import AgentConfig, LearnerConfig
+from mtrl.config.sections import LearnerConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, fold, head
 from mtrl.sac.agent import MTSAC
@@ -34,7 +37,9 @@ def random_rotations(*shape: int, size: int, seed: int = 0) -> torch.Tensor:
 
 def networks(size: int | None = None, rotate: bool = True) -> MultiTaskNetworks:
     generator = torch.Generator().manual_seed(0)
-    made = MultiTaskNetworks(N, T, IN, OUT, (7, D), True, 1.0, generator).double()
+    made = MultiTaskNetworks(
+        N, T, IN, OUT, (7, D), multi_head=True, head_bound=1.0, generator=generator
+    ).double()
     made.requires_grad_(False)
     if rotate:
         made.add_rotation(size)
@@ -185,7 +190,9 @@ def test_identity_at_the_start_changes_nothing():
 def test_rotations_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="rotation_size: expected at most 8"):
         networks(size=9)
-    single = MultiTaskNetworks(1, T, IN, OUT, (7, D), False, 1.0, torch.Generator())
+    single = MultiTaskNetworks(
+        1, T, IN, OUT, (7, D), multi_head=False, head_bound=1.0, generator=torch.Generator()
+    )
     with pytest.raises(UsageError, match="heads: expected 'multi'"):
         single.add_rotation()
 
@@ -330,18 +337,7 @@ def test_rate_and_decay(rate, decay, turns):
 # ------------------------------------------------------------------------------ in MTSAC
 
 
-def make_learner(n_tasks: int, **settings) -> Learner:
-    config = AgentConfig(hidden_sizes=(12, 11), initial_temperature=0.7)
-    agent = MTSAC(tuple(f"task-{t}" for t in range(n_tasks)), config, 7, 3).double()
-    return Learner(agent, LearnerConfig(rotation_lr=0.1, **settings))
-
-
-def make_batch(n_tasks: int, seed: int = 0) -> tuple[Batch, torch.Tensor]:
-    def draw(*shape: int) -> torch.Tensor:
-        return normal(n_tasks, 16, *shape, seed=seed + 10 * len(shape) + sum(shape))
-
-    batch = Batch(draw(7), draw(3).tanh(), draw(), (draw() > 1).double(), draw(7).roll(1, 0))
-    return batch, normal(2, n_tasks, 16, 3, seed=seed + 99)
+make_learner = partial(small_learner.make_learner, dtype=torch.float64, rotation_lr=0.1)
 
 
 @pytest.mark.parametrize("method", ROTOGRADS)

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mtrl import Policy
 from mtrl import train as train_in_python
 from mtrl.analysis.conflicts import conflict_fraction
-from mtrl.analysis.runs import read_cosines
+from mtrl.analysis.cosines import read_cosines
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.export import main as export_main
 from mtrl.cli.plot import main as plot
@@ -93,6 +93,10 @@ def test_the_run_folder(finished):
     assert config.tasks == TASKS and config.learner.surgery == "rotograd" and config.seed == 1
     (process,) = json.loads((run_dir / "run.json").read_text())
     assert "--surgery" in process["command"] and process["versions"]["metaworld"]
+    simulators = process["simulators"]
+    assert tuple(simulators) == TASKS and {"metaworld", "envpool"} >= set(simulators.values())
+    native = list(simulators.values()).count("envpool")
+    assert (f"{native} of {len(TASKS)} tasks on EnvPool" in printed) == (native > 0)
     assert "1,200/1,200 steps" in printed and "mean" in printed
     modes = {path.stat().st_mode for path in run_dir.glob("[cp]*.*")}
     assert len(modes) == 1  # a policy can be read by whoever can read the configuration

@@ -1,4 +1,4 @@
-"""The mean loss's backward in N networks, paused at the features."""
+"""The backward of stacked losses, paused at the trunk's features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mtrl.nets.precision import trunks_in
-from mtrl.surgery.gradients import FeatureGradients, Gradients, Parameters, at_least_float32
+from mtrl.surgery.autograd import add, differentiate
+from mtrl.surgery.gradients import FeatureGradients, Gradients, at_least_float32
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,6 @@ class StackedFeatures(FeatureGradients):
     """The mean loss's backward, paused at z.
 
     Attributes:
-        task_losses: `[N, T]`.
         precision: Of the trunk's products; see `trunks_in`.
         auxiliary: What the loss returned beside.
         features: z, `[N, T, B, d]`, with its graph.
@@ -25,18 +25,12 @@ class StackedFeatures(FeatureGradients):
         leaves: Shared and per-task parameters.
     """
 
-    task_losses: Tensor
     precision: str
     auxiliary: dict[str, Tensor]
     features: Tensor
     at_features: Tensor
     above: list[dict[str, Tensor]]
     leaves: list[dict[str, Tensor]]
-
-    @property
-    def losses(self) -> Tensor:
-        """See `FeatureGradients`."""
-        return self.task_losses
 
     @property
     def norms(self) -> Tensor:
@@ -68,32 +62,8 @@ class StackedFeatures(FeatureGradients):
         return self.losses.shape[-1]
 
     def _below(self, at_features: Tensor, weights: Tensor) -> Gradients:
-        with trunks_in(self.precision, self.features.device):
+        with trunks_in(self.precision, at_features.device):
             below = differentiate(self.features, at_features, *self.leaves)
-        on_shared, on_own = (_add(a, b) for a, b in zip(self.above, below, strict=True))
+        on_shared, on_own = (add(a, b) for a, b in zip(self.above, below, strict=True))
         on_shared = {name: at_least_float32(value) for name, value in on_shared.items()}
         return Gradients(on_shared, on_own, self.losses, self.auxiliary, weights)
-
-
-def leaves(parameters: Parameters) -> dict[str, Tensor]:
-    """Begin a graph at them."""
-    return {name: value.detach().requires_grad_() for name, value in parameters.items()}
-
-
-def detached(tensors: Parameters) -> dict[str, Tensor]:
-    """Without their graph."""
-    return {name: value.detach() for name, value in tensors.items()}
-
-
-def differentiate(
-    output: Tensor, gradient: Tensor | None, *trees: dict[str, Tensor]
-) -> list[dict[str, Tensor]]:
-    """The output's gradients by all leaves of the trees; what it does not depend on is left out."""
-    wanted = [leaf for tree in trees for leaf in tree.values()]
-    found = iter(torch.autograd.grad(output, wanted, gradient, allow_unused=True))
-    pairs = [[(name, next(found)) for name in tree] for tree in trees]
-    return [{name: value for name, value in tree if value is not None} for tree in pairs]
-
-
-def _add(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {**a, **b, **{name: a[name] + b[name] for name in a.keys() & b.keys()}}
