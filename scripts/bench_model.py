@@ -95,11 +95,12 @@ def naive(rows: list[Tensor]) -> Tensor:
     return projected.sum(0)
 
 
-def ways(case: Case) -> dict[str, Callable[[], None]]:
-    """A step of each."""
+def ways(case: Case) -> tuple[dict[str, Callable[[], None]], dict[str, MultiTaskModel]]:
+    """A step of each, and the network it is of."""
     torch.manual_seed(0)
     names = [f"task{i}" for i in range(case.n_tasks)]
-    heads = {name: nn.Linear(case.width, 1) for name in names}
+    head = nn.Linear(case.width, 1)
+    heads = {name: copy.deepcopy(head) for name in names}  # equal: their losses pull against it
     model = MultiTaskModel(case.trunk(), heads, "pcgrad")
     x = {name: case.inputs() for name in names} if case.own else case.inputs()
 
@@ -143,7 +144,7 @@ def ways(case: Case) -> dict[str, Callable[[], None]]:
     twin = copy.deepcopy(model)
     trunk = list(twin.trunk.parameters())
     none = MultiTaskModel(copy.deepcopy(model.trunk), copy.deepcopy(dict(model.heads.items())))
-    return {
+    steps = {
         "plain": plain,
         "none": ours(none),
         "pcgrad": ours(model),
@@ -151,6 +152,7 @@ def ways(case: Case) -> dict[str, Callable[[], None]]:
         "torchjd, at once": torchjd(None),
         "torchjd, one by one": torchjd(1),
     }
+    return steps, dict.fromkeys(steps, twin) | {"none": none, "pcgrad": model}
 
 
 def main() -> None:
@@ -166,7 +168,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     found: Found = {}
     for name in arguments.only:
-        times = interleaved(ways(CASES[name]), 2 if arguments.quick else arguments.rounds, "cpu")
+        times = interleaved(ways(CASES[name])[0], 2 if arguments.quick else arguments.rounds, "cpu")
         times["torchjd"] = min(times.pop(way) for way in list(times) if way.startswith("torchjd"))
         ratios = {f"{way} / plain": value / times["plain"] for way, value in times.items()}
         del ratios["plain / plain"]

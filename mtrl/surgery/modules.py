@@ -64,10 +64,11 @@ class ModuleProblem:
                 "surgery: expected the losses of the tasks for a method that looks at them: call "
                 "model.backward(losses), or model.total(losses).backward()"
             )
-        parts = [problem._losses or {} for problem in self.kept] + [self._losses]
-        zero = torch.zeros((), device=self.device)
-        found = [sum((p[task] for p in parts if task in p), zero) for task in self.tasks]
-        return mean_of_ranks(torch.stack([at_least_float32(loss) for loss in found])[None])
+        told = [problem._losses or {} for problem in (*self.kept, self)]
+        found = [added(losses.get(task) for losses in told) for task in self.tasks]
+        zero = torch.zeros((), device=self.device)  # of a task that other ranks have
+        ordered = [zero if loss is None else at_least_float32(loss) for loss in found]
+        return mean_of_ranks(torch.stack(ordered)[None])
 
     def task_gradients(self) -> ModuleGradients:
         """See `Problem`."""
@@ -141,8 +142,8 @@ class ModuleProblem:
                 if "donated" not in str(error):
                     raise
                 raise UsageError(
-                    "trunk: expected a graph that can be differentiated once for each task, got "
-                    "one that torch.compile made for a single time; before it is compiled, "
+                    "trunk: expected a graph to differentiate once for each task, got one that is "
+                    "compiled for a single time; before that, "
                     "set torch._functorch.config.donated_buffer = False"
                 ) from error
         return {id(p): g for p, g in zip(shared, found, strict=True) if g is not None}
@@ -163,9 +164,8 @@ class ModuleGradients(TaskGradients):
         for crossing in self.problem.crossings:
             if crossing.hidden:
                 raise UsageError(
-                    "trunk: expected parameters that autograd sees below the features, for a "
-                    "method that looks at the tasks' gradients there; of activation "
-                    "checkpointing it needs use_reentrant=False"
+                    "trunk: expected parameters that autograd sees below the features, for a method "
+                    "that looks at their gradients; checkpointing needs use_reentrant=False"
                 )
         found = self.problem.jacobian.gramian()
         self.problem.seen = mean_of_ranks(found.to(self.problem.device))
@@ -178,8 +178,7 @@ class ModuleGradients(TaskGradients):
 
     def along(self, direction: Parameters) -> Tensor:
         """See `TaskGradients`."""
-        names = self.problem.names
-        here = {key: direction[name][0] for key, name in names.items() if name in direction}
+        here = {key: direction[name][0] for key, name in self.problem.names.items()}
         return self._with([here] * len(self.problem.tasks))
 
     def products(self, other: Self) -> Tensor:

@@ -1,6 +1,8 @@
 """A plain `backward()` through whatever users build, against autograd and vectors in float64."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -754,6 +756,22 @@ def test_a_step_that_is_not_finite_leaves_no_trace(method, bad):
         assert on_trunk(m).isfinite().all()
     if method != "pcgrad":  # which has drawn orders for the lost step
         close(on_trunk(model), on_trunk(twin))
+
+
+@pytest.mark.parametrize("surgery", ["none", "pcgrad", "rotograd"])
+def test_graphs_are_freed_without_the_garbage_collector(surgery):
+    model = make(surgery)
+    gc.disable()
+    try:
+        for backward in (False, True):
+            outputs = model(batch())
+            graph = weakref.ref(model._surgeon._open[-1]())
+            if backward:
+                sum(losses(outputs).values()).backward()
+            del outputs
+            assert graph() is None
+    finally:
+        gc.enable()
 
 
 # ----------------------------------------------------------------------- what can be seen
