@@ -164,8 +164,8 @@ class ModuleGradients(TaskGradients):
         for crossing in self.problem.crossings:
             if crossing.hidden:
                 raise UsageError(
-                    "trunk: expected parameters that autograd sees below the features, for a method "
-                    "that looks at their gradients; checkpointing needs use_reentrant=False"
+                    "trunk: expected autograd to see its parameters below the features, for a "
+                    "method that looks at them; checkpointing needs use_reentrant=False"
                 )
         found = self.problem.jacobian.gramian()
         self.problem.seen = mean_of_ranks(found.to(self.problem.device))
