@@ -243,6 +243,6 @@ class EnvironmentConfig(Section):
     max_restarts: int = Field(
         default=10,
         ge=0,
-        description="Simulator processes that may die, hang or return NaN, and are replaced, before "
-        "the run stops.",
+        description="Simulator processes that may die, hang or return NaN, and are replaced, "
+        "before the run stops.",
     )
