@@ -128,15 +128,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.batches < 2:
         parser.error(f"--batches: expected at least 2, got {arguments.batches}")
+    arguments.output.mkdir(parents=True, exist_ok=True)
     rows = []
     for run_dir in arguments.runs:
         rows += look(run_dir, arguments.sizes, arguments.batches)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    text = table(rows)
-    write_text(arguments.output / "table.md", text + "\n")
-    found = json.dumps([vars(row) for row in rows], indent=1)
-    write_text(arguments.output / "conflicts.json", found + "\n")
-    print(text)
+        write_text(arguments.output / "table.md", table(rows) + "\n")
+        found = json.dumps([vars(row) for row in rows], indent=1)
+        write_text(arguments.output / "conflicts.json", found + "\n")
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -149,8 +149,9 @@ class TrainConfig(Section):
     threads: int | None = Field(
         default=None,
         gt=0,
-        description="CPU threads of torch's; default: its own choice, one per core. With small "
-        "networks one is best: simulators then have the other cores.",
+        description="CPU threads of torch's; default: found out in the first updates by timing "
+        "whole steps, simulators included. Another number rounds otherwise: give it for a run that "
+        "is to repeat another to the bit.",
     )
     run_dir: Path | None = Field(
         default=None,
