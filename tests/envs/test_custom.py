@@ -231,7 +231,9 @@ def test_a_run_records_what_it_was_trained_on(tmp_path, capsys):
     assert get_benchmark(saved.benchmark, saved.tasks).tasks == REACHERS.tasks
     with pytest.raises(UsageError, match="benchmark: expected custom tasks as those of reachers"):
         resume(run_dir, benchmark=get_benchmark("mt10"))
-    with pytest.raises(UsageError, match="tasks: unknown 'gravity-9'"):
+    with pytest.raises(
+        UsageError, match="expected the tasks of reachers, got r without 'gravity-9'"
+    ):
         resume(run_dir, benchmark=Benchmark("r", {"gravity0": make}))
     assert train_main(["--resume", str(run_dir), "--max-runtime", "1"]) == 0
     capsys.readouterr()
