@@ -182,6 +182,11 @@ class LearnerConfig(Section):
         description="Entropy each task's temperature aims at [nats]; default: minus the number of "
         "action dimensions.",
     )
+    min_temperature: float = Field(
+        default=0.0,
+        ge=0,
+        description="Floor under each task's entropy temperature; 0 is none.",
+    )
     reward_scale: float = Field(
         default=1.0,
         gt=0,
