@@ -462,7 +462,10 @@ def processes() -> list[tuple[int, int]]:
 
 
 def test_benchmarks_named_by_a_checkpoint_are_those_of_the_run(tmp_path):
-    """A state of other tasks is refused in a line."""
+    """A state of other tasks is refused in a line, also without a record of the run's."""
     run_dir = stopped(tmp_path / "b", 100)
+    with pytest.raises(UsageError, match="mt1-reach-v3 without 'drawer-close-v3'"):
+        resume(run_dir, benchmark=get_benchmark("mt1:reach-v3"))
+    (run_dir / "benchmark.json").unlink()
     with pytest.raises(UsageError, match="resume: expected the state of a run with this config"):
         resume(run_dir, benchmark=get_benchmark("mt1:reach-v3"))
