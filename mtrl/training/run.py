@@ -129,11 +129,13 @@ def _resume(
             f"resume: {run_dir} is complete with {total} steps; a larger "
             "--total-timesteps would extend it"
         )
+    trainer = Trainer(config, benchmark, device, run_dir, state)
+    # Now that the state is known to fit: the run's files say what it goes on with.
     write_text(run_dir / "config.yaml", config.to_yaml())
     if record is None:  # a run from before this was recorded
         _record_benchmark(run_dir, benchmark)
     _record_process(run_dir, config, benchmark, device)
-    return Trainer(config, benchmark, device, run_dir, state).run()
+    return trainer.run()
 
 
 def check(
