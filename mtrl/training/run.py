@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -176,7 +177,10 @@ def check(
 
         find_backend()
     schedule = config.schedule(len(benchmark.tasks))
-    learner = config.learner.model_copy(update={"precision": precision})
+    compiles = config.learner.compile and device.type == "cuda"
+    if compiles != config.learner.compile:
+        warnings.warn("compile: left out on a CPU, where it makes updates slower", stacklevel=2)
+    learner = config.learner.model_copy(update={"precision": precision, "compile": compiles})
     horizon = steps_of_an_episode(benchmark, config.environment.horizon)
     environment = config.environment.model_copy(update={"horizon": horizon})
     update = asdict(schedule) | {"learner": learner, "environment": environment}
