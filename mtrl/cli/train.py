@@ -46,7 +46,8 @@ def _train(arguments: Sequence[str] | None) -> int:
         "--resume",
         metavar="RUN_DIR",
         help="Go on with this run from its newest checkpoint, with its own configuration; only "
-        "--total-timesteps and --max-runtime may be changed.",
+        "--total-timesteps and --max-runtime may be changed, and --benchmark say where its custom "
+        "tasks are now.",
     )
     add_flags(parser, shown.config)
     given = parser.parse(arguments)
@@ -55,12 +56,12 @@ def _train(arguments: Sequence[str] | None) -> int:
     if resumed is None:
         config = validate(TrainConfig, merge(shown.config, given))
     else:
-        others = [key for key in given if key not in ("total_timesteps", "max_runtime")]
+        others = given.keys() - {"total_timesteps", "max_runtime", "benchmark"}
         if others or chosen.config is not None:
-            flag = "--" + (others[0].replace("_", "-") if others else "config")
+            flag = "--" + (min(others).replace("_", "-") if others else "config")
             raise UsageError(
-                "resume: expected no flag but --total-timesteps and --max-runtime beside it, got "
-                f"{flag}"
+                "resume: expected no flag but --total-timesteps, --max-runtime and --benchmark "
+                f"beside it, got {flag}"
             )
         config = validate(TrainConfig, given)
 
@@ -71,7 +72,13 @@ def _train(arguments: Sequence[str] | None) -> int:
         found = _start(chosen, resolve_device(config.device).type)
         outcome = train(validate(TrainConfig, merge(found.config, given)), note=str(found))
     else:
-        outcome = resume(Path(resumed), config.total_timesteps, config.max_runtime)
+        from mtrl.envs.benchmarks import get_benchmark
+
+        # Where custom tasks are to be found now, if it is not where the run had them from.
+        benchmark = get_benchmark(config.benchmark) if "benchmark" in given else None
+        outcome = resume(
+            Path(resumed), config.total_timesteps, config.max_runtime, benchmark=benchmark
+        )
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 

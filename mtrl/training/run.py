@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -129,11 +130,13 @@ def _resume(
             f"resume: {run_dir} is complete with {total} steps; a larger "
             "--total-timesteps would extend it"
         )
+    trainer = Trainer(config, benchmark, device, run_dir, state)
+    # Now that the state is known to fit: the run's files say what it goes on with.
     write_text(run_dir / "config.yaml", config.to_yaml())
     if record is None:  # a run from before this was recorded
         _record_benchmark(run_dir, benchmark)
     _record_process(run_dir, config, benchmark, device)
-    return Trainer(config, benchmark, device, run_dir, state).run()
+    return trainer.run()
 
 
 def check(
@@ -174,7 +177,10 @@ def check(
 
         find_backend()
     schedule = config.schedule(len(benchmark.tasks))
-    learner = config.learner.model_copy(update={"precision": precision})
+    compiles = config.learner.compile and device.type == "cuda"
+    if compiles != config.learner.compile:
+        warnings.warn("compile: left out on a CPU, where it makes updates slower", stacklevel=2)
+    learner = config.learner.model_copy(update={"precision": precision, "compile": compiles})
     horizon = steps_of_an_episode(benchmark, config.environment.horizon)
     environment = config.environment.model_copy(update={"horizon": horizon})
     update = asdict(schedule) | {"learner": learner, "environment": environment}
