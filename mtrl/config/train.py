@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import yaml
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from mtrl.config import yaml12
 from mtrl.config.section import Section, validate
 from mtrl.config.sections import AgentConfig as AgentConfig
 from mtrl.config.sections import EnvironmentConfig as EnvironmentConfig
@@ -218,7 +218,7 @@ class TrainConfig(Section):
             UsageError: if the file cannot be read, is not YAML, or holds an unknown or bad value.
         """
         try:
-            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            tree = yaml12.load(Path(path).read_text(encoding="utf-8"))
         except Exception as error:  # a hostile text makes the parser raise anything
             raise UsageError(f"config: cannot read {path}: {one_line(error)}") from None
         return validate(cls, {} if tree is None else tree, source=f"{path}: ")
@@ -232,7 +232,7 @@ class TrainConfig(Section):
 
     def to_yaml(self) -> str:
         """The whole tree as YAML, such that `from_yaml` gives it back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml12.dump(self.model_dump(mode="json"))
 
 
 def shown(value: Any) -> str:

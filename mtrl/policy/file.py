@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, PositiveInt
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mtrl.config import yaml12
 from mtrl.config.section import validate
 from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError, one_line
@@ -132,7 +133,7 @@ def digest(metadata: Mapping[str, str], tensors: Iterable[tuple[str, Tensor]]) -
     return found.hexdigest()
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml12.Loader):
     """YAML without aliases: a kilobyte of them can stand for a billion values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -161,7 +162,7 @@ def _read_header(file: Any, path: str) -> PolicyHeader:
             f"{MAX_CONFIG} characters"
         )
     try:
-        header = yaml.load(text, _Loader)
+        header = yaml12.load(text, _Loader)
     except Exception as error:  # a hostile text makes the parser raise anything
         raise UsageError(f"policy: cannot read {path}: {one_line(error)}") from None
     return validate(PolicyHeader, header, source=f"policy: {path}: ")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save_file
 
+from mtrl.config import yaml12
 from mtrl.config.train import TrainConfig
 from mtrl.devices import cpu_threads
 from mtrl.envs.benchmarks import N_GOALS, Benchmark
@@ -226,5 +226,5 @@ class Trainer(RunState):
 
     def _checkpoint(self) -> None:
         self._expect_numbers()
-        description = yaml.safe_dump(self.agent.description() | self._description())
+        description = yaml12.dump(self.agent.description() | self._description())
         save_checkpoint(self.run_dir, self.steps, self.state_dict(), description)
