@@ -37,8 +37,12 @@ class Loader(yaml.SafeLoader):
         """As PyYAML's, which keeps the last of two equal keys."""
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         if len(found) < len(node.value):
-            keys = [self.construct_object(key) for key, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
+            seen: set[Any] = set()
+            for key, _ in node.value:
+                twice = self.construct_object(key)
+                if twice in seen:
+                    break
+                seen.add(twice)
             raise ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
         return found
 
