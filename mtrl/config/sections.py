@@ -12,9 +12,6 @@ from pydantic_core import PydanticCustomError
 
 from mtrl.config.section import Section
 
-MAX_COUNT = 10**12
-"""Bound of step and transition counts: twelve digits name a checkpoint."""
-
 
 class AgentConfig(Section):
     """The networks: a trunk the tasks share, and parameters of each task."""
@@ -148,7 +145,6 @@ class LearnerConfig(Section):
     buffer_size: int = Field(
         default=100_000,
         gt=0,
-        lt=MAX_COUNT,
         description="Capacity of the replay buffer [transitions per task].",
     )
     gradient_steps: int = Field(

@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from mtrl.errors import UsageError, unknown
+from mtrl.errors import UsageError, import_attribute, unknown
 
 GROUP = "mtrl.surgery"
 """Entry points under which installed packages offer methods."""
@@ -56,7 +56,10 @@ def check(spec: str) -> None:
     name, options = parse(spec)
     if name in OPTIONS:
         check_options(name, options, OPTIONS[name])
-    elif not (":" in name or entry_point(name) or "mtrl.surgery" in sys.modules):
+    elif ":" in name:
+        if not name.startswith("torchjd:"):
+            import_attribute("surgery", name)
+    elif not (entry_point(name) or "mtrl.surgery" in sys.modules):
         raise UsageError(unknown("surgery", name, choices(OPTIONS)))
 
 

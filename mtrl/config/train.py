@@ -23,7 +23,6 @@ from pydantic_core import PydanticCustomError
 
 from mtrl.config import yaml12
 from mtrl.config.section import Section, validate
-from mtrl.config.sections import MAX_COUNT
 from mtrl.config.sections import AgentConfig as AgentConfig
 from mtrl.config.sections import EnvironmentConfig as EnvironmentConfig
 from mtrl.config.sections import LearnerConfig as LearnerConfig
@@ -33,6 +32,9 @@ Camera = Literal[
     "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV"
 ]
 """Meta-World's cameras."""
+
+MAX_COUNT = 10**12
+"""Bound of step counts: a checkpoint's name has twelve digits."""
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,8 @@ def make_vector_env(
     Raises:
         UsageError: if spaces of the benchmark's own environments do not fit.
     """
-    spaces: tuple[Box, Box] = OBSERVATION_SPACE, ACTION_SPACE
     if benchmark.own:
-        spaces, simulators = spaces_of(benchmark), ("own",) * len(benchmark.tasks)
+        simulators = ("own",) * len(benchmark.tasks)
     simulators = simulators or ("metaworld",) * len(benchmark.tasks)
     first_rows = {task: t * envs_per_task for t, task in enumerate(benchmark.tasks)}
     chosen = dict(zip(benchmark.tasks, simulators, strict=True))
@@ -63,11 +62,20 @@ def make_vector_env(
         benchmark.tasks,
         simulators,
         parts,
-        *spaces,
+        *spaces(benchmark),
         envs_per_task,
         max_restarts,
         tells_success=benchmark.success_key is not None,
     )
+
+
+def spaces(benchmark: Benchmark) -> tuple[Box, Box]:
+    """The tasks' observation and action space.
+
+    Raises:
+        UsageError: if spaces of the benchmark's own environments do not fit.
+    """
+    return spaces_of(benchmark) if benchmark.own else (OBSERVATION_SPACE, ACTION_SPACE)
 
 
 def _factory(

@@ -20,14 +20,12 @@ def training(
     tasks: Sequence[str],
     values: dict[str, float],
     metrics: Mapping[str, Tensor],
-    success: float | None,
 ) -> None:
     """How training goes, and a word if a critic diverges.
 
     Args:
         values: Tags and numbers, `time/fps` among them.
         metrics: What a task's updates gave and had, `[T]` by name; read off the device here.
-        success: Of the last evaluation.
     """
     for name, measured in metrics.items():
         by_task = dict(zip(tasks, measured.tolist(), strict=True))
@@ -35,7 +33,19 @@ def training(
         if name == "critic_loss" and (warning := diverging(by_task)) is not None:
             logger.say(warning)
     logger.write(steps, values)
-    logger.progress(steps, values["time/fps"], success)
+
+
+def scores(rollout: Mapping[str, float], evaluated: float | None) -> str:
+    """How good the policy is, in a few words.
+
+    Args:
+        rollout: `rollout/` tags and values.
+        evaluated: Mean success rate of the last evaluation.
+    """
+    rates = [rate for tag, rate in rollout.items() if tag.startswith("rollout/success_rate/")]
+    training = f"{np.mean(rates):.2f}" if rates else "–"
+    evaluation = "–" if evaluated is None else f"{evaluated:.2f}"
+    return f"success: training {training}, evaluation {evaluation}"
 
 
 def diagnosis(

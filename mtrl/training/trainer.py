@@ -25,7 +25,8 @@ from mtrl.training import report
 from mtrl.training.checkpoint import save_checkpoint
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.logger import RunLogger
-from mtrl.training.pace import Pace
+from mtrl.training.pace import Pace, TimeLeft, shown
+from mtrl.training.place import quoted
 from mtrl.training.state import RunState
 
 
@@ -63,6 +64,12 @@ class Trainer(RunState):
         self.run_dir, self.schedule = run_dir, config.schedule(self.n_tasks)
         self._metrics: dict[str, torch.Tensor] = {}
         self.pace = Pace(self.steps, self.learner.updates)
+        horizon = config.environment.horizon
+        self._judged = self.n_tasks * horizon  # environment steps of an episode of every task
+        self._left = TimeLeft(
+            self.schedule, config.eval_episodes * self._judged, N_GOALS * self._judged
+        )
+        self._fps = 0.0
         self.interrupt = Interrupt(config.max_runtime)
         self.logger = RunLogger(run_dir, self.schedule.total_timesteps, config, self.steps)
         self.logger.say(self.simulators.note)
@@ -90,7 +97,7 @@ class Trainer(RunState):
         except _Stop:
             self._checkpoint()
             why = "interrupted" if self.interrupt.signal else "stopped after --max-runtime"
-            self.logger.say(f"{why}; mtrl-train --resume {self.run_dir} goes on")
+            self.logger.say(f"{why}; to continue: mtrl-train --resume {quoted(self.run_dir)}")
             return Outcome(self.run_dir, None, self.interrupt.signal)
         except WorkerError as error:
             self._checkpoint()
@@ -111,16 +118,22 @@ class Trainer(RunState):
             self.step()
             self.elapsed = time.monotonic() - start
             self.logger.tick(self.steps)
+            at_end = self.steps >= schedule.total_timesteps
+            to_tell = at_end
             if self._due(schedule.log_every):
                 self._log()
+                to_tell = True
             if self._due(schedule.diagnose_every) and self._metrics:
                 found = self.learner.diagnose(self.replay)
                 report.diagnosis(self.logger, self.steps, self.benchmark.tasks, found)
-            if self.steps < schedule.total_timesteps:  # the end has its own
+            if not at_end:  # which has its own
                 if self._due(schedule.eval_every):
                     self._evaluate_on_the_way()
+                    to_tell = True
                 if self._due(schedule.checkpoint_every):
                     self._checkpoint()
+            if to_tell:
+                self._tell()
 
     def step(self) -> None:
         """One vector step; while it is simulated, the learner learns from those before it.
@@ -146,8 +159,11 @@ class Trainer(RunState):
     def _log(self) -> None:
         """Read numbers off the device, as only diagnoses and evaluations do besides."""
         self._expect_numbers()
+        lap = self.pace.lap(self.steps, self.learner.updates)
+        self._fps = lap["time/fps"]
+        self._left.training(self.steps, self.schedule.log_every, self._fps)
         values = {
-            **self.pace.lap(self.steps, self.learner.updates),
+            **lap,
             "time/updates": float(self.learner.updates),
             "time/elapsed": self.elapsed,
             "time/restarts": float(self.envs.restarts + self.eval_envs.restarts),
@@ -155,7 +171,12 @@ class Trainer(RunState):
         }
         metrics = {**self._metrics, "reward_scale": self.replay.scale.factors}
         tasks = self.benchmark.tasks
-        report.training(self.logger, self.steps, tasks, values, metrics, self.success)
+        report.training(self.logger, self.steps, tasks, values, metrics)
+
+    def _tell(self) -> None:
+        """One line for whoever watches."""
+        scores = report.scores(self.collector.statistics.values(), self.success)
+        self.logger.progress(self.steps, self._fps, self._left.seconds(self.steps), scores)
 
     def _expect_numbers(self) -> None:
         """Stop before a checkpoint or a log holds what is no number."""
@@ -177,7 +198,7 @@ class Trainer(RunState):
             path = newest_checkpoint(self.run_dir)
         except UsageError:
             return "No checkpoint has been written yet."
-        return f"{path} is whole: --resume {self.run_dir} goes on from it."
+        return f"{path} is whole; to continue: mtrl-train --resume {quoted(self.run_dir)}"
 
     def _evaluate_on_the_way(self) -> None:
         self.evaluation_pending = True
@@ -189,18 +210,20 @@ class Trainer(RunState):
             if self.interrupt.wanted:  # it is made anew when the run goes on
                 raise _Stop
 
+        start = time.monotonic()
         result = evaluate_in(self.agent, self.eval_envs, self.config.seed, episodes, tick=tick)
+        self._left.judging(episodes * self._judged, time.monotonic() - start)
         self.success = result.mean if result.tells_success else None
         report.evaluation(self.logger, self.steps, result, self.config.eval_video)
-        pace = (self.steps + 1) / (self.elapsed + 1e-9)
-        self.logger.progress(self.steps, pace, self.success)
         return result
 
     def _finish(self) -> Evaluation:
         """Save and judge the final policy."""
         extra = self._description()
         write_atomically(self.run_dir / FINAL, lambda path: self.agent.save(path, extra))
-        self.logger.say(f"final evaluation: {N_GOALS} episodes per task")
+        expected = self._left.last_evaluation()
+        about = "" if expected is None else f", about {shown(expected)}"
+        self.logger.say(f"final evaluation: {N_GOALS} episodes per task{about}")
         result = self._evaluate(N_GOALS)
         write_text(self.run_dir / "eval.csv", result.to_csv())
         text = result.to_json(

@@ -392,7 +392,7 @@ def test_killed_at_fifty_random_moments_it_goes_on_each_time(tmp_path):
 FAILS = """
 import sys
 from mtrl.cli import train
-from mtrl.trainer import Trainer
+from mtrl.training.trainer import Trainer
 step = Trainer.step
 def fail(self):
     step(self)
