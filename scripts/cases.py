@@ -10,6 +10,7 @@ from published import ACTION, BATCH, DEPTH, OBSERVATION, WIDTH
 from torch import Tensor
 
 from mtrl.config.sections import AgentConfig, LearnerConfig
+from mtrl.devices import keep_freed_memory
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
 from mtrl.sac.problems import critic_problem
@@ -32,6 +33,8 @@ class Case:
         config = AgentConfig(hidden_sizes=(self.width,) * DEPTH)
         tasks = tuple(f"task-{t}" for t in range(self.n_tasks))
         agent = MTSAC(tasks, config, OBSERVATION, ACTION).to(self.device)
+        if self.device == "cpu":
+            keep_freed_memory()  # as in training
         how = {"precision": self.precision, "compile": self.compile, **settings}
         return Learner(agent, LearnerConfig(surgery=surgery, **how))
 

@@ -97,7 +97,7 @@ def _surroundings() -> Iterator[None]:
 
     - Modules in the working directory can be imported, as with `python -m`.
     - Characters that the terminal's encoding lacks become question marks.
-    - SIGTERM interrupts as SIGINT does, so that what was begun is put in order.
+    - SIGTERM and a closed terminal interrupt as SIGINT does, so that what was begun is put in order.
     """
     unhandled, threading.excepthook = threading.excepthook, _unhandled
     path, sys.path = sys.path, [os.getcwd(), *sys.path]
@@ -106,8 +106,11 @@ def _surroundings() -> Iterator[None]:
         if isinstance(stream, io.TextIOWrapper):
             encodings[stream] = stream.errors
             stream.reconfigure(errors="replace")
-    is_main = threading.current_thread() is threading.main_thread()
-    terminate = signal.signal(signal.SIGTERM, _interrupt) if is_main else None
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                handlers[number] = signal.signal(number, _interrupt)
     try:
         yield
     finally:
@@ -115,8 +118,8 @@ def _surroundings() -> Iterator[None]:
         for stream, errors in encodings.items():
             if not stream.closed:
                 stream.reconfigure(errors=errors)
-        if is_main:
-            signal.signal(signal.SIGTERM, terminate)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

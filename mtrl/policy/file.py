@@ -99,9 +99,17 @@ def open_policy(path: Path | str) -> Iterator[tuple[Any, PolicyHeader]]:
     """
     try:
         with Path(path).open("rb") as start:
-            if int.from_bytes(start.read(8), "little") > MAX_HEADER:
+            first = start.read(8)
+            if first.startswith(b"PK"):
                 raise UsageError(
-                    f"policy: cannot read {path}: expected a header of at most {MAX_HEADER} bytes"
+                    f"policy: expected a .safetensors file, got {path}, an archive such as the "
+                    "programs (.pt2) that mtrl-export writes for torch.export.load; export to a "
+                    "name that ends in .safetensors instead"
+                )
+            if int.from_bytes(first, "little") > MAX_HEADER:
+                raise UsageError(
+                    f"policy: expected a .safetensors file, got {path}, which is none or has a "
+                    f"header of more than {MAX_HEADER} bytes"
                 )
         with safe_open(path, "pt") as file:
             yield file, _read_header(file, str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -43,6 +44,11 @@ class Outcome:
     run_dir: Path
     evaluation: Evaluation | None
     signal: int | None = None
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the folder and the evaluation's table."""
+        table = "" if self.evaluation is None else self.evaluation._repr_html_()
+        return f"<code>{html.escape(str(self.run_dir))}</code>{table}"
 
 
 class _Stop(Exception):

@@ -176,7 +176,7 @@ def test_what_is_stored_is_what_each_copy_lived_through():
 
 def test_pace_tells_rates_and_shares(monkeypatch):
     clock = iter([0.0, 1.0, 5.0, 7.0, 100.0, 101.0, 200.0, 202.0])
-    monkeypatch.setattr("mtrl.training.rollout.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("mtrl.training.pace.time.perf_counter", lambda: next(clock))
     pace = Pace(steps=40, updates=3)
     for stage in ("act", "learn", "act"):
         with pace.stage(stage):
