@@ -59,7 +59,7 @@ def test_hints_can_be_pasted_into_a_shell(tmp_path):
     [
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), RunError, "not enough memory"),
         (RuntimeError("something else"), RuntimeError, "something else"),
-        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
     ],
 )
 def test_what_cannot_begin_leaves_nothing_behind(error, kind, message, monkeypatch, tmp_path):
