@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mtrl.analysis.comparison import plot as plot
     from mtrl.config.presets import preset as preset
     from mtrl.config.sections import AgentConfig as AgentConfig
     from mtrl.config.sections import EnvironmentConfig as EnvironmentConfig
@@ -40,6 +41,7 @@ _HOMES = {
     "export_policy": "policy.export",
     "film": "evaluation.video",
     "Policy": "policy.policy",
+    "plot": "analysis.comparison",
     "preset": "config.presets",
     "resume": "training.run",
     "train": "training.run",
@@ -53,6 +55,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("mtrl.folder").installed_versions().get("mtrl", "unknown")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -52,7 +52,7 @@ def import_attribute(field: str, name: str) -> Any:
     raise UsageError(f"{field}: cannot import {name!r}: {reason}")
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An error's text without its line breaks, and no longer than can be read."""
     text = " ".join(str(error).split())
     return text if len(text) <= 500 else text[:499] + "…"

@@ -12,19 +12,12 @@ from the agent that was changed; of twenty 95% intervals one is wrong by chance.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
-from ablation_report import draw, label, read, table
+from ablation_report import draw, table
+from trials import Trial, add_arguments, read, short, train_all
 
 from mtrl.analysis.style import save, styled
-from mtrl.config.presets import preset
 from mtrl.config.train import TrainConfig
 from mtrl.folder import write_text
 
@@ -97,72 +90,27 @@ def variants() -> dict[str, Fields]:
     return found
 
 
-def train(name: str, change: Fields, seed: int, arguments: argparse.Namespace) -> None:
-    """One run, to its end; its CSVs go where the others are."""
-    folder = label(name, seed)
-    kept, run_dir = arguments.output / folder, arguments.runs / folder
-    if (kept / "eval.csv").exists():
-        return
-    recipe, steps = preset("quickstart"), arguments.total_timesteps
-    rarely = {"eval_every": steps, "checkpoint_every": steps // 5, "log_every": steps // 20}
-    flat = recipe.flat() | {"seed": seed, "run_dir": run_dir, "threads": 1} | change
-    flat |= {"total_timesteps": steps, "diagnose_every": 0, **rarely}
-    command = [sys.executable, "-m", "mtrl.cli.train"]
-    if list(run_dir.glob("checkpoints/step_*")):
-        command += ["--resume", str(run_dir)]
-    else:
-        shutil.rmtree(run_dir, ignore_errors=True)
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
-        written = run_dir.with_suffix(".yaml")
-        written.write_text(TrainConfig(**flat).to_yaml())
-        command += ["--config", str(written)]
-    if not (run_dir / "eval.json").exists():  # else it was stopped before its files were kept
-        subprocess.run(command, check=True, capture_output=True)
-    kept.mkdir(parents=True, exist_ok=True)
-    for file in ("progress.csv", "config.yaml", "eval.json", "eval.csv"):  # the last says: whole
-        shutil.copy(run_dir / file, kept)
-    print(folder, flush=True)
-
-
-def pin(shares: SimpleQueue[list[int]]) -> None:
-    """This thread, and the processes that it starts, on a share of the cores (Linux)."""
-    if share := shares.get():
-        os.sched_setaffinity(0, share)
-
-
 def main() -> None:
     """Make the runs that are missing, and the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path, default=Path("results/ablation"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="run folders")
+    add_arguments(parser, "ablation")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument(
         "--only", nargs="+", metavar="PART", help="agents whose name has this in it"
     )
     parser.add_argument("--total-timesteps", type=int, default=120_000, metavar="N")
     arguments = parser.parse_args()
+    steps = arguments.total_timesteps
     for path in arguments.output.glob("*/config.yaml"):
-        made, asked = TrainConfig.from_yaml(path).total_timesteps, arguments.total_timesteps
-        if made != asked:
-            parser.error(f"--total-timesteps: expected {made}, as {path.parent} has, got {asked}")
-    chosen = {
-        name: change
+        if (made := TrainConfig.from_yaml(path).total_timesteps) != steps:
+            parser.error(f"--total-timesteps: expected {made}, as {path.parent} has, got {steps}")
+    trials = [
+        Trial(name, short("quickstart", steps, seed, change))
+        for seed in arguments.seeds
         for name, change in variants().items()
         if arguments.only is None or any(part in name for part in arguments.only)
-    }
-    shares: SimpleQueue[list[int]] = SimpleQueue()
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    for job in range(arguments.jobs):
-        shares.put(cores[job :: arguments.jobs])
-    with ThreadPoolExecutor(arguments.jobs, initializer=pin, initargs=(shares,)) as pool:
-        runs = [
-            pool.submit(train, name, change, seed, arguments)
-            for seed in arguments.seeds
-            for name, change in chosen.items()
-        ]
-        for run in runs:
-            run.result()
+    ]
+    train_all(trials, arguments.output, arguments.runs, arguments.jobs)
     agents = read(list(variants()), arguments.output)
     text = table(agents)
     write_text(arguments.output / "table.md", text + "\n")

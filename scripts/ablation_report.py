@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
 from mtrl.analysis.methods import Method
-from mtrl.analysis.runs import read_run
 from mtrl.analysis.style import COLORS, TEXT
 
 BASES = ("recipe", "plain")
@@ -19,22 +14,6 @@ BASES = ("recipe", "plain")
 
 NOTHING = 0.1
 """A seed whose mean final success is below has learned nothing."""
-
-
-def label(name: str, seed: int) -> str:
-    """Of a run's folders, on any file system."""
-    return re.sub(r"[^\w+-]+", "_", f"{name} seed {seed}")
-
-
-def read(names: Sequence[str], output: Path) -> dict[str, Method]:
-    """The agents of which there are results, with all their seeds."""
-    found = {}
-    for name in names:
-        files = output.glob(f"{label(name, 0)[:-1]}[0-9]*/eval.csv")
-        runs = sorted((read_run(file.parent) for file in files), key=lambda run: run.config.seed)
-        if runs:
-            found[name] = Method(name, tuple(runs))
-    return found
 
 
 def table(agents: dict[str, Method]) -> str:

@@ -23,8 +23,6 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mtrl.config.train import TrainConfig
 from mtrl.envs.processes import n_cores
 
@@ -55,19 +53,21 @@ def trainer_of(n_tasks: int, **settings: Any) -> Iterator[Trainer]:
 
 def fill(trainer: Trainer) -> None:
     """A replay full of noise: the time of an update does not depend on the numbers."""
-    n, agent, draw = trainer.envs.num_envs, trainer.agent, np.random.default_rng(0)
-    observations = draw.normal(size=(n, agent.observation_size))
-    actions, rewards = draw.uniform(-1, 1, (n, agent.action_size)), draw.uniform(size=n)
-    for _ in range(trainer.config.learner.buffer_size // trainer.envs.envs_per_task):
-        trainer.replay.add(
-            observations, actions, rewards, np.zeros(n), observations, np.zeros(n, bool)
-        )
+    import torch
+
+    state = trainer.state
+    n, agent, replay = state.envs.num_envs, state.agent, state.replay
+    rows = trainer.config.learner.buffer_size // state.envs.envs_per_task
+    numbers = torch.randn(rows + 1, n, agent.observation_size + agent.action_size + 2)
+    numbers[..., -1] = 0  # nothing ends
+    filled = {"rows": numbers, "starts": torch.arange(rows), "next_row": torch.tensor(rows)}
+    replay.load_state_dict(replay.state_dict() | filled)
 
 
 def simulate(trainer: Trainer) -> None:
     """The loop's step without its updates."""
-    trainer.collector.act(uniform=False)
-    trainer.collector.store(trainer.collector.wait(), trainer.replay)
+    trainer.state.collector.act(uniform=False)
+    trainer.state.collector.store(trainer.state.collector.wait(), trainer.state.replay)
 
 
 def measure(found: Found, n_tasks: int, seconds: float, **settings: Any) -> None:
@@ -76,16 +76,16 @@ def measure(found: Found, n_tasks: int, seconds: float, **settings: Any) -> None
 
     with trainer_of(n_tasks, learning_starts=128 * n_tasks, **settings) as trainer:
         fill(trainer)
-        while trainer.steps < trainer.schedule.learning_starts:
+        while trainer.state.steps < trainer.schedule.learning_starts:
             trainer.step()
         parts: dict[str, Callable[[], object]] = {
             "simulation": lambda: simulate(trainer),
-            "learning": lambda: trainer.learner.step(trainer.replay),
+            "learning": lambda: trainer.state.learner.step(trainer.state.replay),
             "loop": trainer.step,
         }
         times: dict[str, list[float]] = {name: [] for name in parts}
         for block in (1, 5):  # the first is warm-up
-            trainer.pace.lap(trainer.steps, trainer.learner.updates)
+            trainer.pace.lap(trainer.state.steps, trainer.state.learner.updates)
             times = {name: [] for name in parts}
             end = perf_counter() + (seconds if block > 1 else 0)
             while not times["loop"] or perf_counter() < end:
@@ -93,12 +93,12 @@ def measure(found: Found, n_tasks: int, seconds: float, **settings: Any) -> None
                     start = perf_counter()
                     for _ in range(block):
                         run()
-                    if trainer.agent.device.type == "cuda":
+                    if trainer.state.agent.device.type == "cuda":
                         torch.cuda.synchronize()
                     times[name].append((perf_counter() - start) / block * 1e3)
         ms = {name: median(values) for name, values in times.items()}
         halves = ms["simulation"], ms["learning"]
-        shares = trainer.pace.lap(trainer.steps, trainer.learner.updates)
+        shares = trainer.pace.lap(trainer.state.steps, trainer.state.learner.updates)
         ratios = {
             "loop/slower-half": ms["loop"] / max(halves),
             "loop/sum": ms["loop"] / sum(halves),

@@ -2,6 +2,7 @@
 
     python scripts/bench_update.py [--quick] [--json FILE] [--device cuda] [--precision fp32]
                                    [--tasks 1 10 50] [--width 400] [--compile]
+                                   [--config mt10_cpu] [--threads 1 2] [--clock cpu]
 
 All variants take turns within one loop, so that a machine that slows down slows all of them; what
 counts are the ratios of the medians. An update is: next action, target, two critics forward and
@@ -9,6 +10,10 @@ backward, actor forward and backward through both critics, three optimisers, tar
 batch is drawn before, for all alike; only of the update against Stable-Baselines3's, at one task,
 drawing is a part, on both sides. On CUDA ours, and the matrix products, are replayed as graphs.
 TorchJD is left out where it is not installed.
+
+With `--config`, a preset or a file, the networks, the batch, the number of tasks and, unless one is
+asked for, the precision are its own; the methods are measured against each other and against the
+products of these shapes alone. With `--threads`, all of it once for each number.
 
 Ratios are called by what is divided, `pcgrad/none`, but `ours/sb3`, which is how many times as many
 updates per second as Stable-Baselines3 ours makes. `-fp32` is ours in the precision in which the
@@ -21,6 +26,7 @@ import argparse
 import importlib.util
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,9 +34,15 @@ from cases import Case
 from peer_sb3 import StableBaselines
 from products import matrix_products
 from published import ACTION, BATCH, OBSERVATION, WIDTH, Published
-from timing import Found, add_arguments, interleaved, precision_of, show
+from timing import CLOCKS, Found, add_arguments, interleaved, precision_of, show
 
+from mtrl.config.presets import named
+from mtrl.config.train import TrainConfig
+from mtrl.devices import cpu_threads
+from mtrl.envs.benchmarks import get_benchmark
+from mtrl.errors import UsageError
 from mtrl.sac.capture import Captured
+from mtrl.sac.diagnose import diagnose
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.surgery import GramianSurgery, available
@@ -51,8 +63,8 @@ class Bench:
             rotations, state.
     """
 
-    def __init__(self, case: Case, quick: bool) -> None:
-        self.case, self.quick = case, quick
+    def __init__(self, case: Case, quick: bool, clock: str = "wall") -> None:
+        self.case, self.quick, self.clock = case, quick, clock
         self.batch, self.noise = case.batch()
         self.ms: dict[str, float] = {}
         self.ratios: dict[str, float] = {}
@@ -91,7 +103,7 @@ class Bench:
             variants, over = {"none": self.none, **variants}, ("none",)
         size = self.case.n_tasks / 10 * (self.case.width / WIDTH) ** 2
         rounds = max(3, int(rounds / (5 if self.quick else 1) / min(max(size, 0.5), 4)))
-        medians = interleaved(variants, rounds, self.case.device)
+        medians = interleaved(variants, rounds, self.case.device, self.clock)
         self.ms = medians | self.ms
         for base in over:
             others = {name: value for name, value in medians.items() if name not in over}
@@ -102,15 +114,17 @@ class Bench:
         n_tasks, device = self.case.n_tasks, self.case.device
         several = ("rotograd", "rotograd-scale", "rotograd-rotate") if n_tasks > 1 else ()
         first = ("pcgrad", *several)
-        matmul = matrix_products(n_tasks, device, self.case.precision, self.case.width)
+        case = self.case
+        matmul = matrix_products(case.agent(), case.rows, device, case.precision)
         if device == "cuda":
             matmul = Captured(matmul, [])
         self.compete(60, {"matmul": matmul, **{name: self.update(name) for name in first}})
         self.ratios["none/matmul"] = 1 / self.ratios.pop("matmul/none")
-        if n_tasks == 1:
+        if n_tasks == 1 and self.case.config is None:
             self.single()
-        else:
+        elif n_tasks > 1:
             self.compete(30, {k: self.update(k) for k in available() if k not in ("none", *first)})
+        if n_tasks > 1 and self.case.config is None:
             self.slow()
             self.peers()
         rows = ReplayBuffer(PER_TASK, n_tasks, OBSERVATION, ACTION)
@@ -135,7 +149,7 @@ class Bench:
         if HAS_TORCHJD:
             slow["torchjd:UPGrad"] = self.update("torchjd:UPGrad")
         replay = self.case.full_replay(BATCH)
-        slow["diagnosis"] = partial(self.case.learner("none").diagnose, replay)
+        slow["diagnosis"] = partial(diagnose, self.case.learner("none"), replay)
         self.compete(10, slow)
 
     def peers(self) -> None:
@@ -166,22 +180,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 10, 50], metavar="T")
     parser.add_argument("--width", type=int, nargs="+", default=[WIDTH], metavar="W")
     parser.add_argument("--compile", action="store_true", help="ours by torch.compile")
+    parser.add_argument("--config", metavar="C", help="a preset or a file, in place of sizes")
+    parser.add_argument("--threads", type=int, nargs="+", metavar="N", help="default: torch's own")
+    parser.add_argument(
+        "--clock", default="wall", choices=CLOCKS, help="the process's own time, for one thread"
+    )
     add_arguments(parser)
     given = parser.parse_args(arguments)
+    config = _config(parser, given.config)
+    if config is not None and given.precision == "auto":
+        given.precision = config.learner.precision
     precision = precision_of(parser, given.precision, given.device)
+    how = given.device, precision, given.compile, config
+    cases = {
+        f"mt{n_tasks}" + (f"/w{width}" if width != WIDTH else ""): Case(n_tasks, width, *how)
+        for width in given.width
+        for n_tasks in given.tasks
+    }
+    if config is not None:
+        n_tasks = len(get_benchmark(config.benchmark, config.tasks).tasks)
+        cases = {Path(given.config).stem: Case(n_tasks, WIDTH, *how)}
     found: Found = {"ms": {}, "ratios": {}, "MiB": {}}
-    for width in given.width:
-        for n_tasks in given.tasks:
-            if given.compile:
-                torch.compiler.reset()  # or sizes would become variables
-            case = Case(n_tasks, width, given.device, precision, given.compile)
-            prefix = f"mt{n_tasks}" + (f"/w{width}" if width != WIDTH else "")
-            bench = Bench(case, given.quick)
-            bench.run()
-            measured = (bench.ms, bench.ratios, bench.mib)
-            for table, values in zip(found.values(), measured, strict=True):
-                table |= {f"{prefix}/{name}": round(v, 3) for name, v in values.items()}
+    for n_threads in given.threads or [None]:
+        with cpu_threads(n_threads):
+            several = given.threads is not None and len(given.threads) > 1
+            for prefix, case in cases.items():
+                if given.compile:
+                    torch.compiler.reset()  # or sizes would become variables
+                bench = Bench(case, given.quick, given.clock)
+                bench.run()
+                prefix += f"/threads={n_threads}" if several else ""
+                measured = (bench.ms, bench.ratios, bench.mib)
+                for table, values in zip(found.values(), measured, strict=True):
+                    table |= {f"{prefix}/{name}": round(v, 3) for name, v in values.items()}
     show(found, given.device, precision, given.json)
+
+
+def _config(parser: argparse.ArgumentParser, name: str | None) -> TrainConfig | None:
+    try:
+        return None if name is None else named(name).config
+    except UsageError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

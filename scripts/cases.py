@@ -10,6 +10,7 @@ from published import ACTION, BATCH, DEPTH, OBSERVATION, WIDTH
 from torch import Tensor
 
 from mtrl.config.sections import AgentConfig, LearnerConfig
+from mtrl.config.train import TrainConfig
 from mtrl.devices import keep_freed_memory
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
@@ -20,27 +21,39 @@ from mtrl.surgery.stacked import StackedProblem
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes, and how it is computed."""
+    """Sizes, and how it is computed; of a configuration's networks and batch where one is given."""
 
     n_tasks: int
     width: int = WIDTH
     device: str = "cpu"
     precision: str = "fp32"
     compile: bool = False
+    config: TrainConfig | None = None
 
-    def learner(self, surgery: str, **settings: Any) -> Learner:
+    @property
+    def rows(self) -> int:
+        """Of a task in a batch."""
+        return BATCH if self.config is None else self.config.learner.batch_size
+
+    def agent(self) -> MTSAC:
         """Ours at these sizes."""
         config = AgentConfig(hidden_sizes=(self.width,) * DEPTH)
+        if self.config is not None:
+            config = self.config.agent
         tasks = tuple(f"task-{t}" for t in range(self.n_tasks))
-        agent = MTSAC(tasks, config, OBSERVATION, ACTION).to(self.device)
+        return MTSAC(tasks, config, OBSERVATION, ACTION).to(self.device)
+
+    def learner(self, surgery: str, **settings: Any) -> Learner:
+        """What updates it."""
         if self.device == "cpu":
             keep_freed_memory()  # as in training
-        how = {"precision": self.precision, "compile": self.compile, **settings}
-        return Learner(agent, LearnerConfig(surgery=surgery, **how))
+        how = {"precision": self.precision, "compile": self.compile, "surgery": surgery}
+        config = LearnerConfig() if self.config is None else self.config.learner
+        return Learner(self.agent(), LearnerConfig(**config.model_dump() | how | settings))
 
     def batch(self) -> tuple[Batch, Tensor]:
         """Noise, and the noise of actions: the time of an update does not depend on the numbers."""
-        lead, device = (self.n_tasks, BATCH), self.device
+        lead, device = (self.n_tasks, self.rows), self.device
         batch = Batch(
             torch.randn(*lead, OBSERVATION, device=device),
             torch.rand(*lead, ACTION, device=device) * 2 - 1,
@@ -52,7 +65,7 @@ class Case:
 
     def full_replay(self, capacity: int) -> ReplayBuffer:
         """A replay of noise."""
-        replay = ReplayBuffer(capacity, self.n_tasks, OBSERVATION, ACTION, self.device)
+        replay = ReplayBuffer(capacity, self.n_tasks, OBSERVATION, ACTION, device=self.device)
         state = {
             "rows": torch.randn(capacity + 1, self.n_tasks, OBSERVATION + ACTION + 2),
             "starts": torch.arange(capacity),

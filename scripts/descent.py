@@ -61,6 +61,7 @@ def descend(
     start: Sequence[float],
     surgery: str,
     optimizer: type[torch.optim.Optimizer],
+    *,
     lr: float,
     steps: int,
 ) -> Run:

@@ -150,7 +150,10 @@ def main() -> None:
     steps, rates = (30, [DRAWN]) if arguments.quick else (1000, RATES)
     paths = {
         lr: {
-            name: [descend(TRIAD, start, name, torch.optim.Adam, lr, steps) for start in STARTS]
+            name: [
+                descend(TRIAD, start, name, torch.optim.Adam, lr=lr, steps=steps)
+                for start in STARTS
+            ]
             for name in METHODS
         }
         for lr in rates

@@ -48,7 +48,7 @@ from scipy.stats import binom
 
 from mtrl.envs.benchmarks import NAMED
 from mtrl.envs.metaworld import MetaWorldTask
-from mtrl.envs.parity import installed_versions, verdicts
+from mtrl.envs.parity import simulator_versions, verdicts
 
 KINDS = ("random", "expert", "noisy")
 SEED, STEPS, TIMEOUT = 20, 300, 900  # TIMEOUT [seconds per task]: some resets may never end
@@ -276,10 +276,10 @@ def main() -> None:
     print(f"{sum(verdict['passed'] for verdict in tasks.values())} of {len(tasks)} passed")
     if arguments.write:
         if arguments.tasks:
-            if verdicts()["versions"] != installed_versions():
+            if verdicts()["versions"] != simulator_versions():
                 parser.error("--write: expected no TASK, as the verdicts are for other versions")
             tasks = verdicts()["tasks"] | tasks
-        text = json.dumps({"versions": installed_versions(), "tasks": tasks}, indent=1)
+        text = json.dumps({"versions": simulator_versions(), "tasks": tasks}, indent=1)
         (files("mtrl.envs") / "parity.json").write_text(text + "\n")  # type: ignore[attr-defined]
 
 

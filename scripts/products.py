@@ -7,44 +7,36 @@ from functools import partial
 from time import perf_counter
 
 import torch
-from published import ACTION, BATCH, DEPTH, OBSERVATION, WIDTH
 from torch import Tensor
 
+from mtrl.nets.networks import MultiTaskNetworks
 from mtrl.nets.precision import trunks_in
+from mtrl.sac.agent import MTSAC
 
 Run = Callable[[], object]
 
 
-def matrix_products(n_tasks: int, device: str, precision: str, width: int = WIDTH) -> Run:
-    """The trunks' products in an update without surgery, into preallocated memory.
+def matrix_products(agent: MTSAC, rows: int, device: str, precision: str) -> Run:
+    """The products in an update without surgery, into preallocated memory.
 
     Per layer: of the actor 2 forward (next and current action), 1 for its weights and 1 for its
     inputs; of the two critics, together, 3 forward (targets, critics, for the actor), 1 for weights
     and 2 for inputs. A first layer passes nothing on to its inputs, except, for the actor's sake,
-    to the actions. Heads are left out.
+    to the actions.
 
-    Operands are of the numbers that the update multiplies. Each product is computed in whichever
-    way of writing it is fastest here: that is found out first, by trying.
+    Operands are of the numbers that the update multiplies: the heads' forward is in float32. Each
+    product is computed in whichever way of writing it is fastest here: that is found out first, by
+    trying.
+
+    Args:
+        agent: Of the networks whose products they are.
+        rows: Of a task in a batch.
+        device: `cpu` or `cuda`.
+        precision: Of the trunks.
     """
     half = precision == "bf16"
-    dtype = torch.bfloat16 if half else torch.float32
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(shape, device=device, dtype=dtype)
-
-    rows = n_tasks * BATCH
-    work: list[tuple[int, list[Run]]] = []
-    for n_networks, fan_in, forwards in ((1, OBSERVATION, 2), (2, OBSERVATION + ACTION, 3)):
-        for layer, inputs in enumerate([fan_in, *[width] * (DEPTH - 1)]):
-            x = noise(n_networks, rows, inputs)
-            y = noise(n_networks, rows, width)
-            w = noise(n_networks, inputs, width)
-            work += [(forwards, ways(x, w)), (1, ways(x.mT, y))]
-            if layer:
-                work.append((n_networks, ways(y, w.mT)))
-            elif n_networks == 2:
-                # Four columns are less work than all, which need not mean less time.
-                work.append((1, ways(y, w[:, -ACTION:].mT) + ways(y, w.mT)))
+    work = _of_networks(agent.actor, rows, half, (2, 1, 1), 0)
+    work += _of_networks(agent.critics, rows, half, (3, 1, 2), agent.action_size)
     outside = partial(trunks_in, "fp32" if half else precision, torch.device(device))
     with outside():
         chosen = [(count, fastest(each, device)) for count, each in work]
@@ -56,6 +48,44 @@ def matrix_products(n_tasks: int, device: str, precision: str, width: int = WIDT
                     product()
 
     return run
+
+
+def _of_networks(
+    networks: MultiTaskNetworks, rows: int, half: bool, counts: tuple[int, int, int], passed_on: int
+) -> list[tuple[int, list[Run]]]:
+    """How often each product is made, and the ways to make it.
+
+    Args:
+        networks: N of them.
+        rows: Of a task in a batch.
+        half: Whether in bf16.
+        counts: Forward, for weights, for inputs.
+        passed_on: How many columns of the first layer's inputs want a gradient.
+    """
+    forward, at_weight, at_inputs = counts
+    work: list[tuple[int, list[Run]]] = []
+    dtype = torch.bfloat16 if half else torch.float32
+
+    def noise(like: Tensor, *shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(shape, device=like.device, dtype=dtype)
+
+    for name, weight in networks.named_parameters():
+        owner, name = name.split(".")
+        if "weight" not in name or name == "task_weight":
+            continue
+        many = weight.flatten(0, -3)  # [N, in, out], of heads [N T, in, out]
+        count, fan_in, fan_out = many.shape
+        n_rows = rows if owner == "per_task" else rows * networks.n_tasks
+        x, w = noise(many, count, n_rows, fan_in), noise(many, count, fan_in, fan_out)
+        y = noise(many, count, n_rows, fan_out)
+        inputs, matrix = (x, w) if name != "head_weight" else (x.float(), w.float())
+        work += [(forward, ways(inputs, matrix)), (at_weight, ways(x.mT, y))]
+        if name != "weight0":
+            work.append((at_inputs, ways(y, w.mT)))
+        elif passed_on:
+            # A few columns are less work than all, which need not mean less time.
+            work.append((1, ways(y, w[:, -passed_on:].mT) + ways(y, w.mT)))
+    return work
 
 
 def ways(a: Tensor, b: Tensor) -> list[Run]:

@@ -83,7 +83,7 @@ def soak(vector_steps: int, seconds: float | None, surgery: str) -> dict[str, di
             start = perf_counter()
             while not over.wait(1.0) and trainer.interrupt.signal is None:
                 with suppress(OSError):  # a thread has just ended, or the run
-                    seen.append((trainer.steps // n_tasks, held(simulators)))
+                    seen.append((trainer.state.steps // n_tasks, held(simulators)))
                 if seconds is not None and perf_counter() > start + seconds:
                     os.kill(os.getpid(), signal.SIGTERM)  # the run ends in good order
 

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mtrl.config.train import TrainConfig
-from mtrl.envs.benchmarks import get_benchmark
+from mtrl.envs.benchmarks import Benchmark, get_benchmark
+from mtrl.envs.record import record_of
 from mtrl.evaluation.scores import Evaluation
+from mtrl.folder import write_benchmark
+from mtrl.training import report
 from mtrl.training.logger import RunLogger
 
 NETWORKS = ("critic1", "critic2", "actor")
 
 
 def write_run(
-    folder: Path, config: TrainConfig, stop_at: int | None = None, hours: float = 10.0
+    folder: Path,
+    config: TrainConfig,
+    stop_at: int | None = None,
+    hours: float = 10.0,
+    benchmark: Benchmark | None = None,
+    tells_success: bool | Sequence[bool] = True,
 ) -> Path:
     """A run of this configuration; killed at `stop_at`, if given, before its last evaluation."""
-    benchmark = get_benchmark(config.benchmark, config.tasks)
+    benchmark = benchmark or get_benchmark(config.benchmark, config.tasks)
     tasks, n_tasks = benchmark.tasks, len(benchmark.tasks)
     schedule = config.schedule(n_tasks)
     config = config.model_copy(update=dataclasses.asdict(schedule))
@@ -38,14 +47,12 @@ def write_run(
 
     def evaluate(steps: int, episodes: int) -> Evaluation:
         success = rng.random((n_tasks, episodes)) < rates(steps)[:, None]
-        shape = (*success.shape, 0, 4)
-        found = Evaluation(tasks, 0, success.astype(int), 100.0 * success, np.zeros(shape))
-        values = {
-            f"eval/success_rate/{task}": float(rate)
-            for task, rate in zip(tasks, found.success_rates, strict=True)
-        }
-        values |= {"eval/success_rate/mean": found.mean, "eval/success_rate/worst": found.worst}
-        logger.write(steps, values)
+        returns = (
+            100.0 * success * (1 + np.arange(n_tasks))[:, None]
+        )  # tasks on scales of their own
+        actions = np.zeros((*success.shape, 0, 4))
+        found = Evaluation(tasks, 0, success.astype(int), returns, actions, told)
+        report.evaluation(logger, steps, found, video=False)
         return found
 
     def diagnose(steps: int) -> None:
@@ -58,9 +65,11 @@ def write_run(
             matrices[network] = gradients @ gradients.T
         logger.cosines(steps, matrices)
 
+    told = np.broadcast_to(tells_success, n_tasks)
     folder.mkdir(parents=True)
+    write_benchmark(folder, record_of(benchmark, told.tolist()))
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    logger = RunLogger(folder, total, config)
+    logger = RunLogger(folder, total, config, tasks)
     every = (schedule.log_every, schedule.diagnose_every, schedule.eval_every)
     marks = sorted({step for each in every if each for step in range(each, total + 1, each)})
     updates = 0

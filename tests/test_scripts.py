@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import t as student_t
 from scipy.stats import ttest_rel
 
 from mtrl.config.presets import preset
@@ -115,7 +116,9 @@ def one_thread():
 def test_bench_update(scripts, tmp_path, monkeypatch, capsys):
     bench, timing = scripts("bench_update"), scripts("timing")
     monkeypatch.setattr(timing, "WARM_UP", {"cpu": 0})
-    monkeypatch.setattr(bench, "interleaved", lambda runs, _, d: timing.interleaved(runs, 1, d))
+    monkeypatch.setattr(
+        bench, "interleaved", lambda runs, _, d, c: timing.interleaved(runs, 1, d, c)
+    )
     monkeypatch.setattr(bench, "PER_TASK", 500)
     monkeypatch.setattr(
         "mtrl.nets.precision.multiplies_bf16", lambda: True
@@ -182,7 +185,7 @@ def test_each_part_of_the_ablation_is_an_agent_of_its_own(scripts):
 
 def test_the_ablations_table_is_of_its_data(scripts, request):
     report, found = scripts("ablation_report"), request.config.rootpath / "results/ablation"
-    agents = report.read(list(scripts("ablation").variants()), found)
+    agents = scripts("trials").read(list(scripts("ablation").variants()), found)
     assert report.table(agents) + "\n" == (found / "table.md").read_text()
     assert report.table(agents) in (request.config.rootpath / "README.md").read_text()
 
@@ -190,7 +193,7 @@ def test_the_ablations_table_is_of_its_data(scripts, request):
 def test_two_agents_in_blocks_are_a_paired_t_test(scripts, request):
     report, found = scripts("ablation_report"), request.config.rootpath / "results/ablation"
     names = ["recipe", "recipe - LayerNorm"]
-    agents = report.read(names, found)
+    agents = scripts("trials").read(names, found)
     ends = ttest_rel(*(agents[name].scores.mean(0) for name in names)).confidence_interval(0.95)
     assert report.spread(agents, "recipe") == pytest.approx((ends.high - ends.low) / 2, rel=1e-9)
     assert report.spread(agents, "plain") is None
@@ -211,6 +214,54 @@ def test_ablation_makes_what_is_missing(request, tmp_path):
     assert first.endswith(second) and "| recipe - AdamW | " in second
     other = subprocess.run([*command, "--total-timesteps", "9"], capture_output=True, text=True)
     assert other.returncode == 2 and "--total-timesteps: expected 14000, as " in other.stderr
+
+
+def test_the_noise_queue_is_of_runs_that_can_be_made(scripts):
+    noise = scripts("noise")
+    queue = [trial for step in noise.PLAN for trial in noise.trials(*step)]
+    assert len({trial.folder for trial in queue}) == len(queue)
+    assert {trial.name for trial in queue} >= {"easy none", "easy pcgrad", "hard none"}
+    first = {trial.name: trial for trial in reversed(queue)}  # the first seed of each
+    assert all(trial.config.seed == 0 for trial in first.values())
+    for name, trial in first.items():
+        check(trial.config)
+        base = first[f"{name.split()[0]} none"]
+        assert trial == base or (trial.config, trial.variables) != (base.config, base.variables)
+    assert set(noise.VARIANTS) == {name.split(" ", 1)[1] for name in first}
+
+
+def test_differences_in_pairs_are_a_paired_t_test(scripts, request):
+    report, found = scripts("noise_report"), request.config.rootpath / "results/ablation"
+    names = {"recipe": "none", "recipe - LayerNorm": "other"}
+    read = scripts("trials").read(list(names), found)
+    agents = {names[name]: agent for name, agent in read.items()}
+    scores = [agents[name].scores.mean(0) for name in ("other", "none")]
+    ends = ttest_rel(*scores).confidence_interval(0.95)
+    middle = (scores[0] - scores[1]).mean()
+    row = cells(report.differences(agents, "none"))[-1]
+    assert row[5].strip() == f"{middle:+.2f} [{ends.low:+.2f}, {ends.high:+.2f}], 3 pairs"
+    pairs = int(row[6])  # with so many of this deviation, and not with one less
+    for n, enough in ((pairs, True), (pairs - 1, False)):
+        half = student_t.ppf(0.975, n - 1) * (scores[0] - scores[1]).std(ddof=1) / n**0.5
+        assert (half <= report.WANTED) == enough
+    assert report.conflicts(agents) == ""  # these runs were not diagnosed
+
+
+def test_the_noise_table_is_of_its_data(scripts, request):
+    found = request.config.rootpath / "results/noise"
+    assert scripts("noise").report(found) == (found / "table.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_told_and_does_not_stop_the_others(scripts, tmp_path, capsys):
+    trials = scripts("trials")
+    config = trials.short("quickstart", 14_000, 0, {})
+    bad = trials.Trial("bad", config.model_copy(update={"tasks": ("no-such-task-v3",)}))
+    queue = [bad, trials.Trial("good", config)]
+    with pytest.raises(SystemExit, match=r"bad_seed_0 failed: .*no-such-task-v3"):
+        trials.train_all(queue, tmp_path / "kept", tmp_path / "runs", 1)
+    assert [path.parent.name for path in tmp_path.glob("kept/*/eval.csv")] == ["good_seed_0"]
+    assert (tmp_path / "kept/good_seed_0/run.json").exists()
 
 
 @pytest.mark.slow

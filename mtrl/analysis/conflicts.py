@@ -1,11 +1,10 @@
-"""Pictures of conflicts, for TensorBoard and for paper.
+"""Figures of how the tasks' gradients conflict, for TensorBoard and for paper.
 
-Import this module where one is drawn: it brings matplotlib along.
+Import this module only where one is drawn: it imports matplotlib.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,17 +12,20 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap, FuncNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 
-from mtrl.analysis.style import COLORS, COLUMN, TEXT, scale, scale_ticks, short, styled
+from mtrl.analysis.style import COLORS, COLUMN, TEXT, between, scale, scale_ticks, short, styled
 
 NUMBERS_UP_TO = 12
 """Tasks up to which a cell has room for its number, or a small map's row for its name."""
 
-STRETCHES = 4
+PARTS = 4
 """Parts of a run, each with a map of its own."""
+
+BAR_TICKS = (-1, -0.5, -0.1, 0, 0.1, 0.5, 1)
 
 
 def cosine_figure(cosines: np.ndarray, tasks: Sequence[str], title: str) -> Figure:
@@ -44,17 +46,17 @@ def cosine_figure(cosines: np.ndarray, tasks: Sequence[str], title: str) -> Figu
     figure = Figure(figsize=(side + 2.7, side + 2.2), layout="compressed")
     FigureCanvasAgg(figure)  # attaches itself
     axes = figure.add_subplot()
-    # All eyes tell red from blue. The ends are fixed: a colour means the same in every picture.
-    image = axes.imshow(cosines, cmap="RdBu", vmin=-1, vmax=1)
+    image = axes.imshow(cosines, cmap=_colors(), norm=_norm())
     axes.set_xticks(range(n_tasks), names, rotation=90, fontsize=font_size)
     axes.set_yticks(range(n_tasks), names, fontsize=font_size)
     if has_numbers:
         for i, row in enumerate(cosines.tolist()):
             for j, value in enumerate(row):
-                color = "white" if abs(value) > 0.7 else "black"
+                color = "white" if abs(value) > 0.5 else "black"
                 text = f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
                 axes.text(j, i, text, ha="center", va="center", color=color, fontsize=font_size)
-    bar = figure.colorbar(image, ticks=[-1, -0.5, 0, 0.5, 1])
+    bar = figure.colorbar(image, ticks=BAR_TICKS, format="%g")
+    bar.minorticks_off()
     bar.set_label("cosine", fontsize=font_size)
     bar.ax.tick_params(labelsize=font_size)
     figure.suptitle(title, fontsize=font_size + 2)
@@ -76,22 +78,23 @@ def draw_conflicts(
     Returns:
         Figures by file name.
     """
-    parts = np.array_split(np.arange(len(steps)), min(STRETCHES, len(steps)))
-    maps = {name: [values[part].mean(0) for part in parts] for name, values in cosines.items()}
+    parts = np.array_split(np.arange(len(steps)), min(PARTS, len(steps)))
+    maps = {name: [_mean(values[part]) for part in parts] for name, values in cosines.items()}
     with styled():
         figures = {
             "conflict_fraction": _conflict_fraction(steps, cosines),
             "cosines": _over_time(steps, parts, maps, tasks),
         }
-        first, last = steps[parts[-1][[0, -1]]]
+        _, factor = scale("", steps[-1])
+        unit = {1e6: " million", 1e3: " thousand"}.get(factor, "")
         for network, (*_, values) in maps.items():
-            title = f"{network}, steps {first:,.0f}–{last:,.0f}"
+            title = f"{network}, {between(steps[parts[-1]] / factor)}{unit} steps"
             figures[f"cosines_{network}"] = _last_map(title, values, tasks)
     return figures
 
 
 def conflict_fraction(cosines: np.ndarray) -> np.ndarray:
-    """Fraction of the pairs of tasks with a negative cosine, `[…, T, T]` to `[…]`."""
+    """Fraction of the pairs of tasks with a negative cosine, `[…, T, T]` to `[…]`; 0 of none."""
     first, second = np.triu_indices(cosines.shape[-1], 1)
     return (cosines[..., first, second] < 0).mean(-1)
 
@@ -106,8 +109,9 @@ def _conflict_fraction(steps: np.ndarray, cosines: Mapping[str, np.ndarray]) -> 
             steps, conflict_fraction(values), color=color, ls=style, marker=marker, label=network
         )
     label, factor = scale("environment steps over all tasks", steps[-1])
-    axes.set(xlim=(0, None), ylim=(0, None), xlabel=label, ylabel="conflicting pairs of tasks")
+    axes.set(xlim=(0, None), ylim=(0, 1), xlabel=label, ylabel="conflicting pairs of tasks")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_yticks([0, 0.5, 1])
     axes.grid(True)
     axes.locator_params(axis="x", nbins=4)
     scale_ticks(axes, factor)
@@ -122,7 +126,6 @@ def _over_time(
     tasks: Sequence[str],
 ) -> Figure:
     """A row for each network, a column for each part of the run."""
-    bound = max(_bound(values) for row in maps.values() for values in row)
     label, factor = scale("environment steps over all tasks", steps[-1])
     named = len(tasks) <= NUMBERS_UP_TO
     side = (TEXT - 1 - named * _name_length(tasks, 6)) / len(parts)
@@ -131,14 +134,13 @@ def _over_time(
     panels = figure.subplots(len(maps), len(parts), squeeze=False)
     for row, (network, values) in zip(panels, maps.items(), strict=True):
         for axes, map_ in zip(row, values, strict=True):
-            image = _map(axes, map_, bound)
+            image = _map(axes, map_)
             axes.set(xticks=[], yticks=[])
         if named:
             row[0].set_yticks(range(len(tasks)), map(short, tasks), fontsize=6)
         row[0].set_ylabel(network)
     for axes, part in zip(panels[0], parts, strict=True):
-        ends = dict.fromkeys(f"{steps[d] / factor:.3g}" for d in part[[0, -1]])
-        axes.set_title("–".join(ends))
+        axes.set_title(between(steps[part] / factor))
     figure.suptitle(label, fontsize=8)
     _bar(figure, image, panels, "cosine, mean over diagnoses")
     return figure
@@ -149,7 +151,7 @@ def _last_map(title: str, values: np.ndarray, tasks: Sequence[str]) -> Figure:
     width, fontsize = (COLUMN, 7) if len(tasks) <= NUMBERS_UP_TO else (TEXT, 6)
     figure = Figure(figsize=(width, width - 0.4), layout="compressed")
     axes = figure.subplots()
-    image = _map(axes, values, _bound(values))
+    image = _map(axes, values)
     axes.set_xticks(range(len(tasks)), map(short, tasks), rotation=90, fontsize=fontsize)
     axes.set_yticks(range(len(tasks)), map(short, tasks), fontsize=fontsize)
     axes.set_title(title)
@@ -162,23 +164,42 @@ def _name_length(tasks: Sequence[str], fontsize: float) -> float:
     return max(len(short(task)) for task in tasks) * 0.58 * fontsize / 72
 
 
-def _map(axes: Axes, values: np.ndarray, bound: float) -> AxesImage:
-    """Red where two tasks conflict; a task's cosine with itself says nothing and is grey."""
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Over the diagnoses that found one, `[D, T, T]` to `[T, T]`; NaN where none did."""
+    known = np.isfinite(values)
+    sums, counts = np.where(known, values, 0).sum(0), known.sum(0)
+    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+
+
+def _map(axes: Axes, values: np.ndarray) -> AxesImage:
+    """Red where two tasks conflict; grey on the diagonal, which says nothing, and where unknown."""
     others = np.where(np.eye(len(values), dtype=bool), np.nan, values)
-    colors = matplotlib.colormaps["RdBu"].with_extremes(bad="0.75")
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.tick_params(length=0, pad=1)
-    return axes.imshow(others, cmap=colors, vmin=-bound, vmax=bound, interpolation="nearest")
+    return axes.imshow(others, cmap=_colors(), norm=_norm(), interpolation="nearest")
 
 
-def _bound(values: np.ndarray) -> float:
-    """The largest cosine between two tasks, rounded up to a tenth: white stays 0."""
-    others = np.abs(values[~np.eye(len(values), dtype=bool)])
-    return max(0.1, math.ceil(10 * float(np.nanmax(others))) / 10)
+def _colors() -> Colormap:
+    """Red to blue, which all eyes tell apart."""
+    return matplotlib.colormaps["RdBu"].with_extremes(bad="0.75")
+
+
+def _norm() -> FuncNorm:
+    """The same in every figure, so that figures can be compared.
+
+    Most cosines are small: on a linear scale from -1 to 1 they would all be white. So colours are
+    linear in the cosine's signed square root.
+    """
+    return FuncNorm(
+        (lambda c: np.sign(c) * np.sqrt(np.abs(c)), lambda r: np.sign(r) * r**2), vmin=-1, vmax=1
+    )
 
 
 def _bar(figure: Figure, image: AxesImage, axes: Any, label: str) -> None:
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.02)
+    bar = figure.colorbar(
+        image, ax=axes, shrink=0.8, aspect=30, pad=0.02, ticks=BAR_TICKS, format="%g"
+    )
+    bar.minorticks_off()
     bar.outline.set_visible(False)
     bar.set_label(label)

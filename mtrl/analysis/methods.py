@@ -1,14 +1,16 @@
-"""Which runs are seeds of one method, and how methods differ."""
+"""Which runs are seeds of one method, how methods are called, and how they differ."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
 
-from mtrl.analysis.runs import Run
+from mtrl.analysis.runs import Run, Score
 from mtrl.config.train import shown
 from mtrl.errors import UsageError, unknown
 
@@ -18,18 +20,35 @@ NOT_THE_METHOD = frozenset(
 )
 """Fields that do not change what an update does. Task sets are compared by their tasks."""
 
+NAMED_FIRST = (
+    "surgery actor_surgery critic_surgery trunk heads hidden_sizes gradient_steps batch_size"
+).split()
+"""Fields a method is named by where others tell it apart as well."""
+
 
 @dataclass(frozen=True)
 class Method:
-    """Runs that differ in nothing but their seeds."""
+    """Runs that differ in nothing but their seeds.
+
+    Attributes:
+        name: In legends and tables.
+        runs: At least one, all of the same tasks and score.
+        named_by: Configuration fields that the name is made of; None if the user chose it.
+    """
 
     name: str
     runs: tuple[Run, ...]
+    named_by: tuple[str, ...] | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """T task names."""
         return self.runs[0].tasks
+
+    @property
+    def score(self) -> Score:
+        """What is compared."""
+        return self.runs[0].score
 
     @property
     def finished(self) -> list[Run]:
@@ -38,9 +57,13 @@ class Method:
 
     @property
     def scores(self) -> np.ndarray:
-        """Final success rate of each task and finished run, `[T, N]`."""
-        finals = [run.final.solved / run.final.episodes for run in self.runs if run.final]
+        """Final success rate or return of each task and finished run, `[T, N]`."""
+        finals = [run.final.scores for run in self.runs if run.final]
         return np.stack(finals, -1) if finals else np.empty((len(self.tasks), 0))
+
+    def setting(self, field: str) -> str:
+        """Its value of a configuration field; all its runs' values, if they differ."""
+        return " or ".join(dict.fromkeys(shown(run.config.flat()[field]) for run in self.runs))
 
 
 def group(
@@ -48,22 +71,19 @@ def group(
 ) -> list[Method]:
     """Runs with the same configuration except the seed, as one method each, in order of arrival.
 
-    A method is named by its surgery where that tells them apart, else by all that differs.
+    A method is named by its surgery where that tells methods apart, else by as few fields as do.
 
     Args:
         by: Configuration fields that make a method, instead of all.
-        labels: Other names for the methods.
+        labels: Other names for methods, by the name they would have, or by the folder of one of
+            their runs or a glob of it: `{"runs/mt10_cpu_*": "CPU recipe"}`.
 
     Raises:
-        UsageError: if the runs' tasks differ, one run is given twice, or a name is unknown.
+        UsageError: if runs have other tasks or another score, one is given twice, a name is
+            unknown, or a label does not stand for one method.
     """
+    runs = [_like_the_first(run, runs[0]) for run in runs]
     leaves = [run.config.flat() for run in runs]
-    for run in runs:
-        if run.tasks != runs[0].tasks:
-            first, other = (f"{len(r.tasks)} of {r.path}" for r in (runs[0], run))
-            raise UsageError(
-                f"runs: expected the same tasks in the same order, got the {first} and the {other}"
-            )
     for field in by:
         if field not in leaves[0]:
             raise UsageError(unknown("group_by", field, leaves[0]))
@@ -77,40 +97,101 @@ def group(
             raise UsageError(f"runs: expected every seed of a method once, got {twice}")
         seen[identity] = run
         members.setdefault(tuple(values[field] for field in fields), []).append(run)
-
-    by_surgery = not by and len({key[fields.index("surgery")] for key in members}) == len(members)
-    columns = dict(zip(fields, zip(*members, strict=True), strict=True))
-    named_by = [field for field, column in columns.items() if len(set(column)) > 1]
-    if by_surgery or not named_by:
-        named_by = ["surgery"]
-    names = []
+    named_by = _telling_fields(fields, list(members))
+    methods = []
     for same in members.values():
         values = same[0].config.flat()
-        names.append(", ".join(_assignment(field, values[field]) for field in named_by))
-    labels = labels or {}
-    for name in labels:
-        if name not in names:
-            raise UsageError(unknown("labels", name, names))
-    return [
-        Method(labels.get(name, name), tuple(same))
-        for name, same in zip(names, members.values(), strict=True)
-    ]
+        name = ", ".join(_assignment(field, values[field]) for field in named_by)
+        methods.append(Method(name, tuple(same), named_by))
+    return _labelled(methods, labels or {})
 
 
 def differences(methods: Sequence[Method]) -> list[str]:
-    """In words, in which fields methods differ, beyond what their names say."""
-    told = []
-    for field in methods[0].runs[0].config.flat().keys() - NOT_THE_METHOD:
-        values = [
-            " or ".join(dict.fromkeys(shown(run.config.flat()[field]) for run in method.runs))
-            for method in methods
+    """Fields in which methods differ, sorted, beyond what their names say."""
+    fields = methods[0].runs[0].config.flat().keys() - NOT_THE_METHOD
+    told = set.intersection(*(set(method.named_by or ()) for method in methods))
+    return sorted(
+        field for field in fields - told if len({method.setting(field) for method in methods}) > 1
+    )
+
+
+def _like_the_first(run: Run, first: Run) -> Run:
+    if set(run.tasks) != set(first.tasks):
+        raise UsageError(
+            f"runs: expected the same tasks, got the {len(first.tasks)} of {first.path} and the "
+            f"{len(run.tasks)} of {run.path}"
+        )
+    if run.score != first.score:
+        by_success, other = (first, run) if first.score == "success_rate" else (run, first)
+        raise UsageError(
+            f"runs: expected one score, got success rates of {by_success.path} and returns alone "
+            f"of {other.path}; --score return compares both"
+        )
+    return run if run.tasks == first.tasks else run.reordered(first.tasks)
+
+
+def _telling_fields(fields: Sequence[str], keys: Sequence[tuple[Any, ...]]) -> tuple[str, ...]:
+    """As few fields as tell methods apart, roughly: each time that which splits them most."""
+    columns = dict(zip(fields, zip(*keys, strict=True), strict=True))
+    first = [field for field in NAMED_FIRST if field in columns]
+    order = [*first, *(field for field in fields if field not in first)]
+    if len(set(columns.get("surgery", ()))) == len(keys):
+        return ("surgery",)
+    chosen: list[str] = []
+
+    def groups(field: str) -> int:
+        return len(set(zip(*(columns[each] for each in (*chosen, field)), strict=True)))
+
+    while not chosen or groups(chosen[-1]) < len(keys):
+        chosen.append(max(order, key=groups))  # the first of equals
+    return tuple(sorted(chosen, key=order.index))
+
+
+def _labelled(methods: Sequence[Method], labels: Mapping[str, str]) -> list[Method]:
+    """With the names that the user chose."""
+    chosen: dict[int, str] = {}
+    for old, new in labels.items():
+        meant = [m for m, method in enumerate(methods) if method.name == old] or [
+            m for m, method in enumerate(methods) if any(_matches(run, old) for run in method.runs)
         ]
-        pairs = list(zip(methods, values, strict=True))
-        in_names = all(_assignment(field, value) in method.name for method, value in pairs)
-        if len(set(values)) > 1 and not in_names:
-            told.append(f"{field}: " + ", ".join(f"{v} ({method.name})" for method, v in pairs))
-    return sorted(told)
+        if not meant:
+            names = [method.name for method in methods]
+            raise UsageError(unknown("labels", old, names) + ", or a run's folder or a glob of it")
+        if len(meant) > 1:
+            several = " and ".join(methods[m].name for m in meant)
+            raise UsageError(
+                f"labels: expected runs of one method, but {old!r} matches {several}; --group-by "
+                "makes one method of what differs in other fields"
+            )
+        (m,) = meant
+        if chosen.setdefault(m, new) != new:
+            raise UsageError(
+                f"labels: expected one label for {methods[m].name}, got {chosen[m]!r} and {new!r}"
+            )
+    found = [
+        Method(chosen[m], method.runs) if m in chosen else method
+        for m, method in enumerate(methods)
+    ]
+    if twice := _repeated(method.name for method in found):
+        raise UsageError(f"labels: expected another name for each method, got {twice!r} twice")
+    return found
+
+
+def _matches(run: Run, pattern: str) -> bool:
+    path, pattern = os.path.normpath(run.path), os.path.normpath(pattern)
+    return fnmatch(path, pattern) or fnmatch(run.path.name, pattern)
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _assignment(field: str, value: Any) -> str:
+    if isinstance(value, tuple) and len(value) > 1 and len(set(value)) == 1:
+        return f"{field}={len(value)}×{value[0]}"
     return shown(value) if field == "surgery" else f"{field}={shown(value)}"

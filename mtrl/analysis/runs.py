@@ -5,27 +5,45 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from mtrl.config.train import TrainConfig
-from mtrl.envs.benchmarks import get_benchmark
 from mtrl.errors import UsageError, one_line
-from mtrl.folder import COSINES, STEP, read_rows
+from mtrl.folder import COSINES, STEP, read_benchmark, read_rows
 
 Axis = Literal["steps", "updates", "hours"]
-SUCCESS = "eval/success_rate"
+Score = Literal["success_rate", "return"]
+BROKEN = (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError)
+"""What a damaged log raises while it is read."""
+
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Unevaluated(UsageError):
+    """A folder without an evaluation: a run that has just begun, or no run at all."""
 
 
 @dataclass(frozen=True)
 class Final:
-    """The full evaluation of a finished run: solved `[T]` of so many episodes."""
+    """The full evaluation of a finished run.
 
-    solved: np.ndarray
+    Attributes:
+        scores: Success rate or mean return of each task, `[T]`.
+        episodes: Of each task.
+    """
+
+    scores: np.ndarray
     episodes: int
+
+    @property
+    def solved(self) -> np.ndarray:
+        """Solved episodes of each task, int `[T]`; only where scores are success rates."""
+        return np.rint(self.scores * self.episodes).astype(int)
 
 
 @dataclass(frozen=True)
@@ -35,20 +53,22 @@ class Run:
     Attributes:
         path: Its folder.
         config: Its configuration.
-        tasks: T task names, in the order of the benchmark.
+        tasks: T task names.
         steps: When it was evaluated [environment steps over all tasks], `[P]`, increasing.
-        success: Success rates found then, `[P, T]`.
+        scores: Success rates or mean returns found then, `[P, T]`.
         clock: Steps, updates and hours of its log rows, `[3, L]`.
         final: None if the run has not reached its end.
+        score: What `scores` are.
     """
 
     path: Path
     config: TrainConfig
     tasks: tuple[str, ...]
     steps: np.ndarray
-    success: np.ndarray
+    scores: np.ndarray
     clock: np.ndarray
     final: Final | None
+    score: Score = "success_rate"
 
     @property
     def last_step(self) -> float:
@@ -65,42 +85,68 @@ class Run:
         row = self.clock["steps updates hours".split().index(name)]
         return np.interp(self.steps, self.clock[0], row, left=np.nan, right=np.nan)
 
+    def reordered(self, tasks: tuple[str, ...]) -> Run:
+        """The same run with its tasks in another order."""
+        order = [self.tasks.index(task) for task in tasks]
+        final = self.final and replace(self.final, scores=self.final.scores[order])
+        return replace(self, tasks=tasks, scores=self.scores[:, order], final=final)
 
-def read_run(path: Path) -> Run:
+
+def read_run(path: Path, score: Score | None = None) -> Run:
     """Read a run folder.
 
+    Args:
+        path: With config.yaml, and progress.json or progress.csv.
+        score: What to read: success rates, of the tasks that have one; or returns. Default: success
+            rates if every task has one, else returns.
+
     Raises:
-        UsageError: if it is none, or nothing was evaluated in it.
+        Unevaluated: if it is no run folder, or nothing was evaluated in it yet.
+        UsageError: if it is not there, its logs are damaged, or they lack this score.
     """
-    rows = _log(path)
-    config = TrainConfig.from_yaml(path / "config.yaml")
-    tasks = _tasks(config, rows)
-    found = {row[STEP]: row for row in rows if f"{SUCCESS}/mean" in row}  # the last, if twice
+    config, rows = _log(path)
+    found = [row for row in rows if any(tag.startswith("eval/") for tag in row)]
     if not found:
-        raise UsageError(f"runs: expected a run with an evaluation in its logs, got none in {path}")
+        raise Unevaluated(
+            f"runs: expected a run with an evaluation in its logs, got none in {path}"
+        )
     try:
-        success = [[found[step][f"{SUCCESS}/{task}"] for task in tasks] for step in sorted(found)]
+        stored = _final_file(path)
+        tasks = _tasks(path, config, stored, found)
+        total = config.schedule(len(tasks)).total_timesteps
+        if score is None:
+            told = all(f"eval/success_rate/{task}" in found[-1] for task in tasks)
+            score = "success_rate" if told else "return"
+        tasks = tuple(task for task in tasks if f"eval/{score}/{task}" in found[-1])
+        if not tasks:
+            raise UsageError(f"score: expected eval/{score}/ in the logs, got none in {path}")
+        tags = [f"eval/{score}/{task}" for task in tasks]
+        by_step = {
+            float(row[STEP]): [float(row[tag]) for tag in tags]
+            for row in found
+            if all(tag in row for tag in tags)  # a task may tell its success later than others
+        }  # the last, if a step is there twice
+        steps = np.array(sorted(by_step))
+        scores = np.array([by_step[step] for step in steps])
+        if not (np.isfinite(steps).all() and np.isfinite(scores).all()):
+            raise ValueError("a number that is not finite")
         clock = [
-            (row[STEP], row["time/updates"], row["time/elapsed"] / 3600)
+            (float(row[STEP]), float(row["time/updates"]), float(row["time/elapsed"]) / 3600)
             for row in rows
             if "time/updates" in row
         ]
         final = None
-        if (path / "eval.json").exists():
-            stored = json.loads((path / "eval.json").read_text(encoding="utf-8"))
-            # One from before the run was extended is not about its end.
-            if stored["total_timesteps"] >= config.schedule(len(tasks)).total_timesteps:
-                by_task = {row["task"]: row for row in stored["tasks"]}
-                solved = np.array([by_task[task]["successes"] for task in tasks])
-                final = Final(solved, by_task[tasks[0]]["episodes"])
-                hours = stored["seconds"] / 3600
-                clock.append((stored["total_timesteps"], stored["updates"], hours))
-    except (KeyError, TypeError, ValueError, OSError) as error:
+        # One from before the run was extended is not about its end.
+        if stored and stored["total_timesteps"] >= total:
+            final = _final(stored, tasks, score)
+            end = float(stored["total_timesteps"]), float(stored["updates"])
+            clock.append((*end, stored["seconds"] / 3600))
+    except UsageError:
+        raise
+    except BROKEN as error:
         raise UsageError(f"runs: cannot read the logs in {path}: {error!r}") from None
-    steps = np.array(sorted(found), float)
-    return Run(
-        path, config, tasks, steps, np.array(success), np.array(clock or [(np.nan,) * 3]).T, final
-    )
+    times = np.array(clock or [(np.nan,) * 3]).T
+    return Run(path, config, tasks, steps, scores, times, final, score)
 
 
 def read_cosines(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[str, ...]]:
@@ -108,44 +154,99 @@ def read_cosines(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[s
 
     Returns:
         When they were measured [environment steps over all tasks], `[D]`; them, `[D, T, T]` for
-        each network; T task names.
+        each network, NaN where there was none; T task names.
 
     Raises:
-        UsageError: if the folder holds none.
+        UsageError: if there are none in the folder, or they are damaged.
     """
-    rows = read_rows(path / COSINES)
-    if not rows:
-        raise UsageError(
-            f"cosine: expected a run folder with {COSINES}, which is written every "
-            f"--diagnose-every steps, got {path}"
-        )
-    config = TrainConfig.from_yaml(path / "config.yaml")
-    tasks = _tasks(config, _log(path))
-    networks = sorted(rows[0].keys() - {STEP})
-    steps = np.array([row[STEP] for row in rows], float)
-    return steps, {name: np.array([row[name] for row in rows]) for name in networks}, tasks
+    config, rows = _log(path)
+    try:
+        lines = read_rows(path / COSINES)
+        if not lines:
+            every = config.diagnose_every
+            why = (
+                "its --diagnose-every is 0. Train with --diagnose-every N to measure them every N "
+                "steps"
+                if every == 0
+                else f"they are measured every {every:,} steps (--diagnose-every) once it learns, "
+                "if there is more than one task"
+                if every
+                else "they are measured every --diagnose-every steps"
+            )
+            raise UsageError(
+                f"cosine: expected the cosines between tasks' gradients, got none in {path}: {why}"
+            )
+        tasks = _tasks(path, config, _final_file(path), rows)
+        steps = np.array([float(line[STEP]) for line in lines])
+        cosines = {
+            network: np.array([line[network] for line in lines], float)
+            for network in sorted(lines[0].keys() - {STEP})
+        }
+        shape = (len(steps), len(tasks), len(tasks))
+        for network, values in cosines.items():
+            if values.shape != shape:
+                raise ValueError(f"expected {shape} cosines of {network}, got {values.shape}")
+        if not np.isfinite(steps).all():
+            raise ValueError("a step that is not finite")
+    except UsageError:
+        raise
+    except BROKEN as error:
+        raise UsageError(f"cosine: cannot read {path / COSINES}: {error!r}") from None
+    return steps, cosines, tasks
 
 
-def _tasks(config: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The tasks' names; those of a benchmark that would have to be imported as they were logged."""
-    if ":" not in config.benchmark or config.benchmark.startswith("mt1:"):
-        return get_benchmark(config.benchmark, config.tasks).tasks
-    first: Mapping[str, Any] = next((row for row in rows if f"{SUCCESS}/mean" in row), {})
-    names = [tag.removeprefix(f"{SUCCESS}/") for tag in first if tag.startswith(f"{SUCCESS}/")]
-    return tuple(name for name in names if name not in ("mean", "worst"))
+def _final_file(path: Path) -> dict[str, Any]:
+    """What eval.json holds; nothing if there is none."""
+    file = path / "eval.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
 
 
-def _log(path: Path) -> list[dict[str, Any]]:
-    """The rows of progress.json, or of progress.csv if that is all that was kept."""
+def _final(stored: Mapping[str, Any], tasks: Sequence[str], score: Score) -> Final:
+    by_task = {row["task"]: row for row in stored["tasks"]}
+    rows = [by_task[task] for task in tasks]
+    episodes = int(rows[0]["episodes"])
+    if score == "return":
+        scores = np.array([float(row["return_mean"]) for row in rows])
+    else:
+        scores = np.array([int(row["successes"]) for row in rows]) / episodes
+    if not np.isfinite(scores).all():
+        raise ValueError("eval.json: a score that is not finite")
+    return Final(scores, episodes)
+
+
+def _tasks(
+    path: Path, config: TrainConfig, stored: Mapping[str, Any], rows: Rows
+) -> tuple[str, ...]:
+    """The tasks' names: as they were recorded, or else as older runs' files list them."""
+    if (record := read_benchmark(path)) is not None:
+        return record.names
+    if config.tasks is not None:
+        return config.tasks
+    if stored:
+        return tuple(row["task"] for row in stored["tasks"])
+    for prefix in ("eval/return/", "eval/success_rate/", "train/critic_loss/"):
+        for row in rows:
+            names = [tag.removeprefix(prefix) for tag in row if tag.startswith(prefix)]
+            if names:
+                return tuple(name for name in names if name not in ("mean", "worst"))
+    raise UsageError(f"runs: expected logs that name the tasks, got none in {path}")
+
+
+def _log(path: Path) -> tuple[TrainConfig, list[dict[str, Any]]]:
+    """The configuration; the rows of progress.json, or of progress.csv if that was kept alone."""
     lines, table = path / "progress.json", path / "progress.csv"
+    if not path.exists():
+        raise UsageError(f"runs: no such folder: {path}")
     if not (path / "config.yaml").is_file() or not (lines.is_file() or table.is_file()):
         expected = "a run folder with config.yaml and progress.json or progress.csv"
-        raise UsageError(f"runs: expected {expected}, got {path}")
+        raise Unevaluated(f"runs: expected {expected}, got {path}")
+    config = TrainConfig.from_yaml(path / "config.yaml")
     try:
         if lines.is_file():
-            return read_rows(lines)
+            return config, read_rows(lines)
         text = table.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1].splitlines()  # a killed process leaves part of a line
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(whole)]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(whole)]
+        return config, rows
+    except BROKEN as error:
         raise UsageError(f"runs: cannot read the logs in {path}: {one_line(error)}") from None

@@ -1,15 +1,15 @@
 """Statistics of few seeds: Agarwal et al. 2021, Deep RL at the edge of the statistical precipice.
 
-Scores are `[T, N]`, tasks by runs. Intervals are percentiles of bootstrap resamples, of the runs:
-statements about another set of seeds on these tasks. What is resampled is in one of two ways:
+Scores are `[T, N]`: T tasks, N runs. Intervals are 95% percentile bootstrap intervals over runs.
+They describe how a statistic varies over seeds, for these tasks. There are two ways to resample:
 
-- `stratified`, the paper's: a run is drawn anew for each task. It takes the scores of one run for
-  independent, which they are where each task has a policy of its own.
-- `runs`: a run's tasks stay together, as one policy learned them all. Wider where tasks rise and
-  fall together.
+- `stratified`, the paper's: draw runs separately for each task. This treats the scores of one run
+  as independent, which holds if every task has a policy of its own.
+- `runs`: draw whole runs, because one policy learned all tasks of a run. Intervals are wider if
+  the tasks of a run succeed or fail together.
 
-The paper's library, rliable 1.2.0, is not used: for the formulas below it brings pandas, seaborn,
-arch and statsmodels, and cannot be imported beside pandas 3. The tests hold its numbers.
+The paper's library rliable (1.2.0) is not used: it adds pandas, seaborn, arch and statsmodels for
+the few formulas below, and fails to import with pandas 3. The tests compare with its results.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def interval(
 ) -> tuple[float, float]:
     """95% bootstrap interval of a statistic of one or more methods' scores `[T, N]`.
 
-    NaN where a method has a single run: nothing is known of another then.
+    NaN if a method has a single run, which says nothing about the spread over seeds.
     """
     if min(values.shape[-1] for values in scores) < 2:
         return math.nan, math.nan
@@ -79,11 +79,12 @@ def interval(
 def wilson(solved: np.ndarray, episodes: int) -> tuple[float, float]:
     """Wilson's 95% interval of the success rate on one task, over seeds.
 
-    Episodes of one policy are alike. Pooled as if they were independent, 5 policies of which 3
-    always succeed would count for 250 episodes instead of 5. So Wilson's formula is given the
-    effective number of episodes: that at which independent ones would vary as much as the seeds
-    do, less for how little so few seeds know of it (Korn & Graubard 1998). It is at most the
-    number played, which it is for one seed: the interval is about this policy alone then.
+    Episodes of one policy are correlated. If all episodes were pooled as independent ones, 5
+    policies of which 3 always succeed would count as 250 samples instead of 5. Wilson's formula
+    therefore gets the effective number of episodes (Korn & Graubard 1998): the number of
+    independent episodes that would vary as much as the seeds do, corrected for estimating that
+    variance from few seeds. It never exceeds the number played. For a single seed it equals that
+    number, and the interval describes this policy alone.
 
     Args:
         solved: Episodes solved by each of N runs, `[N]`.
@@ -108,7 +109,7 @@ class Stretch:
     Attributes:
         x: Where, `[G]`.
         n_runs: How many runs there are.
-        values: Mean success rate over these runs, of each task and last of all, `[T + 1, G]`.
+        values: Mean score over these runs: a row for each task, and last their mean, `[T + 1, G]`.
         low: Lower end of the 95% bootstrap interval, likewise; NaN for a single run.
         high: Upper end.
     """
@@ -123,23 +124,23 @@ class Stretch:
 def curve(method: Method, axis: Axis, how: Bootstrap) -> list[Stretch]:
     """A method's learning curve; each run counts from its first evaluation to its last.
 
-    Between its evaluations a run's success rates are linear. The curve is computed wherever one of
-    the runs was evaluated, and is cut where a run begins or ends: it may jump there.
+    A run's scores are interpolated linearly between its evaluations. The curve is computed at every
+    evaluation of any run, and is cut where a run begins or ends, because it may jump there.
     """
     runs = []
     for run in method.runs:
         x = run.axis(axis)
         known = np.isfinite(x)
         if known.any():
-            runs.append((x[known], run.success[known]))
+            runs.append((x[known], run.scores[known]))
     stretches = []
     for start, end in _stretches([(x[0], x[-1]) for x, _ in runs]):
-        present = [(x, success) for x, success in runs if x[0] <= start and x[-1] >= end]
+        present = [(x, values) for x, values in runs if x[0] <= start and x[-1] >= end]
         points = np.concatenate([[start, end], *(x for x, _ in present)])
         grid = np.unique(points[(points >= start) & (points <= end)])
         scores = np.stack(
             [
-                [np.interp(grid, x, success[:, t]) for x, success in present]
+                [np.interp(grid, x, values[:, t]) for x, values in present]
                 for t in range(len(method.tasks))
             ]
         )  # [T, N, G]
@@ -147,7 +148,7 @@ def curve(method: Method, axis: Axis, how: Bootstrap) -> list[Stretch]:
         low, high = np.full((2, *rows.shape), np.nan)
         if len(present) > 1:
             for g in range(len(grid)):
-                # The same draws at every point: the band is no more ragged than the runs.
+                # The same draws at every point, so that resampling adds no noise along the curve.
                 draws = resampled(
                     scores[:, :, g], how, np.random.default_rng(0), CURVE_RESAMPLES
                 ).mean(-1)  # [R, T]
@@ -158,7 +159,10 @@ def curve(method: Method, axis: Axis, how: Bootstrap) -> list[Stretch]:
 
 
 def _stretches(spans: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-    """The intervals between all starts and ends that a run covers; a point is one of its own."""
+    """Intervals between neighbouring starts and ends that at least one run covers.
+
+    A run with a single evaluation is an interval of length 0.
+    """
     edges = sorted({edge for span in spans for edge in span})
     points = [span for span in spans if span[0] == span[1]]
     for start, end in sorted({*pairwise(edges), *points}):

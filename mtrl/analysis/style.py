@@ -6,17 +6,22 @@ Figures are made without pyplot: there is no state to clean up and no display to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.mathtext import MathTextParser
 
+from mtrl.errors import UsageError, one_line
 from mtrl.folder import write_atomically
+
+Format = Literal["png", "pdf", "svg"]
 
 COLUMN, TEXT = 3.25, 6.75
 """Widths of a column and of a page's text [inches]."""
@@ -52,6 +57,7 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.h_pad": 0.03,
     "figure.constrained_layout.w_pad": 0.03,
     "savefig.dpi": 300,
+    "pdf.fonttype": 42,  # TrueType: many venues refuse matplotlib's default, Type 3
     "svg.fonttype": "path",  # looks the same where the font is missing
     "svg.hashsalt": "mtrl",  # parts get the same names every time
 }
@@ -63,9 +69,43 @@ def styled() -> AbstractContextManager[Any]:
     return context
 
 
-def short(task: str) -> str:
-    """A task's name without its version."""
-    return task.removesuffix("-v3")
+def short(task: str, most: int = 26) -> str:
+    """A task's name without its version, its middle cut out if it is too long; never mathematics.
+
+    Args:
+        most: Characters; Meta-World's longest name fits.
+    """
+    name = task.removesuffix("-v3")
+    if len(name) > most:
+        name = name[: (most - 1) // 2] + "…" + name[-(most // 2) :]
+    return literal(name)
+
+
+def literal(text: str) -> str:
+    """A text that matplotlib shows as it is, dollar signs included."""
+    return text.replace("$", r"\$")
+
+
+def expect_drawable(label: str) -> str:
+    """A label that a user chose, which may hold mathematics between dollar signs.
+
+    Raises:
+        UsageError: if matplotlib cannot read it.
+    """
+    try:
+        MathTextParser("path").parse(label)
+    except ValueError as error:
+        raise UsageError(
+            f"labels: cannot read {label!r} as mathematics ({one_line(error)}); a dollar sign is "
+            r"written \$"
+        ) from None
+    return label
+
+
+def wrapped(text: str, width: float, fontsize: float = 8) -> str:
+    """A text in lines of at most so many inches, roughly."""
+    letters = max(8, int(width * 72 / (0.53 * fontsize)))
+    return textwrap.fill(text, letters, break_on_hyphens=False)
 
 
 def scale(label: str, largest: float) -> tuple[str, float]:
@@ -77,18 +117,31 @@ def scale(label: str, largest: float) -> tuple[str, float]:
 
 def scale_ticks(axes: Axes, factor: float) -> None:
     """Divide the numbers on the x-axis."""
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / factor:g}")
+    axes.xaxis.set_major_formatter(lambda value, _: number(value / factor))
 
 
-def save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write every figure as PNG and SVG; the same figure makes the same bytes."""
+def number(value: float) -> str:
+    """Three digits at least, and never an exponent: 0.25, 1.5, 6,000."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def between(values: Sequence[float]) -> str:
+    """The first and last of some numbers, or the one they are: `0.5–1`."""
+    return "–".join(dict.fromkeys((number(values[0]), number(values[-1]))))
+
+
+def save(
+    figures: Mapping[str, Figure], folder: Path, formats: Sequence[Format] = ("png", "svg")
+) -> list[Path]:
+    """Write every figure in every format; the same figure makes the same bytes."""
+    unwanted = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}
     paths = []
     for name, figure in figures.items():
-        for kind, unwanted in (("png", "Software"), ("svg", "Date")):
+        for kind in formats:
             path = folder / f"{name}.{kind}"
             with styled():
                 write_atomically(
-                    path, partial(figure.savefig, format=kind, metadata={unwanted: None})
+                    path, partial(figure.savefig, format=kind, metadata={unwanted[kind]: None})
                 )
             paths.append(path)
     return paths

@@ -1,11 +1,12 @@
-"""The final evaluations of several methods as one table, in Markdown and CSV."""
+"""The final evaluations of several methods as one table: Markdown, HTML and CSV."""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ class Row:
         name: Of the number: a task, or a word.
         cells: Value and the ends of its interval for each method; NaN where there is none.
         interval: What the interval is.
-        digits: After the point; thousands are separated where there are none.
+        digits: After the point.
         remarks: What to say beside each number.
     """
 
@@ -46,16 +47,26 @@ class Table:
 
     def markdown(self) -> str:
         """For people."""
-        lines = [
-            "| " + " | ".join(("final evaluation", *self.methods)) + " |",
-            "|---" * (1 + len(self.methods)) + "|",
-        ]
+        head, *body = [[_cell(text) for text in line] for line in self._lines()]
+        lines = [head, ["---"] * len(head), *body]
+        table = ["| " + " | ".join(line) + " |" for line in lines]
+        return "\n".join([*table, "", *(f"- {note}" for note in self.notes)]) + "\n"
+
+    def html(self) -> str:
+        """For notebooks."""
+        head, *body = [[html.escape(text) for text in line] for line in self._lines()]
+        lines = ["".join(f"<th>{text}</th>" for text in head)]
+        lines += ["".join(f"<td>{text}</td>" for text in line) for line in body]
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        rows = "".join(f"<tr>{line}</tr>" for line in lines)
+        return f"<table>{rows}</table><ul>{notes}</ul>"
+
+    def _lines(self) -> Iterator[list[str]]:
+        yield ["final evaluation", *self.methods]
         for row in self.rows:
             remarks = row.remarks or ("",) * len(row.cells)
             pairs = zip(row.cells, remarks, strict=True)
-            texts = (_text(cell, row.digits, remark) for cell, remark in pairs)
-            lines.append("| " + " | ".join((row.name, *texts)) + " |")
-        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]) + "\n"
+            yield [row.name, *(_text(cell, row.digits, remark) for cell, remark in pairs)]
 
     def to_csv(self) -> str:
         """One line per method and number."""
@@ -71,46 +82,34 @@ class Table:
 
 
 def summarise(methods: Sequence[Method], how: Bootstrap) -> Table:
-    """Final success rates with 95% intervals, and what they cost.
+    """Final scores with 95% intervals, and what they cost.
 
     Unfinished runs have no final evaluation and take no part, but are named. The best quick
     evaluation is what one would report by choosing a policy by its score.
     """
     tasks = methods[0].tasks
-    by_task = [[_task(method, t) for t in range(len(tasks))] for method in methods]
+    by_success = methods[0].score == "success_rate"
+    few, more = (2, 3) if by_success else (_digits(methods),) * 2
+    by_task = [[_task(method, t, how) for t in range(len(tasks))] for method in methods]
     rows = [
-        Row(task, cells, "Wilson")
+        Row(task, cells, "Wilson" if by_success else f"bootstrap, {how}", few)
         for task, cells in zip(tasks, zip(*by_task, strict=True), strict=True)
     ]
     for name, statistic in (("mean", mean), ("interquartile mean", interquartile_mean)):
-        cells = tuple(
-            (float(statistic(m.scores)), *interval(statistic, how, m.scores))
-            if m.finished
-            else NOTHING
-            for m in methods
-        )
-        rows.append(Row(name, cells, f"bootstrap, {how}", 3))
-    worst = [int(np.argmin([cell[0] for cell in own])) for own in by_task]
-    rows.append(
-        Row(
-            "worst task",
-            tuple(own[t] for own, t in zip(by_task, worst, strict=True)),
-            "Wilson",
-            remarks=tuple(
-                tasks[t] if m.finished else "" for m, t in zip(methods, worst, strict=True)
-            ),
-        )
-    )
+        cells = tuple(_statistic(statistic, how, m.scores) for m in methods)
+        rows.append(Row(name, cells, f"bootstrap, {how}", more))
+    if by_success:  # returns of different tasks are not on one scale
+        rows.append(_worst(methods, by_task))
     unfinished = [len(m.runs) - len(m.finished) for m in methods]
     rows += [
         Row(
             "best quick evaluation on the way",
             tuple(
-                _range(r.success[:-1].mean(1).max() for r in m.finished if len(r.steps) > 1)
+                _range(r.scores[:-1].mean(1).max() for r in m.finished if len(r.steps) > 1)
                 for m in methods
             ),
             "range",
-            3,
+            more,
         ),
         Row(
             "seeds",
@@ -134,16 +133,27 @@ def _notes(methods: Sequence[Method], how: Bootstrap) -> Iterator[str]:
         "Final policies, each judged on all goals; only the best quick evaluation is of policies "
         "on the way, on fewer goals."
     )
-    yield (
-        "Tasks: mean over seeds, and Wilson's 95% interval at the effective number of episodes: "
-        "all that were played if seeds agree or there is one, fewer the more they differ."
-    )
-    if any(len(method.finished) > 1 for method in methods):
-        what = "runs within each task" if how == "stratified" else "whole runs"
-        yield f"Mean and interquartile mean: 95% percentile bootstrap of {what}."
+    several = any(len(method.finished) > 1 for method in methods)
+    what = "runs within each task" if how == "stratified" else "whole runs"
+    if methods[0].score == "return":
+        yield (
+            "Scores are returns: undiscounted sums of raw rewards, means over episodes. Tasks with "
+            "larger rewards count for more in the means."
+        )
+        if several:
+            yield f"Scores: mean over seeds, and the 95% percentile bootstrap of {what}."
+    else:
+        yield (
+            "Tasks: mean over seeds, and Wilson's 95% interval at the effective number of "
+            "episodes: all that were played if seeds agree or there is one, fewer the more they "
+            "differ."
+        )
+        if several:
+            yield f"Mean and interquartile mean: 95% percentile bootstrap of {what}."
     yield "Other brackets: smallest and largest of the seeds."
-    for told in differences(methods):
-        yield f"Methods differ in {told}."
+    for field in differences(methods):
+        values = ", ".join(f"{method.setting(field)} ({method.name})" for method in methods)
+        yield f"Methods differ in {field}: {values}."
     for method in methods:
         for run in method.runs:
             if run.final is None:
@@ -153,12 +163,34 @@ def _notes(methods: Sequence[Method], how: Bootstrap) -> Iterator[str]:
                 )
 
 
-def _task(method: Method, t: int) -> Cell:
+def _task(method: Method, t: int, how: Bootstrap) -> Cell:
     finals = [run.final for run in method.runs if run.final is not None]
-    if not finals:
-        return NOTHING
+    if method.score == "return" or not finals:
+        return _statistic(mean, how, method.scores[t : t + 1])
     solved, episodes = np.array([final.solved[t] for final in finals]), finals[0].episodes
     return float(solved.mean()) / episodes, *wilson(solved, episodes)
+
+
+def _statistic(
+    statistic: Callable[[np.ndarray], np.ndarray], how: Bootstrap, scores: np.ndarray
+) -> Cell:
+    if not scores.shape[1]:
+        return NOTHING
+    return float(statistic(scores)), *interval(statistic, how, scores)
+
+
+def _worst(methods: Sequence[Method], by_task: Sequence[Sequence[Cell]]) -> Row:
+    worst = [int(np.argmin([cell[0] for cell in own])) for own in by_task]
+    pairs = list(zip(methods, worst, strict=True))
+    cells = tuple(own[t] for own, t in zip(by_task, worst, strict=True))
+    names = tuple(method.tasks[t] if method.finished else "" for method, t in pairs)
+    return Row("worst task", cells, "Wilson", remarks=names)
+
+
+def _digits(methods: Sequence[Method]) -> int:
+    """After the point, such that the largest score shows four digits."""
+    largest = max((float(np.abs(m.scores).max()) for m in methods if m.finished), default=0.0)
+    return max(0, 3 - math.floor(math.log10(largest))) if largest > 0 else 2
 
 
 def _range(values: Iterable[float]) -> Cell:
@@ -173,3 +205,8 @@ def _text(cell: Cell, digits: int, remark: str) -> str:
         return "–"
     ends = "" if math.isnan(cell[1]) or low == high else f"[{low}, {high}]"
     return " ".join(filter(None, (value, ends, remark)))
+
+
+def _cell(text: str) -> str:
+    """Of a Markdown table: on one line, and without what would end it."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -29,7 +29,8 @@ class EvalConfig(Section):
     )
     benchmark: str | None = Field(
         default=None,
-        description="Where tasks come from that are not Meta-World's: package.module:attribute.",
+        description="Where custom tasks come from: package.module:attribute; default: of a run "
+        "folder, where the run had them from.",
     )
     seed: int | None = Field(
         default=None,

@@ -29,6 +29,14 @@ FLAGS = {"imports": "import", "json_file": "json", "csv_file": "csv"}
 """Flags whose word Python or pydantic keeps from being a field's name."""
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
+        import mtrl
+
+        print(parser.prog, mtrl.__version__)
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     """Errors are one line; the one for an unknown flag names the nearest flag."""
 
@@ -36,6 +44,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **settings)
         # argparse's own takes `-1e-3` for a flag.
         self._negative_number_matcher = re.compile(r"-(\.?\d|\.?inf|\.?nan)", re.IGNORECASE)
+        if self.add_help:
+            self.add_argument(
+                "--version", action=_Version, nargs=0, help="Print the version and exit."
+            )
 
     def error(self, message: str) -> NoReturn:
         """One line, without the usage."""
@@ -97,7 +109,7 @@ def _surroundings() -> Iterator[None]:
 
     - Modules in the working directory can be imported, as with `python -m`.
     - Characters that the terminal's encoding lacks become question marks.
-    - SIGTERM and a closed terminal interrupt as SIGINT does, so that what was begun is put in order.
+    - SIGTERM and a closed terminal interrupt as SIGINT does: what was begun is put in order.
     """
     unhandled, threading.excepthook = threading.excepthook, _unhandled
     path, sys.path = sys.path, [os.getcwd(), *sys.path]

@@ -18,9 +18,18 @@ class PlotConfig(Section):
     """What mtrl-plot is asked for."""
 
     runs: tuple[Path, ...] = Field(
-        description="Run folders; those that differ in nothing but the seed are one method."
+        description="Run folders; those that differ in nothing but the seed are one method. Those "
+        "without an evaluation yet are skipped."
     )
-    out: Path = Field(description="Folder for figures (PNG and SVG) and table; made if missing.")
+    out: Path = Field(description="Folder for figures and table; made if missing.")
+    formats: tuple[typing.Literal["png", "pdf", "svg"], ...] = Field(
+        default=("png", "pdf", "svg"), min_length=1, description="File formats of the figures."
+    )
+    score: typing.Literal["success_rate", "return"] | None = Field(
+        default=None,
+        description="What is compared; default: success rates if every task has one, else returns. "
+        "'success_rate' takes only the tasks that have one.",
+    )
     x: typing.Literal["steps", "updates", "hours"] = Field(
         default="steps", description="What curves are drawn over."
     )
@@ -33,12 +42,13 @@ class PlotConfig(Section):
     labels: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="Other names for methods, each as OLD=NEW: pcgrad=PCGrad.",
+        description="Other names for methods, each as OLD=NEW: pcgrad=PCGrad. OLD is the name a "
+        "method would have, or the folder of one of its runs, or a glob: 'runs/mt10_cpu_*=CPU'.",
     )
     bootstrap: typing.Literal["stratified", "runs"] = Field(
         default="stratified",
-        description="What 95% intervals resample: 'stratified', runs within each task, as Agarwal "
-        "et al. 2021 do; 'runs', whole runs, whose tasks one policy learned together.",
+        description="What 95% intervals resample: 'stratified', runs within each task (Agarwal et "
+        "al. 2021); 'runs', whole runs, because one policy learned all tasks of a run.",
     )
     cosine: Path | None = Field(
         default=None,
@@ -69,29 +79,33 @@ def _plot(arguments: Sequence[str] | None) -> int:
         raise UsageError(f"out: expected a folder, got the file {config.out}")
     labels = dict(_label(text) for text in config.labels or ())
 
+    from mtrl.analysis.comparison import plot
     from mtrl.analysis.conflicts import draw_conflicts
-    from mtrl.analysis.curves import draw_comparison
-    from mtrl.analysis.methods import group
-    from mtrl.analysis.runs import read_cosines, read_run
+    from mtrl.analysis.runs import read_cosines
     from mtrl.analysis.style import save
-    from mtrl.analysis.tables import summarise
-    from mtrl.folder import write_text
 
-    figures: dict[str, typing.Any] = {}
-    table = None
+    comparison = conflicts = None
     if config.runs:
-        runs = [read_run(path) for path in config.runs]
-        methods = group(runs, config.group_by or (), labels)
-        table = summarise(methods, config.bootstrap)
-        figures |= draw_comparison(methods, config.x, config.bootstrap)
+        comparison = plot(
+            config.runs,
+            x=config.x,
+            score=config.score,
+            group_by=config.group_by or (),
+            labels=labels,
+            bootstrap=config.bootstrap,
+        )
     if config.cosine is not None:
-        figures |= draw_conflicts(*read_cosines(config.cosine))
+        conflicts = draw_conflicts(*read_cosines(config.cosine))
     config.out.mkdir(parents=True, exist_ok=True)
-    if table is not None:
-        write_text(config.out / "table.md", table.markdown())
-        write_text(config.out / "table.csv", table.to_csv())
-        print(table.markdown())
-    for path in save(figures, config.out):
+    paths = []
+    if comparison is not None:
+        for line in comparison.skipped:
+            print(line, file=sys.stderr)
+        print(comparison.table.markdown())
+        paths += comparison.save(config.out, config.formats)
+    if conflicts is not None:
+        paths += save(conflicts, config.out, config.formats)
+    for path in paths:
         print(path)
     return 0
 

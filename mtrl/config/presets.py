@@ -89,7 +89,8 @@ def override(config: TrainConfig, changes: Mapping[str, Any]) -> tuple[TrainConf
     A field of `config` that takes precedence over a changed one, and is not changed itself, would
     silently undo the change; it returns to its default.
     """
-    flat, reset, lines = config.flat(), {}, []
+    flat, lines = config.flat(), []
+    reset: dict[str, None] = {}
     for general, specific in SPECIFIC.items():
         for name in specific:
             if general in changes and name not in changes and flat[name] is not None:

@@ -33,10 +33,14 @@ class AgentConfig(Section):
         "blocks [units].",
     )
     actor_hidden_sizes: tuple[PositiveInt, ...] | None = Field(
-        default=None, min_length=1, description="Widths of the actor's trunk (default: hidden_sizes)."
+        default=None,
+        min_length=1,
+        description="Widths of the actor's trunk (default: hidden_sizes).",
     )
     critic_hidden_sizes: tuple[PositiveInt, ...] | None = Field(
-        default=None, min_length=1, description="Widths of the critics' trunks (default: hidden_sizes)."
+        default=None,
+        min_length=1,
+        description="Widths of the critics' trunks (default: hidden_sizes).",
     )
     layer_norm: bool = Field(
         default=False, description="Apply LayerNorm before each ReLU of the trunks."
@@ -44,8 +48,8 @@ class AgentConfig(Section):
     task_embedding: int | None = Field(
         default=None,
         gt=0,
-        description="Size of a learned task embedding of unit norm, which replaces the task one-hot "
-        "(default: one-hot).",
+        description="Size of a learned task embedding of unit norm, which replaces the task "
+        "one-hot (default: one-hot).",
     )
     normalize_observations: bool = Field(
         default=False,
@@ -99,7 +103,8 @@ class LearnerConfig(Section):
     rotation_lr: float = Field(
         default=1e-3,
         ge=0,
-        description="RotoGrad: initial learning rate of the rotations [radians per update, at most].",
+        description="RotoGrad: initial learning rate of the rotations [radians per update, at "
+        "most].",
     )
     rotation_decay: float = Field(
         default=0.99999,
@@ -120,8 +125,8 @@ class LearnerConfig(Section):
     )
     gradient_engine: Literal["auto", "jacobian", "factored"] = Field(
         default="auto",
-        description="How the Gramian is computed: 'jacobian' forms every task's gradient; 'factored' "
-        "forms none and needs less memory for wide trunks; 'auto' chooses by width.",
+        description="How the Gramian is computed: 'jacobian' forms every task's gradient; "
+        "'factored' forms none and needs less memory for wide trunks; 'auto' chooses by width.",
     )
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
         default="auto",
@@ -131,13 +136,13 @@ class LearnerConfig(Section):
     )
     capture: bool = Field(
         default=True,
-        description="On CUDA, launch updates as one captured graph if the method allows it; no effect "
-        "on a CPU.",
+        description="On CUDA, launch updates as one captured graph if the method allows it; no "
+        "effect on a CPU.",
     )
     compile: bool = Field(
         default=False,
-        description="Fuse an update's small operations by torch.compile; takes a minute at the start, "
-        "and on a CPU needs a C++ compiler.",
+        description="Fuse an update's small operations by torch.compile; takes a minute at the "
+        "start, and on a CPU needs a C++ compiler.",
     )
     batch_size: int = Field(
         default=128, gt=0, description="Batch size of an update [transitions per task]."
@@ -158,7 +163,8 @@ class LearnerConfig(Section):
     final_learning_rate: float | None = Field(
         default=None,
         ge=0,
-        description="Learning rate at the end of the run, reached by linear decay (default: no decay).",
+        description="Learning rate at the end of the run, reached by linear decay (default: no "
+        "decay).",
     )
     adam_epsilon: float = Field(default=1e-5, gt=0, description="Adam's epsilon.")
     weight_decay: float = Field(
@@ -170,7 +176,8 @@ class LearnerConfig(Section):
     max_grad_norm: float = Field(
         default=1.0,
         ge=0,
-        description="Largest norm of each network's gradient, clipped after surgery; 0: no clipping.",
+        description="Largest norm of each network's gradient, clipped after surgery; 0: no "
+        "clipping.",
     )
     gamma: float = Field(
         default=0.99, ge=0, le=1, description="Discount factor [per environment step]."
@@ -183,8 +190,8 @@ class LearnerConfig(Section):
     )
     target_entropy: float | None = Field(
         default=None,
-        description="Target entropy of each task's temperature [nats] (default: minus the number of "
-        "action dimensions).",
+        description="Target entropy of each task's temperature [nats] (default: minus the number "
+        "of action dimensions).",
     )
     reward_scale: float = Field(
         default=1.0,
@@ -214,11 +221,11 @@ class LearnerConfig(Section):
 class EnvironmentConfig(Section):
     """The simulator."""
 
-    horizon: int = Field(
-        default=500,
+    horizon: int | None = Field(
+        default=None,
         gt=0,
-        le=500,
-        description="Episode length at which an episode is truncated [environment steps].",
+        description="Episode length at which an episode is truncated [environment steps] "
+        "(default: 500, Meta-World's limit; custom environments end their episodes themselves).",
     )
     simulator: Literal["auto", "metaworld", "envpool"] = Field(
         default="auto",

@@ -110,8 +110,8 @@ class TrainConfig(Section):
         default=10,
         gt=0,
         le=50,
-        description="Episodes of an evaluation during training [episodes per task], each on another "
-        "goal. The final evaluation always uses all 50.",
+        description="Episodes of an evaluation during training [episodes per task], each on "
+        "another goal. The final evaluation always uses all 50.",
     )
     eval_video: bool = Field(
         default=False,
@@ -142,8 +142,8 @@ class TrainConfig(Section):
     max_runtime: float | None = Field(
         default=None,
         gt=0,
-        description="Time limit after which the run writes a checkpoint and stops [hours]; a resumed "
-        "run has as long again.",
+        description="Time limit after which the run writes a checkpoint and stops [hours]; a "
+        "resumed run has as long again.",
     )
     seed: int = Field(
         default=0,

@@ -6,10 +6,11 @@ A task's position in `Benchmark.tasks` is its index everywhere: row t of every `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.spaces import Box
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
 
 from mtrl.errors import UsageError, import_attribute, unknown
@@ -18,6 +19,9 @@ EnvFactory = Callable[[], gym.Env[Any, Any]]
 
 N_GOALS = 50
 """Goals per task, the same ones in training and evaluation (Meta-World's MT protocol)."""
+
+MAX_NAME = 200
+"""Longest name of a benchmark or task [characters]; a file's name has at most 255 bytes."""
 
 NAMED = {"mt10": tuple(MT10_V3), "mt25": tuple(MT25_V3), "mt50": tuple(MT50_V3)}
 """Meta-World's own multi-task benchmarks, from its own lists."""
@@ -29,14 +33,19 @@ class Benchmark:
 
     Args:
         name: What run folders and tables call it.
-        environments: For each task's name what makes its environment, or None for Meta-World's
-            task of this name. Environments of one's own have observations and actions in a `Box`
-            of one dimension, of one shape for all tasks.
-        success_key: Where an environment's `info` says at some step whether the task is solved;
-            None, or a key that is not there: tasks are judged by their return.
+        environments: For each task's name a function that makes its environment, or None for
+            Meta-World's task of this name. Custom environments have observations and actions in a
+            `Box` of one dimension, of one shape for all tasks; see `mtrl.envs.custom`.
+        success_key: The key of `info` that says at a step whether the task is solved: a bool, 0 or
+            1; None or no such key: the step does not say so. An episode counts as solved if any of
+            its steps says so. A task whose steps never had the key is judged by its return;
+            with `success_key=None`, all are.
+        source: The `package.module:attribute` it was imported from, if it was.
+        spaces: Of custom environments' observations and actions, once `examined`.
 
     Raises:
-        UsageError: if there is no task, or some of Meta-World's are among others.
+        UsageError: if there is no task, Meta-World's tasks are mixed with custom ones, what should
+            make an environment cannot be called, or a name cannot be used; see `expect_task_name`.
 
     Example:
         >>> from functools import partial
@@ -49,14 +58,24 @@ class Benchmark:
     name: str
     environments: Mapping[str, EnvFactory | None]
     success_key: str | None = "success"
+    source: str | None = field(default=None, compare=False)
+    spaces: tuple[Box, Box] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        kinds = {make is None for make in self.environments.values()}
-        if len(kinds) != 1:
-            problem = "of both" if kinds else "none"
+        _expect_name("name", self.name)
+        for task, make in self.environments.items():
+            expect_task_name(task)
+            if make is not None and not callable(make):
+                raise UsageError(
+                    f"benchmark: expected a function that makes task {task!r}, got {make!r}"
+                )
+        if len({make is None for make in self.environments.values()}) != 1:
+            problem = "both" if self.environments else "none"
             raise UsageError(
-                f"benchmark: expected tasks of Meta-World or of one's own, got {problem}"
+                f"benchmark: expected tasks of Meta-World or custom ones, got {problem}"
             )
+        if self.custom and self.name in NAMED:
+            raise UsageError(f"name: expected another than Meta-World's, got {self.name!r}")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -64,9 +83,40 @@ class Benchmark:
         return tuple(self.environments)
 
     @property
-    def own(self) -> dict[str, EnvFactory]:
-        """What makes the environments that are not Meta-World's."""
+    def custom(self) -> dict[str, EnvFactory]:
+        """Functions that make environments which are not Meta-World's, by task."""
         return {task: make for task, make in self.environments.items() if make is not None}
+
+
+RESERVED = ("mean", "worst")
+"""Last parts of tags that are not tasks: `eval/success_rate/mean`."""
+
+
+def expect_task_name(name: Any) -> None:
+    """Refuse a name that a log, a table, a policy file or a flag could not hold.
+
+    Raises:
+        UsageError: unless it is a printable string without `|` (which ends a cell of a Markdown
+            table), comma or quotation mark (Stable-Baselines3's CSV logger writes them as they
+            are), and another word than `mean` and `worst` (which have tags of their own).
+    """
+    _expect_name("tasks", name)
+    if name in RESERVED:
+        raise UsageError(
+            f"tasks: expected another name than {' and '.join(RESERVED)}, got {name!r}"
+        )
+
+
+def _expect_name(field: str, name: Any) -> None:
+    usable = isinstance(name, str) and name == name.strip() != "" and name.isprintable()
+    if not usable or set('|,"') & set(name):
+        raise UsageError(
+            f'{field}: expected a name of printable characters without | , and ", got {name!r}'
+        )
+    if len(name) > MAX_NAME:
+        raise UsageError(
+            f"{field}: expected a name of at most {MAX_NAME} characters, got {len(name)}"
+        )
 
 
 def get_benchmark(name: str, tasks: tuple[str, ...] | None = None) -> Benchmark:
@@ -82,10 +132,10 @@ def get_benchmark(name: str, tasks: tuple[str, ...] | None = None) -> Benchmark:
     """
     if ":" in name and not name.startswith("mt1:"):
         benchmark = _imported(name)
-        return benchmark if tasks is None else _some(benchmark, tasks)
+        return benchmark if tasks is None else select(benchmark, tasks)
     if tasks is not None:
         everything = Benchmark("metaworld", dict.fromkeys(ALL_V3_ENVIRONMENTS))
-        chosen = _some(everything, tasks)
+        chosen = select(everything, tasks)
         return replace(chosen, name="custom" if len(tasks) > 1 else f"mt1-{tasks[0]}")
     if name.startswith("mt1:"):
         task = name.removeprefix("mt1:")
@@ -104,15 +154,19 @@ def _imported(name: str) -> Benchmark:
     if not isinstance(benchmark, Benchmark):
         kind = type(benchmark).__name__
         raise UsageError(f"benchmark: expected a mtrl.Benchmark at {name}, got {kind}")
-    return benchmark
+    return replace(benchmark, source=name)
 
 
-def _some(benchmark: Benchmark, tasks: tuple[str, ...]) -> Benchmark:
-    """These of its tasks, in this order."""
+def select(benchmark: Benchmark, tasks: tuple[str, ...]) -> Benchmark:
+    """These of its tasks, in this order.
+
+    Raises:
+        UsageError: if it has no such task, or one is named twice.
+    """
     among = benchmark.environments
     for task in tasks:
         if task not in among:
-            hint = "" if benchmark.own else "; tasks of one's own need --benchmark MODULE:NAME"
+            hint = "" if benchmark.custom else "; custom tasks need --benchmark MODULE:NAME"
             raise UsageError(unknown("tasks", task, among) + hint)
     if len(set(tasks)) < len(tasks):
         twice = next(task for task in tasks if tasks.count(task) > 1)

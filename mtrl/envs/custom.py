@@ -1,19 +1,20 @@
-"""Tasks that users bring: any Gymnasium environments with equal spaces."""
+"""Tasks that users bring: any Gymnasium environments with vectors of one shape."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
-from gymnasium.wrappers import RescaleAction
 
-from mtrl.envs.benchmarks import Benchmark, EnvFactory
+from mtrl.envs.benchmarks import EnvFactory
 from mtrl.errors import UsageError
+
+ENDLESS = 10_000
+"""Steps after which an episode that nothing else ends is truncated; an evaluation has to end."""
 
 
 class CustomTask(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
@@ -23,13 +24,25 @@ class CustomTask(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
     evaluation from another stream than for training. So a trajectory depends on (seed, task,
     episode, actions), if the environment is deterministic after a seeded reset.
 
+    Actions in [-1, 1] are scaled to the action space's range, [low, high]. What the environment
+    returns is held against Gymnasium's contract at every call, because NumPy would broadcast most
+    of what breaks it.
+
     Args:
         task: Its name.
         make: Makes the environment.
-        success_key: Where `info` says whether the task is solved; missing counts as false.
-        horizon: Steps after which the episode is truncated, if the environment has not ended it.
+        success_key: The key of `info` that says whether the task is solved.
+        horizon: Steps after which the episode is truncated if the environment has not ended it;
+            None: `ENDLESS`.
         for_training: Whether episodes are those of training.
         stride: As of `MetaWorldTask`.
+
+    Attributes:
+        spaces: Of observations and actions.
+
+    Raises:
+        UsageError: also from `reset` and `step`, if the environment breaks the contract; naming
+            what was expected.
     """
 
     def __init__(
@@ -37,95 +50,140 @@ class CustomTask(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         task: str,
         make: EnvFactory,
         success_key: str | None = "success",
-        horizon: int = 500,
+        horizon: int | None = None,
+        *,
         for_training: bool = True,
         stride: int = 1,
     ) -> None:
-        super().__init__(RescaleAction(make(), np.float32(-1.0), np.float32(1.0)))
-        self.task, self.success_key, self.horizon = task, success_key, horizon
+        env = make()
+        if not isinstance(env, gym.Env):
+            kind = f"{type(env).__module__}.{type(env).__qualname__}"
+            raise UsageError(f"expected a gymnasium.Env, got {kind}")
+        super().__init__(env)
+        try:
+            self._observations = _vector("observations", env.observation_space)
+            self._actions = _vector("actions", env.action_space)
+            self._center, self._half = _range(self._actions)
+        except UsageError:
+            env.close()
+            raise
+        self.spaces = (
+            Box(-np.inf, np.inf, self._observations.shape, np.float32),
+            Box(-1.0, 1.0, self._actions.shape, np.float32),
+        )
+        self.observation_space, self.action_space = self.spaces
+        self.task, self.success_key, self.horizon = task, success_key, horizon or ENDLESS
         self.for_training, self.stride = for_training, stride
         self._seed, self._episode, self._elapsed = 0, -stride, 0
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start the next episode; `seed` starts over at episode 0; `options["episode"]` jumps."""
+        """Start the next episode; observations are float32.
+
+        Args:
+            seed: Starts over at episode 0.
+            options: `episode` jumps there. `generation` above 0 gives other episodes under the
+                same numbers, for those in which the environment failed.
+        """
         if seed is not None:
             self._seed, self._episode = seed, -self.stride
-        self._episode = (options or {}).get("episode", self._episode + self.stride)
+        options = options or {}
+        self._episode = options.get("episode", self._episode + self.stride)
         self._elapsed = 0
         key = [self._seed, zlib.crc32(self.task.encode()), int(self.for_training), self._episode]
-        observation, _ = self.env.reset(seed=int(np.random.SeedSequence(key).generate_state(1)[0]))
-        return observation, {"episode": self._episode}
+        if generation := options.get("generation", 0):
+            key.append(generation)
+        answer = self.env.reset(seed=int(np.random.SeedSequence(key).generate_state(1)[0]))
+        if not (isinstance(answer, tuple) and len(answer) == 2):
+            raise UsageError(f"expected reset to return (observation, info), got {_kind(answer)}")
+        return self._observation("reset", answer[0]), {"episode": self._episode}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """`info["success"]` is this step's flag."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        """`info["success"]` is this step's flag; it is missing where the environment says none."""
+        given = np.clip(
+            self._center + action * self._half, self._actions.low, self._actions.high
+        ).astype(self._actions.dtype)
+        answer = self.env.step(given)
+        if not (isinstance(answer, tuple) and len(answer) == 5):
+            raise UsageError(
+                "expected step to return (observation, reward, terminated, truncated, info), got "
+                f"{_kind(answer)}"
+            )
+        observation, reward, terminated, truncated, info = answer
         self._elapsed += 1
-        truncated = truncated or self._elapsed >= self.horizon
-        success = self.success_key is not None and bool(info.get(self.success_key, False))
-        return observation, float(reward), bool(terminated), bool(truncated), {"success": success}
+        ended = _flag("terminated", terminated)
+        cut = _flag("truncated", truncated) or self._elapsed >= self.horizon
+        return (
+            self._observation("step", observation),
+            _number("reward", reward),
+            ended,
+            cut,
+            self._success(info),
+        )
+
+    def _observation(self, call: str, observation: Any) -> np.ndarray:
+        try:
+            with np.errstate(over="ignore"):
+                row = np.array(observation, np.float32)
+        except (TypeError, ValueError):
+            row = None
+        if row is None or row.shape != self._observations.shape:
+            raise UsageError(
+                f"expected {call} to return an observation of shape {self._observations.shape}, as "
+                f"the observation space has it, got {_kind(observation)}"
+            )
+        return row
+
+    def _success(self, info: Any) -> dict[str, Any]:
+        if not isinstance(info, Mapping):
+            raise UsageError(f"expected step to return info as a dict, got {_kind(info)}")
+        told = None if self.success_key is None else info.get(self.success_key)
+        return {} if told is None else {"success": _flag(f"info[{self.success_key!r}]", told)}
 
 
-def spaces_of(benchmark: Benchmark) -> tuple[Box, Box]:
-    """The observation space of all tasks and their actions', made once to be looked at.
-
-    Raises:
-        UsageError: if a space is not what a learner can use, or tasks differ in theirs.
-    """
-    first: dict[str, Box] = {}
-    for task, make in benchmark.own.items():
-        env = make()
-        found = {"observations": env.observation_space, "actions": env.action_space}
-        env.close()
-        for name, space in found.items():
-            if not isinstance(space, Box) or len(space.shape) != 1:
-                raise UsageError(
-                    f"benchmark: expected {name} of task {task!r} in a Box of one dimension, got "
-                    f"{space}"
-                )
-            if space.shape != first.setdefault(name, space).shape:
-                raise UsageError(
-                    f"benchmark: expected {name} of equal shape, got {first[name].shape} of task "
-                    f"{benchmark.tasks[0]!r} and {space.shape} of task {task!r}"
-                )
-        actions = found["actions"]
-        if isinstance(actions, Box) and not actions.is_bounded():
-            raise UsageError(f"benchmark: expected bounded actions of task {task!r}, got {actions}")
-    observations, actions = first["observations"], first["actions"]
-    return (
-        Box(-np.inf, np.inf, observations.shape, np.float32),
-        Box(-1.0, 1.0, actions.shape, np.float32),
-    )
+def _vector(name: str, space: Any) -> Box:
+    if not isinstance(space, Box) or len(space.shape) != 1 or space.shape == (0,):
+        hint = ""
+        if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple | Box) and name == "observations":
+            hint = " (gymnasium.wrappers.FlattenObservation makes one)"
+        raise UsageError(f"expected {name} in a Box of one dimension, got {space}{hint}")
+    return space
 
 
-def checked(benchmark: Benchmark) -> Benchmark:
-    """The benchmark, once its own environments were looked at; without a key that none tells.
-
-    Raises:
-        UsageError: see `spaces_of`.
-    """
-    if not benchmark.own:
-        return benchmark
-    spaces_of(benchmark)
-    if benchmark.success_key is None or tells_success(benchmark):
-        return benchmark
-    return replace(benchmark, success_key=None)
+def _range(actions: Box) -> tuple[np.ndarray, np.ndarray]:
+    """Middle of each action's range, and half its width; in float64."""
+    if actions.dtype.kind != "f":
+        raise UsageError(f"expected actions of floating-point numbers, got {actions}")
+    low, high = actions.low.astype(np.float64), actions.high.astype(np.float64)
+    if not (actions.is_bounded() and np.isfinite([low, high]).all()):
+        raise UsageError(f"expected bounded actions, got {actions}")
+    return low / 2 + high / 2, high / 2 - low / 2
 
 
-def tells_success(benchmark: Benchmark) -> bool:
-    """Whether some step of an episode of every task has the success key, by random actions."""
-    return all(_has_key(make(), benchmark.success_key) for make in benchmark.own.values())
+def _flag(name: str, value: Any) -> bool:
+    if value is True or value is False:
+        return value
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "biuf" or array.item() not in (0, 1):
+        raise UsageError(f"expected {name} to be True, False, 0 or 1, got {_kind(value)}")
+    return bool(array)
 
 
-def _has_key(env: gym.Env[Any, Any], key: str | None, longest: int = 1_000) -> bool:
-    env.reset(seed=0)
-    env.action_space.seed(0)
-    found = False
-    for _ in range(longest):
-        _, _, terminated, truncated, info = env.step(env.action_space.sample())
-        found = found or key in info
-        if found or terminated or truncated:
-            break
-    env.close()
-    return found
+def _number(name: str, value: Any) -> float:
+    if type(value) is float:
+        return value
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "biuf":
+        raise UsageError(f"expected {name} to be a number, got {_kind(value)}")
+    return float(array)
+
+
+def _kind(value: Any) -> str:
+    """A value in few words."""
+    if isinstance(value, tuple):
+        return f"{len(value)} values"
+    if isinstance(value, np.ndarray) or hasattr(value, "shape"):
+        return f"an array of shape {tuple(value.shape)} and type {value.dtype}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) < 80 else text[:79] + '…'}"

@@ -10,16 +10,19 @@ from gymnasium.vector.utils import CloudpickleWrapper
 
 from mtrl.envs import worker
 from mtrl.envs.benchmarks import Benchmark
-from mtrl.envs.custom import CustomTask, spaces_of
-from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE, MetaWorldTask
+from mtrl.envs.custom import ENDLESS, CustomTask
+from mtrl.envs.examine import examined
+from mtrl.envs.metaworld import ACTION_SPACE, MAX_STEPS, OBSERVATION_SPACE, MetaWorldTask
 from mtrl.envs.native import NativePools
-from mtrl.envs.processes import WorkerProcesses
+from mtrl.envs.processes import START_TIMEOUT, WorkerProcesses
 from mtrl.envs.vector import TaskVectorEnv
+from mtrl.errors import UsageError
 
 
 def make_vector_env(
     benchmark: Benchmark,
-    horizon: int = 500,
+    horizon: int | None = None,
+    *,
     workers: int | None = None,
     shuffle_goals: bool = True,
     envs_per_task: int = 1,
@@ -30,19 +33,24 @@ def make_vector_env(
 
     Args:
         benchmark: The tasks.
-        horizon: Steps after which an episode is truncated, at most 500.
+        horizon: As of `steps_of_an_episode`.
         workers: Processes for the tasks on the reference simulator; default: one per core.
         shuffle_goals: Whether the 50 goals of the reference simulator come in random order, as in
-            training; of one's own environments, whether episodes are those of training.
+            training; of custom environments, whether episodes are those of training.
         envs_per_task: Copies of each task.
         simulators: For each of Meta-World's tasks `"metaworld"` (the reference) or `"envpool"`, as
             `choose_simulators` has it; default: all on the reference.
         max_restarts: Simulator processes that may be lost and replaced.
 
     Raises:
-        UsageError: if spaces of the benchmark's own environments do not fit.
+        UsageError: see `examined` and `steps_of_an_episode`.
     """
-    if benchmark.own:
+    observations: Box = OBSERVATION_SPACE
+    actions: Box = ACTION_SPACE
+    horizon = steps_of_an_episode(benchmark, horizon)
+    benchmark = examined(benchmark)
+    if benchmark.spaces is not None:
+        observations, actions = benchmark.spaces
         simulators = ("own",) * len(benchmark.tasks)
     simulators = simulators or ("metaworld",) * len(benchmark.tasks)
     first_rows = {task: t * envs_per_task for t, task in enumerate(benchmark.tasks)}
@@ -54,35 +62,51 @@ def make_vector_env(
         rows = [first_rows[task] + copy for task in tasks for copy in range(envs_per_task)]
         factory = partial(_factory, benchmark, horizon, shuffle_goals, envs_per_task)
         of_rows = [task for task in tasks for _ in range(envs_per_task)]
-        parts.append(WorkerProcesses(rows, list(map(factory, of_rows)), of_rows, workers))
+        # A custom environment may take its time, above all for the reset within a step.
+        patience = START_TIMEOUT if benchmark.custom else None
+        factories = list(map(factory, of_rows))
+        parts.append(WorkerProcesses(rows, factories, of_rows, workers, patience))
     if native:
         first = [first_rows[task] for task in native]
-        parts.append(NativePools(native, first, envs_per_task, horizon))
+        parts.append(NativePools(native, first, envs_per_task, horizon or MAX_STEPS))
     return TaskVectorEnv(
         benchmark.tasks,
         simulators,
         parts,
-        *spaces(benchmark),
-        envs_per_task,
-        max_restarts,
-        tells_success=benchmark.success_key is not None,
+        observations,
+        actions,
+        envs_per_task=envs_per_task,
+        max_restarts=max_restarts,
+        tells_success=not benchmark.custom,
+        endless=ENDLESS if horizon is None else None,
     )
 
 
-def spaces(benchmark: Benchmark) -> tuple[Box, Box]:
-    """The tasks' observation and action space.
+def steps_of_an_episode(benchmark: Benchmark, horizon: int | None) -> int | None:
+    """After how many steps an episode is truncated, if it has not ended before.
+
+    Args:
+        horizon: What was asked for; default: Meta-World's 500, or as long as a custom environment
+            goes on.
 
     Raises:
-        UsageError: if spaces of the benchmark's own environments do not fit.
+        UsageError: if it is more than Meta-World's environments allow.
     """
-    return spaces_of(benchmark) if benchmark.own else (OBSERVATION_SPACE, ACTION_SPACE)
+    if benchmark.custom:
+        return horizon
+    if horizon is not None and horizon > MAX_STEPS:
+        raise UsageError(
+            f"horizon: expected at most Meta-World's {MAX_STEPS} steps for {benchmark.name}, got "
+            f"{horizon}"
+        )
+    return horizon or MAX_STEPS
 
 
 def _factory(
-    benchmark: Benchmark, horizon: int, shuffle_goals: bool, stride: int, task: str
+    benchmark: Benchmark, horizon: int | None, shuffle_goals: bool, stride: int, task: str
 ) -> worker.EnvFactory:
     """A picklable callable that makes the task's environment."""
-    if task not in benchmark.own:
-        return partial(MetaWorldTask, task, horizon, shuffle_goals, stride)
-    make, key = CloudpickleWrapper(benchmark.own[task]), benchmark.success_key
-    return partial(CustomTask, task, make, key, horizon, shuffle_goals, stride)
+    if task not in benchmark.custom:
+        return partial(MetaWorldTask, task, horizon or MAX_STEPS, shuffle_goals, stride)
+    make, key = CloudpickleWrapper(benchmark.custom[task]), benchmark.success_key
+    return partial(CustomTask, task, make, key, horizon, for_training=shuffle_goals, stride=stride)

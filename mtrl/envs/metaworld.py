@@ -22,6 +22,9 @@ OBSERVATION_SPACE = Box(-np.inf, np.inf, (39,), np.float32)
 ACTION_SPACE = Box(-1.0, 1.0, (4,), np.float32)
 """Displacement of the hand (x, y, z) and the gripper's effort, each as a fraction of its limit."""
 
+MAX_STEPS = 500
+"""Steps of an episode after which Meta-World's environments refuse to go on."""
+
 _DRAW_GOAL, _ORDER_GOALS = 0, 1
 
 

@@ -86,8 +86,7 @@ class NativePools:
         arrays = self._arrays
         for task, pool, rows in zip(self._tasks, self._pools, self._rows, strict=True):
             observations, rewards, terminated, truncated, info = pool.recv()
-            if not (np.isfinite(observations).all() and np.isfinite(rewards).all()):
-                raise WorkerError(f"task {task!r}: EnvPool gave what is no number")
+            _expect_finite(task, observations, rewards)
             arrays.observations[rows] = observations
             arrays.rewards[rows] = rewards
             arrays.terminated[rows], arrays.truncated[rows] = terminated, truncated
@@ -110,6 +109,8 @@ class NativePools:
             for pool, rows in zip(self._pools, self._rows, strict=True):
                 self._arrays.observations[rows] = pool.recv(reset=True)[0]
             self._begun += 1
+        for task, rows in zip(self._tasks, self._rows, strict=True):
+            _expect_finite(task, self._arrays.observations[rows])
 
     def _make(self, task: str, block: int) -> Any:
         import envpool  # takes half a second
@@ -129,3 +130,11 @@ class NativePools:
             partially_observable=False,
             num_threads=max(1, min(self._copies, n_cores() // len(self._tasks))),
         )
+
+
+def _expect_finite(task: str, *arrays: np.ndarray) -> None:
+    try:
+        for array in arrays:
+            worker.expect_finite("what EnvPool returned", array)
+    except worker.NotFinite as error:
+        raise WorkerError(f"task {task!r}: {error}") from None

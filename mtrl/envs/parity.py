@@ -19,7 +19,7 @@ from mtrl.config.sections import EnvironmentConfig
 from mtrl.envs.benchmarks import Benchmark
 from mtrl.errors import UsageError, unknown
 
-INSTALL = 'pip install ".[fast]"'
+INSTALL = 'pip install "mtrl-surgery[fast]"'
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def verdicts() -> dict[str, Any]:
     return json.loads((files("mtrl.envs") / "parity.json").read_text(encoding="utf-8"))
 
 
-def installed_versions() -> dict[str, str]:
+def simulator_versions() -> dict[str, str]:
     """Everything a verdict depends on; without EnvPool, without that key."""
     found = {"platform": f"{platform.system()} {platform.machine()}"}
     for package in ("envpool", "metaworld", "mujoco"):
@@ -67,12 +67,12 @@ def choose_simulators(benchmark: Benchmark, config: EnvironmentConfig) -> Simula
     for task in config.native_tasks:
         if task not in tasks:
             raise UsageError(unknown("native_tasks", task, tasks))
-    if benchmark.own:
+    if benchmark.custom:
         if config.simulator == "envpool" or config.native_tasks:
             raise UsageError(f"simulator: expected 'auto' for {benchmark.name}, got 'envpool'")
         note = f"simulators: those of {benchmark.name}"
         if benchmark.success_key is None:
-            note += "; they tell no success, so tasks are judged by their return"
+            note += "; tasks are judged by their return, as it asks for"
         return Simulators(("own",) * len(tasks), note)
     if config.simulator == "metaworld":
         if config.native_tasks:
@@ -81,7 +81,7 @@ def choose_simulators(benchmark: Benchmark, config: EnvironmentConfig) -> Simula
                 f"{config.native_tasks[0]!r}"
             )
         return _describe(tasks, [], "as asked for")
-    found, tested = installed_versions(), verdicts()["versions"]
+    found, tested = simulator_versions(), verdicts()["versions"]
     if "envpool" not in found:
         if config.simulator == "envpool" or config.native_tasks:
             field = "simulator" if config.simulator == "envpool" else "native_tasks"

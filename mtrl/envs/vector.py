@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,16 +39,21 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         action_space: Likewise.
         envs_per_task: The number E of copies of each task.
         max_restarts: So many processes are replaced.
-        tells_success: Whether the success flag means something.
+        tells_success: Whether all tasks are known to say if they are solved.
+        endless: At this length an episode is truncated only because nothing else ends it, which is
+            worth a warning.
 
-    A simulator process that is lost while it steps is replaced, and the episodes it was at begin
-    again: `infos["restarted"]` is true in their rows, whose rewards mean nothing then.
+    A simulator process that is lost is replaced, with a warning, and the episodes it was at begin
+    again: `infos["restarted"]` is true in their rows, whose rewards mean nothing then. The row
+    that was at fault begins an episode from another seed, if it is a custom task: under the same
+    seed a deterministic environment would fail again.
 
     Raises:
         WorkerError: from any method, if a process is lost and is not to be replaced.
 
     Attributes:
         restarts: Processes replaced so far.
+        tells_success: Whether a step of the task has ever said if it is solved, `[T]`.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -59,11 +65,14 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         parts: Sequence[WorkerProcesses | NativePools],
         observation_space: Box,
         action_space: Box,
+        *,
         envs_per_task: int = 1,
         max_restarts: int = 0,
         tells_success: bool = True,
+        endless: int | None = None,
     ) -> None:
-        self.tells_success = tells_success
+        self.tells_success = np.full(len(names), tells_success)
+        self._endless = endless
         self.names, self.simulators = tuple(names), tuple(simulators)
         self.n_tasks, self.envs_per_task = len(names), envs_per_task
         self.num_envs = n = self.n_tasks * envs_per_task
@@ -77,7 +86,8 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._parts = parts
         for part in parts:
             part.open(memory)
-        self._wait()
+        for part in reversed(parts):
+            part.wait()
 
         self.restarts, self.max_restarts = 0, max_restarts
         self._pending, self._seed = False, 0
@@ -93,6 +103,8 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Start every row's next episode, or its first one of `seed`. Observations [N, d]."""
         self._expect_no_step("reset")
         following = self._episodes + self.envs_per_task
+        if seed is not None:
+            self._shared.generations[:] = 0
         self._episodes = self._first.copy() if seed is not None else following
         self._start(seed, None)
         return self._shared.observations.copy(), {}
@@ -130,14 +142,16 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if not self._pending:
             raise NoAsyncCallError("step_wait: expected a step_async before it", "step")
         self._pending = False
+        shared, generations = self._shared, self._shared.generations.copy()
         try:
             restarted = self._wait_or_restart()
         except WorkerError:  # the step has not been: `state` is that before it
+            shared.generations[:] = generations
             for history in self._history:
                 history.pop()
             raise
 
-        shared = self._shared
+        self._note_told()
         terminated, truncated = shared.terminated.astype(bool), shared.truncated.astype(bool)
         success = shared.success.astype(bool)
         self._returns += shared.rewards
@@ -150,6 +164,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._begin(restarted)
         if done.any():
             lengths = np.array([len(history) for history in self._history])
+            self._warn_if_endless(done & truncated & (lengths == self._endless))
             episode = {"r": self._returns.copy(), "l": lengths, "s": self._success.copy()}
             infos |= {
                 "final_obs": shared.final_observations.copy(),
@@ -170,6 +185,8 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             "episodes": self._episodes.tolist(),
             "returns": self._returns.tolist(),
             "success": self._success.tolist(),
+            "tells_success": self.tells_success.tolist(),
+            "generations": self._shared.generations.tolist(),
             "actions": actions,
         }
 
@@ -185,6 +202,9 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         expect_same_simulators(self.names, state["simulators"], self.simulators)
         self._episodes = np.array(state["episodes"])
         actions = [np.asarray(state["actions"][str(row)]) for row in range(self.num_envs)]
+        # States from before these were kept are of rows that were never lost, as far as one knows.
+        self._shared.generations[:] = state.get("generations", 0)
+        self.tells_success |= np.array(state.get("tells_success", False))
         self._start(seed, actions)
         self._history = [list(rows) for rows in actions]
         self._returns, self._success = np.array(state["returns"]), np.array(state["success"])
@@ -195,29 +215,64 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._seed = self._seed if seed is None else seed
         for part in self._parts:
             part.start(seed, self._episodes, actions)
-        self._wait()
+        # What is played again has to be played to its end; a new episode may begin anew.
+        self._wait_or_restart(actions is None)
         self._begin(np.ones(self.num_envs, bool))
+        self._note_told()
 
-    def _wait(self) -> None:
+    def _wait_or_restart(self, restart: bool = True) -> np.ndarray:
+        """Wait for what was begun; which rows were lost and have begun their episodes again."""
+        restarted = np.zeros(self.num_envs, bool)
         # Pools first: what they reset, they reset while workers still work.
         for part in reversed(self._parts):
-            part.wait()
-
-    def _wait_or_restart(self) -> np.ndarray:
-        """Wait for a step; which rows were lost and have begun their episodes again."""
-        restarted = np.zeros(self.num_envs, bool)
-        for part in reversed(self._parts):
-            try:
-                part.wait()
-            except WorkerError as error:
-                if not isinstance(part, WorkerProcesses) or self.restarts >= self.max_restarts:
-                    raise
-                part.restart(error.rows, self._seed, self._episodes)
-                self.restarts += 1
-                restarted[error.rows] = True
-                for array in (self._shared.terminated, self._shared.truncated):
-                    array[error.rows] = 0
+            lost: list[int] = []
+            while True:
+                try:
+                    if lost and isinstance(part, WorkerProcesses):
+                        part.restart(lost, self._seed, self._episodes)
+                    else:
+                        part.wait()
+                    break
+                except WorkerError as error:
+                    self._expect_another(part, error, restart)
+                    lost = sorted({*lost, *error.rows})
+                    self._shared.generations[error.at_fault] += 1
+            restarted[lost] = True
+            for array in (self._shared.terminated, self._shared.truncated):
+                array[lost] = 0
         return restarted
+
+    def _expect_another(self, part: Any, error: WorkerError, restart: bool) -> None:
+        """Count a process that is lost, and raise if it is not to be replaced."""
+        if not (restart and error.rows and isinstance(part, WorkerProcesses)):
+            raise error
+        if self.restarts >= self.max_restarts:
+            if not self.max_restarts:
+                raise error
+            raise WorkerError(f"{error} (after {self.restarts} restarts, max_restarts)") from None
+        self.restarts += 1
+        warnings.warn(
+            f"{str(error).splitlines()[0]}; its process is replaced (restart {self.restarts} of at "
+            f"most {self.max_restarts})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def _note_told(self) -> None:
+        told = self._shared.tells_success.astype(bool).reshape(self.n_tasks, -1).any(1)
+        self.tells_success |= told
+
+    def _warn_if_endless(self, rows: np.ndarray) -> None:
+        if not rows.any():
+            return
+        task = self.names[np.flatnonzero(rows)[0] // self.envs_per_task]
+        warnings.warn(
+            f"task {task!r}: an episode had not ended after {self._endless:,} steps and is "
+            "truncated there; horizon sets another limit",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        self._endless = None  # once is enough
 
     def _begin(self, started: np.ndarray) -> None:
         self._returns[started] = 0.0

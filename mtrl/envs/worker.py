@@ -20,6 +20,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from mtrl.errors import UsageError, one_line
+
 EnvFactory = Callable[[], gym.Env[np.ndarray, np.ndarray]]
 
 
@@ -38,6 +40,8 @@ class SharedArrays:
     terminated: np.ndarray  # [N]
     truncated: np.ndarray  # [N]
     success: np.ndarray  # [N]
+    tells_success: np.ndarray  # [N], whether some step so far said if the task is solved
+    generations: np.ndarray  # [N], how often the row was lost; other ones get other episodes
 
 
 def allocate(rows: int, observation_size: int, action_size: int) -> Memory:
@@ -50,6 +54,8 @@ def allocate(rows: int, observation_size: int, action_size: int) -> Memory:
         "terminated": ((rows,), "B"),
         "truncated": ((rows,), "B"),
         "success": ((rows,), "B"),
+        "tells_success": ((rows,), "B"),
+        "generations": ((rows,), "l"),
     }
     return {
         name: (RawArray(code, int(np.prod(shape))), shape) for name, (shape, code) in shapes.items()
@@ -66,60 +72,143 @@ def view(memory: Memory) -> SharedArrays:
     )
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why a worker leaves.
+
+    Attributes:
+        text: For people.
+        is_lost: Whether another process may do better; false if the environment breaks Gymnasium's
+            contract, which it would do again.
+    """
+
+    text: str
+    is_lost: bool
+
+
+class Progress:
+    """Where each of n workers is, for its parent: the row it works at, and a count of its calls."""
+
+    def __init__(self, memory: Any) -> None:
+        self._numbers = np.frombuffer(memory, np.int64).reshape(-1, 2)
+
+    def note(self, worker: int, row: int) -> None:
+        """The worker calls the environment of this row now."""
+        self._numbers[worker, 0] = row
+        self._numbers[worker, 1] += 1
+
+    def row(self, worker: int) -> int:
+        """What it works at."""
+        return int(self._numbers[worker, 0])
+
+    def calls(self, worker: int) -> int:
+        """How many it has begun."""
+        return int(self._numbers[worker, 1])
+
+
 def run(
     index: int,
     rows: Sequence[int],
     factories: Sequence[EnvFactory],
     memory: Memory,
-    busy: Any,
+    *,
+    progress: Any,
     pipe: Connection,
 ) -> None:
-    """Serve `reset` and `step` until the parent says goodbye or is gone.
+    """Serve `reset` and `step` until the parent closes its pipe; then close the environments.
 
-    `busy[index]` tells the parent which row this worker is at.
+    Args:
+        progress: The memory of a `Progress`.
     """
-    # A Ctrl-C or a scheduler's SIGTERM reaches the whole group; the parent decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if hasattr(os, "SCHED_BATCH"):
-        # Linux: a worker that is woken must not push the parent, which has others to wake, off
-        # its core. Worth 7% of a vector step on two cores.
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    arrays = view(memory)
+    _stay_until_told()
+    place, arrays = Progress(progress), view(memory)
+    envs: list[gym.Env[np.ndarray, np.ndarray]] = []
     try:
-        envs = []
         for row, factory in zip(rows, factories, strict=True):
-            busy[index] = row
+            place.note(index, row)
             envs.append(factory())
         pipe.send(None)
         while True:
             command, arguments = pipe.recv()
             for position, (row, env) in enumerate(zip(rows, envs, strict=True)):
-                busy[index] = row
+                place.note(index, row)
                 if command == "step":
                     _step(env, row, arrays)
-                else:
-                    _reset(env, row, arrays, *(argument[position] for argument in arguments))
+                    continue
+                _reset(env, row, arrays, *(argument[position] for argument in arguments[:2]))
+                for action in arguments[2][position]:  # see `TaskVectorEnv.restore`
+                    place.note(index, row)
+                    arrays.actions[row] = action
+                    _step(env, row, arrays)
             pipe.send(None)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-    except Exception:
-        with suppress(BrokenPipeError):
-            pipe.send(traceback.format_exc())
+    except BaseException as error:  # an environment may call sys.exit
+        with suppress(BrokenPipeError, ConnectionResetError):
+            pipe.send(_failure(error))
+    finally:
+        for env in envs:
+            with suppress(Exception):
+                env.close()
+
+
+def _stay_until_told() -> None:
+    """Survive a Ctrl-C or a scheduler's SIGTERM; the parent decides when to stop."""
+    if hasattr(os, "setpgid"):
+        # A group of its own, so that it can be killed with the programs its environments started,
+        # and so that no Ctrl-C reaches those.
+        os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Not SIG_IGN, which those programs would inherit: nobody could end them then.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    if hasattr(os, "SCHED_BATCH"):
+        # Linux: a worker that is woken must not push the parent, which has others to wake, off
+        # its core. Worth 7% of a vector step on two cores.
+        with suppress(OSError):  # some container runtimes refuse it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def _failure(error: BaseException) -> Failure:
+    if isinstance(error, UsageError):
+        return Failure(str(error), is_lost=False)
+    if isinstance(error, NotFinite):
+        return Failure(str(error), is_lost=True)
+    summary = f"{type(error).__name__}: {one_line(error)}"
+    return Failure(f"{summary}\n{''.join(traceback.format_exception(error))}", is_lost=True)
+
+
+class NotFinite(ArithmeticError):
+    """An environment gave a number that is infinite or NaN in float32."""
+
+
+def expect_finite(what: str, numbers: Any) -> None:
+    """Refuse numbers that float32 cannot hold, in which they are stored.
+
+    Raises:
+        NotFinite: naming the first.
+    """
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(np.asarray(numbers, np.float32))
+    if not finite.all():
+        given, where = np.asarray(numbers), np.argwhere(~finite)[0].tolist()
+        place = f" at index {where[0]}" if where else ""
+        raise NotFinite(f"{what} is not finite in float32: {given[tuple(where)]}{place}")
 
 
 def _step(env: gym.Env[np.ndarray, np.ndarray], row: int, arrays: SharedArrays) -> None:
     observation, reward, terminated, truncated, info = env.step(arrays.actions[row])
-    if not (np.isfinite(observation).all() and np.isfinite(float(reward))):
-        raise FloatingPointError(f"reward {reward}, observation {observation.tolist()}")
+    expect_finite("a step's observation", observation)
+    expect_finite("a step's reward", reward)
     arrays.rewards[row] = reward
     arrays.terminated[row] = terminated
     arrays.truncated[row] = truncated
     arrays.success[row] = info.get("success", False)
+    arrays.tells_success[row] |= "success" in info
     if terminated or truncated:
         arrays.final_observations[row] = observation
-        observation, _ = env.reset()
-    arrays.observations[row] = observation
+        _reset(env, row, arrays, None, None)
+    else:
+        arrays.observations[row] = observation
 
 
 def _reset(
@@ -127,11 +216,12 @@ def _reset(
     row: int,
     arrays: SharedArrays,
     seed: int | None,
-    episode: int,
-    actions: Sequence[np.ndarray],
+    episode: int | None,
 ) -> None:
-    """Start an episode and go on to where `actions` lead (see `TaskVectorEnv.restore`)."""
-    arrays.observations[row], _ = env.reset(seed=seed, options={"episode": episode})
-    for action in actions:
-        arrays.actions[row] = action
-        _step(env, row, arrays)
+    """Start the episode of this number, or the next one."""
+    options = {"generation": int(arrays.generations[row])}
+    if episode is not None:
+        options["episode"] = episode
+    observation, _ = env.reset(seed=seed, options=options)
+    expect_finite("a reset's observation", observation)
+    arrays.observations[row] = observation

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Sequence
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from mtrl.devices import cpu_threads, resolve_device
-from mtrl.envs.benchmarks import N_GOALS, Benchmark, get_benchmark
-from mtrl.envs.custom import checked
-from mtrl.envs.make import make_vector_env
-from mtrl.envs.processes import n_cores
+from mtrl.devices import resolve_device
+from mtrl.envs.benchmarks import N_GOALS, Benchmark, get_benchmark, select
+from mtrl.envs.examine import examined
+from mtrl.envs.make import make_vector_env, steps_of_an_episode
+from mtrl.envs.processes import expect_main_guard, n_cores
+from mtrl.envs.record import benchmark_of
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.errors import UsageError, unknown
+from mtrl.evaluation.play import Play, act
 from mtrl.evaluation.scores import Evaluation
-from mtrl.folder import find_policy
+from mtrl.folder import find_policy, read_benchmark
 from mtrl.policy.policy import Policy
-
-ROWS = 10
-"""Rows whose actions are computed together, always so many.
-
-A product of matrices rounds otherwise with another number of rows, or where threads share them out,
-and an episode soon follows the last digit. With a fixed number and one thread, what a policy does
-in a task does not depend on the other tasks.
-"""
 
 
 def evaluate(
@@ -38,7 +29,8 @@ def evaluate(
     benchmark: Benchmark,
     seed: int,
     episodes: int = N_GOALS,
-    horizon: int = 500,
+    horizon: int | None = None,
+    *,
     workers: int | None = None,
     stochastic: bool = False,
     progress: bool = False,
@@ -52,7 +44,8 @@ def evaluate(
         benchmark: Tasks it was trained for.
         seed: Of the goals, and of the samples.
         episodes: Of each task, at most 50.
-        horizon: Steps of an episode.
+        horizon: Steps after which an episode is truncated; default: Meta-World's 500, or as long as
+            a custom environment goes on.
         workers: Simulator processes; default: one per core.
         stochastic: Sample actions instead of taking the mode.
         progress: Show a bar on a terminal.
@@ -72,15 +65,18 @@ def evaluate(
             raise UsageError(
                 unknown("tasks", task, policy.tasks) + " (what the policy was trained for)"
             )
-    envs = make_evaluation_env(benchmark, [episodes], horizon, workers)
+    expect_main_guard()
+    envs = make_evaluation_env(benchmark, [episodes], horizon, workers, max_restarts=10)
     try:
+        _expect_sizes(policy, envs)
+        steps = steps_of_an_episode(benchmark, horizon)
         with tqdm(
-            total=len(benchmark.tasks) * episodes * horizon,
+            total=steps and len(benchmark.tasks) * episodes * steps,
             unit=" steps",
             unit_scale=True,
             disable=None if progress else True,  # None: unless it is a terminal
         ) as bar:
-            return evaluate_in(policy, envs, seed, episodes, stochastic, bar.update)
+            return evaluate_in(policy, envs, seed, episodes, stochastic=stochastic, tick=bar.update)
     finally:
         envs.close()
 
@@ -88,7 +84,7 @@ def evaluate(
 def make_evaluation_env(
     benchmark: Benchmark,
     episodes: Sequence[int],
-    horizon: int,
+    horizon: int | None,
     workers: int | None = None,
     max_restarts: int = 0,
 ) -> TaskVectorEnv:
@@ -102,11 +98,23 @@ def make_evaluation_env(
     return make_vector_env(
         benchmark,
         horizon,
-        workers,
+        workers=workers,
         shuffle_goals=False,
         envs_per_task=_copies(len(benchmark.tasks), episodes, workers or n_cores()),
         max_restarts=max_restarts,
     )
+
+
+def _expect_sizes(policy: Policy, envs: TaskVectorEnv) -> None:
+    for name, expected, got in (
+        ("observations", policy.observation_size, envs.observation_size),
+        ("actions", policy.action_size, envs.action_size),
+    ):
+        if expected != got:
+            raise UsageError(
+                f"benchmark: expected {name} of length {expected}, as the policy was trained on, "
+                f"got {got}"
+            )
 
 
 def _copies(n_tasks: int, episodes: Sequence[int], workers: int) -> int:
@@ -128,6 +136,7 @@ def evaluate_in(
     envs: TaskVectorEnv,
     seed: int,
     episodes: int,
+    *,
     stochastic: bool = False,
     tick: Callable[[int], object] = int,
 ) -> Evaluation:
@@ -138,12 +147,12 @@ def evaluate_in(
     """
     names, copies = envs.names, envs.envs_per_task
     tasks = np.repeat([policy.tasks.index(name) for name in names], copies)
-    plays = [_Play(name, seed, copy, envs.action_size) for name in names for copy in range(copies)]
+    plays = [Play(name, seed, copy, envs.action_size) for name in names for copy in range(copies)]
     found: dict[tuple[int, int], tuple[int, float, np.ndarray]] = {}
     observations, _ = envs.reset(seed=seed)
     while any(play.episode < episodes for play in plays):
         noise = np.stack([play.noise() for play in plays]) if stochastic else None
-        actions = _act(policy, observations, tasks, noise)
+        actions = act(policy, observations, tasks, noise)
         observations, _, _, _, infos = envs.step(actions)
         for play, action, success in zip(plays, actions, infos["success"], strict=True):
             play.note(action, success)
@@ -167,52 +176,13 @@ def evaluate_in(
     for (t, e), (*_, done) in found.items():
         if e < episodes:
             played[t, e, : len(done)] = done
-    return Evaluation(names, seed, first_success, returns, played, envs.tells_success)
-
-
-class _Play:
-    """An episode that is under way."""
-
-    def __init__(self, name: str, seed: int, episode: int, action_size: int) -> None:
-        self._key, self._size = (seed, zlib.crc32(name.encode())), action_size
-        self.begin(episode)
-
-    def begin(self, episode: int) -> None:
-        """Another one, or the same one anew."""
-        self.episode = episode
-        self.first_success = 0
-        self.actions: list[np.ndarray] = []
-        self._dice = np.random.default_rng([*self._key, episode])
-
-    def noise(self) -> np.ndarray:
-        """Standard normal, `[A]`."""
-        return self._dice.standard_normal(self._size, np.float32)
-
-    def note(self, action: np.ndarray, success: bool) -> None:
-        """What was done, and the flag it led to."""
-        self.actions.append(action)
-        if success and not self.first_success:
-            self.first_success = len(self.actions)
-
-
-def _act(
-    policy: Policy, observations: np.ndarray, tasks: np.ndarray, noise: np.ndarray | None
-) -> np.ndarray:
-    """Actions `[n, A]` for rows of any tasks, `ROWS` at a time."""
-
-    def blocks(rows: np.ndarray) -> tuple[torch.Tensor, ...]:
-        missing = np.zeros((-len(rows) % ROWS, *rows.shape[1:]), rows.dtype)
-        return torch.from_numpy(np.concatenate([rows, missing])).to(policy.device).split(ROWS)
-
-    noises = repeat(None) if noise is None else blocks(noise)
-    inputs = zip(blocks(observations), blocks(tasks), noises, strict=False)
-    with cpu_threads(1):
-        return torch.cat([policy.act(*block) for block in inputs])[: len(tasks)].cpu().numpy()
+    return Evaluation(names, seed, first_success, returns, played, envs.tells_success.copy())
 
 
 def evaluate_file(
     policy: Path,
     episodes: int = N_GOALS,
+    *,
     tasks: tuple[str, ...] | None = None,
     seed: int | None = None,
     workers: int | None = None,
@@ -225,8 +195,9 @@ def evaluate_file(
     Args:
         tasks: Some of the policy's tasks; default: all.
         seed: Of the goals; default: the training run's.
-        benchmark: `package.module:attribute`, for tasks that are not Meta-World's. A file only
-            names its tasks: what it says is never imported.
+        benchmark: `package.module:attribute` of custom tasks; default: of a run folder, what the
+            run was trained on, imported from where its benchmark.json says. A policy file or a
+            checkpoint only names its tasks: nothing that it says is imported.
 
     Returns:
         The evaluation, and what it was made of, as plain values.
@@ -236,10 +207,27 @@ def evaluate_file(
     """
     path = find_policy(policy)
     loaded, header = Policy.load_with_header(path, resolve_device(device))
-    found = checked(get_benchmark(benchmark or "", tasks or loaded.tasks))
+    record = read_benchmark(policy) if policy.is_dir() else None
+    if benchmark is None and record is not None:
+        found = select(benchmark_of(record), tasks or loaded.tasks)
+    elif benchmark is None and header.environments == "custom":
+        raise UsageError(
+            f"benchmark: expected --benchmark MODULE:NAME for the custom tasks of "
+            f"{header.benchmark}, which a file only names, got none"
+        )
+    else:
+        found = get_benchmark(benchmark or "", tasks or loaded.tasks)
+    found = examined(found)
     seed = header.seed if seed is None else seed
     result = evaluate(
-        loaded, found, seed, episodes, header.horizon, workers, stochastic, progress=True
+        loaded,
+        found,
+        seed,
+        episodes,
+        header.horizon,
+        workers=workers,
+        stochastic=stochastic,
+        progress=True,
     )
     return result, {
         "policy": str(path),

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from mtrl.policy.file import short_number
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -26,8 +28,8 @@ class Evaluation:
         returns: Undiscounted sums of raw rewards over the whole episode, `[T, E]`.
         actions: What was done in H steps, float32 `[T, E, H, A]`; enough to play it again. NaN
             after the end of a shorter episode.
-        tells_success: Whether environments say if a task is solved; if not, returns are all there
-            is to judge by.
+        tells_success: Whether a step of the task has ever said if it is solved, bool `[T]`; one
+            bool stands for all. The other tasks are judged by their return.
     """
 
     tasks: tuple[str, ...]
@@ -35,7 +37,16 @@ class Evaluation:
     first_success: np.ndarray
     returns: np.ndarray
     actions: np.ndarray
-    tells_success: bool = True
+    tells_success: np.ndarray | bool = True
+
+    def __post_init__(self) -> None:
+        told = np.broadcast_to(np.asarray(self.tells_success, bool), len(self.tasks))
+        object.__setattr__(self, "tells_success", told)
+
+    @property
+    def told(self) -> np.ndarray:
+        """Which tasks have a success rate, indices `[S]`."""
+        return np.flatnonzero(self.tells_success)
 
     @property
     def success(self) -> np.ndarray:
@@ -44,18 +55,33 @@ class Evaluation:
 
     @property
     def success_rates(self) -> np.ndarray:
-        """Fraction of successful episodes, `[T]`."""
-        return self.success.mean(1)
+        """Fraction of successful episodes, `[T]`; NaN for a task that is judged by its return."""
+        return np.where(self.tells_success, self.success.mean(1), np.nan)
 
     @property
     def mean(self) -> float:
-        """Mean success rate over the tasks."""
-        return float(self.success_rates.mean())
+        """Mean success rate of the tasks that have one; NaN if none has."""
+        rates = self.success_rates[self.told]
+        return float(rates.mean()) if len(rates) else math.nan
 
     @property
     def worst(self) -> float:
-        """Mean success rate of the worst fifth of the tasks (rounded up)."""
-        return float(np.sort(self.success_rates)[: math.ceil(len(self.tasks) / 5)].mean())
+        """Mean success rate of the worst fifth of the tasks that have one, rounded up; or NaN."""
+        rates = np.sort(self.success_rates[self.told])[: math.ceil(len(self.told) / 5)]
+        return float(rates.mean()) if len(rates) else math.nan
+
+    @property
+    def summary(self) -> str:
+        """The mean scores in a few words: `success 0.87`, `return 12.3`, or both."""
+        parts = [f"success {self.mean:.2f}"] if len(self.told) else []
+        rest = self.returns[~np.asarray(self.tells_success)]
+        if len(rest):
+            parts.append(f"return {short_number(rest.mean())}")
+        if len(parts) == 1:
+            return parts[0]
+        counts = (len(self.told), len(rest))
+        tasks = [f"{part} ({n} task{'s' * (n > 1)})" for part, n in zip(parts, counts, strict=True)]
+        return ", ".join(tasks)
 
     def intervals(self) -> list[tuple[float, float]]:
         """Wilson's 95% interval of each task's success rate."""
@@ -77,7 +103,7 @@ class Evaluation:
         ]
 
     def _successes(self, t: int) -> dict[str, Any]:
-        if not self.tells_success:
+        if t not in self.told:
             return {}
         low, high = self.intervals()[t]
         return {
@@ -89,7 +115,7 @@ class Evaluation:
 
     def _steps_to_success(self, t: int) -> dict[str, float | None]:
         """Mean over the successful episodes, None if there are none."""
-        if not self.tells_success:
+        if t not in self.told:
             return {}
         steps = self.first_success[t][self.success[t]]
         return {"steps_to_success_mean": float(steps.mean()) if len(steps) else None}
@@ -97,20 +123,29 @@ class Evaluation:
     def table(self) -> str:
         """For people."""
         width = max(len(task) for task in (*self.tasks, "worst fifth"))
-        if not self.tells_success:
-            lines = [f"{'task':<{width}}   return"]
-            lines += [f"{row['task']:<{width}}  {row['return_mean']:7.1f}" for row in self.rows()]
-            return "\n".join([*lines, f"{'mean':<{width}}  {self.returns.mean():7.1f}"])
-        lines = [f"{'task':<{width}}  success  95% interval   return  steps to success"]
+        if not len(self.told):
+            lines = [f"{'task':<{width}}    return"]
+            lines += [
+                f"{row['task']:<{width}}  {short_number(row['return_mean']):>8}"
+                for row in self.rows()
+            ]
+            return "\n".join([*lines, f"{'mean':<{width}}  {short_number(self.returns.mean()):>8}"])
+        lines = [f"{'task':<{width}}  success  95% interval    return  steps to success"]
         for row in self.rows():
-            interval = f"[{row['wilson_low']:.2f}, {row['wilson_high']:.2f}]"
-            steps = row["steps_to_success_mean"]
+            rate, interval = "–", "–"
+            if "success_rate" in row:
+                rate = f"{row['success_rate']:.2f}"
+                interval = f"[{row['wilson_low']:.2f}, {row['wilson_high']:.2f}]"
+            steps = row.get("steps_to_success_mean")
+            seen = "–" if steps is None else f"{steps:.0f}"
             lines.append(
-                f"{row['task']:<{width}}  {row['success_rate']:7.2f}  {interval:>12}  "
-                f"{row['return_mean']:7.0f}  {'–' if steps is None else f'{steps:.0f}':>16}"
+                f"{row['task']:<{width}}  {rate:>7}  {interval:>12}  "
+                f"{short_number(row['return_mean']):>8}  {seen:>16}"
             )
         lines.append(f"{'mean':<{width}}  {self.mean:7.3f}")
         lines.append(f"{'worst fifth':<{width}}  {self.worst:7.3f}")
+        if len(self.told) < len(self.tasks):
+            lines.append("–: no step said whether the task is solved; its score is the return")
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -128,15 +163,17 @@ class Evaluation:
     def to_csv(self) -> str:
         """One line per task."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows()[0]), lineterminator="\n")
+        rows = self.rows()
+        columns = max(rows, key=len)  # with those of success, if any has them
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows())
+        writer.writerows(rows)
         return text.getvalue()
 
     def to_json(self, **context: Any) -> str:
         """Everything, with what the caller knows of where it comes from."""
         summary = {"mean_return": float(self.returns.mean())}
-        if self.tells_success:
+        if len(self.told):
             summary |= {"mean_success_rate": self.mean, "worst_fifth_success_rate": self.worst}
         return json.dumps(context | summary | {"tasks": self.rows()}, indent=2) + "\n"
 

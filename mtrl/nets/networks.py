@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, normalize
+from torch.nn.functional import normalize
 
 from mtrl.errors import UsageError
-from mtrl.nets.linear import own_linear, shared_linear
+from mtrl.nets.fused import layer
+from mtrl.nets.linear import own_linear, own_product, shared_linear
+from mtrl.nets.precision import float32_products, full_float32
 
 Parameters = Mapping[str, Tensor]
 """By name: shared ones `[N, …]`, per-task ones `[N, T, …]`."""
@@ -63,21 +65,22 @@ class Trunk:
         if "embedding" in per_task:
             parameters["bias0"] = _with_task(parameters)
 
-        def layer(number: int, inputs: Tensor) -> Tensor:
+        def numbered(number: int, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
             weight = f"weight{number}"
             if tape is not None:
                 tape[weight] = inputs
-            outputs = shared_linear(inputs, shared[weight], parameters[f"bias{number}"])
-            return layer_norm(outputs, outputs.shape[-1:]) if self.layer_norm else outputs
+            relu, bias = residual is None, parameters[f"bias{number}"]
+            norm = self.layer_norm
+            return layer(inputs, shared[weight], bias, norm=norm, relu=relu, residual=residual)
 
         n_layers = sum(name.startswith("weight") for name in shared)
-        hidden = layer(0, inputs).relu_()
+        hidden = numbered(0, inputs)
         if self.residual:
             for first in range(1, n_layers, 2):
-                hidden = hidden + layer(first + 1, layer(first, hidden).relu_())
+                hidden = numbered(first + 1, numbered(first, hidden), hidden)
         else:
             for number in range(1, n_layers):
-                hidden = layer(number, hidden).relu_()
+                hidden = numbered(number, hidden)
         return hidden
 
 
@@ -97,10 +100,9 @@ def head(shared: Parameters, per_task: Parameters, features: Tensor) -> Tensor:
     Its results are in the parameters' type whatever that of the features: rounding a value to 8
     bits would drown the differences that a target is made of.
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with float32_products("highest"):
         if "head_weight" in shared:
-            weight, bias = shared["head_weight"], shared["head_bias"]
-            return shared_linear(features.to(bias.dtype), weight, bias)
+            return shared_linear(features, shared["head_weight"], shared["head_bias"], exact=True)
         weight, bias = per_task["head_weight"], per_task["head_bias"]
         if "rotation" in per_task:
             weight = fold(per_task["rotation"], weight)
@@ -114,7 +116,9 @@ def fold(rotation: Tensor, weight: Tensor) -> Tensor:
     turns the first m features and leaves the others.
     """
     size = rotation.shape[-1]
-    turned = (weight[..., :size, :].mT @ rotation).mT  # RᵀW, in the order that is fast in memory
+    with full_float32(weight.device):
+        # RᵀW, in the order that is fast in memory
+        turned = own_product(weight[..., :size, :].mT, rotation).mT
     return torch.cat([turned, weight[..., size:, :]], -2) if size < weight.shape[-2] else turned
 
 
@@ -153,6 +157,7 @@ class MultiTaskNetworks(nn.Module):
         n_inputs: int,
         n_outputs: int,
         hidden_sizes: Sequence[int],
+        *,
         multi_head: bool,
         head_bound: float,
         generator: torch.Generator,
@@ -178,9 +183,9 @@ class MultiTaskNetworks(nn.Module):
             shared["task_weight"] = uniform(first, embedding_size, widths[0])
             normal = torch.empty(n_networks, n_tasks, embedding_size).normal_(generator=generator)
             per_task = {"embedding": normalize(normal, dim=-1)}
-        for layer, (fan_in, width) in enumerate(pairwise(widths), start=1):
-            shared[f"weight{layer}"] = uniform(math.sqrt(6 / fan_in), fan_in, width)
-            shared[f"bias{layer}"] = torch.zeros(n_networks, width)
+        for number, (fan_in, width) in enumerate(pairwise(widths), start=1):
+            shared[f"weight{number}"] = uniform(math.sqrt(6 / fan_in), fan_in, width)
+            shared[f"bias{number}"] = torch.zeros(n_networks, width)
         lead = (n_tasks,) if multi_head else ()
         (per_task if multi_head else shared).update(
             head_weight=uniform(head_bound, *lead, hidden_sizes[-1], n_outputs),
@@ -219,13 +224,18 @@ class MultiTaskNetworks(nn.Module):
         eye = torch.eye(size, dtype=like.dtype, device=like.device)
         self.rotation = eye.repeat(self.n_networks, self.n_tasks, 1, 1)
 
+    def named(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The shared and the tasks' own parameters by name; faster than through `ParameterDict`."""
+        shared, per_task = (dict(m.named_parameters()) for m in (self.shared, self.per_task))
+        return {**shared}, {**per_task}
+
     def rotations(self) -> list[Tensor]:
         """Each network's rotations as views, `[T, m, m]`; empty without."""
         return [] if self.rotation is None else list(self.rotation)
 
     def folded(self) -> Function:
         """The function that is computed, heads behind their rotation."""
-        shared, per_task = dict(self.shared), dict(self.per_task)
+        shared, per_task = self.named()
         if self.rotation is not None:
             per_task["head_weight"] = fold(self.rotation, per_task["head_weight"])
         return Function(self.trunk, shared, per_task)

@@ -13,6 +13,8 @@ import torch
 
 from mtrl.errors import UsageError
 
+_setting = "highest"  # see `float32_setting`
+
 
 def resolve_precision(name: str, device: torch.device) -> str:
     """`auto` to tf32 on CUDA, and to fp32 elsewhere; other names are checked against the device.
@@ -58,22 +60,35 @@ def trunks_in(precision: str, device: torch.device) -> Iterator[None]:
     bf16 = precision == "bf16"
     # No cache of cast weights: nothing here casts a weight twice, and a graph may not hold one.
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
-    with _float32_products("high" if precision == "tf32" else "highest"), autocast:
+    with float32_products("high" if precision == "tf32" else "highest"), autocast:
         yield
 
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
     """Inside, products of float32 are of float32, whatever surrounds it: no TF32, no autocast."""
-    with _float32_products("highest"), torch.autocast(device.type, enabled=False):
+    with float32_products("highest"), torch.autocast(device.type, enabled=False):
         yield
 
 
 @contextmanager
-def _float32_products(setting: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
+def float32_products(setting: str) -> Iterator[None]:
+    """Inside, products of float32 are computed as `torch.set_float32_matmul_precision` says."""
+    global _setting
+    _setting = before = float32_setting()
+    if before == setting:  # torch.compile would break its graph at a change
+        yield
+        return
     torch.set_float32_matmul_precision(setting)
+    _setting = setting
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        _setting = before
+
+
+def float32_setting() -> str:
+    """What `torch.set_float32_matmul_precision` was last told."""
+    # torch.compile cannot trace torch's own function; it runs inside of `trunks_in` alone.
+    return _setting if torch.compiler.is_compiling() else torch.get_float32_matmul_precision()

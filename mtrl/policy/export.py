@@ -15,7 +15,7 @@ from mtrl.config import yaml12
 from mtrl.config.section import validate
 from mtrl.errors import UsageError, one_line
 from mtrl.folder import EXPORT_FORMAT, FINAL, find_policy, write_atomically
-from mtrl.policy.file import Figures, PolicyHeader, digest
+from mtrl.policy.file import Figures, PolicyHeader, digest, short_number
 from mtrl.policy.policy import Policy
 
 SUFFIXES = (".safetensors", ".pt2")
@@ -139,7 +139,8 @@ def _card(header: PolicyHeader) -> str:
         f" with the goal observable), float32; then, unless the task is named, its one-hot of "
         f"{len(tasks)}.{normalized}",
         f"- Action: {header.action_size} numbers in [-1, 1].",
-        f"- Episode: {header.horizon} steps.",
+        "- Episode: "
+        + (f"{header.horizon} steps." if header.horizon else "until the environment ends it."),
         f"- Networks: {' × '.join(map(str, sizes))}, {heads}.",
         f"- Tasks, in the one-hot's order: {', '.join(tasks)}.",
         "",
@@ -151,20 +152,31 @@ def _card(header: PolicyHeader) -> str:
 
 def _table(figures: Figures) -> list[str]:
     lines = [
-        f"Success of the policy's mode on goals of seed {figures.seed}, counted if the flag was "
-        "set at any step:",
+        f"Scores of the policy's mode on episodes of seed {figures.seed}; success counts if the "
+        "flag was set at any step:",
         "",
         "| task | episodes | success | 95% interval | return | steps to success |",
         "|---|---|---|---|---|---|",
     ]
     for row in figures.tasks:
-        steps = row.steps_to_success_mean
+        rate, interval, steps = "–", "–", row.steps_to_success_mean
+        if row.success_rate is not None:
+            rate, interval = (
+                f"{row.success_rate:.2f}",
+                f"[{row.wilson_low:.2f}, {row.wilson_high:.2f}]",
+            )
         lines.append(
-            f"| {row.task} | {row.episodes} | {row.success_rate:.2f} "
-            f"| [{row.wilson_low:.2f}, {row.wilson_high:.2f}] | {row.return_mean:.0f} "
+            f"| {row.task} | {row.episodes} | {rate} | {interval} | {short_number(row.return_mean)} "
             f"| {'–' if steps is None else f'{steps:.0f}'} |"
         )
-    return [*lines, f"| **mean** | | {figures.mean_success_rate:.3f} | | | |"]
+    total, mean = figures.mean_success_rate, figures.mean_return
+    lines.append(
+        f"| **mean** | | {'–' if total is None else f'{total:.3f}'} | "
+        f"| {'' if mean is None else short_number(mean)} | |"
+    )
+    if any(row.success_rate is None for row in figures.tasks):
+        lines += ["", "–: no step said whether the task is solved; its score is the return."]
+    return lines
 
 
 _USE = """\

@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, Field, PositiveInt, model_validator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -38,15 +38,27 @@ Name = Annotated[str, AfterValidator(_printable)]
 
 
 class TaskFigures(BaseModel):
-    """A row of an evaluation; see `Evaluation.rows`."""
+    """A row of an evaluation; see `Evaluation.rows`. No success: the task is judged by return."""
 
     task: Name
     episodes: PositiveInt
-    success_rate: float
-    wilson_low: float
-    wilson_high: float
+    success_rate: float | None = None
+    wilson_low: float | None = None
+    wilson_high: float | None = None
     return_mean: float
     steps_to_success_mean: float | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> TaskFigures:
+        success = (self.success_rate, self.wilson_low, self.wilson_high)
+        if len({value is None for value in success}) > 1:
+            raise ValueError("expected success_rate with wilson_low and wilson_high, or none")
+        return self
+
+
+def short_number(value: float) -> str:
+    """A return for people: one digit after the point from 10 on, or else three that count."""
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 class Figures(BaseModel):
@@ -54,8 +66,9 @@ class Figures(BaseModel):
 
     seed: int
     total_timesteps: int
-    mean_success_rate: float
-    tasks: tuple[TaskFigures, ...]
+    mean_success_rate: float | None = None
+    mean_return: float | None = None
+    tasks: tuple[TaskFigures, ...] = Field(min_length=1)
 
 
 class PolicyHeader(BaseModel):
@@ -67,9 +80,11 @@ class PolicyHeader(BaseModel):
         action_size: Numbers in an action.
         agent: Shape of the networks.
         benchmark: The tasks' common name.
+        environments: Whether they are Meta-World's or custom; None in a file from before this was
+            written down.
         surgery: How it was trained.
         seed: Of the training run, and so of its goals.
-        horizon: Steps of an episode.
+        horizon: Steps after which an episode is truncated; None: the environments end it.
         total_timesteps: Environment steps over all tasks.
         evaluation: Figures of this very policy.
         versions: Packages it was trained with, by name.
@@ -80,9 +95,10 @@ class PolicyHeader(BaseModel):
     action_size: PositiveInt
     agent: AgentConfig
     benchmark: Name | None = None
+    environments: Literal["metaworld", "custom"] | None = None
     surgery: Name | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
-    horizon: int = Field(default=500, gt=0, le=500)
+    horizon: PositiveInt | None = 500
     total_timesteps: int | None = None
     evaluation: Figures | None = None
     versions: dict[Name, Name] = {}

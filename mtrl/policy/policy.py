@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -15,6 +16,9 @@ from mtrl.nets.networks import MultiTaskNetworks, Trunk
 from mtrl.policy.distributions import squashed_gaussian
 from mtrl.policy.file import PREFIX, PolicyHeader, open_policy
 from mtrl.policy.normalizer import ObservationNormalizer
+
+ACTOR_HEAD_BOUND = 1e-3
+"""Initial weights of the actor's heads are uniform in ± this, so that it begins near a = 0."""
 
 AnyPolicy = TypeVar("AnyPolicy", bound="Policy")
 
@@ -51,14 +55,25 @@ class Policy(nn.Module):
         self.tasks, self.config = tuple(tasks), config
         self.observation_size, self.action_size = observation_size, action_size
         self._generator = torch.Generator().manual_seed(seed)
-        sizes = config.actor_hidden_sizes
-        self.actor = self._make_networks(1, observation_size, 2 * action_size, sizes, 1e-3)
+        self.actor = self._make_networks(
+            1,
+            observation_size,
+            2 * action_size,
+            hidden_sizes=config.actor_hidden_sizes,
+            head_bound=ACTOR_HEAD_BOUND,
+        )
         self.normalizer = None
         if config.normalize_observations:
             self.normalizer = ObservationNormalizer(observation_size)
 
     def _make_networks(
-        self, count: int, inputs: int, outputs: int, sizes: tuple[int, ...] | None, bound: float
+        self,
+        count: int,
+        inputs: int,
+        outputs: int,
+        *,
+        hidden_sizes: tuple[int, ...] | None,
+        head_bound: float,
     ) -> MultiTaskNetworks:
         config = self.config
         return MultiTaskNetworks(
@@ -66,17 +81,24 @@ class Policy(nn.Module):
             len(self.tasks),
             inputs,
             outputs,
-            sizes or config.hidden_sizes,
-            config.heads == "multi",
-            bound,
-            self._generator,
-            Trunk(config.layer_norm, config.trunk == "residual"),
-            config.task_embedding,
+            hidden_sizes or config.hidden_sizes,
+            multi_head=config.heads == "multi",
+            head_bound=head_bound,
+            generator=self._generator,
+            trunk=Trunk(layer_norm=config.layer_norm, residual=config.trunk == "residual"),
+            embedding_size=config.task_embedding,
         ).requires_grad_(False)  # surgery differentiates with respect to views of its own
 
     def networks(self) -> dict[str, MultiTaskNetworks]:
         """All that are made of a trunk and heads."""
         return {"actor": self.actor}
+
+    def snapshot(self, device: torch.device | str) -> Policy:
+        """A copy, as it is now, of what acting needs; it does not change with this one."""
+        copied = Policy(self.tasks, self.config, self.observation_size, self.action_size)
+        copied.actor = copy.deepcopy(self.actor)
+        copied.normalizer = copy.deepcopy(self.normalizer)
+        return copied.to(device)
 
     @property
     def device(self) -> torch.device:

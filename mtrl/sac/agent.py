@@ -18,6 +18,9 @@ from mtrl.nets.networks import MultiTaskNetworks
 from mtrl.policy.policy import Policy
 from mtrl.sac.values import CategoricalValue, ScalarValue, Value
 
+CRITIC_HEAD_BOUND = 3e-3
+"""Initial weights of the critics' heads are uniform in ± this, so that values begin near 0."""
+
 
 class MTSAC(Policy):
     """Multi-task multi-head SAC (Yu et al. 2020, Meta-World); arguments are those of `Policy`."""
@@ -36,8 +39,13 @@ class MTSAC(Policy):
         self.value: Value = ScalarValue()
         if config.critic_bins is not None:
             self.value = CategoricalValue(config.critic_bins, config.value_limit)
-        inputs, sizes = observation_size + action_size, config.critic_hidden_sizes
-        self.critics = self._make_networks(2, inputs, self.value.n_outputs, sizes, 3e-3)
+        self.critics = self._make_networks(
+            2,
+            observation_size + action_size,
+            self.value.n_outputs,
+            hidden_sizes=config.critic_hidden_sizes,
+            head_bound=CRITIC_HEAD_BOUND,
+        )
         self.target_critics = copy.deepcopy(self.critics)
         initial = torch.full((len(tasks),), math.log(config.initial_temperature))
         self.log_alpha = nn.Parameter(initial, requires_grad=False)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,14 +15,21 @@ from mtrl.nets.precision import resolve_precision
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.capture import Captured
 from mtrl.sac.losses import temperature_gradient
-from mtrl.sac.optimizers import clip_by_network_, make_optimizer, set_learning_rate
+from mtrl.sac.optimizers import (
+    clip_by_network_,
+    load_moments_,
+    make_optimizer,
+    set_learning_rate,
+)
 from mtrl.sac.problems import Compiled, actor_problem, as_it_is, critic_problem
 from mtrl.sac.replay import Batch, ReplayBuffer
 from mtrl.sac.watch import LossWatch
 from mtrl.surgery import Gradients, get_surgery
 from mtrl.surgery.base import MAINTAIN_EVERY
-from mtrl.surgery.diagnostics import Diagnosis
 from mtrl.surgery.stacked import StackedProblem
+
+_SURGERY_STREAM = 1
+"""Sets the surgery's stream of random numbers apart from the noise's, which has the same seed."""
 
 
 class Learner:
@@ -35,9 +42,13 @@ class Learner:
     Args:
         agent: Updated in place.
         config: See its fields.
-        seed: Of the update's noise and of the surgery's random orders.
+        seed: Of the update's noise, and of the surgery's random orders, which are a stream of their
+            own: with equal seeds, methods differ in what they do with the noise, not in the noise.
 
     Attributes:
+        generator: Of the update's noise.
+        surgery_generator: Of the surgery's random orders.
+        diagnosis_generator: Of what `diagnose` draws.
         captures: Whether `step` is launched as a CUDA graph.
         precision: Of the trunks' products: fp32, tf32 or bf16.
         updates: Made so far by `step`.
@@ -54,7 +65,9 @@ class Learner:
         for name, networks in agent.networks().items():
             self.surgeries[name].prepare(networks)
         self.generator = torch.Generator(agent.device).manual_seed(seed)
-        self._diagnosis_generator = torch.Generator(agent.device).manual_seed(seed)
+        self.diagnosis_generator = torch.Generator(agent.device).manual_seed(seed)
+        apart = int(np.random.SeedSequence([seed, _SURGERY_STREAM]).generate_state(1)[0])
+        self.surgery_generator = torch.Generator(agent.device).manual_seed(apart)
         self.precision = resolve_precision(config.precision, agent.device)
         surgeries = self.surgeries.values()
         self.captures = (
@@ -66,7 +79,10 @@ class Learner:
         self.watch = LossWatch(("critic_loss", "actor_loss"), len(agent.tasks), agent.device)
         self.last_batch: Batch | None = None
         self._graph: tuple[ReplayBuffer, int, Captured[dict[str, Tensor]]] | None = None
-        self._compiled: Compiled = cache(torch.compile) if config.compile else as_it_is
+        # Not dynamic: a second method in one process would make sizes symbolic, which torch 2.11
+        # cannot differentiate here.
+        compiled = cache(partial(torch.compile, dynamic=False))
+        self._compiled: Compiled = compiled if config.compile else as_it_is
         self.target_entropy = (
             -float(agent.action_size) if config.target_entropy is None else config.target_entropy
         )
@@ -113,7 +129,8 @@ class Learner:
     def _graph_of(self, replay: ReplayBuffer, updates: int) -> Captured[dict[str, Tensor]]:
         if self._graph is None:
             work = partial(self._steps, replay, updates)
-            captured = Captured(work, [self.generator, replay.generator])
+            drawn_from = {self.generator, self.surgery_generator, replay.generator}
+            captured = Captured(work, list(drawn_from))
             self._graph = replay, updates, captured
         before, count, captured = self._graph
         if before is not replay or count != updates:
@@ -126,7 +143,7 @@ class Learner:
     def _steps(self, replay: ReplayBuffer, updates: int) -> dict[str, Tensor]:
         for _ in range(updates):
             batch = replay.sample(self.config.batch_size)
-            metrics = self.update(batch, self._noise(batch, self.generator))
+            metrics = self.update(batch, self.noise(batch))
         return metrics
 
     @torch.no_grad()  # but for the backward inside, there is nothing to record
@@ -142,13 +159,13 @@ class Learner:
             the device.
         """
         agent, config = self.agent, self.config
-        batch, alpha = self._normalized(batch), agent.log_alpha.exp()
+        batch, alpha = self.normalized(batch), agent.log_alpha.exp()
 
         how = self.precision, self._compiled
         problem = critic_problem(agent, config, batch, noise[0], alpha, *how)
-        critics = self._descend("critics", problem)
+        critics = self.descend("critics", problem)
         problem = actor_problem(agent, config, batch, noise[1], alpha, *how)
-        actor = self._descend("actor", problem)
+        actor = self.descend("actor", problem)
 
         agent.log_alpha.grad = temperature_gradient(
             actor.auxiliary["log_prob"][0], self.target_entropy
@@ -172,37 +189,21 @@ class Learner:
             "actor_weight": n_tasks * actor.weights[0],
         }
 
-    @torch.no_grad()
-    def diagnose(self, replay: ReplayBuffer) -> dict[str, Diagnosis]:
-        """How the tasks' gradients disagree now, by network, under any method.
-
-        Looks at one more batch, in float64, and updates nothing. Its random numbers are its own, so
-        a run does not depend on how often it is looked at.
-        """
-        batch = replay.sample(self.config.batch_size, self._diagnosis_generator)
-        noise = self._noise(batch, self._diagnosis_generator).double()
-        batch = Batch(**{name: value.double() for name, value in vars(batch).items()})
-        agent = copy.deepcopy(self.agent).double()
-        batch = self._normalized(batch)
-        alpha = agent.log_alpha.exp()
-        critics = critic_problem(agent, self.config, batch, noise[0], alpha)
-        actor = actor_problem(agent, self.config, batch, noise[1], alpha)
-        problems = {"critic1": critics.only(0), "critic2": critics.only(1), "actor": actor}
-        step = self.config.learning_rate
-        return {name: Diagnosis.of(problem, step) for name, problem in problems.items()}
-
     def state_dict(self) -> dict[str, Any]:
         """Moments of the optimisers, and generators; the agent is saved on its own."""
-        return {
+        state = {
             "optimizers": {
                 name: {str(i): state for i, state in optimizer.state_dict()["state"].items()}
                 for name, optimizer in self.optimizers.items()
             },
             "updates": self.updates,
             "generator": self.generator.get_state(),
-            "diagnosis_generator": self._diagnosis_generator.get_state(),
+            "diagnosis_generator": self.diagnosis_generator.get_state(),
             "surgeries": {name: dict(s.state_dict()) for name, s in self.surgeries.items()},
         }
+        if self.surgery_generator is not self.generator:
+            state["surgery_generator"] = self.surgery_generator.get_state()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; step sizes and the like stay those of the config."""
@@ -210,29 +211,35 @@ class Learner:
             moments = {
                 int(i): moment for i, moment in state.get("optimizers", {}).get(name, {}).items()
             }
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+            load_moments_(optimizer, moments)
         for name, surgery in self.surgeries.items():
             surgery.load_state_dict(state.get("surgeries", {}).get(name, {}))
         self.updates = state["updates"]
         self.generator.set_state(state["generator"].cpu())
-        self._diagnosis_generator.set_state(state["diagnosis_generator"].cpu())
+        self.diagnosis_generator.set_state(state["diagnosis_generator"].cpu())
+        if "surgery_generator" in state:
+            self.surgery_generator.set_state(state["surgery_generator"].cpu())
+        else:  # an older run, whose orders came from the noise's stream: it goes on to the bit
+            self.surgery_generator = self.generator
 
-    def _normalized(self, batch: Batch) -> Batch:
+    def normalized(self, batch: Batch) -> Batch:
+        """Observations as the networks see them."""
         return replace(
             batch,
             observations=self.agent.normalized(batch.observations),
             next_observations=self.agent.normalized(batch.next_observations),
         )
 
-    def _noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def noise(self, batch: Batch) -> Tensor:
+        """What `update` needs for a batch, drawn anew."""
         shape = (2, *batch.actions.shape)
         dtype, device = batch.actions.dtype, batch.actions.device
-        return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+        return torch.randn(shape, generator=self.generator, dtype=dtype, device=device)
 
-    def _descend(self, name: str, problem: StackedProblem) -> Gradients:
+    def descend(self, name: str, problem: StackedProblem) -> Gradients:
         """Surgery, clipping of each network's gradient, and a step of the optimiser."""
         networks, surgery = self.agent.networks()[name], self.surgeries[name]
-        gradients = surgery(problem, self.generator)
+        gradients = surgery(problem, self.surgery_generator)
         # Contiguous: torch's fused Adam takes a gradient's memory for laid out as its parameter's.
         tree = {**gradients.shared, **gradients.per_task}
         found = {key: value.contiguous() for key, value in tree.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +32,50 @@ def make_optimizer(
     device = next(iter(parameters.values())).device
     on_cuda = device.type == "cuda"
     rate = config.learning_rate
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=torch.tensor(rate, device=device) if on_cuda else rate,  # a graph reads it anew
         eps=config.adam_epsilon,
         fused=True,
         capturable=on_cuda,
     )
+    # Before its capture an update runs as it is: torch would warn of that.
+    optimizer._warned_capturable_if_run_uncaptured = True
+    return optimizer
+
+
+def load_moments_(
+    optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Any]]
+) -> None:
+    """Take over what `optimizer.state_dict()["state"]` gave; settings stay as they are.
+
+    In place where there are moments already, for a captured graph holds on to these tensors, which
+    torch's own `load_state_dict` would replace by others. What `moments` lacks is zero.
+
+    Raises:
+        IndexError: if there are moments of a parameter that does not exist.
+        RuntimeError: if they have another shape than the parameter.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i in moments.keys() - set(range(len(parameters))):
+        raise IndexError(f"moments of parameter {i}, where there are {len(parameters)}")
+    for i, parameter in enumerate(parameters):
+        given, held = moments.get(i, {}), optimizer.state[parameter]
+        for name in held.keys() - given.keys():
+            held[name].zero_()
+        for name, value in given.items():
+            is_step = name == "step"
+            like = torch.zeros_like(parameter, dtype=torch.float32 if is_step else None)
+            if name not in held:
+                held[name] = like[(0,) * like.ndim].clone() if is_step else like
+            if held[name].shape != value.shape:
+                raise RuntimeError(
+                    f"{name} of parameter {i}: expected shape {tuple(held[name].shape)}, got "
+                    f"{tuple(value.shape)}"
+                )
+            held[name].copy_(value)
+        if not held:
+            del optimizer.state[parameter]  # as a new optimiser, which makes its own
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -73,7 +73,7 @@ def _problem(
     targets: tuple[Any, ...],
     *how: str,
 ) -> StackedProblem:
-    shared, per_task = dict(networks.shared), dict(networks.per_task)
+    shared, per_task = networks.named()
     return StackedProblem(
         trunk, loss, shared, per_task, inputs[None], targets, networks.rotation, *how
     )

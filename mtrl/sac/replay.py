@@ -29,11 +29,13 @@ class ReplayBuffer:
     """A ring of vector steps, each row `[T·E, observation | action | reward | terminated]`.
 
     Observations are stored once: s′ is the next row's. After an episode's last step comes a row
-    with the final observation alone, which no sample starts from; a list of the rows that samples
+    with the final observation alone, which no sample starts from; a list of the places that samples
     may start from makes the draw uniform over the stored transitions, without rejection.
 
     Nothing here waits for the device, and `sample` holds no number of the host's that changes: it
-    can be captured in a CUDA graph once and replayed while the buffer fills.
+    can be captured in a CUDA graph once and replayed while the buffer fills. It takes seven kernels
+    on a GPU, where each costs as long as thousands of these numbers: the list is kept twice in a
+    row and the ring has a row beyond its end, so that no index has to be wrapped.
 
     Args:
         capacity: Transitions kept per task; of E copies of a task, whole vector steps of E.
@@ -56,6 +58,7 @@ class ReplayBuffer:
         n_tasks: int,
         observation_size: int,
         action_size: int,
+        *,
         device: torch.device | str = "cpu",
         seed: int = 0,
         envs_per_task: int = 1,
@@ -68,13 +71,21 @@ class ReplayBuffer:
         # A row more for each episode of 100 steps or longer, and two that are being written.
         n_rows = self._n_starts + self._n_starts // 100 + 2
         n_envs = n_tasks * envs_per_task
-        self._rows = torch.zeros(n_rows, n_envs, sum(self._split), device=device)
-        self._starts = torch.zeros(self._n_starts, dtype=torch.int64, device=device)
-        self._stored: deque[int] = deque()  # the same rows on the host, oldest first
+        self._n_rows = n_rows
+        # One more, for the successor of the last.
+        self._rows = torch.zeros(n_rows + 1, n_envs, sum(self._split), device=device)
+        # Where task 0's copies are in `_rows.flatten(0, 1)`, for each row that samples start from.
+        self._starts = torch.zeros(
+            2, self._n_starts, envs_per_task, dtype=torch.int64, device=device
+        )
+        self._stored: deque[int] = deque()  # these rows on the host, oldest first
         self._next_row = self._next_start = 0
-        # Where the oldest of the starts is, and how many there are: for `sample`, on the device.
+        # Where the oldest of the starts is, and how many there are, copies counted: for `sample`.
         self._window = torch.zeros(2, dtype=torch.int64, device=device)
-        self._first_env = torch.arange(0, n_envs, envs_per_task, device=device)[:, None]  # of each
+        # From there to each task, and on to the successor: [2, T, 1].
+        tasks = torch.arange(0, n_envs, envs_per_task, device=device)[:, None]
+        self._away = torch.stack([tasks, tasks + n_envs])
+        self._copies = torch.arange(envs_per_task, device=device)
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def __len__(self) -> int:
@@ -93,32 +104,44 @@ class ReplayBuffer:
         rewards: np.ndarray,
         terminated: np.ndarray,
         next_observations: np.ndarray,
+        *,
         done: np.ndarray,
-    ) -> None:
+    ) -> Tensor:
         """Store one vector step: `[T·E, observation]`, `[T·E, action]`, `[T·E]`, `[T·E]`.
 
         Args:
             next_observations: The true s′, before any reset, `[T·E, observation]`.
             done: Whose episode ended, `[T·E]`. If none, the next call's `observations` must be
                 these `next_observations`.
+
+        Returns:
+            The observations on the device.
+
+        Raises:
+            FloatingPointError: if a number is not finite in float32; nothing is stored then.
         """
-        self.scale.observe(rewards, done)
         two_rows = np.zeros((2, *self._rows.shape[1:]), np.float32)
         two_rows[0] = np.hstack([observations, actions, rewards[:, None], terminated[:, None]])
         two_rows[1, :, : self._split[0]] = next_observations
-        n_rows = len(self._rows)
-        row, following = self._next_row, (self._next_row + 1) % n_rows
+        if not np.isfinite(two_rows).all():
+            raise FloatingPointError("replay: expected finite numbers, got infinite ones or NaN")
+        self.scale.observe(rewards, done)
+        row, following = self._next_row, (self._next_row + 1) % self._n_rows
         while self._stored and (
             len(self._stored) == self._n_starts or self._stored[0] in (row, following)
         ):
             self._stored.popleft()
         self._stored.append(row)
-        self._rows[row], self._rows[following] = upload(two_rows, self._rows.device)
-        # `fill_` hands the number over with the launch; nothing of the host's is read later.
-        self._starts[self._next_start].fill_(row)
+        stored = upload(two_rows, self._rows.device)
+        self._rows[row : row + 2] = stored
+        # Numbers travel with the launches; nothing of the host's is read later.
+        place = row * self._rows.shape[1]
+        torch.add(self._copies, place, out=self._starts[0, self._next_start])
+        torch.add(self._copies, place, out=self._starts[1, self._next_start])
         self._next_start = (self._next_start + 1) % self._n_starts
-        self._next_row = (row + 1 + bool(done.any())) % n_rows
+        self._next_row = (row + 1 + bool(done.any())) % self._n_rows
         self._show_window()
+        return stored[0, :, : self._split[0]]
 
     def skip(self, lost: np.ndarray) -> None:
         """Leave out a vector step, in which the episodes of rows `lost`, `[T·E]`, were given up.
@@ -126,8 +149,8 @@ class ReplayBuffer:
         What is added next need not begin where the last one ended.
         """
         self.scale.forget(lost)
-        if self._stored and self._stored[-1] == (self._next_row - 1) % len(self._rows):
-            self._next_row = (self._next_row + 1) % len(self._rows)
+        if self._stored and self._stored[-1] == (self._next_row - 1) % self._n_rows:
+            self._next_row = (self._next_row + 1) % self._n_rows
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Batch:
         """Draw uniformly, with replacement, for each task on its own: one gather, `[T, B, …]`.
@@ -136,17 +159,15 @@ class ReplayBuffer:
             generator: Random numbers for a look aside; default: the buffer's own.
         """
         oldest, stored = self._window
-        # Of 63 random bits the remainder is uniform up to one part in 10¹².
         draw = torch.randint(
             2**63 - 1,
             (self.n_tasks, batch_size),
             generator=generator or self.generator,
             device=self._rows.device,
-        ) % (stored * self.envs_per_task)
-        start = self._starts[(oldest + draw // self.envs_per_task) % self._n_starts]
-        rows = torch.stack([start, (start + 1) % len(self._rows)])
-        envs = self._first_env + draw % self.envs_per_task
-        here, there = self._rows.flatten(0, 1)[rows * self._rows.shape[1] + envs]
+        )
+        # Of 63 random bits the remainder is uniform up to one part in 10¹².
+        places = self._starts.flatten()[draw.remainder_(stored).add_(oldest)]
+        here, there = self._rows.flatten(0, 1)[places + self._away]
         observations, actions, rewards, terminated = here.split(self._split, -1)
         next_observations = there[..., : self._split[0]]
         rewards = rewards[..., 0] * self.scale.factors[:, None]
@@ -155,7 +176,7 @@ class ReplayBuffer:
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on exactly, the generator included."""
         in_order = not self._stored or self._stored[0] <= self._stored[-1] < self._next_row
-        used = self._next_row + 1 if in_order else len(self._rows)
+        used = self._next_row + 1 if in_order else self._n_rows + 1
         return {
             "rows": self._rows[:used],
             "starts": torch.tensor(self._stored, dtype=torch.int64),
@@ -166,9 +187,13 @@ class ReplayBuffer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, from a buffer of the same sizes."""
-        self._rows[: len(state["rows"])] = state["rows"].to(self._rows.device)
+        rows, starts = (state[name].to(self._rows.device) for name in ("rows", "starts"))
+        self._rows[: len(rows)] = rows
+        if len(rows) == self._n_rows:  # an older state, in which the last one's successor is here
+            self._rows[-1] = rows[0]
         self._stored = deque(state["starts"].tolist())
-        self._starts[: len(self._stored)] = state["starts"].to(self._starts.device)
+        places = starts[:, None] * self._rows.shape[1] + self._copies
+        self._starts[:, : len(self._stored)] = places
         self._next_start = len(self._stored) % self._n_starts
         self._next_row = int(state["next_row"])
         self._show_window()
@@ -176,6 +201,6 @@ class ReplayBuffer:
         self.scale.load_state_dict(state["scale"])
 
     def _show_window(self) -> None:
-        stored = len(self._stored)
-        self._window[0].fill_((self._next_start - stored) % self._n_starts)
-        self._window[1].fill_(stored)
+        oldest = (self._next_start - len(self._stored)) % self._n_starts
+        self._window[0].fill_(oldest * self.envs_per_task)
+        self._window[1].fill_(len(self))

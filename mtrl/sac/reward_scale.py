@@ -41,6 +41,7 @@ class RewardScale:
         self,
         n_tasks: int,
         envs_per_task: int = 1,
+        *,
         gamma: float = 0.99,
         magnitude: float | None = None,
         constant: float = 1.0,

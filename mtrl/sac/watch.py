@@ -52,14 +52,16 @@ class LossWatch:
         )
 
 
-def expect_finite(parameters: Iterable[tuple[str, Tensor]]) -> None:
-    """Wait for the device, and look at the weights.
+def expect_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Wait for the device, and look at the weights, and the normaliser's statistics.
 
     Raises:
-        RunError: naming the first that holds what is no number.
+        RunError: naming the first tensor that holds an infinite number or NaN.
     """
-    named = dict(parameters)
-    norms = torch.stack(torch._foreach_norm([value.float() for value in named.values()]))
+    named = dict(tensors)
+    wide = torch.float64
+    values = [value if value.dtype == wide else value.float() for value in named.values()]
+    norms = torch.stack([norm.to(wide) for norm in torch._foreach_norm(values)])
     for name, finite in zip(named, norms.isfinite().tolist(), strict=True):
         if not finite:
             raise RunError(f"weights {name} are infinite or NaN")

@@ -96,15 +96,15 @@ class FeatureSurgery(Surgery):
     """
 
     @abstractmethod
-    def weights(self, tasks: Any, losses: Tensor, gradients: FeatureGradients) -> Tensor:
+    def weights(self, tasks: Any, found: FeatureGradients) -> Tensor:
         """Weights `[N, T]` of the tasks' gradients on the trunks.
 
         Args:
             tasks: Index of the T tasks that are here, for buffers over all tasks.
-            losses: `[N, T]`.
-            gradients: With `norms`, `[N, T]`, and `means`, `[N, T, d]`.
+            found: With `losses` and `norms`, `[N, T]`, and `means`, `[N, T, d]`.
         """
 
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
         """See `Surgery`."""
-        return problem.gradient(lambda *evidence: self.weights(problem.tasks, *evidence))
+        found = problem.features()
+        return found.weighted(self.weights(problem.tasks, found))

@@ -1,6 +1,7 @@
-"""How much the tasks' gradients disagree: the three conditions of Yu et al. 2020, and two more.
+"""How much the tasks' gradients disagree: the three conditions of Yu et al. 2020, and more.
 
-All but the curvature come from the Gramian alone.
+From the Gramian alone come all but the curvature, whether conflicts repeat on another batch, and
+whom a step opposes.
 """
 
 from __future__ import annotations
@@ -11,27 +12,68 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mtrl.surgery.gradients import Parameters
+from mtrl.surgery.gradients import Parameters, TaskGradients
 from mtrl.surgery.stacked import StackedProblem
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step subtracts from N networks' shared parameters, each `[N, …]`.
+
+    Attributes:
+        gradient: The gradient that surgery gave.
+        taken: What the optimiser made of it, θ − θ′, with Adam's scales, momentum and decay.
+    """
+
+    gradient: Parameters
+    taken: Parameters
+
+    def only(self, n: int) -> Step:
+        """Of the n-th network alone."""
+        trees = self.gradient, self.taken
+        return Step(*({k: value[n : n + 1] for k, value in tree.items()} for tree in trees))
 
 
 @dataclass(frozen=True)
 class Diagnosis:
     """What there is to say about one network."""
 
-    measures: dict[str, Tensor]  # see `diagnose`, and `curvature`; scalars
+    measures: dict[str, Tensor]  # see `of`; scalars
     cosines: Tensor  # [T, T]
 
     @classmethod
-    def of(cls, problem: StackedProblem, step: float) -> Diagnosis:
-        """Look at one network's problem, best in float64; `step` as in `multi_task_curvature`."""
+    def of(
+        cls, problem: StackedProblem, again: StackedProblem, step: Step, rate: float
+    ) -> Diagnosis:
+        """Look at one network's problem, best in float64.
+
+        Args:
+            problem: On a batch.
+            again: On another, independent batch.
+            step: The one taken with the first batch.
+            rate: Length of a plain gradient step, for `multi_task_curvature`.
+
+        Returns:
+            With the measures of `diagnose`, `conflict_repeats` and `conflict_after`, `self_cosine`
+            and `curvature`; and the first batch's cosines.
+        """
 
         def gradient(parameters: Parameters) -> Parameters:
-            return replace(problem, shared=parameters).gradient().shared
+            return replace(problem, shared=parameters).features().mean().shared
 
-        curvature = multi_task_curvature(gradient, problem.shared, step)
-        (gramian,) = problem.task_gradients().gramian()
-        return cls(diagnose(gramian) | {"curvature": curvature}, cosines(gramian))
+        gradients, others = problem.task_gradients(), again.task_gradients()
+        (gramian,), (other,) = gradients.gramian(), others.gramian()
+        found = cosines(gramian)
+        norms = (gramian.diagonal() * other.diagonal()).sqrt()
+        with_itself = torch.where(norms > 0, gradients.products(others)[0] / norms, 0)
+        measures = (
+            diagnose(gramian)
+            | conflict_repeats(found, cosines(other))
+            | conflict_after(gradients, step)
+            | {"self_cosine": with_itself.mean()}
+            | {"curvature": multi_task_curvature(gradient, problem.shared, rate)}
+        )
+        return cls(measures, found)
 
 
 def cosines(gramian: Tensor) -> Tensor:
@@ -107,6 +149,59 @@ def diagnose(gramian: Tensor) -> dict[str, Tensor]:
         "magnitude_similarity": magnitude_similarities(gramian)[first, second].mean(),
         "scale_spread": scale_spread(gramian),
         "effective_rank": effective_rank(gramian),
+    }
+
+
+def conflict_repeats(first: Tensor, second: Tensor) -> dict[str, Tensor]:
+    """Do conflicts belong to the tasks, or to the batch?
+
+    Of n pairs let a conflict on one batch, b on an independent other one, and c on both. A conflict
+    repeats in 2 c / (a + b) of cases (Dice's coefficient). Were each batch's conflicts strewn over
+    the pairs at random, c would be a b / n on average: that is the level of chance.
+
+    Args:
+        first: Cosines on one batch, `[T, T]`; see `cosines`.
+        second: On another.
+
+    Returns:
+        `conflict_repeats`, and `conflict_repeats_by_chance` to hold it against, both in [0, 1].
+        Conflicts that only the batch's noise makes repeat as often as by chance, give or take:
+        with few pairs one diagnosis says little, the mean over a run more. Empty if no pair
+        conflicts on either batch.
+    """
+    n_tasks = len(first)
+    above = torch.triu_indices(n_tasks, n_tasks, 1, device=first.device).unbind()
+    one, other = first[above] < 0, second[above] < 0
+    a, b, both = (pairs.double().sum() for pairs in (one, other, one & other))
+    if a + b == 0:
+        return {}
+    return {
+        "conflict_repeats": 2 * both / (a + b),
+        "conflict_repeats_by_chance": 2 * a * b / (len(one) * (a + b)),
+    }
+
+
+def conflict_after(gradients: TaskGradients, step: Step) -> dict[str, Tensor]:
+    """Whom one network's step d opposes: tasks with ⟨g_t, d⟩ < 0, whose loss it first makes larger.
+
+    Surgery decides on a direction; the optimiser then divides every parameter's part of it by a
+    scale of its own, adds what it remembers, and lets weights decay. What did not oppose a task
+    before may do so after.
+
+    Args:
+        gradients: The tasks' own, of the batch that the step was made from.
+        step: Of the same network.
+
+    Returns:
+        Fractions of the T tasks: `conflict_after_surgery`, opposed by the combined gradient, and
+        `conflict_after_step`, by the step that is taken. Empty for a single task.
+    """
+    if gradients.losses.shape[-1] == 1:
+        return {}
+    directions = {"surgery": step.gradient, "step": step.taken}
+    return {
+        f"conflict_after_{what}": (gradients.along(direction) < 0).double().mean()
+        for what, direction in directions.items()
     }
 
 

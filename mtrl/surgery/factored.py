@@ -13,17 +13,24 @@ no `[T, in, out]`, and one more product of the plain backward's size in the end.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mtrl.nets.precision import full_float32
 from mtrl.surgery.gradients import (
+    Parameters,
     TaskGradients,
+    along,
     at_least_float32,
     combine,
     gramian,
+    products,
 )
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,26 @@ class FactoredGradients(TaskGradients):
                 weighted = (weights[..., None, None] * d).flatten(1, 2)
                 found[name] = inputs.flatten(1, 2).mT @ weighted
         return found
+
+    def along(self, direction: Parameters) -> Tensor:
+        """See `TaskGradients`: ⟨X_tᵀ D_t, d⟩ = Σ (X_t d) ∘ D_t."""
+        parts = [along(self.formed, direction)] if self.formed else []
+        with full_float32(self.losses.device):
+            for name, at_output in self.at_outputs.items():
+                inputs, d = at_least_float32(self.inputs[name]), at_least_float32(at_output)
+                parts.append((inputs @ direction[name][:, None] * d).sum((2, 3)))
+        return torch.stack(parts).sum(0)
+
+    def products(self, other: Self) -> Tensor:
+        """See `TaskGradients`: ⟨X_tᵀ D_t, X′_tᵀ D′_t⟩ = Σ (X_t X′_tᵀ) ∘ (D_t D′_tᵀ)."""
+        parts = [products(self.formed, other.formed)] if self.formed else []
+        with full_float32(self.losses.device):
+            for name in self.at_outputs:
+                x, d = at_least_float32(self.inputs[name]), at_least_float32(self.at_outputs[name])
+                among_inputs = x @ other.inputs[name].to(x.dtype).mT
+                among_outputs = d @ other.at_outputs[name].to(d.dtype).mT
+                parts.append((among_inputs * among_outputs).sum((2, 3)))
+        return torch.stack(parts).sum(0)
 
 
 def _layer_gramian(inputs: Tensor, at_output: Tensor) -> Tensor:

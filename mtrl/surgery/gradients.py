@@ -7,17 +7,23 @@ dictionaries by parameter name, so that no `[T, P]` matrix is ever copied togeth
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from mtrl.nets.networks import Parameters
 from mtrl.nets.precision import full_float32
 
-Parameters = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
+
+SHORTEST = 2048
+"""Terms of a sum that one processor of a GPU adds up; modelled, not measured."""
+
+_ADDS_HALVES_IN_FLOAT32 = "dtype_out" in torch.ops.aten.bmm.overloads()  # from torch 2.8 on
 
 
 class Gradients(NamedTuple):
@@ -52,6 +58,14 @@ class TaskGradients(ABC):
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
         """Σ_t w_t g_t for each shared parameter; `weights` is `[N, T]`."""
 
+    @abstractmethod
+    def along(self, direction: Parameters) -> Tensor:
+        """⟨g_t, d⟩ with one direction d of all tasks, each `[N, …]` as the parameter, `[N, T]`."""
+
+    @abstractmethod
+    def products(self, other: Self) -> Tensor:
+        """⟨g_t, g′_t⟩ of each task with itself on another batch, `[N, T]`."""
+
     def weighted(self, weights: Tensor) -> Gradients:
         """Σ_t w_t g_t on what is shared; the mean loss's gradient on the tasks' own parameters."""
         per_task = {name: value / weights.shape[-1] for name, value in self.per_task.items()}
@@ -76,37 +90,45 @@ class Jacobian(TaskGradients):
         """See `TaskGradients`."""
         return combine(weights, self.shared)
 
+    def along(self, direction: Parameters) -> Tensor:
+        """See `TaskGradients`."""
+        return along(self.shared, direction)
 
-class FeatureGradients:
+    def products(self, other: Self) -> Tensor:
+        """See `TaskGradients`."""
+        return products(self.shared, other.shared)
+
+
+@dataclass(frozen=True)
+class FeatureGradients(ABC):
     """G_k = ∂L_k/∂z: what each task wants of the trunk's output z.
 
-    Args:
-        tasks: `[N, T, B, d]`; or, of one network, a tensor `[B_k, …, d]` per task.
-        scale: What they still have to be multiplied by.
+    Attributes:
+        losses: `[N, T]`.
     """
 
-    def __init__(self, tasks: Tensor | Sequence[Tensor], scale: float = 1.0) -> None:
-        self._tasks, self._scale = tasks, scale
+    losses: Tensor
 
-    @cached_property
+    @property
+    @abstractmethod
     def norms(self) -> Tensor:
         """‖G_k‖ over samples and features, `[N, T]`."""
-        if isinstance(self._tasks, Tensor):
-            return self._scale * torch.linalg.vector_norm(self._tasks.flatten(2), dim=2)
-        norms = [torch.linalg.vector_norm(task) for task in self._tasks]
-        return self._scale * torch.stack(norms)[None]
 
-    @cached_property
+    @property
+    @abstractmethod
     def means(self) -> Tensor:
         """ḡ_k, the mean over a task's samples, `[N, T, d]`."""
-        if isinstance(self._tasks, Tensor):
-            return self._scale * self._tasks.mean(2)
-        means = [task.flatten(0, -2).mean(0) for task in self._tasks]
-        return self._scale * torch.stack(means)[None]
 
+    @abstractmethod
+    def mean(self) -> Gradients:
+        """The mean loss's gradient."""
 
-Weigh = Callable[[Tensor, FeatureGradients], Tensor]
-"""Losses `[N, T]` and feature gradients to the weights `[N, T]` of the tasks on the trunk."""
+    @abstractmethod
+    def weighted(self, weights: Tensor) -> Gradients:
+        """Σ_k w_k ∇L_k on what is shared below z; weights are `[N, T]`.
+
+        A task's own parameters, and all above z, get the mean loss's gradient whatever the weights.
+        """
 
 
 class Problem(Protocol):
@@ -126,11 +148,8 @@ class Problem(Protocol):
     def task_gradients(self) -> TaskGradients:
         """A gradient of its own for each task."""
 
-    def gradient(self, weigh: Weigh | None = None) -> Gradients:
-        """Σ_k w_k ∇L_k on what is shared by one backward; without `weigh` their mean.
-
-        A task's own parameters get their part of the mean loss's gradient whatever the weights.
-        """
+    def features(self) -> FeatureGradients:
+        """What the tasks want of the features, by one backward that pauses there."""
 
 
 def gramian(gradients: Parameters) -> Tensor:
@@ -139,9 +158,41 @@ def gramian(gradients: Parameters) -> Tensor:
     Signs of its entries decide, so it is never computed in less than float32, and long sums go on
     in float64.
     """
-    with full_float32(next(iter(gradients.values())).device):
+    device = next(iter(gradients.values())).device
+    with full_float32(device):
+        if device.type != "cpu":
+            return split_gramian(gradients)
         products = [rows @ rows.mT for value in gradients.values() for rows in _chunks(value)]
         return torch.stack(products).double().sum(0).to(products[0].dtype)
+
+
+def split_gramian(gradients: Parameters) -> Tensor:
+    """`gramian` for a GPU, each parameter's sum as many short ones beside each other.
+
+    A product of T × T numbers, each a sum over 10⁵ to 10⁶, would keep one or two of a GPU's
+    hundred processors busy; every part here is one's work. Numbers of bf16 are multiplied as they
+    are where torch can add the products up in float32, which is exact to float32, and in half the
+    traffic.
+    """
+    rows = [value.flatten(2) for value in gradients.values()]
+    splits = [equal_parts(value.shape[-1]) for value in rows]
+    n_networks, n_tasks = rows[0].shape[:2]
+    dtype = torch.promote_types(torch.float32, rows[0].dtype)
+    parts = rows[0].new_empty((n_networks, sum(splits), n_tasks, n_tasks), dtype=dtype)
+    for n in range(n_networks):
+        for value, out in zip(rows, parts[n].split(splits), strict=True):
+            factor = value[n].unflatten(-1, (len(out), -1)).transpose(0, 1)  # [parts, T, K / parts]
+            if factor.dtype != dtype and factor.is_cuda and _ADDS_HALVES_IN_FLOAT32:
+                torch.bmm(factor, factor.mT, out_dtype=dtype, out=out)
+            else:
+                factor = factor.to(dtype)
+                torch.bmm(factor, factor.mT, out=out)
+    return parts.sum(1, dtype=torch.float64).to(dtype)
+
+
+def equal_parts(length: int) -> int:
+    """Into how many equal parts a sum is split, each of at least `SHORTEST` terms, if it can be."""
+    return next(n for n in range(max(1, length // SHORTEST), 0, -1) if length % n == 0)
 
 
 def combine(weights: Tensor, gradients: Parameters) -> dict[str, Tensor]:
@@ -154,6 +205,25 @@ def combine(weights: Tensor, gradients: Parameters) -> dict[str, Tensor]:
     return {
         name: value.view(len(weights), *gradients[name].shape[2:]) for name, value in sums.items()
     }
+
+
+def along(gradients: Parameters, direction: Parameters) -> Tensor:
+    """⟨g_t, d⟩ over all parameters, `[N, T]`; gradients `[N, T, …]`, the direction `[N, …]`."""
+    with full_float32(next(iter(gradients.values())).device):
+        products = [
+            at_least_float32(value.flatten(2)) @ direction[name].flatten(1)[..., None]
+            for name, value in gradients.items()
+        ]
+        return torch.stack(products).sum(0)[..., 0]
+
+
+def products(gradients: Parameters, others: Parameters) -> Tensor:
+    """⟨g_t, g′_t⟩ over all parameters, `[N, T]`; both `[N, T, …]`."""
+    found = [
+        (at_least_float32(value) * others[name]).flatten(2).sum(-1)
+        for name, value in gradients.items()
+    ]
+    return torch.stack(found).sum(0)
 
 
 def _chunks(gradient: Tensor) -> Iterator[Tensor]:

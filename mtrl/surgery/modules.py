@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from mtrl.surgery.gradients import (
     FeatureGradients,
     Gradients,
     Jacobian,
-    Weigh,
     at_least_float32,
     combine,
 )
@@ -77,23 +77,9 @@ class ModuleProblem:
         }
         return Jacobian({}, self._stacked(), {}, shared)
 
-    def gradient(self, weigh: Weigh | None = None) -> Gradients:
-        """See `Problem`: a single backward through the trunk, unless batches were accumulated."""
-        losses = self._stacked()
-        weights = torch.full_like(losses, 1 / losses.shape[-1])
-        if weigh is not None:
-            batches = [self._at_features[task] for task in self.losses]
-            whole = [torch.cat([g.flatten(0, -2) for g in task]) for task in batches]
-            weights = weigh(losses, FeatureGradients([at_least_float32(task) for task in whole]))
-        if self._rows:
-            shared = combine(weights, self.task_gradients().shared)
-        else:
-            by_task = dict(zip(self.losses, weights[0], strict=True))
-            outputs = [z for _, z, _ in self._open]
-            scaled = [by_task[task].to(g.dtype) * g for task, _, g in self._open]
-            found = self._backward(outputs, scaled)
-            shared = {name: value[None] for name, value in zip(self.trunk, found, strict=True)}
-        return Gradients(shared, {}, losses, {}, weights)
+    def features(self) -> ModuleFeatures:
+        """See `Problem`."""
+        return ModuleFeatures(self._stacked(), self)
 
     def _into_trunk(self) -> None:
         for task, z, gradient in self._open:
@@ -115,6 +101,44 @@ class ModuleProblem:
 
     def _stacked(self) -> Tensor:
         return torch.stack([at_least_float32(loss) for loss in self.losses.values()])[None]
+
+
+@dataclass(frozen=True)
+class ModuleFeatures(FeatureGradients):
+    """A single backward through the trunk, unless batches were accumulated."""
+
+    problem: ModuleProblem
+
+    @property
+    def norms(self) -> Tensor:
+        """See `FeatureGradients`."""
+        return torch.stack([torch.linalg.vector_norm(task) for task in self._tasks()])[None]
+
+    @property
+    def means(self) -> Tensor:
+        """See `FeatureGradients`."""
+        return torch.stack([task.mean(0) for task in self._tasks()])[None]
+
+    def mean(self) -> Gradients:
+        """See `FeatureGradients`."""
+        return self.weighted(torch.full_like(self.losses, 1 / self.losses.shape[-1]))
+
+    def weighted(self, weights: Tensor) -> Gradients:
+        """See `FeatureGradients`."""
+        problem = self.problem
+        if problem._rows:
+            shared = combine(weights, problem.task_gradients().shared)
+        else:
+            by_task = dict(zip(problem.losses, weights[0], strict=True))
+            outputs = [z for _, z, _ in problem._open]
+            scaled = [by_task[task].to(g.dtype) * g for task, _, g in problem._open]
+            found = problem._backward(outputs, scaled)
+            shared = {name: value[None] for name, value in zip(problem.trunk, found, strict=True)}
+        return Gradients(shared, {}, self.losses, {}, weights)
+
+    def _tasks(self) -> list[Tensor]:
+        batches = [self.problem._at_features[task] for task in self.problem.losses]
+        return [at_least_float32(torch.cat([g.flatten(0, -2) for g in task])) for task in batches]
 
 
 def _check(

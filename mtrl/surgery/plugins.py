@@ -125,7 +125,7 @@ def _find(name: str) -> Callable[..., Any]:
     except ImportError:
         raise UsageError(
             f"surgery: expected TorchJD for 'torchjd:{name}', got no such package; "
-            'install it with: pip install "torchjd[quadprog-projector,cagrad,fairgrad]<0.19"'
+            'install it with: pip install "mtrl-surgery[torchjd]"'
         ) from None
     names = aggregation.__all__
     weightings = {n.removesuffix("Weighting"): n for n in names if n.endswith("Weighting")}

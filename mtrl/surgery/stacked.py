@@ -18,12 +18,11 @@ from mtrl.surgery.gradients import (
     Jacobian,
     Parameters,
     TaskGradients,
-    Weigh,
     at_least_float32,
 )
 
 
-class Trunk(Protocol):
+class TrunkFunction(Protocol):
     """From inputs `[N, T, B, in]` to features `[N, T, B, d]`.
 
     Matrices are called `weight…`, their biases `bias…`, and both go into `shared_linear`.
@@ -36,7 +35,7 @@ class Trunk(Protocol):
         inputs: Tensor,
         tape: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """See `mtrl.nets.networks.trunk`."""
+        """See `mtrl.nets.networks.Trunk`, which is one."""
 
 
 TaskLoss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -49,7 +48,7 @@ class StackedProblem:
     """N networks on one batch.
 
     Args:
-        trunk: See `Trunk`.
+        trunk: See `TrunkFunction`.
         loss: See `TaskLoss`. No randomness in either: noise is part of the batch.
         shared: Parameters all tasks share, subject to surgery, `[N, …]`.
         per_task: Each task's own parameters, `[N, T, …]`. They reach only their own task's
@@ -63,7 +62,7 @@ class StackedProblem:
         precision: Of the trunk's products; see `trunks_in`.
     """
 
-    trunk: Trunk
+    trunk: TrunkFunction
     loss: TaskLoss
     shared: Parameters
     per_task: Parameters
@@ -95,11 +94,16 @@ class StackedProblem:
         T² B² (in + out) products to make. On a CPU the times cross between 2,048 and 4,096 units
         for ten tasks as for fifty (`scripts/bench_engines.py`). In bf16 forming them was faster
         at every width up to 2,048.
+
+        A GPU moves more numbers in the time of a product: at 4 TB/s and 40 TFLOP/s of float32,
+        which no Gramian may leave, the times cross at 2,700 units for ten tasks of 128 samples and
+        at 3,400 for fifty of 64. That is modelled, not measured. Below, bf16 halves the traffic.
         """
         _, n_tasks, n_rows, _ = self.inputs.shape
         shapes = [v.shape[-2:] for name, v in self.shared.items() if name.startswith("weight")]
         ratio = sum(a * b for a, b in shapes) / sum(a + b for a, b in shapes)
-        return self.precision != "bf16" and ratio > max(1000, n_tasks * n_rows**2 / 550)
+        rows = 120 if self.inputs.is_cuda else 550
+        return self.precision != "bf16" and ratio > max(1000, n_tasks * n_rows**2 / rows)
 
     def _jacobian(self) -> Jacobian:
         shared = _leaves(self._by_task(self._rounded()))
@@ -138,15 +142,8 @@ class StackedProblem:
             on_own, losses.detach(), _detached(auxiliary), formed, _detached(tape), at_outputs
         )
 
-    def gradient(self, weigh: Weigh | None = None) -> Gradients:
-        """Σ_k w_k ∇L_k on the trunk, by one backward that pauses at the features.
-
-        Every task has rows of its own in z, so the backward of the mean loss to z gives all
-        G_k = ∂L_k/∂z at once, and the weights are factors on these rows before they go on into the
-        trunk. What belongs to a task but lies below z, its bias in the first layer, goes with them:
-        it is the one-hot's column of the trunk. A single head is shared but lies above z: it gets
-        the mean loss's gradient.
-        """
+    def features(self) -> StackedFeatures:
+        """By the backward of the mean loss to z, which gives all G_k at once: rows are tasks'."""
         n_tasks = self.inputs.shape[1]
         shared, per_task = _leaves(self._rounded()), _leaves(self.per_task)
         with torch.enable_grad(), self._precision():
@@ -155,18 +152,15 @@ class StackedProblem:
             losses, auxiliary = self._heads(shared, per_task, z)
             # Σ_n of the networks' mean losses: each network gets its own gradient.
             above = _differentiate(losses.sum() / n_tasks, None, {"z": z}, shared, per_task)
-        at_features = above[0]["z"]
-        weights = torch.full_like(losses, 1 / n_tasks)
-        if weigh is not None:
-            evidence = FeatureGradients(at_least_float32(at_features), n_tasks)
-            weights = weigh(losses.detach(), evidence)
-            factors = (n_tasks * weights)[..., None, None]
-            at_features = at_features * factors.to(at_features.dtype)
-        with self._precision():
-            below = _differentiate(features, at_features, shared, per_task)
-        on_shared, on_own = (_add(a, b) for a, b in zip(above[1:], below, strict=True))
-        on_shared = {name: at_least_float32(value) for name, value in on_shared.items()}
-        return Gradients(on_shared, on_own, losses.detach(), _detached(auxiliary), weights)
+        return StackedFeatures(
+            losses.detach(),
+            self,
+            _detached(auxiliary),
+            features,
+            above[0]["z"],
+            above[1:],
+            [shared, per_task],
+        )
 
     def losses(self) -> Tensor:
         """The losses at the present parameters, `[N, T]`."""
@@ -207,10 +201,8 @@ class StackedProblem:
     def _precision(self) -> AbstractContextManager[None]:
         return trunks_in(self.precision, self.inputs.device)
 
-    def _losses(
-        self, shared: Parameters, per_task: Parameters, tape: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._heads(shared, per_task, self.trunk(shared, per_task, self.inputs, tape))
+    def _losses(self, shared: Parameters, per_task: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._heads(shared, per_task, self.trunk(shared, per_task, self.inputs))
 
     def _heads(
         self, shared: Parameters, per_task: Parameters, features: Tensor
@@ -219,6 +211,63 @@ class StackedProblem:
         if self.rotation is not None:
             own["rotation"] = self.rotation
         return self.loss(shared, own, features, *self.targets)
+
+
+@dataclass(frozen=True)
+class StackedFeatures(FeatureGradients):
+    """The mean loss's backward, paused at z.
+
+    Attributes:
+        problem: Whose it is.
+        auxiliary: What the loss returned beside.
+        features: z, `[N, T, B, d]`, with its graph.
+        at_features: The mean loss's gradient by z, G_k / T.
+        above: The mean loss's gradients by `leaves`, as far as these lie above z.
+        leaves: Shared and per-task parameters.
+    """
+
+    problem: StackedProblem
+    auxiliary: dict[str, Tensor]
+    features: Tensor
+    at_features: Tensor
+    above: list[dict[str, Tensor]]
+    leaves: list[dict[str, Tensor]]
+
+    @property
+    def norms(self) -> Tensor:
+        """See `FeatureGradients`."""
+        flat = at_least_float32(self.at_features).flatten(2)
+        return self._n_tasks * torch.linalg.vector_norm(flat, dim=2)
+
+    @property
+    def means(self) -> Tensor:
+        """See `FeatureGradients`."""
+        return self._n_tasks * at_least_float32(self.at_features).mean(2)
+
+    def mean(self) -> Gradients:
+        """See `FeatureGradients`."""
+        return self._below(self.at_features, torch.full_like(self.losses, 1 / self._n_tasks))
+
+    def weighted(self, weights: Tensor) -> Gradients:
+        """See `FeatureGradients`.
+
+        The weights are factors on the tasks' rows before these go on into the trunk. What belongs
+        to a task but lies below z, its bias in the first layer, goes with them: it is the one-hot's
+        column of the trunk. A single head is shared but lies above z: it gets the mean.
+        """
+        factors = (self._n_tasks * weights)[..., None, None]
+        return self._below(self.at_features * factors.to(self.at_features.dtype), weights)
+
+    @property
+    def _n_tasks(self) -> int:
+        return self.losses.shape[-1]
+
+    def _below(self, at_features: Tensor, weights: Tensor) -> Gradients:
+        with self.problem._precision():
+            below = _differentiate(self.features, at_features, *self.leaves)
+        on_shared, on_own = (_add(a, b) for a, b in zip(self.above, below, strict=True))
+        on_shared = {name: at_least_float32(value) for name, value in on_shared.items()}
+        return Gradients(on_shared, on_own, self.losses, self.auxiliary, weights)
 
 
 def _leaves(parameters: Parameters) -> dict[str, Tensor]:

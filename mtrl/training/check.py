@@ -34,7 +34,7 @@ def check_names(config: TrainConfig, benchmark: Benchmark | None = None) -> Benc
             check_surgery(spec)
     from mtrl.envs.benchmarks import get_benchmark  # brings a simulator
 
-    return benchmark or get_benchmark(config.benchmark, config.tasks)
+    return get_benchmark(config.benchmark, config.tasks) if benchmark is None else benchmark
 
 
 def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
@@ -43,11 +43,13 @@ def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
     Raises:
         UsageError: if they do not fit together.
     """
+    from mtrl.envs.make import steps_of_an_episode
     from mtrl.envs.parity import choose_simulators
 
     config.schedule(len(benchmark.tasks))
+    steps_of_an_episode(benchmark, config.environment.horizon)
     choose_simulators(benchmark, config.environment)
-    if config.eval_video and benchmark.own:
+    if config.eval_video and benchmark.custom:
         raise UsageError(f"eval_video: expected tasks of Meta-World's, got {benchmark.name}")
     folder = tempfile.gettempdir()
     if len(folder.encode()) > LONGEST_TEMPORARY_FOLDER:
@@ -63,19 +65,27 @@ def check(
 ) -> tuple[Benchmark, torch.device, TrainConfig]:
     """Look up every name and fill in defaults, before anything heavy starts.
 
+    Args:
+        config: As it was asked for.
+        benchmark: In place of what `config.benchmark` names. The configuration that is returned
+            names it: by where it can be imported from, or else by its own name.
+
     Raises:
         UsageError: if a name is unknown, the device or a simulator is missing, numbers do not fit
             together, or the run would not fit in memory.
     """
+    if benchmark is not None:
+        benchmark, config = _named(benchmark, config)
     benchmark = check_names(config, benchmark)
     check_plan(config, benchmark)
     from mtrl.devices import resolve_device
-    from mtrl.envs.custom import checked
+    from mtrl.envs.examine import examined
+    from mtrl.envs.make import steps_of_an_episode
     from mtrl.nets.precision import resolve_precision
 
     device = resolve_device(config.device)
     precision = resolve_precision(config.learner.precision, device)
-    benchmark = checked(benchmark)
+    benchmark = examined(benchmark)
     _check_networks(config, benchmark, device)
     if config.eval_video:
         from mtrl.evaluation.video import find_backend
@@ -83,7 +93,27 @@ def check(
         find_backend()
     learner = config.learner.model_copy(update={"precision": precision})
     schedule = config.schedule(len(benchmark.tasks))
-    return benchmark, device, config.model_copy(update=asdict(schedule) | {"learner": learner})
+    horizon = steps_of_an_episode(benchmark, config.environment.horizon)
+    environment = config.environment.model_copy(update={"horizon": horizon})
+    update = asdict(schedule) | {"learner": learner, "environment": environment}
+    return benchmark, device, config.model_copy(update=update)
+
+
+def _named(benchmark: Benchmark, config: TrainConfig) -> tuple[Benchmark, TrainConfig]:
+    """The tasks of `benchmark` that `config` chooses, and `config` such that it names them.
+
+    So the run's own file says what it was trained on, and `--config` finds it again.
+    """
+    from mtrl.envs.benchmarks import NAMED, select
+    from mtrl.envs.record import with_source
+
+    benchmark = with_source(benchmark)
+    if config.tasks is not None:
+        benchmark = select(benchmark, config.tasks)
+    name = benchmark.source or benchmark.name
+    whole = benchmark.custom or NAMED.get(name) == benchmark.tasks
+    tasks = config.tasks if whole else benchmark.tasks
+    return benchmark, config.model_copy(update={"benchmark": name, "tasks": tasks})
 
 
 def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.device) -> None:
@@ -94,7 +124,7 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.dev
     """
     import torch
 
-    from mtrl.envs.make import spaces
+    from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE
     from mtrl.sac.agent import MTSAC
     from mtrl.surgery import get_surgery
 
@@ -103,7 +133,8 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.dev
         "actor": get_surgery(learner.actor_surgery or learner.surgery, learner),
         "critics": get_surgery(learner.critic_surgery or learner.surgery, learner),
     }
-    sizes = [space.shape[0] for space in spaces(benchmark)]
+    spaces = benchmark.spaces or (OBSERVATION_SPACE, ACTION_SPACE)
+    sizes = [space.shape[0] for space in spaces]
     try:
         with torch.device("meta"):
             agent = MTSAC(benchmark.tasks, config.agent, *sizes)

@@ -8,6 +8,7 @@ and a checksum over everything. So it is also a policy file. No pickle.
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,60 @@ KEEP = 2
 """Checkpoints kept: the newest, and the one before in case the disk fails."""
 
 
+class CheckpointWriter:
+    """Writes checkpoints beside the loop: what `save` was given may change as soon as it returns.
+
+    A checkpoint is hashed, written and synced in a thread, from a copy of the state on the host. An
+    error comes up in the next call of any method but `close`.
+
+    Args:
+        run_dir: Folder of the run.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, steps: int, state: dict[str, Any], config: str) -> None:
+        """As `save_checkpoint`, once the one before is written."""
+        self.wait()
+        tensors: dict[str, Tensor] = {}
+        plain: dict[str, Any] = {}
+        _flatten(state, "", tensors, plain)
+        work = (steps, _copied(tensors), json.dumps(plain), config)
+        self._thread = threading.Thread(target=self._write, args=work, name="mtrl-checkpoint")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise the error if writing has failed; does not wait."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what was saved is on the disk.
+
+        Raises:
+            OSError: if it could not be written.
+        """
+        self.close()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Wait for the thread."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, *work: Any) -> None:
+        try:
+            _write(self._run_dir, *work)
+        except BaseException as error:  # it belongs to the loop's thread
+            self._error = error
+
+
 def save_checkpoint(run_dir: Path, steps: int, state: dict[str, Any], config: str) -> Path:
     """Write a checkpoint and remove all but the newest two.
 
@@ -42,10 +97,20 @@ def save_checkpoint(run_dir: Path, steps: int, state: dict[str, Any], config: st
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     _flatten(state, "", tensors, plain)
+    return _write(run_dir, steps, tensors, json.dumps(plain), config)
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the host, in memory of their own."""
+    return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _write(run_dir: Path, steps: int, tensors: dict[str, Tensor], plain: str, config: str) -> Path:
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     header = {
         "format": CHECKPOINT_FORMAT,
         "config": config,
-        "state": json.dumps(plain),
+        "state": plain,
         "versions": json.dumps(installed_versions()),
     }
     header["sha256"] = digest(header, sorted(tensors.items()))
@@ -128,6 +193,6 @@ def _flatten(tree: Any, name: str, tensors: dict[str, Tensor], plain: dict[str, 
     elif isinstance(tree, np.ndarray):
         tensors[name] = torch.from_numpy(tree)
     elif isinstance(tree, Tensor):
-        tensors[name] = tree.cpu().contiguous()
+        tensors[name] = tree
     else:
         plain[name] = tree

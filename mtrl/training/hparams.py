@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 
 from mtrl.config.train import TrainConfig, shown
 
-RESULTS = ("eval/success_rate/mean", "eval/success_rate/worst")
+RESULTS = ("eval/success_rate/mean", "eval/success_rate/worst", "eval/return/mean")
 """Scalars whose last values stand beside the settings."""
 
 FIRST = frozenset(("benchmark", "surgery", "hidden_sizes", "batch_size", "seed"))

@@ -43,8 +43,8 @@ def locked(run_dir: Path) -> Iterator[str | None]:
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise
         unlocked = (
-            f"run_dir: the file system of {run_dir} has no locks ({one_line(error)}): nothing keeps "
-            "a second process from training there"
+            f"run_dir: the file system of {run_dir} has no locks ({one_line(error)}): nothing "
+            "keeps a second process from training there"
         )
     try:
         before = owner.read_text(encoding="utf-8") if owner.exists() else None

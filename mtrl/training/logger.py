@@ -9,7 +9,7 @@ import json
 import os
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,14 +25,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mtrl.config.train import TrainConfig
 from mtrl.folder import COSINES, STEP, read_rows, write_text
-from mtrl.training import hparams, pace
+from mtrl.training import charts, hparams, pace
 from mtrl.training.console import Bar, say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Writer = TypeVar("Writer", CSVOutputFormat, JSONOutputFormat)
-PER_TASK = ("eval/success_rate", "rollout/success_rate", "rollout/ep_rew_mean")
 
 
 class RunLogger:
@@ -42,6 +41,8 @@ class RunLogger:
         run_dir: The run's folder.
         total_timesteps: Where the run ends.
         config: Shown in TensorBoard's text tab, and in its table of runs.
+        tasks: In the order of TensorBoard's charts.
+        tells_success: Whether any task may have a success rate.
         resume_at: Steps the run goes on from; what was logged beyond them is taken out first.
     """
 
@@ -50,6 +51,9 @@ class RunLogger:
         run_dir: Path,
         total_timesteps: int,
         config: TrainConfig,
+        tasks: Sequence[str],
+        *,
+        tells_success: bool = True,
         resume_at: int = 0,
     ) -> None:
         kept = read_rows(run_dir / "progress.json", resume_at)
@@ -65,12 +69,9 @@ class RunLogger:
         self._logger = Logger(str(run_dir), [tensorboard, *files])
         self._tensorboard = tensorboard.writer
         if not resume_at:
-            # One pattern, so that runs of other tasks share the chart.
-            charts = {tag: ["Multiline", [f"{tag}/(?!mean$|worst$)"]] for tag in PER_TASK}
-            self._tensorboard.add_custom_scalars({"all tasks": charts})
             text = textwrap.indent(config.to_yaml(), "    ")  # a block of code
             self._tensorboard.add_text("config", text)
-            self._add(*hparams.start(config))
+            self._add(*hparams.start(config), charts.layout(tasks, tells_success))
         self._total = total_timesteps
         self._bar = Bar(total_timesteps, resume_at)
 
@@ -124,7 +125,7 @@ class RunLogger:
             steps: Environment steps so far.
             fps: Environment steps per second.
             left: Time to the end [s]; None if nobody knows yet.
-            scores: How good the policy is.
+            scores: How good the policy is, in words.
         """
         text = f"{fps:,.0f} steps/s  {pace.shown(left)} left  {scores}"
         if self._bar:
@@ -153,7 +154,7 @@ class RunLogger:
 
 
 def _rewritten(kind: type[Writer], path: Path, rows: list[dict[str, Any]]) -> Writer:
-    """A writer that goes on after `rows`; it starts a file anew, which takes the name when whole."""
+    """A writer that goes on after `rows`, in a new file that takes the name once it is whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     writer = kind(str(temporary))
     # The locale's encoding may lack letters of a custom task's name.

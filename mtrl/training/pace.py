@@ -18,8 +18,8 @@ STAGES = ("act", "learn", "wait", "store")
 class Pace:
     """How fast training is and what it spends its time on, evaluations and logging left out.
 
-    On a GPU, updates are only launched in `learn`. It is in the next `act` that the loop waits for
-    them, because that reads actions off the device.
+    On a GPU, updates are only launched in `learn`. The loop waits in `act`, for the updates of the
+    step before the last: the policy that acts was copied behind them.
     """
 
     def __init__(self, steps: int, updates: int) -> None:

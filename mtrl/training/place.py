@@ -118,7 +118,8 @@ def nothing_left(made: list[Path]) -> Iterator[None]:
 def _is_out_of_memory(error: BaseException) -> bool:
     """Torch's own error on CUDA; on a CPU a RuntimeError of its allocator."""
     return isinstance(error, RuntimeError) and (
-        type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error)
+        type(error).__name__ == "OutOfMemoryError"
+        or "not enough memory" in str(error)
         or "can't allocate memory" in str(error)
     )
 

@@ -19,6 +19,7 @@ def training(
     steps: int,
     tasks: Sequence[str],
     values: dict[str, float],
+    *,
     metrics: Mapping[str, Tensor],
 ) -> None:
     """How training goes, and a word if a critic diverges.
@@ -35,17 +36,18 @@ def training(
     logger.write(steps, values)
 
 
-def scores(rollout: Mapping[str, float], evaluated: float | None) -> str:
-    """How good the policy is, in a few words.
+def scores(rollout: Mapping[str, float], evaluated: str) -> str:
+    """How good the policy is, in a few words: success if a task tells it, else return.
 
     Args:
         rollout: `rollout/` tags and values.
-        evaluated: Mean success rate of the last evaluation.
+        evaluated: The last evaluation, in words; empty before the first.
     """
-    rates = [rate for tag, rate in rollout.items() if tag.startswith("rollout/success_rate/")]
-    training = f"{np.mean(rates):.2f}" if rates else "–"
-    evaluation = "–" if evaluated is None else f"{evaluated:.2f}"
-    return f"success: training {training}, evaluation {evaluation}"
+    training = "–"
+    for kind, tag, digits in (("return", "ep_rew_mean", 1), ("success", "success_rate", 2)):
+        found = [value for name, value in rollout.items() if name.startswith(f"rollout/{tag}/")]
+        training = f"{kind} {np.mean(found):.{digits}f}" if found else training
+    return f"training: {training}  evaluation: {evaluated or '–'}"
 
 
 def diagnosis(
@@ -74,9 +76,9 @@ def evaluation(logger: RunLogger, steps: int, result: Evaluation, video: bool) -
     returns = dict(zip(result.tasks, result.returns.mean(1).tolist(), strict=True))
     values = {f"eval/return/{task}": value for task, value in returns.items()}
     values["eval/return/mean"] = float(result.returns.mean())
-    if result.tells_success:
-        rates = zip(result.tasks, result.success_rates.tolist(), strict=True)
-        values |= {f"eval/success_rate/{task}": rate for task, rate in rates}
+    if len(result.told):
+        rates = result.success_rates
+        values |= {f"eval/success_rate/{result.tasks[t]}": float(rates[t]) for t in result.told}
         values |= {"eval/success_rate/mean": result.mean, "eval/success_rate/worst": result.worst}
     logger.write(steps, values)
     if not video:

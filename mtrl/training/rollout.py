@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mtrl.devices import upload
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.sac.agent import MTSAC
+from mtrl.sac.capture import Captured
 from mtrl.sac.replay import ReplayBuffer
+from mtrl.training.acting import ActorSnapshot
 
 WINDOW = 20
 """Training episodes per task behind each `rollout/` number."""
@@ -28,30 +31,49 @@ class Collector:
         envs: E copies of each of the agent's tasks.
         agent: The policy. It may change between `act` and `wait`.
         seed: Of the exploration's noise.
+        snapshot: Whether the policy acts as it was before the last `act`; see `ActorSnapshot`.
+            Default: on a GPU.
     """
 
-    def __init__(self, envs: TaskVectorEnv, agent: MTSAC, seed: int) -> None:
+    def __init__(
+        self, envs: TaskVectorEnv, agent: MTSAC, seed: int, snapshot: bool | None = None
+    ) -> None:
         self.envs, self.agent = envs, agent
         self.statistics = EpisodeStatistics(agent.tasks)
         self._generator = torch.Generator(agent.device).manual_seed(seed)
         self._tasks = torch.arange(len(agent.tasks), device=agent.device)
         self._tasks = self._tasks.repeat_interleave(envs.envs_per_task)
         self._observations = self._actions = np.empty(0)
+        self._observed: tuple[Tensor, Captured[None]] | None = None
+        self._snapshot: ActorSnapshot | None = None
+        if snapshot or (snapshot is None and agent.device.type == "cuda"):
+            self._snapshot = ActorSnapshot(agent, self._tasks, self._generator)
 
     def reset(self, seed: int) -> None:
         """Start the first episodes of `seed`."""
         self._observations, _ = self.envs.reset(seed=seed)
 
     def act(self, uniform: bool) -> None:
-        """Choose actions and send them off: a sample of the policy, or uniformly random ones."""
+        """Choose actions and send them off: a sample of the policy, or uniformly random ones.
+
+        Raises:
+            FloatingPointError: if the policy's are infinite or NaN.
+        """
         shape, device = (len(self._tasks), self.agent.action_size), self.agent.device
         if uniform:
-            actions = 2 * torch.rand(shape, generator=self._generator, device=device) - 1
+            draw = torch.rand(shape, generator=self._generator, device=device)
+            self._actions = (2 * draw - 1).cpu().numpy()
+        elif self._snapshot is not None:
+            self._actions = self._snapshot.act(self._observations)
         else:
             noise = torch.randn(shape, generator=self._generator, device=device)
             actions = self.agent.act(upload(self._observations, device), self._tasks, noise)
-        self._actions = actions.cpu().numpy()
+            self._actions = actions.cpu().numpy()
+        if not np.isfinite(self._actions).all():  # simulators would be blamed for what they answer
+            raise FloatingPointError("the policy's actions are infinite or NaN")
         self.envs.step_async(self._actions)
+        if self._snapshot is not None:
+            self._snapshot.take()
 
     def wait(self) -> tuple[Any, ...]:
         """What the simulators answer, once all have; `store` takes it."""
@@ -64,19 +86,37 @@ class Collector:
             replay.skip(infos["restarted"])
             self._observations = observations
             return
-        if self.agent.normalizer is not None:
-            self.agent.normalizer.observe(upload(self._observations, self.agent.device))
         done = terminated | truncated
         following = observations
         if done.any():
             following = np.where(done[:, None], infos["final_obs"], observations)
             self.statistics.add(infos)
-        replay.add(self._observations, self._actions, rewards, terminated, following, done)
+        # First, because it looks at the numbers.
+        stored = replay.add(
+            self._observations, self._actions, rewards, terminated, following, done=done
+        )
+        if self.agent.normalizer is not None:
+            self._observe(stored)
         self._observations = observations
+
+    def _observe(self, observations: Tensor) -> None:
+        """The normaliser's twenty small operations, on a GPU as one graph."""
+        normalizer = self.agent.normalizer
+        assert normalizer is not None
+        if observations.device.type != "cuda":
+            normalizer.observe(observations)
+            return
+        if self._observed is None:
+            place = torch.empty_like(observations)
+            self._observed = place, Captured(lambda: normalizer.observe(place), [])
+        place, observe = self._observed
+        place.copy_(observations)
+        observe()
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on exactly."""
-        return {
+        acting = {} if self._snapshot is None else {"acting": self._snapshot.state_dict()}
+        return acting | {
             "envs": self.envs.state(),
             "exploration_generator": self._generator.get_state(),
             "statistics": self.statistics.state_dict(),
@@ -87,6 +127,10 @@ class Collector:
         self._observations = self.envs.restore(state["envs"], seed=seed)
         self._generator.set_state(state["exploration_generator"].cpu())
         self.statistics.load_state_dict(state["statistics"])
+        if self._snapshot is not None:
+            self._snapshot.take()
+            if "acting" in state:  # not if the run was on a CPU so far
+                self._snapshot.load_state_dict(state["acting"])
 
 
 class EpisodeStatistics:
@@ -105,13 +149,19 @@ class EpisodeStatistics:
             self._returns[row // envs_per_task].append(float(episode["r"][row]))
             self._success[row // envs_per_task].append(bool(episode["s"][row]))
 
-    def values(self) -> dict[str, float]:
-        """`rollout/` tags of the tasks that have finished an episode."""
+    def values(self, tells_success: np.ndarray) -> dict[str, float]:
+        """`rollout/` tags of the tasks that have finished an episode.
+
+        Args:
+            tells_success: Which tasks have ever said if they are solved, `[T]`; only they have a
+                success rate.
+        """
         found = {}
-        for task, returns, success in zip(self._tasks, self._returns, self._success, strict=True):
-            if returns:
-                found[f"rollout/ep_rew_mean/{task}"] = float(np.mean(returns))
-                found[f"rollout/success_rate/{task}"] = float(np.mean(success))
+        for t, task in enumerate(self._tasks):
+            if self._returns[t]:
+                found[f"rollout/ep_rew_mean/{task}"] = float(np.mean(self._returns[t]))
+                if tells_success[t]:
+                    found[f"rollout/success_rate/{task}"] = float(np.mean(self._success[t]))
         return found
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
-from mtrl.folder import installed_versions, newest_checkpoint, write_text
+from mtrl.folder import (
+    installed_versions,
+    newest_checkpoint,
+    read_benchmark,
+    write_benchmark,
+    write_text,
+)
 from mtrl.training.check import check as check
 from mtrl.training.console import say
 from mtrl.training.lock import locked
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
 
     from mtrl.envs.benchmarks import Benchmark
     from mtrl.training.trainer import Outcome, Trainer
+
 
 def train(
     config: TrainConfig,
@@ -34,7 +41,8 @@ def train(
 
     Args:
         config: Everything that decides what the run does.
-        benchmark: Custom tasks, in place of those that `config` names.
+        benchmark: Custom tasks, in place of those that `config.benchmark` names; `config.tasks`
+            chooses among them.
         note: Lines to print once the run begins.
         resume_if_exists: Go on with the run in `config.run_dir` if there is one, as schedulers need
             that start a job again. A complete run is left as it is; one without a checkpoint
@@ -43,6 +51,7 @@ def train(
     Raises:
         UsageError: if the configuration asks for what cannot be done; nothing is written then.
     """
+    _expect_main_guard()
     before = begun(config, benchmark is None) if resume_if_exists else None
     if before is not None:
         changes = {name: getattr(config, name) for name in MAY_CHANGE}
@@ -58,7 +67,8 @@ def train(
                 if text is not None:
                     say(text)
             write_text(run_dir / "config.yaml", config.to_yaml())
-            _record_process(run_dir, device)
+            _record_benchmark(run_dir, benchmark)
+            _record_process(run_dir, config, benchmark, device)
             trainer = _trainer(config, benchmark, device, run_dir)
         return trainer.run()
 
@@ -75,11 +85,14 @@ def resume(
         run_dir: Its folder.
         total_timesteps: A new end for the run [environment steps over all tasks].
         max_runtime: Stop after so long [hours], instead of after what the run began with.
-        benchmark: What `train` was given.
+        benchmark: What `train` was given; default: what the run was trained on, imported from
+            where its benchmark.json says.
 
     Raises:
-        UsageError: if there is nothing to go on from, or nothing left to do.
+        UsageError: if there is nothing to go on from, or nothing left to do, or the benchmark
+            cannot be imported.
     """
+    _expect_main_guard()
     changes = {"total_timesteps": total_timesteps, "max_runtime": max_runtime}
     return _locked_resume(Path(run_dir).expanduser(), changes, benchmark)
 
@@ -103,6 +116,12 @@ def _resume(
 ) -> Outcome:
     config = TrainConfig.from_yaml(run_dir / "config.yaml")
     changes = {name: value for name, value in changes.items() if value is not None}
+    record = read_benchmark(run_dir)
+    if record is not None:
+        from mtrl.envs.record import benchmark_of, expect_tasks_of
+
+        given = benchmark
+        benchmark = benchmark_of(record) if given is None else expect_tasks_of(record, given)
     benchmark, device, config = check(config.model_copy(update=changes), benchmark)
     from mtrl.training.checkpoint import load_newest
     from mtrl.training.trainer import Outcome
@@ -119,7 +138,9 @@ def _resume(
         say(complete)
         return Outcome(run_dir, None)
     write_text(run_dir / "config.yaml", config.to_yaml())
-    _record_process(run_dir, device)
+    if record is None:  # a run from before this was recorded
+        _record_benchmark(run_dir, benchmark)
+    _record_process(run_dir, config, benchmark, device)
     return _trainer(config, benchmark, device, run_dir, state).run()
 
 
@@ -138,22 +159,42 @@ def _trainer(
     return Trainer(config, benchmark, device, run_dir, state)
 
 
-def _record_process(run_dir: Path, device: torch.device) -> None:
-    """Add this process to run.json: what was typed, with which packages, on which machine."""
+def _expect_main_guard() -> None:
+    from mtrl.envs.processes import expect_main_guard
+
+    expect_main_guard()
+
+
+def _record_benchmark(run_dir: Path, benchmark: Benchmark) -> None:
+    """At a run's start, when no custom task has said yet whether it is solved."""
+    from mtrl.envs.record import record_of
+
+    told = [not benchmark.custom] * len(benchmark.tasks)
+    write_benchmark(run_dir, record_of(benchmark, told))
+
+
+def _record_process(
+    run_dir: Path, config: TrainConfig, benchmark: Benchmark, device: torch.device
+) -> None:
+    """Add this process to run.json: what was typed, which packages, simulators and machine."""
     import torch
 
+    from mtrl.envs.parity import choose_simulators
     from mtrl.envs.processes import n_cores
 
     path = run_dir / "run.json"
     processes = json.loads(path.read_text()) if path.exists() else []
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    simulators = choose_simulators(benchmark, config.environment).by_task
     processes.append(
         {
             "command": sys.argv,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": installed_versions(),
+            "simulators": dict(zip(benchmark.tasks, simulators, strict=True)),
             "machine": {
                 "platform": platform.platform(),
+                "instructions": torch.backends.cpu.get_cpu_capability(),  # rounding differs by them
                 "cores": n_cores(),
                 "gpu": gpu,
             },

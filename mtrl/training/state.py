@@ -27,16 +27,16 @@ class RunState:
         config: All of it resolved.
         benchmark: The tasks.
         device: Of networks and replay.
-        state: What `state_dict` gave; default: a new run.
+        saved: What `state_dict` gave; default: a new run.
 
     Attributes:
         steps: Environment steps so far, over all tasks.
         elapsed: Time so far [s].
-        success: Mean success rate of the last evaluation.
+        score: Of the last evaluation, in words; empty before the first.
         evaluation_pending: Whether one was begun and not ended.
 
     Raises:
-        UsageError: if the state is not of a run with this configuration.
+        UsageError: if `saved` is not of a run with this configuration.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class RunState:
         config: TrainConfig,
         benchmark: Benchmark,
         device: torch.device,
-        state: dict[str, Any] | None = None,
+        saved: dict[str, Any] | None = None,
     ) -> None:
         self.config, self.benchmark = config, benchmark
-        self.n_tasks = len(benchmark.tasks)
+        n_tasks = len(benchmark.tasks)
         # Independent streams for everything random, all from the one seed.
         weights, learner, replay, exploration = (
             int(sequence.generate_state(1)[0])
@@ -58,32 +58,31 @@ class RunState:
         self.envs = make_vector_env(
             benchmark,
             environment.horizon,
-            environment.workers,
+            workers=environment.workers,
             envs_per_task=environment.envs_per_task,
             simulators=self.simulators.by_task,
             max_restarts=environment.max_restarts,
         )
-        observation_size, action_size = self.envs.observation_size, self.envs.action_size
-        self.agent = MTSAC(
-            benchmark.tasks, config.agent, observation_size, action_size, weights
-        ).to(device)
+        observation, action = self.envs.observation_size, self.envs.action_size
+        agent = MTSAC(benchmark.tasks, config.agent, observation, action, seed=weights)
+        self.agent = agent.to(device)
         self.learner = Learner(self.agent, config.learner, learner)
         self.replay = ReplayBuffer(
             config.learner.buffer_size,
-            self.n_tasks,
-            observation_size,
-            action_size,
-            device,
-            replay,
-            environment.envs_per_task,
-            RewardScale(
-                self.n_tasks,
+            n_tasks,
+            observation,
+            action,
+            device=device,
+            seed=replay,
+            envs_per_task=environment.envs_per_task,
+            scale=RewardScale(
+                n_tasks,
                 environment.envs_per_task,
-                config.learner.gamma,
-                config.learner.return_scale,
-                config.learner.reward_scale,
-                device,
-                config.learner.return_memory,
+                gamma=config.learner.gamma,
+                magnitude=config.learner.return_scale,
+                constant=config.learner.reward_scale,
+                memory=config.learner.return_memory,
+                device=device,
             ),
         )
         self.collector = Collector(self.envs, self.agent, exploration)
@@ -91,18 +90,20 @@ class RunState:
             benchmark,
             [config.eval_episodes, N_GOALS],
             environment.horizon,
-            environment.workers,
-            environment.max_restarts,
+            workers=environment.workers,
+            max_restarts=environment.max_restarts,
         )
+        # What steps of one say of success, both know.
+        self.eval_envs.tells_success = self.envs.tells_success
         self.steps = 0
         self.elapsed = 0.0
-        self.success: float | None = None
+        self.score = ""
         self.evaluation_pending = False
-        if state is None:
+        if saved is None:
             self.collector.reset(config.seed)
         else:
             try:
-                self._load(state)
+                self._load(saved)
             except UsageError:
                 raise
             except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -125,8 +126,19 @@ class RunState:
             **self.collector.state_dict(),
             "steps": self.steps,
             "elapsed": self.elapsed,
-            "success": self.success,
+            "score": self.score,
             "evaluation_pending": self.evaluation_pending,
+        }
+
+    def description(self) -> dict[str, Any]:
+        """Where the policy comes from, for the header of its file; see `PolicyHeader`."""
+        return {
+            "benchmark": self.benchmark.name,
+            "environments": "custom" if self.benchmark.custom else "metaworld",
+            "surgery": self.config.learner.surgery,
+            "seed": self.config.seed,
+            "horizon": self.config.environment.horizon,
+            "total_timesteps": self.steps,
         }
 
     def _load(self, state: dict[str, Any]) -> None:
@@ -135,5 +147,6 @@ class RunState:
         self.replay.load_state_dict(state["replay"])
         self.collector.load_state_dict(state, self.config.seed)
         self.steps = state["steps"]
-        self.elapsed, self.success = state["elapsed"], state["success"]
+        self.elapsed = state["elapsed"]
+        self.score = state.get("score", "")  # not in checkpoints from before it was kept
         self.evaluation_pending = state["evaluation_pending"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,17 @@ from mtrl.config import yaml12
 from mtrl.config.train import TrainConfig
 from mtrl.devices import cpu_threads
 from mtrl.envs.benchmarks import N_GOALS, Benchmark
+from mtrl.envs.metaworld import MAX_STEPS
 from mtrl.envs.processes import WorkerError
+from mtrl.envs.record import record_of
 from mtrl.errors import RunError, UsageError
 from mtrl.evaluation.protocol import evaluate_in
 from mtrl.evaluation.scores import Evaluation
-from mtrl.folder import FINAL, newest_checkpoint, write_atomically, write_text
+from mtrl.folder import FINAL, newest_checkpoint, write_atomically, write_benchmark, write_text
+from mtrl.sac.diagnose import diagnose
 from mtrl.sac.watch import expect_finite
 from mtrl.training import report
-from mtrl.training.checkpoint import save_checkpoint
+from mtrl.training.checkpoint import CheckpointWriter
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.logger import RunLogger
 from mtrl.training.pace import Pace, TimeLeft, shown
@@ -55,8 +58,22 @@ class _Stop(Exception):
     """A signal or the clock asks to stop in good order."""
 
 
-class Trainer(RunState):
-    """A run and its folder."""
+class Trainer:
+    """Takes a run from where its state is to its end, and writes down how it goes.
+
+    Args:
+        config: All of it resolved.
+        benchmark: The tasks.
+        device: Of networks and replay.
+        run_dir: An existing folder.
+        saved: What `RunState.state_dict` gave; default: a new run.
+
+    Attributes:
+        state: What a checkpoint holds.
+
+    Raises:
+        UsageError: if `saved` is not of a run with this configuration.
+    """
 
     def __init__(
         self,
@@ -64,21 +81,29 @@ class Trainer(RunState):
         benchmark: Benchmark,
         device: torch.device,
         run_dir: Path,
-        state: dict[str, Any] | None = None,
+        saved: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(config, benchmark, device, state)
-        self.run_dir, self.schedule = run_dir, config.schedule(self.n_tasks)
+        self.config, self.benchmark, self.run_dir = config, benchmark, run_dir
+        self.schedule = config.schedule(len(benchmark.tasks))
+        self.state = RunState(config, benchmark, device, saved)
+        self.checkpoints = CheckpointWriter(run_dir)
         self._metrics: dict[str, torch.Tensor] = {}
-        self.pace = Pace(self.steps, self.learner.updates)
-        horizon = config.environment.horizon
-        self._judged = self.n_tasks * horizon  # environment steps of an episode of every task
-        self._left = TimeLeft(
-            self.schedule, config.eval_episodes * self._judged, N_GOALS * self._judged
-        )
+        self.pace = Pace(self.state.steps, self.state.learner.updates)
+        # Environment steps of an episode of every task; a guess where environments end it.
+        self._judged = len(benchmark.tasks) * (config.environment.horizon or MAX_STEPS)
+        evaluations = config.eval_episodes * self._judged, N_GOALS * self._judged
+        self._left = TimeLeft(self.schedule, *evaluations)
         self._fps = 0.0
         self.interrupt = Interrupt(config.max_runtime)
-        self.logger = RunLogger(run_dir, self.schedule.total_timesteps, config, self.steps)
-        self.logger.say(self.simulators.note)
+        self.logger = RunLogger(
+            run_dir,
+            self.schedule.total_timesteps,
+            config,
+            benchmark.tasks,
+            tells_success=benchmark.success_key is not None,
+            resume_at=self.state.steps,
+        )
+        self.logger.say(self.state.simulators.note)
 
     def run(self) -> Outcome:
         """Train to the end, or until a signal or the clock asks to stop.
@@ -99,39 +124,48 @@ class Trainer(RunState):
         try:
             self._loop()
             self._checkpoint()
-            return Outcome(self.run_dir, self._finish())
+            evaluation = self._finish()
+            self.checkpoints.wait()
+            return Outcome(self.run_dir, evaluation)
         except _Stop:
             self._checkpoint()
+            self.checkpoints.wait()
             why = "interrupted" if self.interrupt.signal else "stopped after --max-runtime"
             self.logger.say(f"{why}; to continue: mtrl-train --resume {quoted(self.run_dir)}")
             return Outcome(self.run_dir, None, self.interrupt.signal)
         except WorkerError as error:
             self._checkpoint()
             raise RunError(f"{error}. {self._whole()}") from None
+        except FloatingPointError as error:
+            self._expect_numbers()  # which knows more about it
+            raise RunError(f"{error}. {self._whole()}") from None
 
     def close(self) -> None:
         """End the simulators and the logs."""
-        super().close()
+        self.checkpoints.close()
+        self.state.close()
         self.logger.close()
 
     def _loop(self) -> None:
-        schedule, start = self.schedule, time.monotonic() - self.elapsed
-        if self.evaluation_pending:
+        state, schedule = self.state, self.schedule
+        start = time.monotonic() - state.elapsed
+        if state.evaluation_pending:
             self._evaluate_on_the_way()
-        while self.steps < schedule.total_timesteps:
+        while state.steps < schedule.total_timesteps:
             if self.interrupt.wanted:
                 raise _Stop
             self.step()
-            self.elapsed = time.monotonic() - start
-            self.logger.tick(self.steps)
-            at_end = self.steps >= schedule.total_timesteps
+            self.checkpoints.check()
+            state.elapsed = time.monotonic() - start
+            self.logger.tick(state.steps)
+            at_end = state.steps >= schedule.total_timesteps
             to_tell = at_end
             if self._due(schedule.log_every):
                 self._log()
                 to_tell = True
             if self._due(schedule.diagnose_every) and self._metrics:
-                found = self.learner.diagnose(self.replay)
-                report.diagnosis(self.logger, self.steps, self.benchmark.tasks, found)
+                found = diagnose(state.learner, state.replay)
+                report.diagnosis(self.logger, state.steps, self.benchmark.tasks, found)
             if not at_end:  # which has its own
                 if self._due(schedule.eval_every):
                     self._evaluate_on_the_way()
@@ -146,60 +180,71 @@ class Trainer(RunState):
 
         The order of what depends on what is fixed, so that a run does not depend on who is faster.
         """
-        learning = self.steps >= self.schedule.learning_starts
+        state = self.state
+        learning = state.steps >= self.schedule.learning_starts
         with self.pace.stage("act"):
-            self.collector.act(uniform=not learning)
+            state.collector.act(uniform=not learning)
         with self.pace.stage("learn"):
             if learning:
-                self.learner.anneal(self.steps / self.schedule.total_timesteps)
-                self._metrics = self.learner.step(self.replay, self.config.learner.gradient_steps)
+                state.learner.anneal(state.steps / self.schedule.total_timesteps)
+                self._metrics = state.learner.step(state.replay, self.config.learner.gradient_steps)
         with self.pace.stage("wait"):
-            answer = self.collector.wait()
+            answer = state.collector.wait()
         with self.pace.stage("store"):
-            self.collector.store(answer, self.replay)
-        self.steps += self.envs.num_envs
+            state.collector.store(answer, state.replay)
+        state.steps += state.envs.num_envs
 
     def _due(self, every: int) -> bool:
-        return every > 0 and self.steps // every > (self.steps - self.envs.num_envs) // every
+        state = self.state
+        return every > 0 and state.steps // every > (state.steps - state.envs.num_envs) // every
 
     def _log(self) -> None:
         """Read numbers off the device, as only diagnoses and evaluations do besides."""
+        state = self.state
         self._expect_numbers()
-        lap = self.pace.lap(self.steps, self.learner.updates)
+        lap = self.pace.lap(state.steps, state.learner.updates)
         self._fps = lap["time/fps"]
-        self._left.training(self.steps, self.schedule.log_every, self._fps)
+        self._left.training(state.steps, self.schedule.log_every, self._fps)
         values = {
             **lap,
-            "time/updates": float(self.learner.updates),
-            "time/elapsed": self.elapsed,
-            "time/restarts": float(self.envs.restarts + self.eval_envs.restarts),
-            **self.collector.statistics.values(),
+            "time/updates": float(state.learner.updates),
+            "time/elapsed": state.elapsed,
+            "time/restarts": float(state.envs.restarts + state.eval_envs.restarts),
+            **state.collector.statistics.values(state.envs.tells_success),
         }
-        metrics = {**self._metrics, "reward_scale": self.replay.scale.factors}
+        metrics = {**self._metrics, "reward_scale": state.replay.scale.factors}
         tasks = self.benchmark.tasks
-        report.training(self.logger, self.steps, tasks, values, metrics)
+        report.training(self.logger, state.steps, tasks, values, metrics=metrics)
 
     def _tell(self) -> None:
         """One line for whoever watches."""
-        scores = report.scores(self.collector.statistics.values(), self.success)
-        self.logger.progress(self.steps, self._fps, self._left.seconds(self.steps), scores)
+        state = self.state
+        rollout = state.collector.statistics.values(state.envs.tells_success)
+        left = self._left.seconds(state.steps)
+        self.logger.progress(state.steps, self._fps, left, report.scores(rollout, state.score))
 
     def _expect_numbers(self) -> None:
         """Stop before a checkpoint or a log holds what is no number."""
+        state = self.state
         try:
-            self.learner.watch.expect_finite(self.benchmark.tasks, self.learner.updates)
-            expect_finite(self.agent.named_parameters())
+            state.learner.watch.expect_finite(self.benchmark.tasks, state.learner.updates)
+            expect_finite(state.agent.state_dict().items())
         except RunError as error:
-            path = self.run_dir / f"stopped_{self.steps:012d}.safetensors"
-            batch = {name: v.contiguous() for name, v in vars(self.learner.last_batch).items()}
-            write_atomically(path, lambda temporary: save_file(batch, temporary))
+            path = self.run_dir / f"stopped_{state.steps:012d}.safetensors"
+            batch = state.learner.last_batch
+            kept = ""
+            if batch is not None:  # none before the first update
+                tensors = {name: value.contiguous() for name, value in vars(batch).items()}
+                write_atomically(path, lambda temporary: save_file(tensors, temporary))
+                kept = f"; the last batch is in {path}"
             raise RunError(
-                f"{error}, noticed after {self.steps:,} steps; the last batch is in {path}. "
-                f"{self._whole()}"
+                f"{error}, noticed after {state.steps:,} steps{kept}. {self._whole()}"
             ) from None
 
     def _whole(self) -> str:
         """What is left of a run that ends."""
+        with suppress(OSError):  # of a checkpoint under way, when something else has gone wrong
+            self.checkpoints.wait()
         try:
             path = newest_checkpoint(self.run_dir)
         except UsageError:
@@ -207,26 +252,32 @@ class Trainer(RunState):
         return f"{path} is whole; to continue: mtrl-train --resume {quoted(self.run_dir)}"
 
     def _evaluate_on_the_way(self) -> None:
-        self.evaluation_pending = True
+        self.state.evaluation_pending = True
         self._evaluate(self.config.eval_episodes)
-        self.evaluation_pending = False
+        self.state.evaluation_pending = False
 
     def _evaluate(self, episodes: int) -> Evaluation:
+        state = self.state
+
         def tick(steps: int) -> None:
             if self.interrupt.wanted:  # it is made anew when the run goes on
                 raise _Stop
 
+        # On the host, beside the simulators: a GPU would be asked for a few rows at a time.
+        policy = state.agent.snapshot("cpu")
         start = time.monotonic()
-        result = evaluate_in(self.agent, self.eval_envs, self.config.seed, episodes, tick=tick)
+        result = evaluate_in(policy, state.eval_envs, self.config.seed, episodes, tick=tick)
         self._left.judging(episodes * self._judged, time.monotonic() - start)
-        self.success = result.mean if result.tells_success else None
-        report.evaluation(self.logger, self.steps, result, self.config.eval_video)
+        state.score = result.summary
+        write_benchmark(self.run_dir, record_of(self.benchmark, state.envs.tells_success.tolist()))
+        report.evaluation(self.logger, state.steps, result, self.config.eval_video)
         return result
 
     def _finish(self) -> Evaluation:
         """Save and judge the final policy."""
-        extra = self._description()
-        write_atomically(self.run_dir / FINAL, lambda path: self.agent.save(path, extra))
+        state = self.state
+        extra = state.description()
+        write_atomically(self.run_dir / FINAL, lambda path: state.agent.save(path, extra))
         expected = self._left.last_evaluation()
         about = "" if expected is None else f", about {shown(expected)}"
         self.logger.say(f"final evaluation: {N_GOALS} episodes per task{about}")
@@ -235,25 +286,17 @@ class Trainer(RunState):
         text = result.to_json(
             policy=FINAL,
             seed=self.config.seed,
-            total_timesteps=self.steps,
-            updates=self.learner.updates,
-            seconds=round(self.elapsed, 1),
+            total_timesteps=state.steps,
+            updates=state.learner.updates,
+            seconds=round(state.elapsed, 1),
         )
         write_text(self.run_dir / "eval.json", text)
         self.logger.finish()
         self.logger.say(f"{result.table()}\n{self.run_dir}")
         return result
 
-    def _description(self) -> dict[str, Any]:
-        return {
-            "benchmark": self.benchmark.name,
-            "surgery": self.config.learner.surgery,
-            "seed": self.config.seed,
-            "horizon": self.config.environment.horizon,
-            "total_timesteps": self.steps,
-        }
-
     def _checkpoint(self) -> None:
+        state = self.state
         self._expect_numbers()
-        description = yaml12.dump(self.agent.description() | self._description())
-        save_checkpoint(self.run_dir, self.steps, self.state_dict(), description)
+        description = yaml12.dump(state.agent.description() | state.description())
+        self.checkpoints.save(state.steps, state.state_dict(), description)

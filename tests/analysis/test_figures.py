@@ -86,7 +86,7 @@ def test_figures_and_texts_are_in_tensorboard_alone_and_purged_by_a_resume(tmp_p
         assert shown(tmp_path, text_tag)[steps] == [f"cosine {value}".encode()]
         return figure
 
-    logger = RunLogger(tmp_path, 400, TrainConfig())
+    logger = RunLogger(tmp_path, 400, TrainConfig(), tasks)
     figure = log(logger, 100, -1.0)
     log(logger, 200, 0.25)
     logger.close()
@@ -102,7 +102,7 @@ def test_figures_and_texts_are_in_tensorboard_alone_and_purged_by_a_resume(tmp_p
     rows = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
     assert [set(row) for row in rows] == [{"x", "time/total_timesteps"}] * 2
 
-    logger = RunLogger(tmp_path, 400, TrainConfig(), resume_at=100)
+    logger = RunLogger(tmp_path, 400, TrainConfig(), tasks, resume_at=100)
     log(logger, 150, 0.5)
     logger.close()
     assert list(shown(tmp_path, "x")) == list(shown(tmp_path, text_tag)) == [100, 150]

@@ -12,8 +12,8 @@ from fake_runs import NETWORKS, write_run
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from mtrl.analysis.comparison import draw_comparison
 from mtrl.analysis.conflicts import conflict_fraction, draw_conflicts
-from mtrl.analysis.curves import draw_comparison
 from mtrl.analysis.methods import group
 from mtrl.analysis.runs import read_cosines, read_run
 from mtrl.analysis.tables import summarise
@@ -124,12 +124,12 @@ def test_logs_are_read_as_they_were_written(runs, tmp_path):
     with (tmp_path / "progress.csv").open("a") as file:
         file.write("0.5,")
     for again in (read_run(tmp_path), read_run(runs / "pcgrad_2")):
-        np.testing.assert_array_equal(again.success, run.success)
+        np.testing.assert_array_equal(again.scores, run.scores)
         np.testing.assert_array_equal(again.clock, run.clock)
     shutil.copy(runs / "pcgrad_2/progress.json", tmp_path)
     with (tmp_path / "progress.json").open("a") as file:
         file.write('{"eval/success_ra')
-    np.testing.assert_array_equal(read_run(tmp_path).success, run.success)
+    np.testing.assert_array_equal(read_run(tmp_path).scores, run.scores)
 
 
 def test_a_run_that_is_being_extended_is_unfinished(runs, tmp_path):

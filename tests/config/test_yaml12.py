@@ -70,7 +70,7 @@ def test_duplicate_keys_are_refused(text, tmp_path):
         load(text)
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    with pytest.raises(UsageError, match="cannot read .*is given twice"):
+    with pytest.raises(UsageError, match=r"cannot read .*is given twice"):
         TrainConfig.from_yaml(path)
 
 

@@ -10,16 +10,19 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 from own_tasks import REACHERS
 
-from mtrl import Benchmark, TrainConfig, train
+from mtrl import Benchmark, TrainConfig, resume, train
 from mtrl.analysis.runs import read_run
 from mtrl.cli.eval import main as eval_main
+from mtrl.cli.export import main as export_main
 from mtrl.cli.train import main as train_main
 from mtrl.config.sections import EnvironmentConfig
 from mtrl.envs.benchmarks import get_benchmark
-from mtrl.envs.custom import CustomTask, spaces_of, tells_success
+from mtrl.envs.custom import CustomTask
+from mtrl.envs.examine import examined
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators
 from mtrl.errors import UsageError
+from mtrl.folder import read_benchmark
 
 HORIZON = 20
 
@@ -31,6 +34,12 @@ def make(**spaces):
         observation_space = spaces.get("observation", Box(-1, 1, (3,)))
         action_space = spaces.get("action", Box(-1, 1, (2,)))
 
+        def reset(self, *, seed=None, options=None):
+            return self.observation_space.sample(), {}
+
+        def step(self, action):
+            return self.observation_space.sample(), 0.0, False, False, {}
+
     return Other()
 
 
@@ -41,7 +50,7 @@ def test_episodes_are_those_of_the_environment_itself():
     try:
         observations, _ = envs.reset(seed=5)
         alone = [
-            CustomTask(task, REACHERS.own[task], "solved", HORIZON, stride=2)
+            CustomTask(task, REACHERS.custom[task], "solved", HORIZON, stride=2)
             for task in REACHERS.tasks
             for _ in range(2)
         ]
@@ -58,6 +67,7 @@ def test_episodes_are_those_of_the_environment_itself():
                 seen, reward, _, cut, info = env.step(actions[row])
                 assert reward == rewards[row] and cut == truncated[row]
                 assert info["success"] == infos["success"][row]
+                assert infos["success"].shape == (4,) and envs.tells_success.all()
                 if cut:
                     last = infos["final_obs"][row]
                     np.testing.assert_array_equal(last, seen.astype(np.float32))
@@ -87,7 +97,7 @@ def test_actions_are_scaled_to_the_environments_range():
 
 def test_evaluation_has_episodes_of_its_own():
     ours = [
-        CustomTask("a", REACHERS.own["gravity0"], "solved", HORIZON, training)
+        CustomTask("a", REACHERS.custom["gravity0"], "solved", HORIZON, training)
         for training in (True, False)
     ]
     first, second = (env.reset(seed=0)[0] for env in ours)
@@ -95,22 +105,17 @@ def test_evaluation_has_episodes_of_its_own():
     assert np.array_equal(first, ours[0].reset(seed=0)[0])
 
 
-def test_success_keys():
-    assert tells_success(REACHERS)
-    assert not tells_success(Benchmark("r", REACHERS.environments, success_key="success"))
-
-
 BOX = {
     "discrete": (
         {"action": Discrete(3)},
-        "expected actions of task 'b' in a Box of one .*Discrete",
+        "task 'b': expected actions in a Box of one .*Discrete",
     ),
     "picture": (
         {"observation": Box(0, 1, (8, 8))},
-        "expected observations of task 'b' in a Box of",
+        "task 'b': expected observations in a Box of.*FlattenObservation",
     ),
     "longer": ({"observation": Box(-1, 1, (4,))}, r"observations of equal shape, got \(3,\) of"),
-    "unbounded": ({"action": Box(-np.inf, np.inf, (2,))}, "expected bounded actions of task 'b'"),
+    "unbounded": ({"action": Box(-np.inf, np.inf, (2,))}, "task 'b': expected bounded actions"),
 }
 
 
@@ -119,13 +124,13 @@ def test_spaces_that_do_not_fit_are_named(case):
     spaces, message = BOX[case]
     benchmark = Benchmark("x", {"a": make, "b": partial(make, **spaces)})
     with pytest.raises(UsageError, match=message):
-        spaces_of(benchmark)
+        examined(benchmark)
 
 
 def test_what_a_benchmark_may_not_be():
     with pytest.raises(UsageError, match=r"benchmark: expected tasks .* got none"):
         Benchmark("empty", {})
-    with pytest.raises(UsageError, match=r"benchmark: expected tasks .* got of both"):
+    with pytest.raises(UsageError, match=r"benchmark: expected tasks .* got both"):
         Benchmark("both", {"reach-v3": None, "mine": make})
     with pytest.raises(UsageError, match="simulator: expected 'auto' for reachers"):
         choose_simulators(REACHERS, EnvironmentConfig(simulator="envpool"))
@@ -182,7 +187,7 @@ def test_without_success_tasks_are_judged_by_their_return(tmp_path, monkeypatch,
     name = "silent_for_a_test:pair"
     assert train_main(["--benchmark", name, "--run-dir", "run", *flags.split()]) == 0
     said = capsys.readouterr().out
-    assert "those of pair; they tell no success, so tasks are judged by their return" in said
+    assert "eval success" not in said and "eval return -" in said
     stored = json.loads(Path("run/eval.json").read_text())
     assert set(stored["tasks"][0]) == {"task", "episodes", "return_mean"}
     assert eval_main(["run", "--benchmark", name, "--json", "again.json"]) == 0
@@ -192,8 +197,12 @@ def test_without_success_tasks_are_judged_by_their_return(tmp_path, monkeypatch,
     tags = set().union(*rows)
     assert {"eval/return/a", "eval/return/mean"} <= tags
     assert not any(tag.startswith("eval/success_rate") for tag in tags)
-    assert eval_main(["run"]) == 2
-    assert "tasks of one's own need --benchmark" in capsys.readouterr().err
+    assert not any(tag.startswith("rollout/success_rate") for tag in tags)
+    assert {task.score for task in read_benchmark(Path("run")).tasks} == {"return"}
+    assert export_main(["run", "-o", "policy.safetensors", "--card"]) == 0
+    assert "| a | 50 | – | – | -" in capsys.readouterr().out
+    assert eval_main(["policy.safetensors"]) == 2
+    assert "custom tasks of pair, which a file only names" in capsys.readouterr().err
     assert eval_main(["run", "--benchmark", name, "--video", "films"]) == 2
     assert "video: expected tasks of Meta-World's" in capsys.readouterr().err
 
@@ -206,3 +215,54 @@ def test_runs_are_drawn_without_importing_what_they_name(tmp_path):
     path.write_text(text.replace("benchmark: mt10", "benchmark: no_such_module:thing"))
     run = read_run(outcome.run_dir)
     assert run.tasks == REACHERS.tasks and run.final is not None
+
+
+def test_a_run_records_what_it_was_trained_on(tmp_path, capsys):
+    """Given in Python: every command finds the tasks again, because a module holds them."""
+    run_dir = train(
+        config(tmp_path / "run", total_timesteps=360, max_runtime=1e-9), REACHERS
+    ).run_dir
+    record = read_benchmark(run_dir)
+    assert record is not None and record.names == REACHERS.tasks
+    assert (record.name, record.environments) == ("reachers", "custom")
+    assert record.source == "own_tasks:REACHERS"
+    saved = TrainConfig.from_yaml(run_dir / "config.yaml")
+    assert saved.benchmark == "own_tasks:REACHERS"
+    assert get_benchmark(saved.benchmark, saved.tasks).tasks == REACHERS.tasks
+    with pytest.raises(UsageError, match="benchmark: expected custom tasks as those of reachers"):
+        resume(run_dir, benchmark=get_benchmark("mt10"))
+    with pytest.raises(UsageError, match="tasks: unknown 'gravity-9'"):
+        resume(run_dir, benchmark=Benchmark("r", {"gravity0": make}))
+    assert train_main(["--resume", str(run_dir), "--max-runtime", "1"]) == 0
+    capsys.readouterr()
+    assert eval_main([str(run_dir), "--episodes", "2"]) == 0
+    assert "gravity-9" in capsys.readouterr().out
+    policy = run_dir / "policy_final.safetensors"  # which may be a stranger's
+    assert eval_main([str(policy), "--episodes", "2"]) == 2
+    assert "expected --benchmark MODULE:NAME for the custom tasks of reachers" in (
+        capsys.readouterr().err
+    )
+    assert eval_main([str(policy), "--episodes", "2", "--benchmark", "own_tasks:REACHERS"]) == 0
+
+
+def test_a_benchmark_that_no_module_holds_is_asked_for(tmp_path, capsys):
+    benchmark = Benchmark("lost", dict(REACHERS.environments), "solved")
+    run_dir = train(config(tmp_path / "run", max_runtime=1e-9), benchmark).run_dir
+    assert read_benchmark(run_dir).source is None
+    for command in (train_main, ["--resume", str(run_dir)]), (eval_main, [str(run_dir)]):
+        assert command[0](command[1]) == 2
+        assert "'lost' was not imported from a module" in capsys.readouterr().err
+    assert resume(run_dir, max_runtime=1.0, benchmark=benchmark).evaluation is not None
+
+
+def test_meta_worlds_tasks_given_in_python_are_recorded_too(tmp_path):
+    benchmark = Benchmark("pair", dict.fromkeys(("reach-v3", "drawer-close-v3")))
+    run_dir = train(config(tmp_path / "run", max_runtime=1e-9), benchmark).run_dir
+    record = read_benchmark(run_dir)
+    assert (record.name, record.names) == ("pair", benchmark.tasks)
+    assert {task.score for task in record.tasks} == {"success"}
+    saved = TrainConfig.from_yaml(run_dir / "config.yaml")
+    assert get_benchmark(saved.benchmark, saved.tasks).tasks == benchmark.tasks
+    (run_dir / "benchmark.json").unlink()  # as runs were before
+    assert resume(run_dir, max_runtime=1e-9).evaluation is None
+    assert read_benchmark(run_dir).names == benchmark.tasks

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from importlib.resources import files
 
 import numpy as np
@@ -12,11 +13,11 @@ from mtrl.config.sections import EnvironmentConfig
 from mtrl.envs import native, parity
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.envs.make import make_vector_env
-from mtrl.envs.parity import choose_simulators, installed_versions, verdicts
+from mtrl.envs.parity import INSTALL, choose_simulators, simulator_versions, verdicts
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.errors import UsageError
 
-pytest.importorskip("envpool", reason='no EnvPool here: pip install ".[fast]" on x86-64 Linux')
+pytest.importorskip("envpool", reason=f"no EnvPool here: {INSTALL} on x86-64 Linux")
 
 TASKS = ("reach-v3", "window-close-v3", "push-v3", "door-open-v3")
 MIXED = ("envpool", "metaworld", "envpool", "metaworld")
@@ -26,7 +27,7 @@ BENCHMARK = get_benchmark("", TASKS)
 PASSED = [task for task, verdict in verdicts()["tasks"].items() if verdict["passed"]]
 FAILED = [task for task in verdicts()["tasks"] if task not in PASSED]
 on_tested_versions = pytest.mark.skipif(
-    installed_versions() != verdicts()["versions"], reason="verdicts are for other versions"
+    simulator_versions() != verdicts()["versions"], reason="verdicts are for other versions"
 )
 
 
@@ -237,7 +238,7 @@ def test_what_cannot_be_trusted_is_refused(options, message):
 @pytest.mark.parametrize("change", [{"envpool": "1.2.6"}, {"metaworld": "3.1.2"}])
 def test_other_versions_have_no_verdicts(change, monkeypatch):
     versions = verdicts()["versions"] | change
-    monkeypatch.setattr(parity, "installed_versions", lambda: versions)
+    monkeypatch.setattr(parity, "simulator_versions", lambda: versions)
     chosen = choose_simulators(get_benchmark("", TASKS), EnvironmentConfig())
     ((package, version),) = change.items()
     assert chosen.by_task == ("metaworld",) * 4
@@ -248,11 +249,11 @@ def test_other_versions_have_no_verdicts(change, monkeypatch):
 
 def test_without_envpool_the_reference_runs(monkeypatch):
     versions = {key: v for key, v in verdicts()["versions"].items() if key != "envpool"}
-    monkeypatch.setattr(parity, "installed_versions", lambda: versions)
+    monkeypatch.setattr(parity, "simulator_versions", lambda: versions)
     chosen = choose_simulators(get_benchmark("", TASKS), EnvironmentConfig())
-    assert chosen.by_task == ("metaworld",) * 4 and 'pip install ".[fast]"' in chosen.note
+    assert chosen.by_task == ("metaworld",) * 4 and INSTALL in chosen.note
     for options in ({"simulator": "envpool"}, {"native_tasks": ("reach-v3",)}):
-        with pytest.raises(UsageError, match=r'EnvPool to be installed \(pip install "\.\[fast\]"'):
+        with pytest.raises(UsageError, match=re.escape(f"EnvPool to be installed ({INSTALL})")):
             choose_simulators(get_benchmark("", TASKS), EnvironmentConfig(**options))
 
 

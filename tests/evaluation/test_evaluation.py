@@ -19,7 +19,8 @@ from mtrl.config.sections import AgentConfig
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.metaworld import MetaWorldTask
-from mtrl.evaluation.protocol import _act, _copies, evaluate, evaluate_in
+from mtrl.evaluation.play import act
+from mtrl.evaluation.protocol import _copies, evaluate, evaluate_in
 from mtrl.evaluation.scores import Evaluation
 from mtrl.policy.policy import Policy
 
@@ -156,8 +157,8 @@ def test_a_rows_action_does_not_depend_on_the_other_rows(order, n):
     rows = np.random.default_rng(0).normal(size=(24, 39)).astype(np.float32)
     tasks, noise = np.arange(24) % 3, rows[:, :4]
     chosen = np.array(order[:n])
-    everyone = _act(policy, rows, tasks, noise)
-    some = _act(policy, rows[chosen], tasks[chosen], noise[chosen])
+    everyone = act(policy, rows, tasks, noise)
+    some = act(policy, rows[chosen], tasks[chosen], noise[chosen])
     assert np.array_equal(some, everyone[chosen])
 
 

@@ -22,11 +22,14 @@ T, OBSERVATION, ACTION, BATCH = 5, 7, 3, 16
 
 
 def filled_replay(device: str, steps: int = 40) -> ReplayBuffer:
-    replay, draw = ReplayBuffer(100, T, OBSERVATION, ACTION, device), np.random.default_rng(0)
+    replay, draw = (
+        ReplayBuffer(100, T, OBSERVATION, ACTION, device=device),
+        np.random.default_rng(0),
+    )
     for _ in range(steps):
         observations, actions = draw.normal(size=(T, OBSERVATION)), draw.uniform(-1, 1, (T, ACTION))
         zeros, rewards = np.zeros(T), draw.normal(size=T)
-        replay.add(observations, actions, rewards, zeros, observations + 0.1, zeros == 0)
+        replay.add(observations, actions, rewards, zeros, observations + 0.1, done=zeros == 0)
     return replay
 
 
@@ -59,7 +62,7 @@ def test_captured_updates_are_the_eager_ones(surgery, precision):
         for replay in replays:  # the graph sees what is added after its capture
             draw = np.random.default_rng(i)
             x, zeros = draw.normal(size=(T, OBSERVATION)), np.zeros(T)
-            replay.add(x, draw.uniform(-1, 1, (T, ACTION)), zeros + i, zeros, x, zeros == 0)
+            replay.add(x, draw.uniform(-1, 1, (T, ACTION)), zeros + i, zeros, x, done=zeros == 0)
     found, expected = map(parameters, learners)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5, msg=name)
@@ -122,7 +125,8 @@ def test_methods_that_wait_for_the_device_are_not_captured():
 
 KERNEL = """
 import torch
-from mtrl.surgery.projection import projected
+from mtrl.surgery.methods.pcgrad import _projected, random_orders
+from mtrl.surgery.methods.pcgrad_triton import projected
 
 for n_tasks in (1, 2, 3, 10, 50):
     generator = torch.Generator().manual_seed(n_tasks)

@@ -26,7 +26,7 @@ def fill(buffer: ReplayBuffer, steps: int, ends, start: int = 0) -> list[list[li
         reward = env * 1000.0 + step
         done = np.array([ends(step, i) for i in range(n)])
         terminated = done & (env == 1)  # environment 1's ends are real ones
-        buffer.add(observation, action, reward, terminated, following, done)
+        buffer.add(observation, action, reward, terminated, following, done=done)
         rows = np.column_stack([reward, observation, following, terminated])
         tasks = rows.reshape(T, envs_per_task, -1).tolist()
         truth.append([[tuple(row) for row in task] for task in tasks])
@@ -148,7 +148,7 @@ def test_a_step_that_is_left_out_breaks_the_chain():
     def add(here, there):
         rows = [np.full((n, 1), float(value)) for value in (here, there)]
         zeros = np.zeros(n)
-        buffer.add(rows[0], np.zeros((n, 1)), zeros, zeros, rows[1], np.zeros(n, bool))
+        buffer.add(rows[0], np.zeros((n, 1)), zeros, zeros, rows[1], done=np.zeros(n, bool))
 
     add(0, 1)
     add(1, 2)

@@ -1,6 +1,5 @@
 """One update against Stable-Baselines3's SAC, and the invariants of every update."""
 
-import copy
 import shutil
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -10,6 +9,7 @@ import pytest
 import torch
 from gymnasium import Env
 from gymnasium.spaces import Box
+from small_learner import filled_replay, make_small_learner
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
@@ -30,6 +30,7 @@ from mtrl.surgery import (
     get_surgery,
     register,
 )
+from mtrl.surgery.methods.pcgrad import random_orders
 
 OBSERVATION, ACTION, BATCH, HIDDEN = 7, 3, 16, (12, 11)
 
@@ -57,12 +58,12 @@ def make_batch(n_tasks: int, seed: int = 0) -> tuple[Batch, torch.Tensor]:
     return batch, torch.stack([normal(ACTION), normal(ACTION)])
 
 
-def make_learner(n_tasks: int, **settings) -> Learner:
+def make_learner(n_tasks: int, seed: int = 0, **settings) -> Learner:
     torch.manual_seed(0)
     config = AgentConfig(hidden_sizes=HIDDEN, initial_temperature=0.7)
     tasks = tuple(f"task-{t}" for t in range(n_tasks))
     agent = MTSAC(tasks, config, OBSERVATION, ACTION).double()
-    return Learner(agent, LearnerConfig(**settings))
+    return Learner(agent, LearnerConfig(**settings), seed)
 
 
 def copy_to_sb3(ours: MTSAC, sb3: SAC) -> None:
@@ -223,8 +224,7 @@ def test_updates_repeat_from_the_seed():
     batch, noise = make_batch(5)
     runs = []
     for seed in (0, 0, 1):
-        learner = make_learner(5, surgery="pcgrad")
-        learner.generator.manual_seed(seed)
+        learner = make_learner(5, seed=seed, surgery="pcgrad")
         for _ in range(3):
             learner.update(batch, noise)
         runs.append(learner.agent.critics.shared["weight1"])
@@ -316,9 +316,9 @@ def test_what_a_method_remembers_is_saved():
         def prepare(self, networks):
             self.register_buffer("seen", torch.zeros(networks.n_networks, networks.n_tasks))
 
-        def weights(self, tasks, losses, gradients):
-            self.seen[:, tasks] += losses.float()
-            return torch.full_like(losses, 1 / losses.shape[-1])
+        def weights(self, tasks, found):
+            self.seen[:, tasks] += found.losses.float()
+            return torch.full_like(found.losses, 1 / found.losses.shape[-1])
 
     batch, noise = make_batch(3)
     learner, other = (make_learner(3, surgery="test-remembers") for _ in range(2))
@@ -328,38 +328,65 @@ def test_what_a_method_remembers_is_saved():
     assert torch.equal(learner.surgeries["critics"].seen, other.surgeries["critics"].seen)
 
 
-@pytest.mark.parametrize("surgery", ["none", "rotograd"])
-def test_a_diagnosis_changes_nothing_and_knows_every_network(surgery):
-    tasks, steps = 4, BATCH
-    replay = ReplayBuffer(steps, tasks, OBSERVATION, ACTION)
-    draw = np.random.default_rng(0)
-    for _ in range(steps):
-        observation, action = (
-            draw.normal(size=(tasks, OBSERVATION)),
-            draw.normal(size=(tasks, ACTION)),
-        )
-        replay.add(
-            observation,
-            action,
-            draw.normal(size=tasks),
-            np.zeros(tasks),
-            observation,
-            np.zeros(tasks, bool),
-        )
-    agent = MTSAC(tuple("abcd"), AgentConfig(hidden_sizes=HIDDEN), OBSERVATION, ACTION)
-    learner = Learner(agent, LearnerConfig(surgery=surgery, batch_size=8))
+def drawn(learner: Learner, replay: ReplayBuffer, monkeypatch) -> list[torch.Tensor]:
+    """Everything that three updates are fed."""
+    fed, update = [], Learner.update
+
+    def spy(self, batch, noise):
+        fed.extend([*vars(batch).values(), noise])
+        return update(self, batch, noise)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "update", spy)
+        for _ in range(3):
+            learner.step(replay)
+    return fed
+
+
+@pytest.mark.parametrize("surgery", available())
+def test_equal_seeds_draw_equal_batches_and_noise_under_every_method(surgery, monkeypatch):
+    """So runs of two methods are a pair: until they act differently, they are fed the same."""
+    plain, other = (
+        drawn(make_small_learner(name), filled_replay(), monkeypatch) for name in ("none", surgery)
+    )
+    assert not torch.equal(plain[-1], plain[len(plain) // 3 - 1])  # noise is new in every update
+    for a, b in zip(plain, other, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_surgerys_stream_is_saved():
+    """Two more updates after a resume draw the orders that they would have drawn."""
+    whole, stopped, resumed = (make_small_learner("pcgrad") for _ in range(3))
+    replay, other = filled_replay(), filled_replay()
+    for _ in range(2):
+        whole.step(replay)
+        stopped.step(other)
+    resumed.agent.load_state_dict(stopped.agent.state_dict())
+    resumed.load_state_dict(stopped.state_dict())
+    for _ in range(2):
+        whole.step(replay)
+        resumed.step(other)
+    for a, b in zip(whole.agent.parameters(), resumed.agent.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_checkpoint_from_before_surgery_had_a_stream_goes_on_with_the_one_it_had():
+    """Its orders were drawn after the noise, critics' first; so they are, after two resumes too."""
+    learner, replay = make_small_learner("pcgrad"), filled_replay()
     learner.step(replay)
-    before = copy.deepcopy((agent.state_dict(), learner.state_dict()["surgeries"]))
-    generator = learner.generator.get_state()
-    found = learner.diagnose(replay)
-    assert set(found) == {"actor", "critic1", "critic2"}
-    for diagnosis in found.values():
-        assert all(value.isfinite() for value in diagnosis.measures.values())
-        torch.testing.assert_close(diagnosis.cosines.diagonal(), torch.ones(tasks).double())
-    assert not torch.equal(found["critic1"].cosines, found["critic2"].cosines)
-    assert torch.equal(generator, learner.generator.get_state())
-    after = (agent.state_dict(), learner.state_dict()["surgeries"])
-    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    old = learner.state_dict()
+    del old["surgery_generator"]
+    expected = torch.Generator()
+    expected.set_state(old["generator"])
+    for _ in range(2):
+        resumed = make_small_learner("pcgrad")
+        resumed.load_state_dict(old)
+        resumed.step(replay)
+        torch.randn(2, 4, 8, ACTION, generator=expected)
+        for n_networks in (2, 1):
+            random_orders(n_networks, 4, expected)
+        old = resumed.state_dict()
+        assert torch.equal(old["generator"], expected.get_state())
 
 
 class NothingLeavesTheDevice(TorchDispatchMode):
@@ -408,7 +435,7 @@ def test_the_watch_above_can_bark(surgery):
 def test_replay_samples_without_waiting():
     replay = ReplayBuffer(10, 2, OBSERVATION, ACTION)
     x = np.zeros((2, OBSERVATION))
-    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, np.zeros(2, bool))
+    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, done=np.zeros(2, bool))
     with NothingLeavesTheDevice():
         replay.sample(4)
 
@@ -422,7 +449,7 @@ def test_maintenance_and_the_count_of_updates(monkeypatch):
     learner.agent.float()
     learner = Learner(learner.agent, learner.config)
     replay, x = ReplayBuffer(10, 2, OBSERVATION, ACTION), np.zeros((2, OBSERVATION))
-    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, np.zeros(2, bool))
+    replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, done=np.zeros(2, bool))
     for _ in range(3):
         learner.step(replay, 3)
     assert learner.updates == 9

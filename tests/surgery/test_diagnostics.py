@@ -1,5 +1,6 @@
 """Measures of conflict in closed form."""
 
+import itertools
 import math
 
 import numpy as np
@@ -13,6 +14,9 @@ from mtrl.nets.networks import MultiTaskNetworks, head
 from mtrl.surgery import StackedProblem
 from mtrl.surgery.diagnostics import (
     Diagnosis,
+    Step,
+    conflict_after,
+    conflict_repeats,
     cosines,
     diagnose,
     effective_rank,
@@ -20,6 +24,7 @@ from mtrl.surgery.diagnostics import (
     multi_task_curvature,
     scale_spread,
 )
+from mtrl.surgery.gradients import Jacobian
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -93,6 +98,75 @@ def test_effective_rank_at_its_ends():
     assert effective_rank(dwarfed).item() == pytest.approx(1, abs=1e-9)
 
 
+def symmetric(pairs: dict[tuple[int, int], float], n_tasks: int) -> torch.Tensor:
+    matrix = torch.eye(n_tasks).double()
+    for (i, j), value in pairs.items():
+        matrix[i, j] = matrix[j, i] = value
+    return matrix
+
+
+def test_repeated_conflicts_in_closed_form():
+    first = symmetric({(0, 1): -0.5, (0, 2): -0.1, (1, 2): 0.3, (2, 3): -1e-9}, 4)
+    second = symmetric({(0, 1): -0.2, (0, 2): 0.1, (1, 3): -0.3}, 4)
+    found = conflict_repeats(first, second)
+    assert found["conflict_repeats"].item() == pytest.approx(2 * 1 / (3 + 2))
+    assert found["conflict_repeats_by_chance"].item() == pytest.approx(2 * 3 * 2 / (6 * (3 + 2)))
+    assert found == conflict_repeats(second, first)  # no batch is the first
+    assert conflict_repeats(first, first)["conflict_repeats"] == 1
+    opposite = conflict_repeats(symmetric({(0, 1): -0.5}, 4), symmetric({(2, 3): -0.5}, 4))
+    assert opposite["conflict_repeats"] == 0
+    assert conflict_repeats(torch.eye(4), torch.eye(4)) == {}  # none to repeat
+    assert conflict_repeats(torch.ones(1, 1), torch.ones(1, 1)) == {}
+
+
+@pytest.mark.parametrize("conflicts", [(1, 1), (2, 4), (6, 3), (0, 2)])
+def test_the_level_of_chance_is_the_mean_over_all_ways_to_strew_conflicts(conflicts):
+    pairs = list(itertools.combinations(range(4), 2))
+    a, b = conflicts
+    first = symmetric({pair: -0.1 for pair in pairs[:a]}, 4)
+    found = [
+        conflict_repeats(first, symmetric({pair: -0.1 for pair in strewn}, 4))
+        for strewn in itertools.combinations(pairs, b)
+    ]
+    mean = np.mean([each["conflict_repeats"].item() for each in found])
+    assert found[0]["conflict_repeats_by_chance"].item() == pytest.approx(mean)
+
+
+def test_noise_repeats_as_often_as_by_chance_and_what_the_tasks_are_does_more_often():
+    """Gradients of 10 tasks in 40 dimensions, 60 pairs of batches each."""
+    own, found = normal(10, 40), {}
+    for name, signal in {"noise": 0.0, "tasks": 3.0}.items():
+        draws = signal * own + normal(60, 2, 10, 40, seed=1)
+        measured = [conflict_repeats(*cosines(g @ g.mT)) for g in draws]
+        found[name] = [
+            np.mean([m[f"conflict_repeats{which}"].item() for m in measured])
+            for which in ("", "_by_chance")
+        ]
+    assert found["noise"][0] == pytest.approx(found["noise"][1], abs=0.03)
+    assert found["tasks"][0] > found["tasks"][1] + 0.2
+
+
+def test_an_optimiser_can_oppose_a_task_that_surgery_does_not():
+    """The first task asks for much of the first parameter, the second for a little of the other.
+
+    Their mean opposes neither; Adam's first step, of equal length in both, does oppose the first.
+    """
+    gradients = torch.tensor([[4.0, -5.0], [0.1, 8.0]]).double()
+    mean = gradients.mean(0)
+    weight = torch.nn.Parameter(torch.zeros(2).double())
+    optimizer = torch.optim.Adam([weight], lr=0.1)
+    weight.grad = mean.clone()
+    optimizer.step()
+    taken = -weight.detach()
+    problem = Jacobian({}, torch.zeros(1, 2), {}, {"w": gradients[None]})
+    found = conflict_after(problem, Step({"w": mean[None]}, {"w": taken[None]}))
+    products = gradients @ torch.stack([mean, taken], 1)
+    assert (products[:, 0] > 0).all() and (products[:, 1] < 0).tolist() == [True, False]
+    assert found == {"conflict_after_surgery": 0, "conflict_after_step": 0.5}
+    alone = Jacobian({}, torch.zeros(1, 1), {}, {"w": gradients[None, :1]})
+    assert conflict_after(alone, Step({"w": mean[None]}, {"w": taken[None]})) == {}
+
+
 def test_curvature_of_a_quadratic_is_the_same_along_any_step():
     factor, b, x = normal(5, 5), normal(5, seed=1), normal(5, seed=2)
     a = factor + factor.T  # indefinite: the curvature may be negative
@@ -106,7 +180,9 @@ def test_curvature_of_a_quadratic_is_the_same_along_any_step():
 def test_curvature_of_a_multi_task_network_by_its_explicit_hessian(relu):
     """Gauss and Legendre on the definition; with ReLU, what the first point sees is not all."""
     generator = torch.Generator().manual_seed(0)
-    networks = MultiTaskNetworks(2, 3, 4, 2, (5, 4), True, 1.0, generator).double()
+    networks = MultiTaskNetworks(
+        2, 3, 4, 2, (5, 4), multi_head=True, head_bound=1.0, generator=generator
+    ).double()
     x, y = normal(1, 3, 8, 4, seed=4), normal(3, 8, 2, seed=5)
     activate = torch.relu if relu else torch.tanh
 
@@ -138,7 +214,8 @@ def test_curvature_of_a_multi_task_network_by_its_explicit_hessian(relu):
         for node, weight in zip(*np.polynomial.legendre.leggauss(12), strict=True):
             at = theta - (1 + node) / 2 * step * g
             expected += weight / 2 * (g @ torch.autograd.functional.hessian(loss, at) @ g)
-        found = Diagnosis.of(problem, step).measures["curvature"]
+        still = Step(shared, shared)  # what no curvature depends on
+        found = Diagnosis.of(problem, problem, still, step).measures["curvature"]
         if relu:
             assert found.isfinite() and not torch.allclose(found, expected)
             g_there = torch.autograd.functional.jacobian(loss, theta - step * g)

@@ -8,6 +8,7 @@ import torch
 from mtrl.nets.networks import Function, MultiTaskNetworks, Trunk, head
 from mtrl.surgery import Jacobian, StackedProblem, combine, gramian
 from mtrl.surgery.factored import FactoredGradients
+from mtrl.surgery.gradients import equal_parts, split_gramian
 
 N, T, B, IN, OUT = 2, 5, 9, 6, 3
 
@@ -27,7 +28,16 @@ def make_problem(hidden=(8, 7), multi_head=True, rows=B, trunk="mlp", **settings
     if flags.get("residual"):
         hidden = (max(hidden),) * len(hidden)
     networks = MultiTaskNetworks(
-        N, T, IN, OUT, hidden, multi_head, 1.0, generator, Trunk(**flags), embedding
+        N,
+        T,
+        IN,
+        OUT,
+        hidden,
+        multi_head=multi_head,
+        head_bound=1.0,
+        generator=generator,
+        trunk=Trunk(**flags),
+        embedding_size=embedding,
     ).double()
     if embedding:  # a length that the trunk is not to see
         networks.per_task["embedding"].data *= 3
@@ -105,7 +115,7 @@ def test_equal_to_one_backward_per_task(problem):
 
 
 def test_mean_gradient_is_the_mean_of_them(problem):
-    found, mean = problem.task_gradients(), problem.gradient()
+    found, mean = problem.task_gradients(), problem.features().mean()
     close(mean.losses, found.losses)
     close(problem.losses(), found.losses)
     for name, gradient in mean.shared.items():
@@ -116,20 +126,14 @@ def test_mean_gradient_is_the_mean_of_them(problem):
 
 def test_weighted_by_one_backward_as_by_the_task_gradients(problem):
     """Weights may depend on losses and feature gradients, and multiply what the trunk gets."""
-    seen = []
-
-    def weigh(losses, features):
-        seen.append((losses, features))
-        return torch.linspace(-1, 2, N * T, dtype=torch.float64).view(N, T)
-
-    found, rows = problem.gradient(weigh), problem.task_gradients()
+    features, rows = problem.features(), problem.task_gradients()
+    found = features.weighted(torch.linspace(-1, 2, N * T, dtype=torch.float64).view(N, T))
     for name, gradient in found.shared.items():
         if name.startswith("head"):  # a single head lies above the features: the mean
             close(gradient, rows.shared[name].mean(1))
         else:
             close(gradient, combine(found.weights, {name: rows.shared[name]})[name])
-    ((losses, features),) = seen
-    close(losses, rows.losses)
+    close(features.losses, rows.losses)
     for n in range(N):
         for t in range(T):
             *_, expected = one_backward_per_task(problem, n, t)
@@ -148,6 +152,31 @@ def test_gramian_and_combination(problem):
     assert {k: v.shape for k, v in combined.items()} == {
         k: v.shape for k, v in problem.shared.items()
     }
+
+
+@pytest.mark.parametrize("engine", ["jacobian", "factored"])
+def test_products_with_a_direction_are_those_of_one_backward_per_task(problem, engine):
+    generator = torch.Generator().manual_seed(3)
+    direction = {
+        name: torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        for name, value in problem.shared.items()
+    }
+    found = replace(problem, engine=engine).task_gradients().along(direction)
+    for n in range(N):
+        for t in range(T):
+            gradient, *_ = one_backward_per_task(problem, n, t)
+            close(found[n, t], sum((gradient[k] * direction[k][n]).sum() for k in gradient))
+
+
+@pytest.mark.parametrize("engine", ["jacobian", "factored"])
+def test_products_with_another_batchs_are_those_of_one_backward_per_task(problem, engine):
+    problem = replace(problem, engine=engine)
+    other = replace(problem, inputs=problem.inputs.flip(2).sin(), targets=(-problem.targets[0],))
+    found = problem.task_gradients().products(other.task_gradients())
+    for n in range(N):
+        for t in range(T):
+            (one, *_), (two, *_) = (one_backward_per_task(p, n, t) for p in (problem, other))
+            close(found[n, t], sum((one[k] * two[k]).sum() for k in one))
 
 
 def test_one_network_of_several_is_what_it_is_among_them(problem):
@@ -215,8 +244,8 @@ def test_bf16_rounds_products_and_nothing_else(trunk, engine):
     assert found.gramian().dtype == torch.float32
     assert 1e-5 < distance < 2e-2
     weights = torch.full((N, T), 1 / T)
-    for gradients in (found.weighted(weights), rounded.gradient()):
-        expected = exact.gradient()
+    for gradients in (found.weighted(weights), rounded.features().mean()):
+        expected = exact.features().mean()
         for name, value in {**expected.shared, **expected.per_task}.items():
             got = {**gradients.shared, **gradients.per_task}[name]
             assert got.dtype == torch.float32, name
@@ -261,3 +290,28 @@ def test_first_layer_bias_is_the_layer_on_a_one_hot():
     }
     layer = Function(Trunk(), {"weight0": shared["weight0"]}, own)
     close(layer(problem.inputs), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_gpus_gramian_is_a_sum_in_parts(dtype):
+    """Against float64; lengths that can be split evenly and one, a prime, that cannot."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a": (160, 400), "b": (39, 400), "c": (4099,), "d": (7,)}
+    gradients = {
+        name: (torch.randn(2, 10, *shape, generator=generator) + 1).to(dtype)
+        for name, shape in shapes.items()
+    }
+    found = split_gramian(gradients)
+    rows = torch.cat([value.flatten(2).double() for value in gradients.values()], -1)
+    exact = rows @ rows.mT
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    tolerance = 1e-12 if dtype == torch.float64 else 5e-6
+    torch.testing.assert_close(found.double(), exact, atol=0, rtol=tolerance)
+    assert not (found - found.mT).abs().max() > tolerance * exact.max()
+
+
+@pytest.mark.parametrize(
+    ("length", "parts"), [(7, 1), (2048, 1), (4096, 2), (160_000, 64), (4099, 1), (2**20, 512)]
+)
+def test_parts_are_equal_and_long_enough(length, parts):
+    assert equal_parts(length) == parts

@@ -92,7 +92,7 @@ def test_torchjd_errors(name, options, message):
 
 def test_torchjd_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchjd", None)
-    with pytest.raises(UsageError, match=r'expected TorchJD .*pip install "torchjd\[quadprog'):
+    with pytest.raises(UsageError, match=r'expected TorchJD .*"mtrl-surgery\[torchjd\]"'):
         torchjd_weighting("UPGrad")
 
 

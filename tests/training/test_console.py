@@ -17,14 +17,14 @@ from mtrl.training.console import Bar, say
 from mtrl.training.pace import TimeLeft, shown
 from mtrl.training.report import scores
 
-MODULE = '''
+MODULE = """
 from mtrl.surgery import GramianSurgery, register
 
 @register("equal")
 class Equal(GramianSurgery):
     def weights(self, gramian, generator):
         return gramian.new_full(gramian.shape[:2], 1 / gramian.shape[-1])
-'''
+"""
 FLAGS = (
     "--tasks reach-v3 push-v3 --hidden-sizes 8 --batch-size 8 --total-timesteps 160 "
     "--learning-starts 80 --horizon 10 --eval-every 80 --eval-episodes 1 --log-every 40 "
@@ -77,7 +77,7 @@ def test_a_run_in_an_encoding_that_lacks_characters(encoding, tmp_path):
         process.stdout.close()
     else:
         lines += process.stdout.readlines()
-        assert b"? left  success: training 0.00, evaluation ?" in b"".join(lines)
+        assert b"? left  training: success 0.00  evaluation: ?" in b"".join(lines)
     error = process.stderr.read()
     assert process.wait(timeout=120) == 0 and not error, error
     assert lines[1] == b"run folder: run\n" and lines[2] == b"watch: tensorboard --logdir run\n"
@@ -152,10 +152,12 @@ def test_time_left_counts_evaluations_and_leaves_out_random_steps():
 
 
 def test_scores_are_told_from_the_first_episodes():
-    assert scores({}, None) == "success: training –, evaluation –"
+    assert scores({}, "") == "training: –  evaluation: –"
     rollout = {f"rollout/success_rate/{t}": r for t, r in (("a", 0.5), ("b", 1.0))}
     rollout["rollout/ep_rew_mean/a"] = 700.0
-    assert scores(rollout, 0.25) == "success: training 0.75, evaluation 0.25"
+    told = "training: success 0.75  evaluation: success 0.25"
+    assert scores(rollout, "success 0.25") == told
+    assert scores({"rollout/ep_rew_mean/a": 700.0}, "") == "training: return 700.0  evaluation: –"
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def stopped(run_dir: Path, at: int) -> Path:
 
     def and_stop() -> None:
         step()
-        if trainer.steps == at:
+        if trainer.state.steps == at:
             os.kill(os.getpid(), signal.SIGTERM)
 
     trainer.step = and_stop  # type: ignore[method-assign]
@@ -120,7 +120,7 @@ def test_a_runtime_ends_in_good_order_and_the_run_goes_on(finished, tmp_path, ca
 @pytest.mark.parametrize("final", [False, True], ids=["on the way", "the last one"])
 def test_a_signal_does_not_wait_for_an_evaluation(final, finished, tmp_path, monkeypatch):
     """It is given up, and made when the run goes on, at the same place in the logs."""
-    import mtrl.trainer
+    import mtrl.training.trainer
 
     original, asked = mtrl.training.trainer.evaluate_in, []
 
@@ -232,7 +232,7 @@ def test_a_folder_that_is_taken_away_stops_the_run_with_a_word(tmp_path):
 
     def and_lose() -> None:
         step()
-        if trainer.steps == 100:
+        if trainer.state.steps == 100:
             (tmp_path / "b/checkpoints").rename(tmp_path / "elsewhere")
             (tmp_path / "b/checkpoints").touch()  # a file
 
@@ -252,7 +252,7 @@ def test_permissions_that_are_lost_leave_the_checkpoint_before():
 
         def and_lose() -> None:
             step()
-            if trainer.steps == 100:
+            if trainer.state.steps == 100:
                 for path in (run_dir, run_dir / "checkpoints"):
                     path.chmod(0o555)
                 if user == 0:  # to whom nothing is forbidden
@@ -278,8 +278,8 @@ def test_lost_simulators_are_replaced_counted_and_in_the_end_too_many(tmp_path):
     step, lost = trainer.step, (90, 150)
 
     def and_kill() -> None:
-        if trainer.steps in lost:
-            trainer.envs._parts[0]._processes[0].kill()
+        if trainer.state.steps in lost:
+            trainer.state.envs._parts[0]._processes[0].kill()
         step()
 
     trainer.step = and_kill  # type: ignore[method-assign]
@@ -335,15 +335,21 @@ def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
     save_checkpoint(tmp_path, 0, state, "a: 1")
     seen = set()
     for kill in range(50):
+        read, write = os.pipe()
         child = os.fork()
         if not child:
             steps = 1_000 * (kill + 1)
             while True:
                 steps += 1
                 save_checkpoint(tmp_path, steps, state, "a: 1")
+                os.write(write, b".")
+        if kill % 2:  # on a busy machine the child may not have begun otherwise
+            os.read(read, 1)
         time.sleep(dice.uniform(0, 0.05))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)
         found, notes = load_newest(tmp_path)
         assert not notes and torch.equal(found["x"], state["x"])
         seen.add(newest_checkpoint(tmp_path).name)

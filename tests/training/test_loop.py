@@ -95,22 +95,24 @@ def test_the_learner_works_on_what_was_stored_before_while_simulators_step(tmp_p
     (tmp_path / "run").mkdir()
     trainer = Trainer(resolved, benchmark, device, tmp_path / "run")
     order = []
-    for owner, name in ((trainer.envs, "step_async"), (trainer.envs, "step_wait")):
+    for owner, name in ((trainer.state.envs, "step_async"), (trainer.state.envs, "step_wait")):
         method = getattr(owner, name)
 
         def noted(*arguments, method=method, name=name):
-            order.append((name, len(trainer.replay)))
+            order.append((name, len(trainer.state.replay)))
             return method(*arguments)
 
         monkeypatch.setattr(owner, name, noted)
     monkeypatch.setattr(
-        trainer.learner, "step", lambda replay, updates: order.append(("learn", len(replay))) or {}
+        trainer.state.learner,
+        "step",
+        lambda replay, updates: order.append(("learn", len(replay))) or {},
     )
     for _ in range(26):
         trainer.step()
     trainer.close()
     before = [COPIES * step for step in range(26)]
-    assert trainer.steps == 26 * 4
+    assert trainer.state.steps == 26 * 4
     expected = [(name, n) for n in before[:24] for name in ("step_async", "step_wait")]
     expected += [(name, n) for n in before[24:] for name in ("step_async", "learn", "step_wait")]
     assert order == expected
@@ -126,7 +128,7 @@ def test_a_run_has_its_own_threads_and_lowers_its_step_sizes(tmp_path, monkeypat
 
     def some_steps():
         seen.append(torch.get_num_threads())
-        while trainer.steps < 192:
+        while trainer.state.steps < 192:
             trainer.step()
 
     monkeypatch.setattr(trainer, "_run", some_steps)
@@ -138,7 +140,9 @@ def test_a_run_has_its_own_threads_and_lowers_its_step_sizes(tmp_path, monkeypat
     finally:
         torch.set_num_threads(before)
     # The last vector step began after 188 of 384 environment steps.
-    rates = [group["lr"] for o in trainer.learner.optimizers.values() for group in o.param_groups]
+    rates = [
+        group["lr"] for o in trainer.state.learner.optimizers.values() for group in o.param_groups
+    ]
     assert rates == pytest.approx([0.01 * (1 - 188 / 384)] * len(rates))
 
 

@@ -44,7 +44,7 @@ def test_a_folders_name_is_one_that_file_systems_take(monkeypatch, tmp_path):
     config = TrainConfig(surgery=f"torchjd:Constant(weights={[0.1] * 200})")
     (run_dir, _) = make_folder(config, "../ä" + "€" * 300, False)
     assert len(run_dir.name.encode()) < 255 and run_dir.parent == Path("runs") and run_dir.is_dir()
-    with pytest.raises(UsageError, match="cannot create x.*: File name too long"):
+    with pytest.raises(UsageError, match=r"cannot create x.*: File name too long"):
         make_folder(TrainConfig(run_dir="x" * 300), "mt10", False)
 
 

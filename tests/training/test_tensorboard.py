@@ -1,6 +1,7 @@
 """What a user of TensorBoard sees, asked of a running server as its page asks it."""
 
 import json
+import re
 import time
 import urllib.parse
 import urllib.request
@@ -16,6 +17,7 @@ from tensorboard.plugins.hparams import metadata
 
 from mtrl.analysis.conflicts import cosine_figure
 from mtrl.config.train import TrainConfig
+from mtrl.training import charts
 from mtrl.training.logger import RunLogger
 
 FEW, MORE = ("reach-v3", "push-v3"), ("reach-v3", "push-v3", "door-open-v3")
@@ -39,7 +41,7 @@ def logdir(tmp_path_factory) -> Path:
     now = time.time()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "time", lambda: now - 3600)  # the clock was set meanwhile
-        logger = RunLogger(resumed, TOTAL, config(FEW, 2), resume_at=500)
+        logger = RunLogger(resumed, TOTAL, config(FEW, 2), FEW, resume_at=500)
     for steps, rate in ((600, 0.25), (TOTAL, 0.75)):
         rates = {f"eval/success_rate/{name}": rate for name in (*FEW, "mean", "worst")}
         logger.write(steps, rates)
@@ -90,19 +92,46 @@ def test_no_run_but_the_three_and_every_dashboard_has_data(ask):
         assert plugins[name]["enabled"], name
 
 
-def test_all_tasks_are_on_one_chart_even_if_runs_have_others(ask):
+def test_each_task_has_a_chart_that_runs_share(ask):
     layout = ask("data/plugin/custom_scalars/layout")
-    (category,) = layout["category"]  # three runs, one layout
-    charts = {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
-    assert list(charts) == ["eval/success_rate", "rollout/success_rate", "rollout/ep_rew_mean"]
-    (pattern,) = charts["eval/success_rate"]
-    for run, tasks in (("finished", FEW), ("killed", MORE)):
-        found = ask("data/plugin/custom_scalars/scalars", run=run, tag=pattern)
-        assert found["regex_valid"]
-        curves = found["tag_to_events"]
-        assert curves.keys() == {f"eval/success_rate/{task}" for task in tasks}
-    steps = [event[1] for event in curves["eval/success_rate/push-v3"]]
-    assert steps == [200, 400, 600]  # environment steps
+    categories = {category["title"]: category for category in layout["category"]}
+    assert list(categories) == [  # three runs, one layout
+        "success rate (evaluation)",
+        "success rate (training episodes)",
+        "return (evaluation)",
+        "return (training episodes)",
+    ]
+    assert [category.get("closed", False) for category in categories.values()] == [False] + 3 * [
+        True
+    ]
+    first = categories["success rate (evaluation)"]["chart"]
+    patterns = {chart["title"]: chart["multiline"]["tag"] for chart in first}
+    titles = [task.removesuffix("-v3") for task in MORE]
+    assert sorted(patterns) == sorted(["mean", "worst fifth", *titles]) and len(first) == len(
+        patterns
+    )
+    for title, (pattern,) in patterns.items():
+        name = {"mean": "mean", "worst fifth": "worst"}.get(title, f"{title}-v3")
+        for run, tasks in (("finished", FEW), ("killed", MORE)):
+            found = ask("data/plugin/custom_scalars/scalars", run=run, tag=pattern)
+            assert found["regex_valid"]
+            expected = [f"eval/success_rate/{name}"] if name in (*tasks, "mean", "worst") else []
+            assert list(found["tag_to_events"]) == expected
+    (pattern,) = patterns["push"]
+    found = ask("data/plugin/custom_scalars/scalars", run="killed", tag=pattern)
+    (events,) = found["tag_to_events"].values()
+    assert [step for _, step, _ in events] == [200, 400, 600]  # environment steps
+
+
+def test_where_no_task_tells_success_the_charts_are_of_returns():
+    tasks = ("gravity (0.5)", "gravity-9")
+    (value,) = charts.layout(tasks, tells_success=False).value
+    layout = layout_pb2.Layout.FromString(value.tensor.string_val[0])
+    assert [category.title.split()[0] for category in layout.category] == ["return", "return"]
+    assert [chart.title for chart in layout.category[0].chart] == ["mean", *tasks]
+    (pattern,) = layout.category[0].chart[1].multiline.tag
+    assert re.match(pattern, "eval/return/gravity (0.5)")
+    assert not re.match(pattern, "eval/return/gravity (0.5) and more")
 
 
 def test_the_table_has_a_row_for_each_run_and_the_last_results(ask):
@@ -169,7 +198,7 @@ def test_a_resumed_run_shows_itself_once_and_nothing_it_lost(ask, logdir):
         assert len(events.Tensors(tag)) == 1
     (written,) = events.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(written.tensor_proto.string_val[0])
-    assert [category.title for category in layout.category] == ["all tasks"]
+    assert layout.category[0].title == "success rate (evaluation)"
     content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     start = metadata.parse_session_start_info_plugin_data(content)
     assert start.hparams["seed"].number_value == 2

@@ -93,6 +93,10 @@ def test_the_run_folder(finished):
     assert config.tasks == TASKS and config.learner.surgery == "rotograd" and config.seed == 1
     (process,) = json.loads((run_dir / "run.json").read_text())
     assert "--surgery" in process["command"] and process["versions"]["metaworld"]
+    simulators = process["simulators"]
+    assert tuple(simulators) == TASKS and {"metaworld", "envpool"} >= set(simulators.values())
+    native = list(simulators.values()).count("envpool")
+    assert (f"{native} of {len(TASKS)} tasks on EnvPool" in printed) == (native > 0)
     assert "1,200/1,200 steps" in printed and "mean" in printed
     modes = {path.stat().st_mode for path in run_dir.glob("[cp]*.*")}
     assert len(modes) == 1  # a policy can be read by whoever can read the configuration
@@ -122,6 +126,8 @@ def test_tensorboard_holds_every_promised_tag(finished):
             "scale_spread",
             "effective_rank",
             "curvature",
+            "conflict_after_surgery",
+            "conflict_after_step",
         ):
             seen = events.Scalars(f"surgery/{network}/{measure}")
             assert [event.step for event in seen] == [400, 800, 1200]

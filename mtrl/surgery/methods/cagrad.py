@@ -35,6 +35,8 @@ class CAGrad(GramianSurgery):
         c: Radius of the ball in units of ‖g_0‖.
     """
 
+    capturable = False  # on CUDA `cholesky_solve` allocates memory and waits for the device
+
     def __init__(self, c: float = 0.5) -> None:
         super().__init__()
         expect(0 <= c < float("inf"), "c >= 0 for cagrad", c)

@@ -41,6 +41,8 @@ class FairGrad(GramianSurgery):
         alpha: α, above zero.
     """
 
+    capturable = False  # on CUDA `cholesky_solve` allocates memory and waits for the device
+
     def __init__(self, alpha: float = 1.0) -> None:
         super().__init__()
         expect(0 < alpha < float("inf"), "alpha > 0 for fairgrad", alpha)

@@ -54,11 +54,11 @@ class FAMO(FeatureSurgery):
         self.register_buffer("moments", torch.stack([zeros, zeros]))
         self.register_buffer("steps", zeros.new_zeros(()))
 
-    def weights(self, tasks: Any, losses: Tensor, gradients: FeatureGradients) -> Tensor:
+    def weights(self, tasks: Any, found: FeatureGradients) -> Tensor:
         """See `FeatureSurgery`."""
         self._tasks = tasks
-        self.lowest[:, tasks] = torch.minimum(self.lowest[:, tasks], losses)
-        self.before[:, tasks] = log_loss = self._log(losses, self.lowest[:, tasks])
+        self.lowest[:, tasks] = torch.minimum(self.lowest[:, tasks], found.losses)
+        self.before[:, tasks] = log_loss = self._log(found.losses, self.lowest[:, tasks])
         return (self.logits[:, tasks].log_softmax(-1) - log_loss).softmax(-1)
 
     def after_step(self, losses: Callable[[], Tensor]) -> None:

@@ -50,15 +50,15 @@ class GradNorm(FeatureSurgery):
         self.register_buffer("log_weights", like.new_zeros(shape))
         self.register_buffer("initial_losses", like.new_full(shape, torch.nan))
 
-    def weights(self, tasks: Any, losses: Tensor, gradients: FeatureGradients) -> Tensor:
+    def weights(self, tasks: Any, found: FeatureGradients) -> Tensor:
         """See `FeatureSurgery`."""
         initial = self.initial_losses[:, tasks]
-        initial = torch.where(initial.isnan(), losses, initial)
+        initial = torch.where(initial.isnan(), found.losses, initial)
         self.initial_losses[:, tasks] = initial
-        ratio = losses / initial
+        ratio = found.losses / initial
         ratio = torch.where((ratio > 0) & ratio.isfinite(), ratio, 1)
         log_weights = self.log_weights[:, tasks]
-        norms = log_weights.exp() * gradients.norms
+        norms = log_weights.exp() * found.norms
         target = norms.mean(-1, keepdim=True) * (ratio / ratio.mean(-1, keepdim=True)) ** self.alpha
         log_weights = log_weights - self.lr * (norms - target).sign()
         mean = log_weights.exp().mean(-1, keepdim=True)

@@ -28,6 +28,8 @@ class MGDA(GramianSurgery):
           gradients of the shared features is not used.
     """
 
+    capturable = False  # on CUDA `cholesky_solve` allocates memory and waits for the device
+
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
         """See `GramianSurgery.weights`."""
         ones = gramian.new_ones(gramian.shape[:-1], dtype=torch.float64)

@@ -15,4 +15,4 @@ class NoSurgery(Surgery):
 
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
         """See `Surgery`."""
-        return problem.gradient()
+        return problem.features().mean()

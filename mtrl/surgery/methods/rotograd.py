@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from mtrl.config.sections import LearnerConfig
 from mtrl.errors import expect
 from mtrl.surgery.base import Surgery, SurgeryTarget
-from mtrl.surgery.gradients import FeatureGradients, Gradients, Problem
+from mtrl.surgery.gradients import Gradients, Problem
 from mtrl.surgery.methods.rotation import MatrixExponential, orthonormalise_, turn_along_geodesic_
 from mtrl.surgery.registry import register
 
@@ -97,6 +97,8 @@ class RotoGrad(Surgery):
     def prepare(self, networks: SurgeryTarget) -> None:
         """See `Surgery`."""
         like = next(networks.parameters())
+        # On the parameters' device, or a captured update would count on the host: once for ever.
+        self.updates = self.updates.to(like.device)
         self.register_buffer("initial_norms", like.new_zeros(networks.n_networks, networks.n_tasks))
         if self.rotates:
             networks.add_rotation(self.rotation_size)
@@ -106,15 +108,10 @@ class RotoGrad(Surgery):
 
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
         """See `Surgery`."""
-        seen: list[FeatureGradients] = []
-
-        def weigh(losses: Tensor, features: FeatureGradients) -> Tensor:
-            seen.append(features)
-            return self.weights(problem.tasks, features.norms)
-
-        gradients = problem.gradient(weigh)
+        found = problem.features()
+        gradients = found.weighted(self.weights(problem.tasks, found.norms))
         if self.rotates:  # after the backward, which needs R_k as it was in the forward
-            self._turn(problem, seen[0].means)
+            self._turn(problem, found.means)
         self.updates += 1
         return gradients
 

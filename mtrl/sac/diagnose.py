@@ -1,0 +1,74 @@
+"""How the tasks' gradients disagree in a run, under any method, without a trace in the run."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from mtrl.sac.learner import Learner
+from mtrl.sac.problems import actor_problem, critic_problem
+from mtrl.sac.replay import Batch, ReplayBuffer
+from mtrl.surgery.diagnostics import Diagnosis, Step
+from mtrl.surgery.stacked import StackedProblem
+
+
+@torch.no_grad()
+def diagnose(learner: Learner, replay: ReplayBuffer) -> dict[str, Diagnosis]:
+    """Look at the gradients on two more batches, and at a step of the optimiser, in float64.
+
+    The random numbers are the learner's `diagnosis_generator`'s, and the step is a copy's, so a
+    run does not depend on how often it is looked at.
+
+    Returns:
+        By network: `actor`, `critic1` and `critic2`.
+    """
+    twin = _twin(learner)
+    first, second = (_problems(twin, replay) for _ in range(2))
+    steps = {name: _step(twin, name, problem) for name, problem in first.items()}
+    rate = learner.config.learning_rate
+    found = {}
+    for name, networks, n in (
+        ("critic1", "critics", 0),
+        ("critic2", "critics", 1),
+        ("actor", "actor", 0),
+    ):
+        problem, again = first[networks].only(n), second[networks].only(n)
+        found[name] = Diagnosis.of(problem, again, steps[networks].only(n), rate)
+    return found
+
+
+def _twin(learner: Learner) -> Learner:
+    """A copy in float64 that draws from the generator for diagnoses alone."""
+    twin = copy.copy(learner)
+    parts = learner.agent, learner.optimizers, learner.surgeries
+    twin.agent, twin.optimizers, twin.surgeries = copy.deepcopy(parts)
+    twin.agent.double()
+    for optimizer in twin.optimizers.values():
+        optimizer.load_state_dict(optimizer.state_dict())  # moments get the parameters' type
+    twin.generator = twin.surgery_generator = learner.diagnosis_generator
+    return twin
+
+
+def _problems(twin: Learner, replay: ReplayBuffer) -> dict[str, StackedProblem]:
+    """What critics and actor minimise on a batch of its own; neither has stepped."""
+    batch = replay.sample(twin.config.batch_size, twin.generator)
+    noise = twin.noise(batch).double()
+    batch = Batch(**{name: value.double() for name, value in vars(batch).items()})
+    batch, alpha = twin.normalized(batch), twin.agent.log_alpha.exp()
+    return {
+        "critics": critic_problem(twin.agent, twin.config, batch, noise[0], alpha),
+        "actor": actor_problem(twin.agent, twin.config, batch, noise[1], alpha),
+    }
+
+
+def _step(twin: Learner, name: str, problem: StackedProblem) -> Step:
+    """A step on this batch, which is taken back."""
+    networks = twin.agent.networks()[name]
+    before = copy.deepcopy(networks.state_dict())
+    gradients = twin.descend(name, problem)
+    shared = networks.shared.items()
+    moved: dict[str, Tensor] = {key: before[f"shared.{key}"] - value for key, value in shared}
+    networks.load_state_dict(before)
+    return Step(gradients.shared, moved)

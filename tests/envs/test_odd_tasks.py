@@ -1,0 +1,294 @@
+"""Custom environments as people write them: what is wrong is told, what is odd works."""
+
+import os
+import time
+import warnings
+from contextlib import closing
+from functools import partial
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict, Discrete
+from odd_tasks import (
+    BadReset,
+    BadSeed,
+    Counted,
+    LateWrong,
+    Long,
+    Plain,
+    Program,
+    Told,
+    Wrong,
+)
+
+from mtrl import Benchmark
+from mtrl.envs.custom import CustomTask
+from mtrl.envs.examine import examined
+from mtrl.envs.make import make_vector_env
+from mtrl.envs.processes import WorkerError
+from mtrl.errors import UsageError
+
+NOTHING = np.zeros((1, 2), np.float32)
+
+
+def vector(make, **settings):
+    benchmark = Benchmark("odd", make if isinstance(make, dict) else {"a": make})
+    return make_vector_env(benchmark, workers=1, **settings)
+
+
+def refused(make) -> str:
+    with pytest.raises(UsageError) as error:
+        examined(Benchmark("odd", {"fine": Plain, "a": make}))
+    text = str(error.value)
+    assert text.startswith("benchmark: task 'a'") and "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_no_reset_lets_in_what_is_not_finite(value):
+    """The third one of a process, which follows an episode's end: the row begins anew."""
+    with closing(vector(partial(BadReset, 3, value), max_restarts=1)) as envs:
+        envs.reset(seed=0)
+        for step in range(19):
+            observations, *_, infos = envs.step(NOTHING)
+            assert np.isfinite(observations).all() and "restarted" not in infos
+        with pytest.warns(RuntimeWarning, match=r"task 'a': a reset's observation is not finite"):
+            observations, *_, infos = envs.step(NOTHING)
+        assert infos["restarted"].all() and "final_info" not in infos
+        assert np.array_equal(observations, np.zeros((1, 3)))
+
+
+def test_the_first_reset_may_fail_too():
+    with closing(vector(partial(BadReset, 1, np.nan))) as envs:
+        with pytest.raises(WorkerError, match="not finite in float32: nan at index 1"):
+            envs.reset(seed=0)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_seed_that_always_fails_is_passed_over(raises):
+    """Though the process is replaced, the same seed would fail in it again."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with closing(vector(partial(BadSeed, raises), max_restarts=20)) as envs:
+            envs.reset(seed=0)
+            episodes = 0
+            for _ in range(130):
+                observations, *_, infos = envs.step(NOTHING)
+                assert np.isfinite(observations).all()
+                episodes += "final_info" in infos
+            assert episodes > 5 and 1 <= envs.restarts == len(told)
+            state = envs.state()
+            now = [envs.step(NOTHING) for _ in range(5)]
+        with closing(vector(partial(BadSeed, raises), max_restarts=20)) as other:
+            other.restore(state, seed=0)
+            for expected in now:
+                assert np.array_equal(other.step(NOTHING)[0], expected[0])
+
+
+def test_success_is_decided_for_each_task_by_what_its_steps_say():
+    tasks = {
+        "at the end": partial(Told, {10: True}),
+        "never": Plain,
+        "numbers": partial(Told, {3: np.float32(1), 4: np.int64(0), 5: np.bool_(False)}),
+        "not yet": partial(Told, {9: False}),
+        "none": partial(Told, {5: None}),
+        "another key": partial(Told, {5: True}, "is_success"),
+    }
+    with closing(vector(tasks)) as envs:
+        envs.reset(seed=0)
+        assert not envs.tells_success.any()
+        for _ in range(10):
+            *_, infos = envs.step(np.zeros((6, 2)))
+        assert infos["final_info"]["episode"]["s"].tolist() == [True, False, True, *[False] * 3]
+        assert envs.tells_success.tolist() == [True, False, True, True, False, False]
+        state = envs.state()
+    with closing(vector(tasks)) as other:
+        other.restore(state, seed=0)
+        assert other.tells_success.tolist() == state["tells_success"]
+
+
+def test_without_a_key_no_success_is_looked_for():
+    env = CustomTask("a", partial(Told, {1: "False"}), success_key=None)
+    env.reset(seed=0)
+    assert env.step(NOTHING[0])[4] == {}
+
+
+def test_an_episode_is_as_long_as_the_environment_has_it(monkeypatch):
+    with closing(vector(partial(Long, 1_000))) as envs:
+        envs.reset(seed=0)
+        for step in range(1, 1_001):
+            truncated = envs.step(NOTHING)[3]
+            assert truncated.item() == (step == 1_000)
+    with closing(vector(partial(Long, 1_000), horizon=700)) as envs:
+        envs.reset(seed=0)
+        assert [s for s in range(1, 1_001) if envs.step(NOTHING)[3].item()] == [700]
+    with pytest.raises(UsageError, match=r"horizon: expected at most Meta-World's 500 .* got 501"):
+        make_vector_env(Benchmark("m", {"reach-v3": None}), horizon=501)
+
+
+def test_an_episode_without_an_end_is_cut_with_a_word():
+    with closing(vector(partial(Long, None))) as envs:
+        envs.reset(seed=0)
+        for _ in range(9_999):
+            assert not envs.step(NOTHING)[3].any()
+        with pytest.warns(RuntimeWarning, match="'a': an episode had not ended after 10,000 steps"):
+            assert envs.step(NOTHING)[3].all()
+
+
+def test_actions_reach_the_ends_of_any_range():
+    """One that cannot vary, one whose width float64 cannot hold, and those of another type."""
+    low, high = np.array([0, 2.5, -1e308]), np.array([1, 2.5, 1e308])
+    env = CustomTask("a", partial(Plain, action_space=Box(low, high, dtype=np.float64)))
+    given = []
+    env.env.step = lambda action: (given.append(action), Plain.step(env.env, action))[1]
+    env.reset(seed=0)
+    for action, expected in ((-1, low), (1, high), (0, [0.5, 2.5, 0])):
+        env.step(np.full(3, action, np.float32))
+        np.testing.assert_allclose(given[-1], expected, rtol=1e-12)
+        assert given[-1].dtype == np.float64
+    half = CustomTask("a", partial(Plain, action_space=Box(-1, 0.1, (2,), np.float16)))
+    half.reset(seed=0)
+    half.step(np.ones(2, np.float32))  # 0.1 in float16 is less than 0.1
+
+
+def test_observations_of_any_number_type_are_taken():
+    for space in (Box(0, 255, (4,), np.uint8), Box(-9, 9, (4,), np.int64), Box(-1, 1, (4,))):
+        with closing(vector(partial(Plain, space))) as envs:
+            envs.reset(seed=0)
+            observations = envs.step(NOTHING)[0]
+            assert observations.dtype == np.float32 and (observations == 1).all()
+
+
+SPACES = {
+    "integers": (partial(Plain, None, Box(0, 9, (2,), np.int64)), "floating-point numbers"),
+    "bytes": (partial(Plain, None, Box(0, 255, (2,), np.uint8)), "floating-point numbers"),
+    "discrete": (partial(Plain, None, Discrete(3)), "actions in a Box of one dimension"),
+    "no action": (partial(Plain, None, Box(-1, 1, (0,))), "actions in a Box of one dimension"),
+    "unbounded": (partial(Plain, None, Box(-np.inf, 1, (2,))), "expected bounded actions"),
+    "dict": (partial(Plain, Dict(x=Box(0, 1, (2,)))), "FlattenObservation"),
+    "picture": (partial(Plain, Box(0, 255, (8, 8, 3), np.uint8)), "FlattenObservation"),
+    "other shape": (partial(Plain, Box(0, 1, (4,))), r"equal shape, got \(3,\) of task 'fine'"),
+}
+
+
+@pytest.mark.parametrize("case", SPACES)
+def test_spaces_that_cannot_be_learned_are_refused(case):
+    make, message = SPACES[case]
+    with pytest.raises(UsageError, match=message):
+        examined(Benchmark("odd", {"fine": Plain, "a": make}))
+
+
+WRONG = {
+    "reset alone": "expected reset to return (observation, info), got an array of shape (3,)",
+    "reset shape": "expected reset to return an observation of shape (3,)",
+    "reset none": "expected reset to return an observation of shape (3,)",
+    "reset words": "expected reset to return an observation of shape (3,)",
+    "observation shape": "expected step to return an observation of shape (3,)",
+    "observation scalar": "expected step to return an observation of shape (3,)",
+    "reward array": "expected reward to be a number, got an array of shape (1,)",
+    "reward none": "expected reward to be a number, got NoneType None",
+    "reward text": "expected reward to be a number, got str '1.0'",
+    "terminated none": "expected terminated to be True, False, 0 or 1, got NoneType",
+    "truncated array": "expected truncated to be True, False, 0 or 1, got an array",
+    "info none": "expected step to return info as a dict, got NoneType None",
+    "success text": "expected info['success'] to be True, False, 0 or 1, got str 'False'",
+    "success nan": "expected info['success'] to be True, False, 0 or 1, got float nan",
+    "success array": "expected info['success'] to be True, False, 0 or 1, got an array",
+    "success half": "expected info['success'] to be True, False, 0 or 1, got float 0.5",
+    "four values": "(observation, reward, terminated, truncated, info), got 4 values",
+    "raises": "failed at step: KeyError: 'wheel' (",
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_what_breaks_the_contract_is_told_at_once(how):
+    assert WRONG[how] in refused(partial(Wrong, how))
+
+
+def test_what_cannot_even_be_made_is_told_at_once():
+    assert "expected a gymnasium.Env, got builtins.int" in refused(lambda: 3)
+    assert "failed at making it: ZeroDivisionError" in refused(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    assert "expected finite observations" in refused(lambda: _nan())
+    lock = __import__("threading").Lock()
+    assert "failed at sending it to another process" in refused(lambda: (lock, Plain())[1])
+    with pytest.raises(UsageError, match="expected a function that makes task 'a', got <"):
+        Benchmark("odd", {"a": Plain()})  # type: ignore[dict-item]
+
+
+def _nan() -> gym.Env:
+    env = Plain()
+    env.observation = lambda: np.full(3, np.nan)  # type: ignore[method-assign]
+    return env
+
+
+def test_what_breaks_the_contract_later_is_not_tried_again():
+    with closing(vector(LateWrong, max_restarts=10)) as envs:
+        envs.reset(seed=0)
+        for _ in range(20):
+            envs.step(NOTHING)
+        with pytest.raises(WorkerError, match=r"task 'a': expected step to return an observation"):
+            envs.step(NOTHING)
+        assert envs.restarts == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_environment_is_closed(fails, tmp_path):
+    benchmark = Benchmark("odd", dict.fromkeys("ab", partial(Counted, tmp_path, fails)))
+    with closing(make_vector_env(benchmark, workers=1, envs_per_task=2, max_restarts=1)) as envs:
+        envs.reset(seed=0)
+        for _ in range(5):
+            envs.step(np.zeros((4, 2)))
+        if fails:
+            with pytest.warns(RuntimeWarning, match="simulator lost"):
+                envs.step(np.zeros((4, 2)))
+    opened, closed = (
+        sorted(path.stem for path in tmp_path.glob(f"*.{what}")) for what in ("opened", "closed")
+    )
+    assert opened == closed and len(opened) == (2 + 4 + 4 * fails)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_programs_of_an_environment_end_with_it(hangs, monkeypatch):
+    """By its close(), or, of a process that hangs, with that."""
+    monkeypatch.setattr("mtrl.envs.make.START_TIMEOUT", 1.0)
+    with closing(vector(partial(Program, hangs))) as envs:
+        envs.reset(seed=0)
+        observations = envs.step(NOTHING)[0]
+        programs = [p for p in _running() if p % 100_000 == observations[0, 0]]
+        assert programs
+        if hangs:
+            for _ in range(4):
+                envs.step(NOTHING)
+            with pytest.raises(WorkerError, match="task 'a': no answer for 1 s"):
+                envs.step(NOTHING)
+    deadline = time.monotonic() + 5
+    while set(programs) & set(_running()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _running() -> list[int]:
+    """Processes that are no zombies."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as stat:
+                alive = stat.read().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            continue
+        found += [int(name)] if alive else []
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", [1, None, "", " a", "a\nb", "a|b", "a,b", 'a"b', "mean", "worst", "x" * 201, "\x1b[2J"]
+)
+def test_names_that_files_cannot_hold_are_refused(name):
+    with pytest.raises(UsageError, match="tasks: expected "):
+        Benchmark("odd", {name: Plain})
+    if name not in ("mean", "worst"):
+        with pytest.raises(UsageError, match="name: expected a name"):
+            Benchmark(name, {"a": Plain})
+    with pytest.raises(UsageError, match="name: expected another than Meta-World's, got 'mt10'"):
+        Benchmark("mt10", {"a": Plain})

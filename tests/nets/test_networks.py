@@ -1,0 +1,97 @@
+"""The networks' first weights, and what an autocast around them may not change."""
+
+import math
+
+import pytest
+import torch
+
+from mtrl.config.sections import AgentConfig
+from mtrl.nets.networks import MultiTaskNetworks, Trunk, head
+from mtrl.nets.precision import trunks_in
+from mtrl.sac.agent import MTSAC
+
+N, T, IN, OUT = 2, 3, 50, 20
+
+
+def make(bound: float = 0.01, multi_head: bool = True, **options) -> MultiTaskNetworks:
+    generator = torch.Generator().manual_seed(0)
+    return MultiTaskNetworks(
+        N,
+        T,
+        IN,
+        OUT,
+        (80, 60),
+        multi_head=multi_head,
+        head_bound=bound,
+        generator=generator,
+        **options,
+    ).requires_grad_(False)
+
+
+def expect_uniform(tensor: torch.Tensor, bound: float) -> None:
+    """Of n draws, the largest is about bound · n/(n + 1), and the mean 0 ± bound/√(3n)."""
+    n = tensor.numel()
+    assert n >= 200
+    assert bound * (1 - 12 / n) < tensor.abs().max() <= bound
+    assert abs(tensor.mean()) < 5 * bound / math.sqrt(3 * n)
+    assert tensor.std() == pytest.approx(bound / math.sqrt(3), rel=5 / math.sqrt(n))
+
+
+@pytest.mark.parametrize("multi_head", [True, False])
+def test_weights_begin_he_uniform_and_heads_within_their_bound(multi_head):
+    networks = make(0.01, multi_head)
+    shared, own = networks.shared, networks.per_task
+    first = math.sqrt(6 / (IN + T))  # as of a layer on the inputs with their one-hot
+    expect_uniform(shared["weight0"], first)
+    expect_uniform(own["bias0"], first)  # the one-hot's columns
+    expect_uniform(shared["weight1"], math.sqrt(6 / 80))
+    assert not shared["bias1"].any()
+    expect_uniform((own if multi_head else shared)["head_weight"], 0.01)
+    assert 0 < (own if multi_head else shared)["head_bias"].abs().max() <= 0.01
+
+
+def test_residual_blocks_and_embeddings_begin_likewise():
+    networks = make(trunk=Trunk(residual=True), embedding_size=10)
+    shared = networks.shared
+    expect_uniform(shared["weight0"], math.sqrt(6 / (IN + 10)))
+    expect_uniform(shared["task_weight"], math.sqrt(6 / (IN + 10)))
+    expect_uniform(shared["weight1"], math.sqrt(6 / 80))
+    expect_uniform(shared["weight2"], math.sqrt(6 / 60))
+    assert not shared["bias0"].any() and not shared["bias2"].any()
+    lengths = networks.per_task["embedding"].norm(dim=-1)
+    assert torch.allclose(lengths, torch.ones(N, T))
+
+
+def test_an_agents_heads_begin_small():
+    agent = MTSAC(("a", "b"), AgentConfig(hidden_sizes=(64, 64)), 39, 4, seed=0)
+    expect_uniform(agent.actor.per_task["head_weight"], 1e-3)
+    expect_uniform(agent.critics.per_task["head_weight"], 3e-3)
+
+
+@pytest.mark.parametrize("kind", ["own", "single", "rotated"])
+def test_heads_stay_exact_inside_an_autocast(kind):
+    networks = make(1.0, kind != "single")
+    if kind == "rotated":
+        networks.add_rotation(7)
+        turn = torch.linalg.qr(torch.randn(N, T, 7, 7, generator=torch.Generator().manual_seed(1)))
+        networks.rotation.copy_(turn.Q)
+    own = dict(networks.per_task)
+    if networks.rotation is not None:
+        own["rotation"] = networks.rotation
+    features = torch.randn(N, T, 5, 60, generator=torch.Generator().manual_seed(2))
+    expected = head(dict(networks.shared), own, features)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head(dict(networks.shared), own, features)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+def test_the_precision_asked_for_holds_inside_an_autocast():
+    a = torch.randn(8, 300, generator=torch.Generator().manual_seed(0))
+    exact = a @ a.mT
+    with torch.autocast("cpu", torch.bfloat16):
+        with trunks_in("fp32", a.device):
+            assert torch.equal(a @ a.mT, exact)
+        assert (a @ a.mT).dtype == torch.bfloat16  # what surrounds it is as before
+    with trunks_in("bf16", a.device):
+        assert (a @ a.mT).dtype == torch.bfloat16
+    assert torch.equal(a @ a.mT, exact)

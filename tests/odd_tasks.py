@@ -1,0 +1,172 @@
+"""Environments that do what they should not, in a module that workers import soon: no torch."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+
+
+class Plain(gym.Env):
+    """Ends after ten steps; the observation counts them, the reward is the action's sum."""
+
+    LENGTH = 10
+
+    def __init__(self, observation_space=None, action_space=None):
+        self.observation_space = observation_space or Box(-99, 99, (3,), np.float32)
+        self.action_space = action_space or Box(-1, 1, (2,), np.float32)
+        self.episodes = self.steps = 0
+
+    def observation(self):
+        return np.full(self.observation_space.shape, self.steps, self.observation_space.dtype)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.seed, self.steps = seed, 0
+        self.episodes += 1
+        return self.observation(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.steps += 1
+        reward = float(np.sum(action))
+        return self.observation(), reward, False, self.steps == self.LENGTH, self.info()
+
+    def info(self):
+        return {}
+
+
+class BadReset(Plain):
+    """The reset of this number, counted in each process, gives `value`; later ones do not."""
+
+    def __init__(self, number, value):
+        super().__init__(Box(-np.inf, np.inf, (3,), np.float64))
+        self.number, self.value = number, value
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed)
+        if self.episodes == self.number:
+            observation[1] = self.value
+        return observation, info
+
+
+class BadSeed(Plain):
+    """Every reset from one seed in three gives NaN, or raises: in another process too."""
+
+    def __init__(self, raises=False):
+        super().__init__(Box(-np.inf, np.inf, (3,), np.float64))
+        self.raises = raises
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed)
+        if seed % 3 == 0:
+            if self.raises:
+                raise RuntimeError("no scene for this seed")
+            observation[:] = np.nan
+        return observation, info
+
+
+class Told(Plain):
+    """Says `values[step]` of success, or nothing where that is missing."""
+
+    def __init__(self, values, key="success"):
+        super().__init__()
+        self.values, self.key = values, key
+
+    def info(self):
+        return {self.key: self.values[self.steps]} if self.steps in self.values else {}
+
+
+class Long(Plain):
+    """Its episodes take a thousand steps, or for ever."""
+
+    def __init__(self, length):
+        super().__init__()
+        self.LENGTH = length
+
+
+class Wrong(Plain):
+    """Breaks Gymnasium's contract in one way."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed)
+        return {
+            "reset alone": observation,
+            "reset shape": (observation[:1], info),
+            "reset none": (None, info),
+            "reset words": (["a", "b", "c"], info),
+        }.get(self.how, (observation, info))
+
+    def step(self, action):
+        answer = list(super().step(action))
+        index, value = {
+            "observation shape": (0, np.zeros(1)),
+            "observation scalar": (0, 0.0),
+            "reward array": (1, np.array([1.0])),
+            "reward none": (1, None),
+            "reward text": (1, "1.0"),
+            "terminated none": (2, None),
+            "truncated array": (3, np.array([False])),
+            "info none": (4, None),
+            "success text": (4, {"success": "False"}),
+            "success nan": (4, {"success": np.nan}),
+            "success array": (4, {"success": np.array([True])}),
+            "success half": (4, {"success": 0.5}),
+        }.get(self.how, (4, {}))
+        answer[index] = value
+        if self.how == "raises":
+            raise KeyError("wheel")
+        return tuple(answer[:4] if self.how == "four values" else answer)
+
+
+class LateWrong(Plain):
+    """Its third episode breaks the contract."""
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return (observation if self.episodes < 3 else observation[:1]), *rest
+
+
+class Counted(Plain):
+    """Leaves a file when it is made and another one when it is closed; may fail at its sixth step."""
+
+    def __init__(self, folder, fails=False):
+        super().__init__()
+        self.folder, self.fails = Path(folder), fails
+        self.mark = f"{id(self)}-{time.time_ns()}"
+        (self.folder / f"{self.mark}.opened").touch()
+
+    def step(self, action):
+        if self.fails and self.steps == 5:
+            raise OSError("simulator lost")
+        return super().step(action)
+
+    def close(self):
+        (self.folder / f"{self.mark}.closed").touch()
+
+
+class Program(Plain):
+    """Has a program of its own, which close() terminates, as simulators on a socket do."""
+
+    def __init__(self, hangs=False):
+        super().__init__()
+        self.hangs = hangs
+        self.program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+
+    def step(self, action):
+        if self.hangs and self.steps == 5:
+            time.sleep(600)
+        observation, *rest = super().step(action)
+        observation[:] = self.program.pid % 100_000
+        return observation, *rest
+
+    def close(self):
+        self.program.terminate()
+        self.program.wait()

@@ -1,0 +1,218 @@
+"""What must hold on a GPU, shown without one: an update stays on its device, and in its precision.
+
+An update on the `meta` device computes nothing but knows where every tensor lives: as on CUDA, a
+number of the host's that enters it would be frozen into a captured graph.
+"""
+
+import contextlib
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mtrl.config.sections import AgentConfig, LearnerConfig
+from mtrl.sac.agent import MTSAC
+from mtrl.sac.learner import Learner
+from mtrl.sac.replay import ReplayBuffer
+from mtrl.sac.values import CategoricalValue
+from mtrl.surgery import available, get_surgery
+from mtrl.surgery.methods.rotograd import RotoGrad
+
+T, OBSERVATION, ACTION, BATCH, FIRST = 3, 7, 3, 8, 12
+AGENTS = {
+    "mlp, scalar": AgentConfig(hidden_sizes=(FIRST, 11)),
+    "residual, categorical": AgentConfig(
+        hidden_sizes=(FIRST, FIRST),
+        trunk="residual",
+        layer_norm=True,
+        critic_bins=9,
+        normalize_observations=True,
+    ),
+}
+CAPTURED = [name for name in available() if get_surgery(name).capturable]
+FORMS = ("pcgrad",)  # gradients per task, which the other engine does without
+
+
+def make_learner(surgery: str, agent: AgentConfig, device: str = "cpu", **settings) -> Learner:
+    networks = MTSAC(tuple("abc"), agent, OBSERVATION, ACTION).to(device)
+    return Learner(networks, LearnerConfig(surgery=surgery, batch_size=BATCH, **settings), seed=1)
+
+
+def filled_replay(steps: int = 30) -> ReplayBuffer:
+    replay, draw = ReplayBuffer(40, T, OBSERVATION, ACTION), np.random.default_rng(0)
+    for _ in range(steps):
+        x, zeros = draw.normal(size=(T, OBSERVATION)), np.zeros(T)
+        replay.add(
+            x, draw.uniform(-1, 1, (T, ACTION)), draw.normal(size=T), zeros, x, done=zeros == 0
+        )
+    return replay
+
+
+class OnMeta(TorchDispatchMode):
+    """Fails at an operation with a tensor of the host's."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves((args, kwargs, out)):
+            assert not isinstance(leaf, torch.Tensor) or leaf.device.type == "meta", (
+                f"{func} has a tensor of the host's in a captured update"
+            )
+        return out
+
+
+@pytest.fixture
+def meta(monkeypatch):
+    """Lets a learner live on `meta`, which has no generators, autocast or fused optimiser."""
+
+    class Generator(torch.Generator):
+        device = torch.device("meta")
+
+        def __new__(cls, device="cpu"):
+            return super().__new__(cls)
+
+    monkeypatch.setattr(torch, "Generator", Generator)
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
+    monkeypatch.setattr(
+        "mtrl.sac.learner.make_optimizer",
+        lambda parameters, config: torch.optim.SGD(list(parameters.values()), foreach=True),
+    )
+    return OnMeta
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize(
+    ("surgery", "engine"),
+    [(name, "jacobian") for name in CAPTURED] + [(name, "factored") for name in FORMS],
+)
+def test_a_captured_update_has_no_tensor_of_the_hosts(surgery, engine, agent, meta):
+    learner = make_learner(surgery, AGENTS[agent], "meta", gradient_engine=engine, precision="fp32")
+    replay = ReplayBuffer(40, T, OBSERVATION, ACTION, device="meta")
+    learner.step(replay)
+    with meta():
+        learner.step(replay)
+
+
+def test_the_rule_above_can_be_broken(meta):
+    learner = make_learner("rotograd", AGENTS["mlp, scalar"], "meta", precision="fp32")
+    for surgery in learner.surgeries.values():
+        surgery.updates = torch.zeros((), dtype=torch.int64)  # a counter left on the host
+    replay = ReplayBuffer(40, T, OBSERVATION, ACTION, device="meta")
+    with pytest.raises(AssertionError, match="tensor of the host's"), meta():
+        learner.step(replay)
+
+
+def test_a_method_counts_where_the_networks_are():
+    """And its decay and resets follow that count: the step halves, norms are taken anew at 7."""
+    learner = make_learner("rotograd", AGENTS["mlp, scalar"])
+    for name, networks in learner.agent.networks().items():
+        method = RotoGrad(rotation_lr=0.1, rotation_decay=0.5, reset_every=7)
+        method.prepare(networks)
+        assert method.updates.device == networks.shared["weight0"].device
+        learner.surgeries[name] = method
+    surgery, replay = learner.surgeries["actor"], filled_replay()
+    moved, initial = [], []
+    for _ in range(9):
+        before = learner.agent.actor.rotation.clone()
+        learner.step(replay)
+        moved.append(float((learner.agent.actor.rotation - before).norm()))
+        initial.append(surgery.initial_norms.clone())
+    assert surgery.updates == 9
+    assert moved[8] < moved[0] / 2**6
+    assert all(torch.equal(a, initial[0]) for a in initial[:7])
+    assert not torch.equal(initial[7], initial[0]) and torch.equal(initial[8], initial[7])
+
+
+class Products(TorchDispatchMode):
+    """Notes sizes and precision of every matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[set[int], str, torch.dtype]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "baddbmm", "baddbmm_", "mv"):
+            factors = [leaf for leaf in args if isinstance(leaf, torch.Tensor)][-2:]
+            sizes = {size for factor in factors for size in factor.shape[-2:]}
+            setting = torch.get_float32_matmul_precision()
+            self.found.append((sizes, setting, factors[0].dtype))
+        return out
+
+
+@pytest.mark.parametrize("bins", [None, 9])
+@pytest.mark.parametrize("surgery", ["none", "pcgrad", "rotograd"])
+def test_tf32_is_for_trunks_alone(surgery, bins):
+    """Forward and backward. The first layer's width is found in no other product."""
+    agent = AgentConfig(hidden_sizes=(FIRST, 11), critic_bins=bins)
+    learner = make_learner(surgery, agent)
+    learner.precision = "tf32"  # which a CPU does not have, but can be told
+    before = torch.get_float32_matmul_precision()
+    with Products() as products:
+        learner.step(filled_replay())
+    trunks = [setting for sizes, setting, _ in products.found if FIRST in sizes]
+    others = [(sizes, setting) for sizes, setting, _ in products.found if FIRST not in sizes]
+    assert set(trunks) == {"high"}
+    assert len(others) >= 6 and {setting for _, setting in others} == {"highest"}
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_values_are_not_rounded_where_trunks_are():
+    value = CategoricalValue(101, 10.0)
+    logits = torch.randn(2, 3, 4, 101, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = value.mean(logits)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), value.mean(logits.double()), atol=1e-5, rtol=1e-5)
+
+
+def held(learner: Learner) -> dict[str, torch.Tensor]:
+    """Every tensor that a captured graph would hold."""
+    found = {f"agent.{name}": value for name, value in learner.agent.state_dict().items()}
+    for name, method in learner.surgeries.items():
+        found |= {f"{name}.{key}": value for key, value in method.state_dict().items()}
+    for name, optimizer in learner.optimizers.items():
+        for i, state in enumerate(optimizer.state.values()):
+            found |= {f"{name}.{i}.{key}": value for key, value in state.items()}
+    return found
+
+
+def test_a_state_is_taken_over_in_place():
+    """A graph that was captured before goes on with what was loaded."""
+    learner, other = (make_learner("rotograd", AGENTS["mlp, scalar"]) for _ in range(2))
+    replay = filled_replay()
+    for _ in range(3):
+        learner.step(replay)
+    state = copy.deepcopy((learner.agent.state_dict(), learner.state_dict()))
+    expected = {name: value.clone() for name, value in held(learner).items()}
+    for _ in range(2):
+        learner.step(replay)
+    addresses = {name: value.data_ptr() for name, value in held(learner).items()}
+    for each in (learner, other):  # and one that has made no update yet
+        each.agent.load_state_dict(state[0])
+        each.load_state_dict(state[1])
+        torch.testing.assert_close(held(each), expected, rtol=0, atol=0)
+    assert {name: value.data_ptr() for name, value in held(learner).items()} == addresses
+    fresh = make_learner("rotograd", AGENTS["mlp, scalar"]).state_dict()
+    learner.load_state_dict(fresh)
+    moments = learner.optimizers["actor"].state.values()
+    assert all(not value.any() for state in moments for value in state.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda moments: moments | {"99": moments["0"]}, "parameter 99"),
+        (lambda moments: moments | {"0": {"exp_avg": torch.zeros(1)}}, "expected shape"),
+    ],
+)
+def test_moments_of_other_networks_are_refused(change, message):
+    learner = make_learner("none", AGENTS["mlp, scalar"])
+    learner.step(filled_replay())
+    state = learner.state_dict()
+    state["optimizers"]["actor"] = change(state["optimizers"]["actor"])
+    with pytest.raises((IndexError, RuntimeError), match=message):
+        learner.load_state_dict(state)

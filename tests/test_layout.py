@@ -1,0 +1,120 @@
+"""The packages' order, read off the source: who may import whom, no circles, no huge files."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "mtrl").rglob("*.py"))
+
+SIMULATORS = {"gymnasium", "metaworld", "mujoco", "envpool"}
+LEARNING = {"torch", "stable_baselines3", "tensorboard"}
+NEVER = {
+    "errors": LEARNING | SIMULATORS,
+    "config": LEARNING | SIMULATORS,
+    "folder": LEARNING | SIMULATORS,
+    "nets": {"surgery"},
+    "surgery": {"policy", "sac", "envs", "stable_baselines3", "gymnasium"},
+    "policy": {"sac", "training"},
+    "envs": {"torch"},
+    "evaluation": {"sac", "training"},
+    "sac": {"training", "envs"},
+    "analysis": {"torch", "envs", "training"},
+}
+"""What a package must not reach, through others neither; and nothing imports `cli`."""
+
+SMALL = {"training/lock.py", "training/pace.py", "training/interrupt.py"} | {
+    "policy/distributions.py",
+    "policy/normalizer.py",
+}
+"""Files under 50 lines that are right as they are, as methods of surgery are: one each."""
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Modules that are imported anywhere in a file but for types alone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            node.body.clear()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "expected absolute imports"
+            yield from (node.module or "", *(f"{node.module}.{a.name}" for a in node.names))
+
+
+def modules() -> dict[str, set[str]]:
+    """For each of our modules, ours that it imports, and of others the top-level package."""
+    ours = {name_of(path) for path in FILES}
+    found: dict[str, set[str]] = {}
+    for path in FILES:
+        targets = set(imports(ast.parse(path.read_text(encoding="utf-8"))))
+        others = {target.split(".")[0] for target in targets} - {"mtrl"}
+        found[name_of(path)] = targets & ours | others
+    return found
+
+
+def package_of(module: str) -> str:
+    return module.split(".")[1] if module.startswith("mtrl.") else module
+
+
+IMPORTS = modules()
+
+
+def reached(module: str) -> dict[str, str]:
+    """All that importing a module may import, packages and modules, and through whom."""
+    through = {module: ""}
+    waiting = [module]
+    while waiting:
+        here = waiting.pop()
+        parents = {here.rsplit(".", n)[0] for n in range(1, here.count("."))}
+        for there in (IMPORTS.get(here, set()) | parents) - through.keys():
+            through[there] = here
+            waiting.append(there)
+    return through
+
+
+@pytest.mark.parametrize("package", NEVER)
+def test_who_may_import_whom(package: str) -> None:
+    mine = [module for module in IMPORTS if package_of(module) == package]
+    assert mine
+    broken = {
+        f"{module} reaches {there} through {here}"
+        for module in mine
+        for there, here in reached(module).items()
+        if package_of(there) in NEVER[package]
+    }
+    assert not broken
+
+
+def test_nothing_imports_the_command_line() -> None:
+    users = {m for m in IMPORTS if any(package_of(there) == "cli" for there in IMPORTS[m])}
+    assert {package_of(user) for user in users} == {"cli"}
+
+
+def test_no_circles_between_modules_nor_between_packages() -> None:
+    TopologicalSorter(IMPORTS).prepare()
+    packages: dict[str, set[str]] = {}
+    for module, targets in IMPORTS.items():
+        package = package_of(module)
+        packages.setdefault(package, set()).update(map(package_of, targets))
+        packages[package].discard(package)
+    TopologicalSorter(packages).prepare()  # CycleError names the circle
+
+
+def test_files_are_of_50_to_250_lines() -> None:
+    sizes = {
+        path.relative_to(ROOT / "mtrl").as_posix(): len(path.read_text("utf-8").splitlines())
+        for path in FILES
+        if path.name != "__init__.py"
+    }
+    assert {name: n for name, n in sizes.items() if n > 250} == {}
+    small = {name for name, n in sizes.items() if n < 50 and "methods/" not in name}
+    assert small == SMALL
