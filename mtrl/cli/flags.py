@@ -46,7 +46,12 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-(\.?\d|\.?inf|\.?nan)", re.IGNORECASE)
         if self.add_help:
             self.add_argument(
-                "--version", action=_Version, nargs=0, help="Print the version and exit."
+                "--version",
+                action=_Version,
+                nargs=0,
+                dest=argparse.SUPPRESS,
+                default=argparse.SUPPRESS,
+                help="Print the version and exit.",
             )
 
     def error(self, message: str) -> NoReturn:
