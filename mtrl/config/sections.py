@@ -103,8 +103,7 @@ class LearnerConfig(Section):
     rotation_lr: float = Field(
         default=1e-3,
         ge=0,
-        description="RotoGrad: initial learning rate of the rotations [radians per update, at "
-        "most].",
+        description="RotoGrad: initial learning rate of rotations [radians per update, at most].",
     )
     rotation_decay: float = Field(
         default=0.99999,
@@ -114,9 +113,7 @@ class LearnerConfig(Section):
         "rotations settle before the networks do.",
     )
     rotation_size: int | None = Field(
-        default=None,
-        gt=1,
-        description="RotoGrad: number of features to rotate, the first ones (default: all).",
+        default=None, gt=1, description="RotoGrad: number of features to rotate (default: all)."
     )
     rotation_step: Literal["geodesic", "matrix_exp"] = Field(
         default="geodesic",
@@ -163,8 +160,7 @@ class LearnerConfig(Section):
     final_learning_rate: float | None = Field(
         default=None,
         ge=0,
-        description="Learning rate at the end of the run, reached by linear decay (default: no "
-        "decay).",
+        description="Learning rate at the run's end, reached by linear decay (default: no decay).",
     )
     adam_epsilon: float = Field(default=1e-5, gt=0, description="Adam's epsilon.")
     weight_decay: float = Field(
@@ -176,17 +172,13 @@ class LearnerConfig(Section):
     max_grad_norm: float = Field(
         default=1.0,
         ge=0,
-        description="Largest norm of each network's gradient, clipped after surgery; 0: no "
-        "clipping.",
+        description="Largest norm of a network's gradient, clipped after surgery; 0: no clipping.",
     )
     gamma: float = Field(
         default=0.99, ge=0, le=1, description="Discount factor [per environment step]."
     )
     tau: float = Field(
-        default=0.005,
-        gt=0,
-        le=1,
-        description="Polyak coefficient of the target critics [per update].",
+        default=0.005, gt=0, le=1, description="Polyak coefficient of target critics [per update]."
     )
     target_entropy: float | None = Field(
         default=None,

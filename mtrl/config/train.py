@@ -14,14 +14,15 @@ This module imports neither torch nor MuJoCo, so that `--help` answers at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from mtrl.config import yaml12
+from mtrl.config.schedule import MAX_COUNT
+from mtrl.config.schedule import Schedule as Schedule
 from mtrl.config.section import Section, validate
 from mtrl.config.sections import AgentConfig as AgentConfig
 from mtrl.config.sections import EnvironmentConfig as EnvironmentConfig
@@ -32,31 +33,6 @@ Camera = Literal[
     "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV"
 ]
 """Meta-World's cameras."""
-
-MAX_COUNT = 10**12
-"""Bound of step counts: a checkpoint's name has twelve digits."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Step counts of a run [environment steps over all tasks]; see `TrainConfig`'s fields."""
-
-    PER_TASK: ClassVar = {
-        "total_timesteps": 2_000_000,
-        "learning_starts": 4_000,
-        "eval_every": 50_000,
-        "checkpoint_every": 50_000,
-        "log_every": 2_000,
-        "diagnose_every": 20_000,
-    }
-    """The defaults, per task."""
-
-    total_timesteps: int
-    learning_starts: int
-    eval_every: int
-    checkpoint_every: int
-    log_every: int
-    diagnose_every: int
 
 
 class TrainConfig(Section):
