@@ -116,7 +116,7 @@ def main() -> None:
     write_text(arguments.output / "table.md", text + "\n")
     print(text)
     with styled():
-        save({"ablation": draw(agents)}, arguments.output)
+        save({"ablation": draw(agents)}, arguments.output, ("png", "svg"))
 
 
 if __name__ == "__main__":

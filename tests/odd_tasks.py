@@ -69,6 +69,18 @@ class BadSeed(Plain):
         return observation, info
 
 
+class NeverFinite(Plain):
+    """All resets of a process from this number on give NaN."""
+
+    def __init__(self, number):
+        super().__init__(Box(-np.inf, np.inf, (3,), np.float64))
+        self.number = number
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed)
+        return observation * (np.nan if self.episodes >= self.number else 1.0), info
+
+
 class Told(Plain):
     """Says `values[step]` of success, or nothing where that is missing."""
 
@@ -135,7 +147,7 @@ class LateWrong(Plain):
 
 
 class Counted(Plain):
-    """Leaves a file when it is made and another one when it is closed; may fail at its sixth step."""
+    """Leaves a file when it is made and when it is closed; may fail at its sixth step."""
 
     def __init__(self, folder, fails=False):
         super().__init__()

@@ -48,10 +48,10 @@ def test_command_lines_are_understood(readme, request, monkeypatch):
     for heavy in (
         "mtrl.training.run.train",
         "mtrl.training.run.resume",
-        "mtrl.evaluation.protocol.evaluate_file",
+        "mtrl.evaluation.saved.evaluate_file",
         "mtrl.policy.export.export_policy",
-        "mtrl.analysis.runs.read_run",
-        "mtrl.analysis.runs.read_cosines",
+        "mtrl.analysis.comparison.read_run",
+        "mtrl.analysis.cosines.read_cosines",
     ):
         monkeypatch.setattr(heavy, start)
     monkeypatch.chdir(request.config.rootpath)

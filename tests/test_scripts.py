@@ -8,14 +8,16 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy.stats import t as student_t
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_rel
 
 from mtrl.config.presets import preset
 from mtrl.config.train import TrainConfig
+from mtrl.folder import newest_checkpoint
 from mtrl.surgery import MultiTaskModel, available
 from mtrl.training.run import check
 
@@ -262,6 +264,41 @@ def test_a_run_that_fails_is_told_and_does_not_stop_the_others(scripts, tmp_path
         trials.train_all(queue, tmp_path / "kept", tmp_path / "runs", 1)
     assert [path.parent.name for path in tmp_path.glob("kept/*/eval.csv")] == ["good_seed_0"]
     assert (tmp_path / "kept/good_seed_0/run.json").exists()
+
+
+def test_which_pairs_conflict_in_the_mean_is_a_t_test(scripts):
+    draw = np.random.default_rng(0)
+    means = np.array([[1, -0.3, 0.01], [-0.3, 1, 0.3], [0.01, 0.3, 1]])
+    cosines = means + 0.2 * draw.normal(size=(20, 3, 3))
+    first, second = np.triu_indices(3, 1)
+    t, p = ttest_1samp(cosines[:, first, second], 0)
+    assert ((p < 0.05) == [True, False, True]).all()  # the case tells them apart
+    expected = {
+        "negative": ((p < 0.05) & (t < 0)).mean(),
+        "positive": ((p < 0.05) & (t > 0)).mean(),
+    }
+    assert scripts("conflicts").signs(cosines) == expected == {"negative": 1 / 3, "positive": 1 / 3}
+
+
+@pytest.mark.slow
+def test_conflicts_of_a_checkpoint_at_several_batch_sizes(request, tmp_path):
+    flags = "--config quickstart --total-timesteps 13200".split()
+    train = [sys.executable, "-m", "mtrl.cli.train", *flags, "--run-dir", tmp_path / "run"]
+    subprocess.run(train, check=True, capture_output=True)
+    before = newest_checkpoint(tmp_path / "run").read_bytes()
+    script = request.config.rootpath / "scripts/conflicts.py"
+    looks = "--sizes 16 512 --batches 5 -o".split()
+    command = [sys.executable, script, tmp_path / "run", *looks, tmp_path / "out"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert (tmp_path / "out/table.md").read_text(encoding="utf-8") == printed
+    rows = json.loads((tmp_path / "out/conflicts.json").read_text(encoding="utf-8"))
+    assert [row["batch_size"] for row in rows] == 3 * [16] + 3 * [512]
+    assert {row["network"] for row in rows} == {"actor", "critic1", "critic2"}
+    small, large = (
+        [row["measures"]["self_cosine"] for row in half] for half in (rows[:3], rows[3:])
+    )
+    assert all(a < b for a, b in zip(small, large, strict=True))  # less noise in larger batches
+    assert newest_checkpoint(tmp_path / "run").read_bytes() == before
 
 
 @pytest.mark.slow

@@ -12,8 +12,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mtrl.analysis.curves import draw_curves
+from mtrl.analysis.logs import Unevaluated
 from mtrl.analysis.methods import Method, group
-from mtrl.analysis.runs import Axis, Run, Score, Unevaluated, read_run
+from mtrl.analysis.runs import Axis, Run, Score, read_run
 from mtrl.analysis.scores import draw_scores
 from mtrl.analysis.statistics import Bootstrap
 from mtrl.analysis.style import COLORS, Format, expect_drawable, save, styled
@@ -37,9 +38,7 @@ class Comparison:
     figures: dict[str, Figure]
     skipped: tuple[str, ...] = ()
 
-    def save(
-        self, folder: Path | str, formats: Sequence[Format] = ("png", "pdf", "svg")
-    ) -> list[Path]:
+    def save(self, folder: Path | str, formats: Sequence[Format] = ("png", "pdf")) -> list[Path]:
         """Write table.md, table.csv and every figure into a folder, made if missing.
 
         Returns:

@@ -11,7 +11,7 @@ from mtrl.analysis.annotate import label_x, legend, score_axis, score_name, seed
 from mtrl.analysis.methods import Method
 from mtrl.analysis.runs import Axis
 from mtrl.analysis.statistics import Bootstrap, Stretch, curve
-from mtrl.analysis.style import COLORS, COLUMN, TEXT, scale, scale_ticks, short
+from mtrl.analysis.style import COLORS, COLUMN, TEXT, fitted, scale, scale_ticks
 from mtrl.errors import UsageError
 
 X_LABELS = {
@@ -91,14 +91,15 @@ def _task_curves(methods: Sequence[Method], curves: Curves, x: Axis) -> Figure:
         figsize=(max(COLUMN, TEXT * columns / PANELS), 0.55 + rows * height), layout="constrained"
     )
     panels = figure.subplots(rows, columns, sharex=True, sharey=one_scale, squeeze=False)
-    points = 72 * (figure.get_figwidth() - 0.5) / columns  # for a title
+    labels = 0 if one_scale else 0.35  # inches beside each panel
+    room = 72 * ((figure.get_figwidth() - 0.65) / columns - labels)
     for axes in panels.flat[len(tasks) :]:
         axes.set_axis_off()
     for t, task in enumerate(tasks):
         axes = panels.flat[t]
         _draw(axes, methods, curves, row=t)
-        name = short(task, int(points / (0.56 * 6)))
-        axes.set_title(name, fontsize=7 if len(name) * 0.56 * 7 < points else 6)
+        name, size = fitted(task, room)
+        axes.set_title(name, fontsize=size)
         # Where the panel below is empty, the numbers are here.
         axes.tick_params(labelbottom=t + columns >= len(tasks))
     _x_axis(figure, panels[0, 0], methods, curves, x)

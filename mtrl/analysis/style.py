@@ -17,6 +17,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.mathtext import MathTextParser
+from matplotlib.textpath import TextPath
 
 from mtrl.errors import UsageError, one_line
 from mtrl.folder import write_atomically
@@ -81,6 +82,16 @@ def short(task: str, most: int = 26) -> str:
     return literal(name)
 
 
+def fitted(task: str, room: float) -> tuple[str, int]:
+    """A task's short name and a letter size, at most 7 pt, that fit into so many points."""
+    for most in range(40, 4, -1):
+        name = short(task, most)
+        for size in (7, 6):
+            if TextPath((0, 0), name, size=size).get_extents().width <= room:
+                return name, size
+    return "…", 6
+
+
 def literal(text: str) -> str:
     """A text that matplotlib shows as it is, dollar signs included."""
     return text.replace("$", r"\$")
@@ -112,7 +123,7 @@ def scale(label: str, largest: float) -> tuple[str, float]:
     """An axis' label, and what numbers as large as this are divided by on it."""
     if largest >= 1e6:
         return f"{label} (millions)", 1e6
-    return (f"{label} (thousands)", 1e3) if largest >= 1e4 else (label, 1.0)
+    return (f"{label} (thousands)", 1e3) if largest >= 2e3 else (label, 1.0)
 
 
 def scale_ticks(axes: Axes, factor: float) -> None:
@@ -143,5 +154,6 @@ def save(
                 write_atomically(
                     path, partial(figure.savefig, format=kind, metadata={unwanted[kind]: None})
                 )
+            figure.set_layout_engine("none")  # it is laid out, which takes most of the time
             paths.append(path)
     return paths

@@ -94,7 +94,7 @@ def _eval(arguments: Sequence[str] | None) -> int:
         from mtrl.evaluation.video import film, find_backend
 
         find_backend()  # says so at once if there is none
-    from mtrl.evaluation.protocol import evaluate_file
+    from mtrl.evaluation.saved import evaluate_file
     from mtrl.folder import write_text
 
     outputs = {"video", "video_episodes", "camera", "json_file", "csv_file"}

@@ -134,8 +134,9 @@ class TrainConfig(Section):
     threads: int | None = Field(
         default=None,
         gt=0,
-        description="CPU threads of PyTorch (default: one per core). With small networks, 1 is "
-        "fastest: it leaves the other cores to the simulators.",
+        description="CPU threads of PyTorch (default: found in the first updates by timing whole "
+        "steps, simulators included). Another number rounds differently: give it for a run that is "
+        "to repeat another to the bit.",
     )
     run_dir: Path | None = Field(
         default=None,

@@ -40,6 +40,8 @@ class Benchmark:
             1; None or no such key: the step does not say so. An episode counts as solved if any of
             its steps says so. A task whose steps never had the key is judged by its return;
             with `success_key=None`, all are.
+        tells_success: Tasks that are judged by success from the start, though no step may have had
+            the key yet: some environments have it at the solving step alone.
         source: The `package.module:attribute` it was imported from, if it was.
         spaces: Of custom environments' observations and actions, once `examined`.
 
@@ -58,6 +60,7 @@ class Benchmark:
     name: str
     environments: Mapping[str, EnvFactory | None]
     success_key: str | None = "success"
+    tells_success: tuple[str, ...] = ()
     source: str | None = field(default=None, compare=False)
     spaces: tuple[Box, Box] | None = field(default=None, compare=False, repr=False)
 
@@ -74,6 +77,9 @@ class Benchmark:
             raise UsageError(
                 f"benchmark: expected tasks of Meta-World or custom ones, got {problem}"
             )
+        for task in self.tells_success:
+            if task not in self.environments:
+                raise UsageError(unknown("tells_success", task, self.environments))
         if self.custom and self.name in NAMED:
             raise UsageError(f"name: expected another than Meta-World's, got {self.name!r}")
 
@@ -171,4 +177,6 @@ def select(benchmark: Benchmark, tasks: tuple[str, ...]) -> Benchmark:
     if len(set(tasks)) < len(tasks):
         twice = next(task for task in tasks if tasks.count(task) > 1)
         raise UsageError(f"tasks: expected every task once, got {twice!r} more than once")
-    return replace(benchmark, environments={task: among[task] for task in tasks})
+    told = tuple(task for task in benchmark.tells_success if task in tasks)
+    chosen = {task: among[task] for task in tasks}
+    return replace(benchmark, environments=chosen, tells_success=told)

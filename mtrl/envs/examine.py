@@ -15,8 +15,8 @@ from mtrl.envs.custom import CustomTask
 from mtrl.envs.worker import NotFinite, expect_finite
 from mtrl.errors import UsageError, one_line
 
-EPISODES, STEPS = 2, 3
-"""What is played of each task."""
+EPISODES, STEPS, RESETS = 2, 3, 10
+"""What is played of each task, and how many resets may be made for that."""
 
 
 def examined(benchmark: Benchmark) -> Benchmark:
@@ -50,20 +50,24 @@ def _play(task: str, make: EnvFactory, success_key: str | None) -> tuple[Box, Bo
     try:
         env = CustomTask(task, make, success_key)
         actions, size = np.random.default_rng(0), env.spaces[1].shape
-        for episode in range(EPISODES):
+        played, problem = 0, ""
+        for episode in range(RESETS):
             doing = "reset"
             observation, _ = env.reset(seed=0, options={"episode": episode})
             try:
                 expect_finite("a reset's observation", observation)
-            except NotFinite as error:  # once may happen, and the row is begun again
-                if episode == EPISODES - 1:
-                    raise UsageError(f"expected finite observations: {error}") from None
+            except NotFinite as error:  # now and then it may happen: the row begins anew
+                problem = str(error)
                 continue
-            doing = "step"
+            doing, played = "step", played + 1
             for _ in range(STEPS):
                 _, _, terminated, truncated, _ = env.step(actions.uniform(-1, 1, size))
                 if terminated or truncated:
                     break
+            if played == EPISODES:
+                break
+        if not played:
+            raise UsageError(f"expected finite observations, but {problem} at each of {RESETS}")
         doing = "close"
         env.close()
         doing = "sending it to another process (cloudpickle)"

@@ -53,6 +53,7 @@ def make_vector_env(
         observations, actions = benchmark.spaces
         simulators = ("own",) * len(benchmark.tasks)
     simulators = simulators or ("metaworld",) * len(benchmark.tasks)
+    told = benchmark.tells_success
     first_rows = {task: t * envs_per_task for t, task in enumerate(benchmark.tasks)}
     chosen = dict(zip(benchmark.tasks, simulators, strict=True))
     native = [task for task in benchmark.tasks if chosen[task] == "envpool"]
@@ -77,7 +78,7 @@ def make_vector_env(
         actions,
         envs_per_task=envs_per_task,
         max_restarts=max_restarts,
-        tells_success=not benchmark.custom,
+        tells_success=[not benchmark.custom or task in told for task in benchmark.tasks],
         endless=ENDLESS if horizon is None else None,
     )
 

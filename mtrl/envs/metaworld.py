@@ -31,18 +31,17 @@ _DRAW_GOAL, _ORDER_GOALS = 0, 1
 class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
     """A Meta-World V3 task with V2 rewards and its goal observable.
 
-    `SawyerXYZEnv.reset` ignores its seed, so a goal is drawn here, by the task's own rejection
-    rule, from a generator that knows (seed, task, goal number) alone. Episode e uses goal number
-    e mod 50 of an order that is shuffled anew every 50 episodes, or of 0, 1, 2, … if
-    `shuffle_goals` is false, as evaluation wants it. A trajectory therefore depends on (seed,
-    task, episode, actions) and on nothing that happened before.
+    `SawyerXYZEnv.reset` ignores its seed. So the goal is drawn here, by the task's own rejection
+    rule, from a generator seeded with (seed, task, goal number) alone. Episode e uses goal
+    e mod 50, in an order that is shuffled anew every 50 episodes; evaluation takes goals in order
+    (`shuffle_goals=False`). A trajectory depends on (seed, task, episode, actions) alone.
 
     Args:
         task: Meta-World name, e.g. `"reach-v3"`.
         horizon: Steps after which the episode is truncated, at most 500.
         shuffle_goals: Whether the 50 goals come in random order.
-        stride: How many episodes a plain `reset()` goes on by. E copies of a task with stride E
-            that start at episodes 0, …, E − 1 share the task's episodes among them.
+        stride: By how many episodes `reset()` advances. E copies of a task with stride E that
+            start at episodes 0, …, E − 1 share the task's episodes.
         kwargs: Passed on to Meta-World, e.g. `render_mode="rgb_array"`.
 
     Example:
@@ -81,7 +80,7 @@ class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start the next episode; `seed` starts over at episode 0; `options["episode"]` jumps."""
-        super().reset(seed=seed)  # the custom; nothing here draws from np_random
+        super().reset(seed=seed)  # Gymnasium's convention; nothing here draws from np_random
         if seed is not None:
             self._seed, self._episode = seed, -self.stride
             self._random_vectors.clear()
@@ -117,8 +116,8 @@ class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
     def _set_goal(self, goal: int) -> None:
         """Freeze the simulator's random vector (positions of goal and object) to goal's."""
         if goal not in self._random_vectors:
-            # Let the task draw, and redraw, for itself: its rule stands in its reset. The vector
-            # it kept is then frozen, as Meta-World's own benchmarks do.
+            # The task's reset draws by its own rule, and rejects. The vector it kept is then
+            # frozen, as in Meta-World's own benchmarks.
             self._set_random_vector(np.zeros(0))
             self.simulator.np_random = self._generator(_DRAW_GOAL, goal)
             self.simulator.seeded_rand_vec, self.simulator._freeze_rand_vec = True, False
@@ -139,8 +138,8 @@ class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
 def _touching_object(simulator: SawyerXYZEnv, geom: int) -> bool:
     """Whether both of the gripper's pads press on the geometry.
 
-    What Meta-World's method of this name gives, without looking at contacts one by one in Python,
-    which was a third of a step of push-v3.
+    Equal to Meta-World's method of this name, without its loop over contacts in Python, which took
+    a third of a step of push-v3.
     """
     data = simulator.data
     contacts, forces = data.contact.geom, []

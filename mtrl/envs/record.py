@@ -42,7 +42,7 @@ def benchmark_of(record: BenchmarkRecord) -> Benchmark:
             f"benchmark: expected --benchmark MODULE:NAME (in Python: benchmark=...), for "
             f"{record.name!r} was not imported from a module; got none"
         )
-    return get_benchmark(record.source, record.names)
+    return _with_scores(record, get_benchmark(record.source, record.names))
 
 
 def expect_tasks_of(record: BenchmarkRecord, benchmark: Benchmark) -> Benchmark:
@@ -56,7 +56,13 @@ def expect_tasks_of(record: BenchmarkRecord, benchmark: Benchmark) -> Benchmark:
         raise UsageError(
             f"benchmark: expected {record.environments} tasks as those of {record.name}, got {kind}"
         )
-    return replace(select(benchmark, record.names), name=record.name)
+    chosen = replace(select(benchmark, record.names), name=record.name)
+    return _with_scores(record, chosen)
+
+
+def _with_scores(record: BenchmarkRecord, benchmark: Benchmark) -> Benchmark:
+    told = tuple(task.name for task in record.tasks if task.score == "success")
+    return replace(benchmark, tells_success=told) if benchmark.custom else benchmark
 
 
 def with_source(benchmark: Benchmark) -> Benchmark:
@@ -67,9 +73,12 @@ def with_source(benchmark: Benchmark) -> Benchmark:
     """
     if benchmark.source is not None or not benchmark.custom:
         return benchmark
-    # A module stands there after those that it imports, except the script, which is first.
+    # A module stands there after those that it imports, except the script, which is first, and has
+    # a second name in its worker processes.
     modules = sorted(sys.modules.items(), key=lambda item: item[0] == "__main__")
     for name, module in modules:
+        if name == "__mp_main__":
+            continue
         for attribute, value in list(getattr(module, "__dict__", {}).items()):
             if value is benchmark and (found := _importable(name)):
                 return replace(benchmark, source=f"{found}:{attribute}")

@@ -17,6 +17,7 @@ from mtrl.envs import worker
 from mtrl.envs.native import NativePools
 from mtrl.envs.parity import expect_same_simulators
 from mtrl.envs.processes import WorkerError, WorkerProcesses
+from mtrl.envs.restarts import Restarts
 
 
 class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -39,7 +40,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         action_space: Likewise.
         envs_per_task: The number E of copies of each task.
         max_restarts: So many processes are replaced.
-        tells_success: Whether all tasks are known to say if they are solved.
+        tells_success: Which tasks are known to say if they are solved; one bool stands for all.
         endless: At this length an episode is truncated only because nothing else ends it, which is
             worth a warning.
 
@@ -52,7 +53,6 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         WorkerError: from any method, if a process is lost and is not to be replaced.
 
     Attributes:
-        restarts: Processes replaced so far.
         tells_success: Whether a step of the task has ever said if it is solved, `[T]`.
     """
 
@@ -68,11 +68,10 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         *,
         envs_per_task: int = 1,
         max_restarts: int = 0,
-        tells_success: bool = True,
+        tells_success: bool | Sequence[bool] = True,
         endless: int | None = None,
     ) -> None:
-        self.tells_success = np.full(len(names), tells_success)
-        self._endless = endless
+        self.tells_success, self._endless = np.full(len(names), tells_success), endless
         self.names, self.simulators = tuple(names), tuple(simulators)
         self.n_tasks, self.envs_per_task = len(names), envs_per_task
         self.num_envs = n = self.n_tasks * envs_per_task
@@ -88,11 +87,10 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             part.open(memory)
         for part in reversed(parts):
             part.wait()
-
-        self.restarts, self.max_restarts = 0, max_restarts
+        rows = np.repeat(names, envs_per_task).tolist()
+        self._restarts = Restarts(parts, self._shared, rows, max_restarts)
         self._pending, self._seed = False, 0
-        self._returns = np.zeros(n)
-        self._success = np.zeros(n, bool)
+        self._returns, self._success = np.zeros(n), np.zeros(n, bool)
         self._first = np.tile(np.arange(envs_per_task), self.n_tasks)
         self._episodes = self._first - envs_per_task
         self._history: list[list[np.ndarray]] = [[] for _ in range(n)]
@@ -123,11 +121,11 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             AlreadyPendingCallError: (Gymnasium's) if the last step has not been waited for.
         """
         self._expect_no_step("step_async")
-        shared = self._shared
-        shared.actions[:] = actions
+        self._shared.actions[:] = actions
+        self._restarts.begin()
         for part in self._parts:
             part.step()
-        for history, action in zip(self._history, shared.actions.copy(), strict=True):
+        for history, action in zip(self._history, self._shared.actions.copy(), strict=True):
             history.append(action)
         self._pending = True
 
@@ -142,11 +140,10 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if not self._pending:
             raise NoAsyncCallError("step_wait: expected a step_async before it", "step")
         self._pending = False
-        shared, generations = self._shared, self._shared.generations.copy()
+        shared = self._shared
         try:
-            restarted = self._wait_or_restart()
+            restarted = self._restarts.wait(self._seed, self._episodes)
         except WorkerError:  # the step has not been: `state` is that before it
-            shared.generations[:] = generations
             for history in self._history:
                 history.pop()
             raise
@@ -175,6 +172,11 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             self._begin(done)
             self._episodes[done] += self.envs_per_task
         return shared.observations.copy(), shared.rewards.copy(), terminated, truncated, infos
+
+    @property
+    def restarts(self) -> int:
+        """Processes replaced so far."""
+        return self._restarts.count
 
     def state(self) -> dict[str, Any]:
         """Where every row is: its episode's number, and what was done and seen in it so far."""
@@ -213,66 +215,24 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _start(self, seed: int | None, actions: list[np.ndarray] | None) -> None:
         """Start the episodes of `self._episodes`, and play `actions` in them."""
         self._seed = self._seed if seed is None else seed
+        self._restarts.begin()
         for part in self._parts:
             part.start(seed, self._episodes, actions)
         # What is played again has to be played to its end; a new episode may begin anew.
-        self._wait_or_restart(actions is None)
+        self._restarts.wait(self._seed, self._episodes, replace=actions is None)
         self._begin(np.ones(self.num_envs, bool))
         self._note_told()
-
-    def _wait_or_restart(self, restart: bool = True) -> np.ndarray:
-        """Wait for what was begun; which rows were lost and have begun their episodes again."""
-        restarted = np.zeros(self.num_envs, bool)
-        # Pools first: what they reset, they reset while workers still work.
-        for part in reversed(self._parts):
-            lost: list[int] = []
-            while True:
-                try:
-                    if lost and isinstance(part, WorkerProcesses):
-                        part.restart(lost, self._seed, self._episodes)
-                    else:
-                        part.wait()
-                    break
-                except WorkerError as error:
-                    self._expect_another(part, error, restart)
-                    lost = sorted({*lost, *error.rows})
-                    self._shared.generations[error.at_fault] += 1
-            restarted[lost] = True
-            for array in (self._shared.terminated, self._shared.truncated):
-                array[lost] = 0
-        return restarted
-
-    def _expect_another(self, part: Any, error: WorkerError, restart: bool) -> None:
-        """Count a process that is lost, and raise if it is not to be replaced."""
-        if not (restart and error.rows and isinstance(part, WorkerProcesses)):
-            raise error
-        if self.restarts >= self.max_restarts:
-            if not self.max_restarts:
-                raise error
-            raise WorkerError(f"{error} (after {self.restarts} restarts, max_restarts)") from None
-        self.restarts += 1
-        warnings.warn(
-            f"{str(error).splitlines()[0]}; its process is replaced (restart {self.restarts} of at "
-            f"most {self.max_restarts})",
-            RuntimeWarning,
-            stacklevel=2,
-        )
 
     def _note_told(self) -> None:
         told = self._shared.tells_success.astype(bool).reshape(self.n_tasks, -1).any(1)
         self.tells_success |= told
 
     def _warn_if_endless(self, rows: np.ndarray) -> None:
-        if not rows.any():
-            return
-        task = self.names[np.flatnonzero(rows)[0] // self.envs_per_task]
-        warnings.warn(
-            f"task {task!r}: an episode had not ended after {self._endless:,} steps and is "
-            "truncated there; horizon sets another limit",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        self._endless = None  # once is enough
+        for row in np.flatnonzero(rows)[:1]:
+            text = f"an episode had not ended after {self._endless:,} steps and is truncated there"
+            task = self.names[row // self.envs_per_task]
+            warnings.warn(f"task {task!r}: {text}; horizon sets another limit", stacklevel=3)
+            self._endless = None  # once is enough
 
     def _begin(self, started: np.ndarray) -> None:
         self._returns[started] = 0.0

@@ -25,6 +25,9 @@ from mtrl.errors import UsageError, one_line
 EnvFactory = Callable[[], gym.Env[np.ndarray, np.ndarray]]
 
 
+RESETS = 10
+"""How often an episode is drawn before a simulator counts as lost that returns NaN each time."""
+
 Memory = dict[str, tuple[Any, tuple[int, ...]]]
 """Anonymous shared memory (no name to leak), and the shape of the array in it, by name."""
 
@@ -41,7 +44,7 @@ class SharedArrays:
     truncated: np.ndarray  # [N]
     success: np.ndarray  # [N]
     tells_success: np.ndarray  # [N], whether some step so far said if the task is solved
-    generations: np.ndarray  # [N], how often the row was lost; other ones get other episodes
+    generations: np.ndarray  # [N], how often the row failed; another one has other episodes
 
 
 def allocate(rows: int, observation_size: int, action_size: int) -> Memory:
@@ -135,8 +138,9 @@ def run(
                 if command == "step":
                     _step(env, row, arrays)
                     continue
-                _reset(env, row, arrays, *(argument[position] for argument in arguments[:2]))
-                for action in arguments[2][position]:  # see `TaskVectorEnv.restore`
+                seeds, episodes, played = arguments
+                _reset(env, row, arrays, seeds[position], episodes[position])
+                for action in played[position]:  # see `TaskVectorEnv.restore`
                     place.note(index, row)
                     arrays.actions[row] = action
                     _step(env, row, arrays)
@@ -218,10 +222,21 @@ def _reset(
     seed: int | None,
     episode: int | None,
 ) -> None:
-    """Start the episode of this number, or the next one."""
-    options = {"generation": int(arrays.generations[row])}
-    if episode is not None:
-        options["episode"] = episode
-    observation, _ = env.reset(seed=seed, options=options)
-    expect_finite("a reset's observation", observation)
+    """Start the episode of this number, or the next one.
+
+    One whose first observation is not finite is drawn again in the row's next generation: under the
+    same seed it would be the same.
+    """
+    options = {} if episode is None else {"episode": episode}
+    for attempt in range(RESETS):
+        options["generation"] = int(arrays.generations[row])
+        observation, info = env.reset(seed=seed, options=options)
+        try:
+            expect_finite("a reset's observation", observation)
+            break
+        except NotFinite:
+            if attempt == RESETS - 1:
+                raise
+            arrays.generations[row] += 1
+            options |= {key: info[key] for key in ("episode",) if key in info}
     arrays.observations[row] = observation

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from mtrl.devices import resolve_device
-from mtrl.envs.benchmarks import N_GOALS, Benchmark, get_benchmark, select
-from mtrl.envs.examine import examined
+from mtrl.envs.benchmarks import N_GOALS, Benchmark
 from mtrl.envs.make import make_vector_env, steps_of_an_episode
 from mtrl.envs.processes import expect_main_guard, n_cores
-from mtrl.envs.record import benchmark_of
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.errors import UsageError, unknown
 from mtrl.evaluation.play import Play, act
 from mtrl.evaluation.scores import Evaluation
-from mtrl.folder import find_policy, read_benchmark
 from mtrl.policy.policy import Policy
 
 
@@ -171,67 +165,9 @@ def evaluate_in(
     first_success, returns = (
         np.array([[episode[i] for episode in row] for row in numbers]) for i in (0, 1)
     )
-    longest = max(len(played) for *_, played in found.values())
+    longest = max(len(played) for (_, e), (*_, played) in found.items() if e < episodes)
     played = np.full((*returns.shape, longest, envs.action_size), np.nan, np.float32)
     for (t, e), (*_, done) in found.items():
         if e < episodes:
             played[t, e, : len(done)] = done
     return Evaluation(names, seed, first_success, returns, played, envs.tells_success.copy())
-
-
-def evaluate_file(
-    policy: Path,
-    episodes: int = N_GOALS,
-    *,
-    tasks: tuple[str, ...] | None = None,
-    seed: int | None = None,
-    workers: int | None = None,
-    device: str = "auto",
-    stochastic: bool = False,
-    benchmark: str | None = None,
-) -> tuple[Evaluation, dict[str, Any]]:
-    """Judge a run folder's final policy (or its newest checkpoint), a checkpoint, or a policy file.
-
-    Args:
-        tasks: Some of the policy's tasks; default: all.
-        seed: Of the goals; default: the training run's.
-        benchmark: `package.module:attribute` of custom tasks; default: of a run folder, what the
-            run was trained on, imported from where its benchmark.json says. A policy file or a
-            checkpoint only names its tasks: nothing that it says is imported.
-
-    Returns:
-        The evaluation, and what it was made of, as plain values.
-
-    Raises:
-        UsageError: if there is no policy, or it was not trained for one of the tasks.
-    """
-    path = find_policy(policy)
-    loaded, header = Policy.load_with_header(path, resolve_device(device))
-    record = read_benchmark(policy) if policy.is_dir() else None
-    if benchmark is None and record is not None:
-        found = select(benchmark_of(record), tasks or loaded.tasks)
-    elif benchmark is None and header.environments == "custom":
-        raise UsageError(
-            f"benchmark: expected --benchmark MODULE:NAME for the custom tasks of "
-            f"{header.benchmark}, which a file only names, got none"
-        )
-    else:
-        found = get_benchmark(benchmark or "", tasks or loaded.tasks)
-    found = examined(found)
-    seed = header.seed if seed is None else seed
-    result = evaluate(
-        loaded,
-        found,
-        seed,
-        episodes,
-        header.horizon,
-        workers=workers,
-        stochastic=stochastic,
-        progress=True,
-    )
-    return result, {
-        "policy": str(path),
-        "seed": seed,
-        "horizon": header.horizon,
-        "stochastic": stochastic,
-    }

@@ -6,7 +6,7 @@ autograd would save more, cast more and add more often than a layer needs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,15 +52,23 @@ def layer(
     Returns:
         `[N, T, B, out]`.
     """
-    product = backward = _product_type(inputs)
-    if exact:
-        product = weight.dtype
-    inputs = inputs.expand(weight.shape[0], -1, -1, -1)
-    arguments = inputs, weight, bias, residual, product, backward, norm, relu
+    backward = _product_type(inputs)
+    how = _How(weight.dtype if exact else backward, backward, norm, relu)
     if not torch.is_grad_enabled():
-        return _forward(*arguments)[0]
-    result: Tensor = _Layer.apply(*arguments)
+        return _forward(inputs, weight, bias, residual, how)[0]
+    result: Tensor = _Layer.apply(
+        inputs.expand(weight.shape[0], -1, -1, -1), weight, bias, residual, how
+    )
     return result
+
+
+class _How(NamedTuple):
+    """What a layer does, and the types in which it multiplies."""
+
+    product: torch.dtype
+    backward: torch.dtype
+    norm: bool
+    relu: bool
 
 
 def _product_type(inputs: Tensor) -> torch.dtype:
@@ -71,31 +79,26 @@ def _product_type(inputs: Tensor) -> torch.dtype:
 
 
 def _forward(
-    inputs: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    product: torch.dtype,
-    backward: torch.dtype,
-    norm: bool,
-    relu: bool,
+    inputs: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, how: _How
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """The layer's outputs, and what the backward needs."""
     if weight.ndim == 4:
         weight = weight[:, 0]
-    x, w = inputs.to(product), weight.to(product)
-    outputs = _affine(x, w, bias, relu and not norm)
+    n_tasks, n_rows = inputs.shape[1:3]
+    rows = inputs.flatten(1, 2).expand(weight.shape[0], -1, -1)
+    x, w = _as(rows, how.product), _as(weight, how.product)
+    outputs = _affine(x, w, _as(bias, how.product), (n_tasks, n_rows), how.relu and not how.norm)
     before = mean = rstd = None
-    if norm:
+    if how.norm:
         before = outputs
         outputs, mean, rstd = _layer_norm(before)
-        if relu:
+        if how.relu:
             outputs.relu_()
     if residual is not None:
         outputs.add_(residual)
-    if backward != product:
-        x, w = inputs.to(backward), weight.to(backward)
-    return outputs, (x, w, before, mean, rstd, outputs if relu else None)
+    if how.backward != how.product:
+        x, w = _as(rows, how.backward), _as(weight, how.backward)
+    return outputs, (x, w, before, mean, rstd, outputs if how.relu else None)
 
 
 class _Layer(torch.autograd.Function):
@@ -106,7 +109,7 @@ class _Layer(torch.autograd.Function):
         outputs, saved = _forward(*arguments)
         _, weight, bias, *_ = arguments
         ctx.save_for_backward(*saved)
-        ctx.by_task, ctx.bias_shape = weight.ndim == 4, bias.shape
+        ctx.by_task, ctx.bias_ndim = weight.ndim == 4, bias.ndim
         # A trunk's products may be of TF32, a head's are not, and one backward goes through both.
         ctx.setting = float32_setting()
         return outputs
@@ -114,73 +117,93 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # the weight is saved as it was used, and no longer known as the argument
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.setting == float32_setting():
+            return _backward(ctx, gradients[0])
         with float32_products(ctx.setting):
-            return _Layer._backward(ctx, gradients[0])
-
-    @staticmethod
-    def _backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, before, mean, rstd, outputs = ctx.saved_tensors
-        by_inputs, by_weight, by_bias, by_residual, *_ = ctx.needs_input_grad
-        at_residual = d if by_residual else None
-        if outputs is not None:
-            d = torch.ops.aten.threshold_backward(d, outputs, 0)
-        if before is not None:
-            d = _layer_norm_backward(d, before, mean, rstd)
-        at_bias = _bias_gradient(d, ctx.bias_shape) if by_bias else None
-        d = d.to(x.dtype)
-        at_inputs = at_weight = None
-        if by_inputs:
-            thin = w.shape[-1] == 1  # an outer product, which bmm is slow at on the CPU
-            multiply = torch.mul if thin else torch.bmm
-            at_inputs = multiply(d.flatten(1, 2), w.mT).view(x.shape)
-        if by_weight and ctx.by_task:  # a sum for each task over its own rows
-            at_weight = torch.bmm(x.flatten(0, 1).mT, d.flatten(0, 1)).unflatten(0, x.shape[:2])
-        elif by_weight:
-            at_weight = _transposed_product(x.flatten(1, 2), d.flatten(1, 2))
-        return at_inputs, at_weight, at_bias, at_residual, None, None, None, None
+            return _backward(ctx, gradients[0])
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+def _backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+    x, w, before, mean, rstd, outputs = ctx.saved_tensors
+    by_inputs, by_weight, by_bias, by_residual, _ = ctx.needs_input_grad
+    n_networks, n_tasks, n_rows, width = d.shape
+    at_residual = d if by_residual else None
+    if outputs is not None:
+        d = torch.ops.aten.threshold_backward.default(d, outputs, 0)
+    if before is not None:
+        d = _layer_norm_backward(_as(d, before.dtype), before, mean, rstd)
+    at_bias = _bias_gradient(d, ctx.bias_ndim) if by_bias else None
+    rows = _as(d, x.dtype).reshape(n_networks, -1, width)
+    at_inputs = at_weight = None
+    if by_inputs:
+        thin = width == 1  # an outer product, which bmm is slow at on the CPU
+        multiply = torch.mul if thin else torch.bmm
+        at_inputs = multiply(rows, w.mT).view(n_networks, n_tasks, n_rows, -1)
+    if by_weight and ctx.by_task:  # a sum for each task over its own rows
+        each = (n_networks * n_tasks, n_rows, -1)
+        at_weight = torch.bmm(x.reshape(each).mT, rows.view(each)).view(
+            n_networks, n_tasks, -1, width
+        )
+    elif by_weight:
+        at_weight = _transposed_product(x, rows)
+    return at_inputs, at_weight, at_bias, at_residual, None
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor, shape: tuple[int, int], relu: bool) -> Tensor:
     """X W + b, with ReLU if so asked: the product begins from the bias."""
-    n_networks, n_tasks, n_rows, _ = x.shape
-    rows, width = x.flatten(1, 2), weight.shape[-1]
-    bias = bias.to(x.dtype)
-    outputs = x.new_empty(n_networks, n_tasks, n_rows, width)
+    n_networks, _, width = weight.shape
+    outputs = x.new_empty(n_networks, *shape, width)
     flat = outputs.view(n_networks, -1, width)
     if relu and bias.ndim == 2 and x.is_cuda:  # one launch for all three
         for n in range(n_networks):
-            torch.ops.aten._addmm_activation(bias[n], rows[n], weight[n], out=flat[n])
+            torch.ops.aten._addmm_activation(bias[n], x[n], weight[n], out=flat[n])
         return outputs
     outputs.copy_(bias if bias.ndim == 4 else bias.view(n_networks, -1, 1, width))
-    flat.baddbmm_(rows, weight)
+    flat.baddbmm_(x, weight)
     return outputs.relu_() if relu else outputs
 
 
 def _layer_norm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each row: normalised, and its mean and reciprocal deviation in at least float32."""
     factor = shift = None
-    if not x.is_cuda:  # without them, torch's kernel is not vectorised, and rounds the statistics
-        like = torch.promote_types(x.dtype, torch.float32)
-        factor, shift = x.new_ones(x.shape[-1], dtype=like), x.new_zeros(x.shape[-1], dtype=like)
+    if (
+        x.device.type == "cpu"
+    ):  # without them, torch's kernel is not vectorised, and rounds the statistics
+        factor, shift = _ones_and_zeros(x)
     return torch.native_layer_norm(x, x.shape[-1:], factor, shift, EPSILON)
 
 
 def _layer_norm_backward(d: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    factor = None  # of one; asked for by a CPU whose statistics are in another type
-    if x.dtype != rstd.dtype and not x.is_cuda:
-        factor = rstd.new_ones(x.shape[-1])
+    factor = shift = None  # asked for by a CPU whose statistics are in another type
+    if x.dtype != rstd.dtype and x.device.type == "cpu":
+        factor, shift = _ones_and_zeros(x)
     wanted = [True, False, False]
-    found: Tensor = torch.ops.aten.native_layer_norm_backward(
-        d.to(x.dtype), x, x.shape[-1:], mean, rstd, factor, factor, wanted
+    found: Tensor = torch.ops.aten.native_layer_norm_backward.default(
+        d, x, x.shape[-1:], mean, rstd, factor, shift, wanted
     )[0]
     return found
 
 
-def _bias_gradient(d: Tensor, shape: torch.Size) -> Tensor:
-    if len(shape) == 4:
-        return d
-    rows = d if len(shape) == 3 else d.flatten(1, 2)
-    return rows.sum(-2)
+_constants: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+
+def _ones_and_zeros(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A factor and a shift for LayerNorm that do nothing, in at least float32."""
+    key = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
+    if type(x) is not Tensor or torch.compiler.is_compiling():  # not to be kept: traced
+        return x.new_ones(key[0], dtype=key[1]), x.new_zeros(key[0], dtype=key[1])
+    if key not in _constants:
+        _constants[key] = torch.ones(key[0], dtype=key[1]), torch.zeros(key[0], dtype=key[1])
+    return _constants[key]
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Half as long as `to`, where there is nothing to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _bias_gradient(d: Tensor, ndim: int) -> Tensor:
+    return d if ndim == 4 else d.sum(2) if ndim == 3 else d.sum((1, 2))
 
 
 def _transposed_product(rows: Tensor, at_output: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,11 @@ def head(shared: Parameters, per_task: Parameters, features: Tensor) -> Tensor:
             return shared_linear(features, shared["head_weight"], shared["head_bias"], exact=True)
         weight, bias = per_task["head_weight"], per_task["head_bias"]
         if "rotation" in per_task:
-            weight = fold(per_task["rotation"], weight)
+            rotation = per_task["rotation"]
+            if features.shape[2] < weight.shape[-1]:  # fewer samples than outputs
+                features = rotate(rotation, features)
+            else:
+                weight = fold(rotation, weight)
         return own_linear(features, weight, bias)
 
 
@@ -120,6 +124,14 @@ def fold(rotation: Tensor, weight: Tensor) -> Tensor:
         # RᵀW, in the order that is fast in memory
         turned = own_product(weight[..., :size, :].mT, rotation).mT
     return torch.cat([turned, weight[..., size:, :]], -2) if size < weight.shape[-2] else turned
+
+
+def rotate(rotation: Tensor, features: Tensor) -> Tensor:
+    """R z of every sample, `[…, B, d]`, in the rotation's type: O(B d²)."""
+    size = rotation.shape[-1]
+    turned = own_product(features[..., :size], rotation.mT)
+    rest = features[..., size:].to(turned.dtype)
+    return torch.cat([turned, rest], -1) if size < features.shape[-1] else turned
 
 
 class Function(NamedTuple):
@@ -226,8 +238,8 @@ class MultiTaskNetworks(nn.Module):
 
     def named(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The shared and the tasks' own parameters by name; faster than through `ParameterDict`."""
-        shared, per_task = (dict(m.named_parameters()) for m in (self.shared, self.per_task))
-        return {**shared}, {**per_task}
+        shared, per_task = (module._parameters for module in (self.shared, self.per_task))
+        return cast(dict[str, Tensor], {**shared}), cast(dict[str, Tensor], {**per_task})
 
     def rotations(self) -> list[Tensor]:
         """Each network's rotations as views, `[T, m, m]`; empty without."""

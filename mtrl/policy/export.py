@@ -165,10 +165,15 @@ def _table(figures: Figures) -> list[str]:
                 f"{row.success_rate:.2f}",
                 f"[{row.wilson_low:.2f}, {row.wilson_high:.2f}]",
             )
-        lines.append(
-            f"| {row.task} | {row.episodes} | {rate} | {interval} | {short_number(row.return_mean)} "
-            f"| {'–' if steps is None else f'{steps:.0f}'} |"
+        cells = (
+            row.task,
+            str(row.episodes),
+            rate,
+            interval,
+            short_number(row.return_mean),
+            "–" if steps is None else f"{steps:.0f}",
         )
+        lines.append(f"| {' | '.join(cells)} |")
     total, mean = figures.mean_success_rate, figures.mean_return
     lines.append(
         f"| **mean** | | {'–' if total is None else f'{total:.3f}'} | "

@@ -55,25 +55,16 @@ class Policy(nn.Module):
         self.tasks, self.config = tuple(tasks), config
         self.observation_size, self.action_size = observation_size, action_size
         self._generator = torch.Generator().manual_seed(seed)
+        sizes = config.actor_hidden_sizes
         self.actor = self._make_networks(
-            1,
-            observation_size,
-            2 * action_size,
-            hidden_sizes=config.actor_hidden_sizes,
-            head_bound=ACTOR_HEAD_BOUND,
+            1, observation_size, 2 * action_size, sizes, bound=ACTOR_HEAD_BOUND
         )
         self.normalizer = None
         if config.normalize_observations:
             self.normalizer = ObservationNormalizer(observation_size)
 
     def _make_networks(
-        self,
-        count: int,
-        inputs: int,
-        outputs: int,
-        *,
-        hidden_sizes: tuple[int, ...] | None,
-        head_bound: float,
+        self, count: int, inputs: int, outputs: int, sizes: tuple[int, ...] | None, *, bound: float
     ) -> MultiTaskNetworks:
         config = self.config
         return MultiTaskNetworks(
@@ -81,9 +72,9 @@ class Policy(nn.Module):
             len(self.tasks),
             inputs,
             outputs,
-            hidden_sizes or config.hidden_sizes,
+            sizes or config.hidden_sizes,
             multi_head=config.heads == "multi",
-            head_bound=head_bound,
+            head_bound=bound,
             generator=self._generator,
             trunk=Trunk(layer_norm=config.layer_norm, residual=config.trunk == "residual"),
             embedding_size=config.task_embedding,

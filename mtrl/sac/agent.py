@@ -39,12 +39,9 @@ class MTSAC(Policy):
         self.value: Value = ScalarValue()
         if config.critic_bins is not None:
             self.value = CategoricalValue(config.critic_bins, config.value_limit)
+        inputs = observation_size + action_size
         self.critics = self._make_networks(
-            2,
-            observation_size + action_size,
-            self.value.n_outputs,
-            hidden_sizes=config.critic_hidden_sizes,
-            head_bound=CRITIC_HEAD_BOUND,
+            2, inputs, self.value.n_outputs, config.critic_hidden_sizes, bound=CRITIC_HEAD_BOUND
         )
         self.target_critics = copy.deepcopy(self.critics)
         initial = torch.full((len(tasks),), math.log(config.initial_temperature))

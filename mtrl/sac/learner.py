@@ -23,6 +23,7 @@ from mtrl.sac.optimizers import (
 )
 from mtrl.sac.problems import Compiled, actor_problem, as_it_is, critic_problem
 from mtrl.sac.replay import Batch, ReplayBuffer
+from mtrl.sac.threads import ThreadChoice
 from mtrl.sac.watch import LossWatch
 from mtrl.surgery import Gradients, get_surgery
 from mtrl.surgery.base import MAINTAIN_EVERY
@@ -53,6 +54,7 @@ class Learner:
         precision: Of the trunks' products: fp32, tf32 or bf16.
         updates: Made so far by `step`.
         watch: When losses went wrong.
+        threads: Where set, chooses how many CPU threads `step` computes with.
         last_batch: What the last update was fed, observations as the networks see them.
     """
 
@@ -77,6 +79,7 @@ class Learner:
         )
         self.updates = 0
         self.watch = LossWatch(("critic_loss", "actor_loss"), len(agent.tasks), agent.device)
+        self.threads: ThreadChoice | None = None
         self.last_batch: Batch | None = None
         self._graph: tuple[ReplayBuffer, int, Captured[dict[str, Tensor]]] | None = None
         # Not dynamic: a second method in one process would make sizes symbolic, which torch 2.11
@@ -116,6 +119,8 @@ class Learner:
         Raises:
             ValueError: if updates are captured and an argument is another one than before.
         """
+        if self.threads is not None:
+            self.threads.begin()
         if self.captures:
             metrics = self._graph_of(replay, updates)()
         else:
@@ -164,7 +169,9 @@ class Learner:
         how = self.precision, self._compiled
         problem = critic_problem(agent, config, batch, noise[0], alpha, *how)
         critics = self.descend("critics", problem)
-        problem = actor_problem(agent, config, batch, noise[1], alpha, *how)
+        # Rotations do not average, but what a head and its rotation do together does.
+        folded = agent.critics.folded()
+        problem = actor_problem(agent, config, batch, noise[1], alpha, *how, critics=folded)
         actor = self.descend("actor", problem)
 
         agent.log_alpha.grad = temperature_gradient(
@@ -172,10 +179,9 @@ class Learner:
         )
         self.optimizers["temperature"].step()
 
-        # Rotations do not average, but what a head and its rotation do together does.
         targets, sources = (
             [*found.shared.values(), *found.per_task.values()]
-            for found in (agent.target_critics.folded(), agent.critics.folded())
+            for found in (agent.target_critics.folded(), folded)
         )
         torch._foreach_lerp_(targets, sources, config.tau)
         self.watch.note(critics.losses.mean(0), actor.losses[0])
@@ -201,6 +207,8 @@ class Learner:
             "diagnosis_generator": self.diagnosis_generator.get_state(),
             "surgeries": {name: dict(s.state_dict()) for name, s in self.surgeries.items()},
         }
+        if self.threads is not None and self.threads.chosen is not None:
+            state["threads"] = self.threads.chosen
         if self.surgery_generator is not self.generator:
             state["surgery_generator"] = self.surgery_generator.get_state()
         return state
@@ -214,6 +222,8 @@ class Learner:
             load_moments_(optimizer, moments)
         for name, surgery in self.surgeries.items():
             surgery.load_state_dict(state.get("surgeries", {}).get(name, {}))
+        if self.threads is not None:
+            self.threads.chosen = state.get("threads", self.threads.chosen)
         self.updates = state["updates"]
         self.generator.set_state(state["generator"].cpu())
         self.diagnosis_generator.set_state(state["diagnosis_generator"].cpu())
@@ -245,7 +255,8 @@ class Learner:
         found = {key: value.contiguous() for key, value in tree.items()}
         if self.config.max_grad_norm > 0:
             clip_by_network_(list(found.values()), self.config.max_grad_norm)
-        for key, parameter in {**networks.shared, **networks.per_task}.items():
+        shared, per_task = networks.named()
+        for key, parameter in {**shared, **per_task}.items():
             parameter.grad = found[key]
         self.optimizers[name].step()
         surgery.after_step(problem.losses)

@@ -11,10 +11,50 @@ from torch import Tensor, nn
 from mtrl.config.sections import LearnerConfig
 
 
+class FusedAdamW(torch.optim.AdamW):
+    """AdamW (Loshchilov & Hutter 2019); without decay it is Adam.
+
+    State and settings are those of torch's. Its step does on the way to the kernel what takes as
+    long as the kernel with small networks: it asks anew for every parameter what cannot change.
+    """
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step, of the parameters that have a gradient."""
+        for group in self.param_groups:
+            rows = [self._row(p) for p in group["params"] if p.grad is not None]
+            if not rows:
+                continue
+            parameters, gradients, means, squares, steps = map(list, zip(*rows, strict=True))
+            with torch.no_grad():
+                torch._foreach_add_(steps, 1)
+                torch._fused_adamw_(
+                    parameters,
+                    gradients,
+                    means,
+                    squares,
+                    [],
+                    steps,
+                    lr=group["lr"],
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    amsgrad=False,
+                    maximize=False,
+                )
+
+    def _row(self, parameter: Tensor) -> tuple[Tensor | None, ...]:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter) for _ in "mv")
+        return parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
+
+
 def make_optimizer(
     parameters: Mapping[str, nn.Parameter], config: LearnerConfig
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); without decay it is Adam.
+    """AdamW; biases and the like do not decay.
 
     Args:
         parameters: By name. Those called some weight decay, of trunk and heads; biases, embeddings
@@ -32,16 +72,13 @@ def make_optimizer(
     device = next(iter(parameters.values())).device
     on_cuda = device.type == "cuda"
     rate = config.learning_rate
-    optimizer = torch.optim.AdamW(
+    return FusedAdamW(
         [group for group in groups if group["params"]],
         lr=torch.tensor(rate, device=device) if on_cuda else rate,  # a graph reads it anew
         eps=config.adam_epsilon,
         fused=True,
         capturable=on_cuda,
     )
-    # Before its capture an update runs as it is: torch would warn of that.
-    optimizer._warned_capturable_if_run_uncaptured = True
-    return optimizer
 
 
 def load_moments_(
@@ -89,8 +126,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def clip_by_network_(gradients: list[Tensor], max_norm: float) -> None:
     """Scale each network's gradient, all its parameters `[N, …]` together, to at most this norm."""
-    norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
-    norms = torch.linalg.vector_norm(norms, dim=0)
-    scale = (max_norm / (norms + 1e-6)).clamp(max=1)
-    for gradient in gradients:
-        gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
+    networks = list(zip(*(gradient.unbind() for gradient in gradients), strict=True))
+    norms = torch.stack(torch._foreach_norm([part for parts in networks for part in parts]))
+    norms = torch.linalg.vector_norm(norms.view(len(networks), -1), dim=1)
+    scales = (max_norm / (norms + 1e-6)).clamp(max=1)
+    for parts, scale in zip(networks, scales, strict=True):
+        torch._foreach_mul_(parts, scale)

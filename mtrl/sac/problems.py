@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.config.sections import LearnerConfig
-from mtrl.nets.networks import MultiTaskNetworks
+from mtrl.nets.networks import Function, MultiTaskNetworks
 from mtrl.nets.precision import trunks_in
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.losses import actor_loss, critic_loss, td_target
@@ -58,9 +58,14 @@ def actor_problem(
     alpha: Tensor,
     precision: str = "fp32",
     compiled: Compiled = as_it_is,
+    critics: Function | None = None,
 ) -> StackedProblem:
-    """What the actor minimises; `noise` is that of the current actions, `[T, B, A]`."""
-    targets = (agent.critics.folded(), agent.value, batch.observations, noise, alpha)
+    """What the actor minimises; `noise` is that of the current actions, `[T, B, A]`.
+
+    Args:
+        critics: The agent's, where they are folded already.
+    """
+    targets = (critics or agent.critics.folded(), agent.value, batch.observations, noise, alpha)
     parts = compiled(agent.actor.trunk), compiled(actor_loss), batch.observations, targets
     return _problem(agent.actor, *parts, config.gradient_engine, precision)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,24 @@ class CategoricalValue:
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy [nats], `[N, T, B, K]` and `[T, B]` to `[N, T, B]`."""
-        probabilities = self.histogram(target).expand_as(outputs)
-        k = self.n_outputs
-        losses = cross_entropy(outputs.view(-1, k), probabilities.reshape(-1, k), reduction="none")
-        return losses.view(outputs.shape[:-1])
+        losses: Tensor = _CrossEntropy.apply(outputs, self.histogram(target))
+        return losses
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """−Σ p log softmax(x), for p that sum to 1: its gradient is (softmax(x) − p) times theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, probabilities: Tensor) -> Tensor:
+        logs = outputs.log_softmax(-1)
+        ctx.save_for_backward(logs, probabilities)
+        return -(logs * probabilities).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logs, probabilities = ctx.saved_tensors
+        return logs.exp().sub_(probabilities).mul_(gradients[0][..., None]), None
 
 
 Value = ScalarValue | CategoricalValue

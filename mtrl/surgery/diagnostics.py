@@ -6,7 +6,7 @@ whom a step opposes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -232,26 +232,3 @@ def multi_task_curvature(
     there = gradient({name: value - step * here[name] for name, value in parameters.items()})
     lost = [(here[name] * (here[name] - there[name])).sum() for name in parameters]
     return torch.stack(lost).sum() / step
-
-
-def worst_pairs(cosines: Tensor, tasks: Sequence[str], n: int = 5) -> str:
-    """The pairs of tasks that conflict most, as a Markdown table; a sentence if none conflicts.
-
-    Args:
-        cosines: `[T, T]`; see `cosines`.
-        tasks: Names.
-        n: At most so many pairs.
-
-    Example:
-        >>> print(worst_pairs(torch.tensor([[1.0, -0.5], [-0.5, 1.0]]), ["reach-v3", "push-v3"]))
-        | task | task | cosine |
-        |---|---|---:|
-        | reach-v3 | push-v3 | -0.500 |
-    """
-    first, second = torch.triu_indices(len(tasks), len(tasks), 1).tolist()
-    pairs = zip(cosines.cpu()[first, second].tolist(), first, second, strict=True)
-    worst = sorted(pair for pair in pairs if pair[0] < 0)[:n]
-    if not worst:
-        return "No two tasks' gradients conflict."
-    rows = [f"| {tasks[i]} | {tasks[j]} | {value:.3f} |" for value, i, j in worst]
-    return "\n".join(["| task | task | cosine |", "|---|---|---:|", *rows])

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from mtrl.nets.precision import trunks_in
+from mtrl.surgery.autograd import detached, differentiate, leaves
 from mtrl.surgery.factored import FactoredGradients
+from mtrl.surgery.features import StackedFeatures
 from mtrl.surgery.gradients import (
-    FeatureGradients,
-    Gradients,
     Jacobian,
     Parameters,
     TaskGradients,
-    at_least_float32,
 )
 
 
@@ -106,12 +105,12 @@ class StackedProblem:
         return self.precision != "bf16" and ratio > max(1000, n_tasks * n_rows**2 / rows)
 
     def _jacobian(self) -> Jacobian:
-        shared = _leaves(self._by_task(self._rounded()))
-        per_task = _leaves(self.per_task)
+        shared = leaves(self._by_task(self._rounded()))
+        per_task = leaves(self.per_task)
         with torch.enable_grad(), self._precision():
             losses, auxiliary = self._losses(shared, per_task)
-            on_shared, on_own = _differentiate(losses.sum(), None, shared, per_task)
-        return Jacobian(on_own, losses.detach(), _detached(auxiliary), on_shared)
+            on_shared, on_own = differentiate(losses.sum(), None, shared, per_task)
+        return Jacobian(on_own, losses.detach(), detached(auxiliary), on_shared)
 
     def _factors(self) -> FactoredGradients:
         """As `_jacobian`, but the backward stops at the layers' outputs, where the biases enter."""
@@ -119,12 +118,12 @@ class StackedProblem:
         of = {name: name.replace("weight", "bias") for name in weights}
         biases = {**self._by_task(self.shared), **self.per_task}
         n_rows = self.inputs.shape[2]
-        outputs = _leaves(
+        outputs = leaves(
             {name: biases[of[name]][:, :, None].expand(-1, -1, n_rows, -1) for name in weights}
         )
         entering = {of[name]: leaf for name, leaf in outputs.items()}
         shared, per_task = (
-            _leaves({n: v for n, v in tree.items() if n not in weights and n not in entering})
+            leaves({n: v for n, v in tree.items() if n not in weights and n not in entering})
             for tree in (self._by_task(self.shared), self.per_task)
         )
         tape: dict[str, Tensor] = {}
@@ -133,29 +132,29 @@ class StackedProblem:
                 {**weights, **shared}, {**per_task, **entering}, self.inputs, tape
             )
             losses, auxiliary = self._heads(shared, per_task, features)
-            found = _differentiate(losses.sum(), None, outputs, shared, per_task)
+            found = differentiate(losses.sum(), None, outputs, shared, per_task)
         at_outputs, formed, on_own = found
         for name in weights:
             at_bias = at_outputs[name].sum(2)
             (formed if of[name] in self.shared else on_own)[of[name]] = at_bias
         return FactoredGradients(
-            on_own, losses.detach(), _detached(auxiliary), formed, _detached(tape), at_outputs
+            on_own, losses.detach(), detached(auxiliary), formed, detached(tape), at_outputs
         )
 
     def features(self) -> StackedFeatures:
         """By the backward of the mean loss to z, which gives all G_k at once: rows are tasks'."""
         n_tasks = self.inputs.shape[1]
-        shared, per_task = _leaves(self._rounded()), _leaves(self.per_task)
+        shared, per_task = leaves(self._rounded()), leaves(self.per_task)
         with torch.enable_grad(), self._precision():
             features = self.trunk(shared, per_task, self.inputs)
             z = features.detach().requires_grad_()
             losses, auxiliary = self._heads(shared, per_task, z)
             # Σ_n of the networks' mean losses: each network gets its own gradient.
-            above = _differentiate(losses.sum() / n_tasks, None, {"z": z}, shared, per_task)
+            above = differentiate(losses.sum() / n_tasks, None, {"z": z}, shared, per_task)
         return StackedFeatures(
             losses.detach(),
-            self,
-            _detached(auxiliary),
+            self.precision,
+            detached(auxiliary),
             features,
             above[0]["z"],
             above[1:],
@@ -211,82 +210,3 @@ class StackedProblem:
         if self.rotation is not None:
             own["rotation"] = self.rotation
         return self.loss(shared, own, features, *self.targets)
-
-
-@dataclass(frozen=True)
-class StackedFeatures(FeatureGradients):
-    """The mean loss's backward, paused at z.
-
-    Attributes:
-        problem: Whose it is.
-        auxiliary: What the loss returned beside.
-        features: z, `[N, T, B, d]`, with its graph.
-        at_features: The mean loss's gradient by z, G_k / T.
-        above: The mean loss's gradients by `leaves`, as far as these lie above z.
-        leaves: Shared and per-task parameters.
-    """
-
-    problem: StackedProblem
-    auxiliary: dict[str, Tensor]
-    features: Tensor
-    at_features: Tensor
-    above: list[dict[str, Tensor]]
-    leaves: list[dict[str, Tensor]]
-
-    @property
-    def norms(self) -> Tensor:
-        """See `FeatureGradients`."""
-        flat = at_least_float32(self.at_features).flatten(2)
-        return self._n_tasks * torch.linalg.vector_norm(flat, dim=2)
-
-    @property
-    def means(self) -> Tensor:
-        """See `FeatureGradients`."""
-        return self._n_tasks * at_least_float32(self.at_features).mean(2)
-
-    def mean(self) -> Gradients:
-        """See `FeatureGradients`."""
-        return self._below(self.at_features, torch.full_like(self.losses, 1 / self._n_tasks))
-
-    def weighted(self, weights: Tensor) -> Gradients:
-        """See `FeatureGradients`.
-
-        The weights are factors on the tasks' rows before these go on into the trunk. What belongs
-        to a task but lies below z, its bias in the first layer, goes with them: it is the one-hot's
-        column of the trunk. A single head is shared but lies above z: it gets the mean.
-        """
-        factors = (self._n_tasks * weights)[..., None, None]
-        return self._below(self.at_features * factors.to(self.at_features.dtype), weights)
-
-    @property
-    def _n_tasks(self) -> int:
-        return self.losses.shape[-1]
-
-    def _below(self, at_features: Tensor, weights: Tensor) -> Gradients:
-        with self.problem._precision():
-            below = _differentiate(self.features, at_features, *self.leaves)
-        on_shared, on_own = (_add(a, b) for a, b in zip(self.above, below, strict=True))
-        on_shared = {name: at_least_float32(value) for name, value in on_shared.items()}
-        return Gradients(on_shared, on_own, self.losses, self.auxiliary, weights)
-
-
-def _leaves(parameters: Parameters) -> dict[str, Tensor]:
-    return {name: value.detach().requires_grad_() for name, value in parameters.items()}
-
-
-def _detached(tensors: Parameters) -> dict[str, Tensor]:
-    return {name: value.detach() for name, value in tensors.items()}
-
-
-def _differentiate(
-    output: Tensor, gradient: Tensor | None, *trees: dict[str, Tensor]
-) -> list[dict[str, Tensor]]:
-    """The output's gradients by all leaves of the trees; what it does not depend on is left out."""
-    wanted = [leaf for tree in trees for leaf in tree.values()]
-    found = iter(torch.autograd.grad(output, wanted, gradient, allow_unused=True))
-    pairs = [[(name, next(found)) for name in tree] for tree in trees]
-    return [{name: value for name, value in tree if value is not None} for tree in pairs]
-
-
-def _add(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {**a, **b, **{name: a[name] + b[name] for name in a.keys() & b.keys()}}

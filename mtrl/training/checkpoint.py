@@ -27,6 +27,8 @@ from mtrl.folder import (
     write_atomically,
 )
 from mtrl.policy.file import digest
+from mtrl.sac.replay import Batch
+from mtrl.training.place import quoted
 
 KEEP = 2
 """Checkpoints kept: the newest, and the one before in case the disk fails."""
@@ -147,6 +149,25 @@ def load_newest(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
         if changed:
             notes.append(f"{path} was made with other versions: {', '.join(changed)}")
         return state, notes
+
+
+def keep_batch(run_dir: Path, steps: int, batch: Batch | None) -> str:
+    """Save the batch that a run stopped at, for who looks for the cause; says where it is."""
+    if batch is None:  # before the first update
+        return ""
+    path = run_dir / f"stopped_{steps:012d}.safetensors"
+    tensors = {name: value.contiguous() for name, value in vars(batch).items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    return f"; the last batch is in {path}"
+
+
+def what_is_left(run_dir: Path) -> str:
+    """What to tell whose run ends early."""
+    try:
+        path = newest_checkpoint(run_dir)
+    except UsageError:
+        return "No checkpoint has been written yet."
+    return f"{path} is whole; to continue: mtrl-train --resume {quoted(run_dir)}"
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mtrl.config.train import Schedule, TrainConfig, shown
+from mtrl.config.train import TrainConfig, shown
 from mtrl.errors import RunError, UsageError, one_line
 from mtrl.folder import newest_or_none
 
@@ -41,7 +41,7 @@ def begun(config: TrainConfig, compare_tasks: bool) -> Path | None:
         return None
     ours, before = config.flat(), TrainConfig.from_yaml(run_dir / "config.yaml").flat()
     resolved = {"run_dir", "precision", *MAY_CHANGE}
-    resolved |= {name for name in Schedule.PER_TASK if ours[name] is None}
+    resolved |= {name for name, value in ours.items() if value is None}  # by default
     resolved |= set() if compare_tasks else {"benchmark", "tasks"}
     for name, value in ours.items():
         if name not in resolved and value != before[name]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mtrl.errors import UsageError
 from mtrl.evaluation.scores import Evaluation
+from mtrl.folder import FINAL, write_text
 from mtrl.sac.watch import diverging
-from mtrl.surgery.diagnostics import Diagnosis, worst_pairs
+from mtrl.surgery.diagnostics import Diagnosis
 from mtrl.training.logger import RunLogger
 
 
@@ -90,3 +94,32 @@ def evaluation(logger: RunLogger, steps: int, result: Evaluation, video: bool) -
             logger.animation(steps, f"eval/video/{task}", gif)
     except (OSError, UsageError) as error:  # no picture is worth a run
         logger.say(f"no videos of this evaluation: {error}")
+
+
+def final(run_dir: Path, result: Evaluation, **context: Any) -> None:
+    """Write the final policy's evaluation next to it, as CSV and, with its context, as JSON."""
+    write_text(run_dir / "eval.csv", result.to_csv())
+    write_text(run_dir / "eval.json", result.to_json(policy=FINAL, **context))
+
+
+def worst_pairs(cosines: Tensor, tasks: Sequence[str], n: int = 5) -> str:
+    """The pairs of tasks that conflict most, as a Markdown table; a sentence if none conflicts.
+
+    Args:
+        cosines: `[T, T]`; see `cosines`.
+        tasks: Names.
+        n: At most so many pairs.
+
+    Example:
+        >>> print(worst_pairs(torch.tensor([[1.0, -0.5], [-0.5, 1.0]]), ["reach-v3", "push-v3"]))
+        | task | task | cosine |
+        |---|---|---:|
+        | reach-v3 | push-v3 | -0.500 |
+    """
+    first, second = torch.triu_indices(len(tasks), len(tasks), 1).tolist()
+    pairs = zip(cosines.cpu()[first, second].tolist(), first, second, strict=True)
+    worst = sorted(pair for pair in pairs if pair[0] < 0)[:n]
+    if not worst:
+        return "No two tasks' gradients conflict."
+    rows = [f"| {tasks[i]} | {tasks[j]} | {value:.3f} |" for value, i, j in worst]
+    return "\n".join(["| task | task | cosine |", "|---|---|---:|", *rows])

@@ -166,10 +166,10 @@ def _expect_main_guard() -> None:
 
 
 def _record_benchmark(run_dir: Path, benchmark: Benchmark) -> None:
-    """At a run's start, when no custom task has said yet whether it is solved."""
+    """At a run's start, when no step has said yet whether its task is solved."""
     from mtrl.envs.record import record_of
 
-    told = [not benchmark.custom] * len(benchmark.tasks)
+    told = [not benchmark.custom or t in benchmark.tells_success for t in benchmark.tasks]
     write_benchmark(run_dir, record_of(benchmark, told))
 
 

@@ -17,6 +17,7 @@ from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.sac.reward_scale import RewardScale
+from mtrl.sac.threads import ThreadChoice
 from mtrl.training.rollout import Collector
 
 
@@ -67,6 +68,8 @@ class RunState:
         agent = MTSAC(benchmark.tasks, config.agent, observation, action, seed=weights)
         self.agent = agent.to(device)
         self.learner = Learner(self.agent, config.learner, learner)
+        if config.threads is None and device.type == "cpu":
+            self.learner.threads = ThreadChoice()
         self.replay = ReplayBuffer(
             config.learner.buffer_size,
             n_tasks,
@@ -116,6 +119,10 @@ class RunState:
         """End the simulators."""
         self.envs.close()
         self.eval_envs.close()
+
+    def due(self, every: int) -> bool:
+        """Whether the last vector step reached a multiple of so many steps; never if 0."""
+        return every > 0 and self.steps // every > (self.steps - self.envs.num_envs) // every
 
     def state_dict(self) -> dict[str, Any]:
         """Nested dictionaries of tensors, arrays and plain values."""

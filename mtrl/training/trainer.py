@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import html
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from mtrl.config import yaml12
 from mtrl.config.train import TrainConfig
@@ -19,14 +18,14 @@ from mtrl.envs.benchmarks import N_GOALS, Benchmark
 from mtrl.envs.metaworld import MAX_STEPS
 from mtrl.envs.processes import WorkerError
 from mtrl.envs.record import record_of
-from mtrl.errors import RunError, UsageError
+from mtrl.errors import RunError
 from mtrl.evaluation.protocol import evaluate_in
 from mtrl.evaluation.scores import Evaluation
-from mtrl.folder import FINAL, newest_checkpoint, write_atomically, write_benchmark, write_text
+from mtrl.folder import FINAL, write_atomically, write_benchmark
 from mtrl.sac.diagnose import diagnose
 from mtrl.sac.watch import expect_finite
 from mtrl.training import report
-from mtrl.training.checkpoint import CheckpointWriter
+from mtrl.training.checkpoint import CheckpointWriter, keep_batch, what_is_left
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.logger import RunLogger
 from mtrl.training.pace import Pace, TimeLeft, shown
@@ -118,7 +117,7 @@ class Trainer:
             with closing(self), self.interrupt, cpu_threads(self.config.threads):
                 return self._run()
         except OSError as error:
-            raise RunError(f"{error}. {self._whole()}") from None
+            raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
 
     def _run(self) -> Outcome:
         try:
@@ -135,10 +134,10 @@ class Trainer:
             return Outcome(self.run_dir, None, self.interrupt.signal)
         except WorkerError as error:
             self._checkpoint()
-            raise RunError(f"{error}. {self._whole()}") from None
+            raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
         except FloatingPointError as error:
             self._expect_numbers()  # which knows more about it
-            raise RunError(f"{error}. {self._whole()}") from None
+            raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
 
     def close(self) -> None:
         """End the simulators and the logs."""
@@ -160,17 +159,17 @@ class Trainer:
             self.logger.tick(state.steps)
             at_end = state.steps >= schedule.total_timesteps
             to_tell = at_end
-            if self._due(schedule.log_every):
+            if state.due(schedule.log_every):
                 self._log()
                 to_tell = True
-            if self._due(schedule.diagnose_every) and self._metrics:
+            if state.due(schedule.diagnose_every) and self._metrics:
                 found = diagnose(state.learner, state.replay)
                 report.diagnosis(self.logger, state.steps, self.benchmark.tasks, found)
             if not at_end:  # which has its own
-                if self._due(schedule.eval_every):
+                if state.due(schedule.eval_every):
                     self._evaluate_on_the_way()
                     to_tell = True
-                if self._due(schedule.checkpoint_every):
+                if state.due(schedule.checkpoint_every):
                     self._checkpoint()
             if to_tell:
                 self._tell()
@@ -193,10 +192,6 @@ class Trainer:
         with self.pace.stage("store"):
             state.collector.store(answer, state.replay)
         state.steps += state.envs.num_envs
-
-    def _due(self, every: int) -> bool:
-        state = self.state
-        return every > 0 and state.steps // every > (state.steps - state.envs.num_envs) // every
 
     def _log(self) -> None:
         """Read numbers off the device, as only diagnoses and evaluations do besides."""
@@ -230,26 +225,10 @@ class Trainer:
             state.learner.watch.expect_finite(self.benchmark.tasks, state.learner.updates)
             expect_finite(state.agent.state_dict().items())
         except RunError as error:
-            path = self.run_dir / f"stopped_{state.steps:012d}.safetensors"
-            batch = state.learner.last_batch
-            kept = ""
-            if batch is not None:  # none before the first update
-                tensors = {name: value.contiguous() for name, value in vars(batch).items()}
-                write_atomically(path, lambda temporary: save_file(tensors, temporary))
-                kept = f"; the last batch is in {path}"
+            kept = keep_batch(self.run_dir, state.steps, state.learner.last_batch)
             raise RunError(
-                f"{error}, noticed after {state.steps:,} steps{kept}. {self._whole()}"
+                f"{error}, noticed after {state.steps:,} steps{kept}. {what_is_left(self.run_dir)}"
             ) from None
-
-    def _whole(self) -> str:
-        """What is left of a run that ends."""
-        with suppress(OSError):  # of a checkpoint under way, when something else has gone wrong
-            self.checkpoints.wait()
-        try:
-            path = newest_checkpoint(self.run_dir)
-        except UsageError:
-            return "No checkpoint has been written yet."
-        return f"{path} is whole; to continue: mtrl-train --resume {quoted(self.run_dir)}"
 
     def _evaluate_on_the_way(self) -> None:
         self.state.evaluation_pending = True
@@ -276,21 +255,20 @@ class Trainer:
     def _finish(self) -> Evaluation:
         """Save and judge the final policy."""
         state = self.state
-        extra = state.description()
-        write_atomically(self.run_dir / FINAL, lambda path: state.agent.save(path, extra))
+        description = state.description()
+        write_atomically(self.run_dir / FINAL, lambda path: state.agent.save(path, description))
         expected = self._left.last_evaluation()
         about = "" if expected is None else f", about {shown(expected)}"
         self.logger.say(f"final evaluation: {N_GOALS} episodes per task{about}")
         result = self._evaluate(N_GOALS)
-        write_text(self.run_dir / "eval.csv", result.to_csv())
-        text = result.to_json(
-            policy=FINAL,
+        report.final(
+            self.run_dir,
+            result,
             seed=self.config.seed,
             total_timesteps=state.steps,
             updates=state.learner.updates,
             seconds=round(state.elapsed, 1),
         )
-        write_text(self.run_dir / "eval.json", text)
         self.logger.finish()
         self.logger.say(f"{result.table()}\n{self.run_dir}")
         return result

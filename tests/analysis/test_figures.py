@@ -13,8 +13,9 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from mtrl.analysis.conflicts import cosine_figure
 from mtrl.config.train import TrainConfig
-from mtrl.surgery.diagnostics import cosines, worst_pairs
+from mtrl.surgery.diagnostics import cosines
 from mtrl.training.logger import RunLogger
+from mtrl.training.report import worst_pairs
 
 
 def test_worst_pairs_are_named_from_the_worst_on():

@@ -1,26 +1,41 @@
 """mtrl-plot from run folders to figures and tables."""
 
+import base64
 import csv
+import io
 import json
+import math
+import re
 import shutil
+import subprocess
+import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 from fake_runs import NETWORKS, write_run
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+import mtrl
 from mtrl.analysis.comparison import draw_comparison
 from mtrl.analysis.conflicts import conflict_fraction, draw_conflicts
-from mtrl.analysis.methods import group
-from mtrl.analysis.runs import read_cosines, read_run
+from mtrl.analysis.cosines import read_cosines
+from mtrl.analysis.methods import differences, group
+from mtrl.analysis.runs import read_run
+from mtrl.analysis.style import COLUMN, TEXT, between, number
 from mtrl.analysis.tables import summarise
 from mtrl.cli.plot import main
+from mtrl.config.presets import preset
 from mtrl.config.train import TrainConfig
+from mtrl.envs.benchmarks import Benchmark
+from mtrl.errors import UsageError
 from mtrl.evaluation.scores import Evaluation
 
+HOW = ("steps", "stratified")
 TASKS = ("reach-v3", "push-v3", "button-press-topdown-wall-v3")
 
 
@@ -60,11 +75,11 @@ def test_what_is_written_is_the_same_every_time(runs, tmp_path, capsys):
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
     figures = "curves_mean curves_tasks scores improvement conflict_fraction cosines".split()
     figures += [f"cosines_{network}" for network in NETWORKS]
-    expected = {f"{name}.{kind}" for name in figures for kind in ("png", "svg")}
+    expected = {f"{name}.{kind}" for name in figures for kind in ("png", "pdf")}
     assert files.keys() == expected | {"table.md", "table.csv"}
     assert files["table.md"].decode() in printed
     for name in figures:
-        assert b"<dc:date>" not in files[f"{name}.svg"]
+        assert files[f"{name}.pdf"].startswith(b"%PDF") and b"/Type3" not in files[f"{name}.pdf"]
         with Image.open(tmp_path / f"a/{name}.png") as image:
             assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
             inches = image.width / 300
@@ -159,19 +174,256 @@ def test_methods_are_named_by_what_differs(tmp_path):
 
     assert names("none_0", "none_1") == [("none", 2)]  # a longer run is no other method
     assert names("pcgrad_0", "none_0", "none_1") == [("pcgrad", 1), ("none", 2)]
-    assert names("none_0", "wide_0") == [
-        ("hidden_sizes=400 400 400", 1),
-        ("hidden_sizes=512 512", 1),
+    assert names("none_0", "wide_0") == [("hidden_sizes=3×400", 1), ("hidden_sizes=2×512", 1)]
+    # As few fields as tell them apart; batch_size is in the footnote.
+    assert names("none_0", "wide_0", "pcgrad_0") == [
+        ("none, hidden_sizes=3×400", 1),
+        ("none, hidden_sizes=2×512", 1),
+        ("pcgrad, hidden_sizes=3×400", 1),
     ]
-    assert names("none_0", "wide_0", "pcgrad_0")[2] == (
-        "hidden_sizes=400 400 400, pcgrad, batch_size=64",
-        1,
-    )
     assert names("none_0", "wide_0", "pcgrad_0", by=["surgery"]) == [("none", 2), ("pcgrad", 1)]
-    labels = {"none": "MT-SAC"}
-    assert names("none_0", "pcgrad_0", labels=labels) == [("MT-SAC", 1), ("pcgrad", 1)]
     text = summarise(group([made["none_0"], made["pcgrad_0"]]), "stratified").markdown()
     assert "batch_size: 128 (none), 64 (pcgrad)" in text and "in surgery" not in text
+
+
+def test_methods_get_the_names_that_a_user_gives(runs):
+    found = [read_run(Path(path)) for path in paths(runs)]
+
+    def names(**labels: str) -> list[str]:
+        return [method.name for method in group(found, labels=labels)]
+
+    assert names() == ["none", "pcgrad", "rotograd"]
+    assert names(none="MT-SAC", rotograd="RotoGrad") == ["MT-SAC", "pcgrad", "RotoGrad"]
+    by_run = {f"{runs}/pcgrad_2": "PCGrad", "none_*": "MT-SAC", f"{runs}/rot*": "RotoGrad"}
+    assert names(**by_run) == ["MT-SAC", "PCGrad", "RotoGrad"]
+    for labels, message in (
+        ({"nome": "x"}, "unknown 'nome'; did you mean 'none'?.* or a glob of it"),
+        ({f"{runs}/*": "x"}, "matches none and pcgrad and rotograd; --group-by"),
+        ({"none": "x", "none_0": "y"}, "expected one label for none, got 'x' and 'y'"),
+        ({"none": "x", "pcgrad": "x"}, "expected another name for each method, got 'x' twice"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            names(**labels)
+
+
+def test_two_presets_differ_in_a_footnote_not_in_a_legend(tmp_path):
+    """Their difference is of twenty settings; the figures name as many as fit, the table all."""
+    short = {"tasks": TASKS, "total_timesteps": 600_000, "eval_every": 60_000}
+    runs = [
+        read_run(write_run(tmp_path / name, preset(name).model_copy(update=short)))
+        for name in ("mt10_cpu", "mt10_plain")
+    ]
+    methods = group(runs)
+    assert [method.name for method in methods] == ["trunk=residual", "trunk=mlp"]
+    assert len(differences(methods)) > 12
+    for figure in draw_comparison(methods, "steps", "stratified").values():
+        text = "".join(legend.get_title().get_text() for legend in figure.legends)
+        assert text.split()[:5] == ["They", "also", "differ", "in", "actor_hidden_sizes,"]
+        assert text.replace("\n", " ").endswith("more settings: see the table.")
+        expect_legible(figure)
+    notes = summarise(methods, "stratified").notes
+    assert sum(note.startswith("Methods differ in ") for note in notes) == len(differences(methods))
+    named = group(runs, labels={"mt10_cpu": "ours", "mt10_plain": "published"})
+    for figure in draw_comparison(named, "steps", "stratified").values():
+        assert all("differ" not in legend.get_title().get_text() for legend in figure.legends)
+
+
+def test_runs_that_have_not_been_evaluated_yet_are_skipped_with_a_word(runs, tmp_path, capsys):
+    folder = tmp_path / "runs"
+    shutil.copytree(runs / "none_0", folder / "none_0")
+    write_run(folder / "early", config(1), stop_at=20_000)
+    (folder / "plots").mkdir()
+    assert main([*paths(folder), "-o", str(tmp_path / "out"), "--formats", "png"]) == 0
+    words = capsys.readouterr().err.splitlines()
+    assert len(words) == 2
+    assert f"skipped {folder}/early: expected a run with an evaluation in its logs" in words[0]
+    assert f"skipped {folder}/plots: expected a run folder with config.yaml" in words[1]
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".png", ".md", ".csv"}
+
+
+def test_tasks_in_another_order_are_the_same_tasks(runs, tmp_path):
+    """A run's progress.csv alone does not tell their order."""
+    other = tmp_path / "pcgrad_9"
+    write_run(other, config(9, "pcgrad").model_copy(update={"tasks": TASKS[::-1]}))
+    methods = group([read_run(runs / "pcgrad_0"), read_run(other)])
+    rates = [row["success_rate"] for row in json.loads((other / "eval.json").read_text())["tasks"]]
+    np.testing.assert_allclose(methods[0].scores[:, 1], rates[::-1])
+    assert methods[0].tasks == TASKS
+
+
+@pytest.fixture(scope="module")
+def returns(tmp_path_factory) -> Path:
+    """Two methods with two seeds on custom tasks, of which none tells its success."""
+    makers = {f"gravity-{g}": partial(gymnasium.make, "Reacher-v5") for g in (5, 10)}
+    reachers = Benchmark("reachers", makers, success_key=None)
+    folder = tmp_path_factory.mktemp("returns")
+    for surgery in ("none", "pcgrad"):
+        for seed in range(2):
+            settings = config(seed, surgery).model_copy(
+                update={"benchmark": "reachers", "tasks": None}
+            )
+            path = folder / f"{surgery}_{seed}"
+            write_run(path, settings, benchmark=reachers, tells_success=False)
+    return folder
+
+
+def test_tasks_judged_by_return_are_compared_by_return(returns, tmp_path):
+    assert main([*paths(returns), "-o", str(tmp_path)]) == 0
+    found = table(tmp_path)
+    stored = [json.loads((returns / f"none_{k}/eval.json").read_text()) for k in range(2)]
+    rates = np.array([[row["return_mean"] for row in each["tasks"]] for each in stored])
+    for t, task in enumerate(("gravity-5", "gravity-10")):
+        row = found["none", task]
+        assert float(row["value"]) == pytest.approx(rates[:, t].mean())
+        # Of two runs, a resample is one, the other or their mean.
+        assert float(row["low"]) == pytest.approx(rates[:, t].min())
+        assert float(row["high"]) == pytest.approx(rates[:, t].max())
+        assert row["interval"] == "bootstrap, stratified"
+    assert float(found["none", "mean"]["value"]) == pytest.approx(rates.mean())
+    assert ("none", "worst task") not in found  # returns are not on one scale
+    assert "Scores are returns" in (tmp_path / "table.md").read_text()
+    run = read_run(returns / "none_0")
+    assert run.tasks == ("gravity-5", "gravity-10") and run.score == "return"
+    lines = (returns / "none_0/progress.json").read_text().splitlines()
+    logged = [json.loads(line).get("eval/return/gravity-10") for line in lines]
+    np.testing.assert_array_equal(run.scores[:, 1], [x for x in logged if x is not None])
+    figures = draw_comparison(group([read_run(Path(path)) for path in paths(returns)]), *HOW)
+    assert figures["curves_mean"].axes[0].get_ylabel() == "mean return (2 seeds)"
+    assert figures["scores"].get_supxlabel() == "final return"
+    first, second = figures["curves_tasks"].axes
+    assert first.get_ylim() != second.get_ylim()  # each task on its own scale
+    assert all(axes.get_xlim()[0] <= 0 for axes in figures["scores"].axes)
+    for figure in figures.values():
+        expect_legible(figure)
+
+
+def test_the_score_can_be_chosen_and_is_one_for_all(runs, returns, tmp_path, capsys):
+    both = read_run(runs / "none_0", "return")
+    stored = json.loads((runs / "none_0/eval.json").read_text())["tasks"]
+    np.testing.assert_allclose(both.final.scores, [row["return_mean"] for row in stored])
+    with pytest.raises(UsageError, match="expected eval/success_rate/ in the logs, got none"):
+        read_run(returns / "none_0", "success_rate")
+    # One task of three tells its success.
+    mixed = write_run(tmp_path / "mixed", config(5), tells_success=(True, False, False))
+    assert read_run(mixed).score == "return" and read_run(mixed).tasks == TASKS
+    assert read_run(mixed, "success_rate").tasks == TASKS[:1]
+    assert main([str(runs / "none_0"), str(mixed), "-o", str(tmp_path / "out")]) == 2
+    assert "--score return compares both" in capsys.readouterr().err
+    command = [str(runs / "none_0"), str(mixed), "--score", "return", "-o", str(tmp_path / "out")]
+    assert main(command) == 0
+
+
+def test_a_notebook_shows_what_the_command_draws(runs, tmp_path):
+    """From globs and folders in any number; the table and every figure, without pyplot."""
+    found = mtrl.plot([f"{runs}/none_*", runs / "pcgrad_0", runs / "none_0"])
+    assert found.table.methods == ("none", "pcgrad") and found.skipped == ()
+    assert list(found.figures) == ["curves_mean", "curves_tasks", "scores", "improvement"]
+    page = found._repr_html_()
+    assert page.count("<img ") == 4 and page.count("<table>") == 1 and "Wilson" in page
+    encoded = re.findall(r'base64,([^"]+)"', page)
+    for data in encoded:
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            assert image.format == "PNG" and image.width > 500
+    written = found.save(tmp_path / "out", ["pdf"])
+    assert sorted(path.name for path in written) == sorted(f"{name}.pdf" for name in found.figures)
+    assert str(found) == (tmp_path / "out/table.md").read_text()
+    one = mtrl.plot(runs / "none_0", labels={"none": "a|b <i>"})
+    assert "a\\|b" in one.table.markdown() and "a|b &lt;i&gt;" in one.table.html()
+
+
+def test_labels_may_hold_mathematics_and_names_may_hold_anything(tmp_path):
+    tasks = {"cost $5 for $6": partial(gymnasium.make, "Reacher-v5"), "x" * 90: None}
+    tasks["x" * 90] = tasks["cost $5 for $6"]
+    benchmark = Benchmark("odd", tasks, success_key=None)
+    settings = config().model_copy(update={"benchmark": "odd", "tasks": None})
+    folder = write_run(tmp_path / "odd", settings, benchmark=benchmark, tells_success=False)
+    found = mtrl.plot(folder, labels={"none": r"$\alpha = 0.1$"})
+    figures = found.figures | draw_conflicts(*read_cosines(folder))
+    for figure in figures.values():
+        expect_legible(figure)
+    titles = [axes.get_title() for axes in figures["curves_tasks"].axes]
+    assert titles[0] == r"cost \$5 for \$6" and "…" in titles[1]
+    with pytest.raises(UsageError, match=r"labels: cannot read .* as mathematics"):
+        mtrl.plot(folder, labels={"none": r"$\frac{a$"})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"actor": [[1, 0.5], [0.5, 1]]}, "cannot read .*cosines.jsonl"),  # of two tasks
+        ({"actor": [[1, 0.5], [0.5]]}, "cannot read .*cosines.jsonl"),
+        ({"actor": "x"}, "cannot read .*cosines.jsonl"),
+        ({}, "cannot read .*cosines.jsonl"),
+    ],
+)
+def test_damaged_cosines_are_told_in_a_line(runs, tmp_path, line, message):
+    folder = tmp_path / "damaged"
+    shutil.copytree(runs / "none_0", folder)
+    with (folder / "cosines.jsonl").open("a") as file:
+        file.write(json.dumps({"time/total_timesteps": 700_000} | line) + "\n")
+    with pytest.raises(UsageError, match=message):
+        read_cosines(folder)
+
+
+def test_unknown_cosines_are_grey(runs, tmp_path):
+    folder = tmp_path / "unknown"
+    shutil.copytree(runs / "none_0", folder)
+    rows = [json.loads(line) for line in (folder / "cosines.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["actor"] = [[math.nan] * 3] * 3
+    (folder / "cosines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figures = draw_conflicts(*read_cosines(folder))
+    shown = figures["cosines_actor"].axes[0].images[0]
+    assert np.ma.getmaskarray(shown.get_array()).all()
+    for figure in figures.values():
+        FigureCanvasAgg(figure).draw()
+
+
+@pytest.mark.parametrize("successes", [None, "many", math.nan, [3]])
+def test_a_damaged_final_evaluation_is_told_in_a_line(runs, tmp_path, successes):
+    folder = tmp_path / "damaged"
+    shutil.copytree(runs / "none_0", folder)
+    stored = json.loads((folder / "eval.json").read_text())
+    stored["tasks"][1]["successes"] = successes
+    (folder / "eval.json").write_text(json.dumps(stored))
+    with pytest.raises(UsageError, match="runs: cannot read the logs in"):
+        read_run(folder)
+
+
+def test_runs_that_never_diagnose_say_what_to_do(tmp_path):
+    never = write_run(tmp_path / "never", config(diagnose_every=0))
+    with pytest.raises(UsageError, match="its --diagnose-every is 0"):
+        read_cosines(never)
+
+
+def test_curves_have_no_slivers_where_seeds_end_a_little_apart(tmp_path):
+    """Over hours they end at 10, 10.1 and 10.2; a seed that stops half way is still shown."""
+    for seed, hours in enumerate((10, 10.1, 10.2)):
+        write_run(tmp_path / f"a{seed}", config(seed), hours=hours)
+    runs = [read_run(tmp_path / f"a{seed}") for seed in range(3)]
+    figures = draw_comparison(group(runs), "hours", "stratified")
+    (axes,) = figures["curves_mean"].axes  # no panel of how many seeds there are
+    assert [line.get_linestyle() for line in lines(axes)] == ["-"]
+
+
+def test_steps_are_written_out():
+    assert [number(x) for x in (0.25, 1.5, 72, 6000, 1234567)] == [
+        "0.25",
+        "1.5",
+        "72",
+        "6,000",
+        "1,234,567",
+    ]
+    assert between([6000, 6000]) == "6,000" and between([0.5, 0.7, 1.0]) == "0.5–1"
+
+
+def test_nothing_heavy_is_imported():
+    """What analyses runs loads neither torch nor a simulator."""
+    heavy = "{'torch', 'mujoco', 'metaworld', 'gymnasium', 'stable_baselines3', 'tensorboard'}"
+    modules = "mtrl.analysis.comparison, mtrl.analysis.conflicts, mtrl.cli.plot"
+    code = f"import sys, {modules}; print(sorted({heavy} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize(
@@ -180,8 +432,10 @@ def test_methods_are_named_by_what_differs(tmp_path):
         ("", "runs: expected a run folder, or --cosine with one, got none"),
         ("RUNS/none_0", "required: -o/--out"),
         ("RUNS -o OUT", "runs: expected a run folder with config.yaml and progress.json or"),
-        ("RUNS/none_0 RUNS/none_0/ -o OUT", "expected every seed of a method once, got"),
-        ("RUNS/none_0 TMP/other -o OUT", "expected the same tasks in the same order"),
+        ("RUNS/none_0 TMP/copy -o OUT", "expected every seed of a method once, got"),
+        ("RUNS/none_0 TMP/other -o OUT", "expected the same tasks, got the 3 of"),
+        ("TMP/nowhere RUNS/none_0 -o OUT", "runs: no such folder: "),
+        ("TMP/early RUNS -o OUT", "none of 2 has an evaluation yet: skipped"),
         ("TMP/early -o OUT", "expected a run with an evaluation in its logs, got none in"),
         ("TMP/damaged -o OUT", "cannot read the logs in"),
         ("RUNS/none_0 -o RUNS/none_0/config.yaml", "out: expected a folder, got the file"),
@@ -189,13 +443,14 @@ def test_methods_are_named_by_what_differs(tmp_path):
         ("RUNS/none_0 -o OUT --labels nome=x", "labels: unknown 'nome'; did you mean 'none'?"),
         ("RUNS/none_0 -o OUT --group-by surgry", "did you mean 'surgery'?"),
         ("RUNS/none_0 -o OUT --x days", "x: input should be 'steps', 'updates' or 'hours'"),
-        ("--cosine TMP/early -o OUT", "cosine: expected a run folder with cosines.jsonl"),
+        ("--cosine TMP/early -o OUT", "cosine: expected the cosines between tasks' gradients, got"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_a_line(runs, tmp_path, capsys, arguments, message):
     write_run(tmp_path / "early", config(), stop_at=20_000)
     write_run(tmp_path / "other", config().model_copy(update={"tasks": TASKS[:2]}))
-    shutil.copytree(runs / "none_0", tmp_path / "damaged")
+    for name in ("damaged", "copy"):
+        shutil.copytree(runs / "none_0", tmp_path / name)
     (tmp_path / "damaged/eval.json").write_text("{}")
     places = {"RUNS": str(runs), "TMP": str(tmp_path), "OUT": str(tmp_path / "out")}
     for name, place in places.items():
@@ -248,6 +503,29 @@ def test_curves_show_where_seeds_are_missing(runs):
     assert curve.get_xdata()[-1] == 600_000
 
 
+def expect_legible(figure):
+    """As wide as a column or a page's text; no letters beyond the edge, none too small."""
+    FigureCanvasAgg(figure).draw()
+    width, height = figure.get_size_inches()
+    assert COLUMN <= width <= TEXT and height <= 9
+    renderer, room = figure.canvas.get_renderer(), figure.bbox
+    texts = list(figure.texts)
+    for legend in figure.legends:
+        texts += [*legend.texts, legend.get_title()]
+    for axes in figure.axes:
+        texts += [axes.title, axes.xaxis.label, axes.yaxis.label]
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            texts += [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
+    texts = [text for text in texts if text.get_visible() and text.get_text().strip()]
+    for text in texts:
+        box = text.get_window_extent(renderer)
+        assert box.x0 >= room.x0 - 1 and box.x1 <= room.x1 + 1, text
+        assert box.y0 >= room.y0 - 1 and box.y1 <= room.y1 + 1, text
+    assert min(text.get_fontsize() for text in texts) >= 6
+    return renderer
+
+
 @pytest.mark.parametrize("benchmark", ["mt10", pytest.param("mt50", marks=pytest.mark.slow)])
 def test_everything_is_legible_at_the_size_it_is_printed(tmp_path, benchmark):
     """8 pt are 8 pt, no name is cut off, and none runs into another."""
@@ -262,23 +540,7 @@ def test_everything_is_legible_at_the_size_it_is_printed(tmp_path, benchmark):
     figures = draw_comparison(group(runs), "steps", "stratified")
     figures |= draw_conflicts(*read_cosines(tmp_path / "pcgrad0"))
     for name, figure in figures.items():
-        FigureCanvasAgg(figure).draw()
-        width, height = figure.get_size_inches()
-        assert width in (3.25, 6.75) and height <= 9
-        renderer = figure.canvas.get_renderer()
-        room = figure.bbox
-        texts = [*figure.texts, *(text for legend in figure.legends for text in legend.texts)]
-        for axes in figure.axes:
-            texts += [axes.title, axes.xaxis.label, axes.yaxis.label]
-            for axis in (axes.xaxis, axes.yaxis):
-                low, high = sorted(axis.get_view_interval())
-                texts += [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
-        texts = [text for text in texts if text.get_visible() and text.get_text()]
-        boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
-        for text, box in boxes:
-            inside = box.x0 >= room.x0 - 1 and box.x1 <= room.x1 + 1
-            assert inside and box.y0 >= room.y0 - 1 and box.y1 <= room.y1 + 1, (name, text)
-        assert min(text.get_fontsize() for text in texts) >= 6
+        renderer = expect_legible(figure)
         if name == "curves_tasks":
             assert [axes.get_title() for axes in figure.axes] == [
                 task.removesuffix("-v3") for task in runs[0].tasks
@@ -330,5 +592,6 @@ def test_fake_runs_are_judged_like_real_ones(runs):
     success = np.zeros((3, 50), bool)
     for t, row in enumerate(stored["tasks"]):
         success[t, : row["successes"]] = True
-    again = Evaluation(TASKS, 0, success.astype(int), 100.0 * success, np.zeros((3, 50, 0, 4)))
+    returns = success * [[100.0], [200.0], [300.0]]
+    again = Evaluation(TASKS, 0, success.astype(int), returns, np.zeros((3, 50, 0, 4)))
     assert again.rows() == stored["tasks"]

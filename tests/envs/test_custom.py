@@ -97,7 +97,7 @@ def test_actions_are_scaled_to_the_environments_range():
 
 def test_evaluation_has_episodes_of_its_own():
     ours = [
-        CustomTask("a", REACHERS.custom["gravity0"], "solved", HORIZON, training)
+        CustomTask("a", REACHERS.custom["gravity0"], "solved", HORIZON, for_training=training)
         for training in (True, False)
     ]
     first, second = (env.reset(seed=0)[0] for env in ours)

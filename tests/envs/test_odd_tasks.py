@@ -1,10 +1,13 @@
 """Custom environments as people write them: what is wrong is told, what is odd works."""
 
 import os
+import subprocess
+import sys
 import time
 import warnings
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +19,7 @@ from odd_tasks import (
     Counted,
     LateWrong,
     Long,
+    NeverFinite,
     Plain,
     Program,
     Told,
@@ -46,44 +50,63 @@ def refused(make) -> str:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
-def test_no_reset_lets_in_what_is_not_finite(value):
-    """The third one of a process, which follows an episode's end: the row begins anew."""
-    with closing(vector(partial(BadReset, 3, value), max_restarts=1)) as envs:
-        envs.reset(seed=0)
-        for step in range(19):
+@pytest.mark.parametrize("number", [1, 3])
+def test_no_reset_lets_in_what_is_not_finite(number, value):
+    """Neither the first of a process nor one after an episode's end: the episode begins anew."""
+    with closing(vector(partial(BadReset, number, value))) as envs, warned() as told:
+        observations, _ = envs.reset(seed=0)
+        assert np.array_equal(observations, np.zeros((1, 3)))
+        for _ in range(20):
             observations, *_, infos = envs.step(NOTHING)
             assert np.isfinite(observations).all() and "restarted" not in infos
-        with pytest.warns(RuntimeWarning, match=r"task 'a': a reset's observation is not finite"):
-            observations, *_, infos = envs.step(NOTHING)
-        assert infos["restarted"].all() and "final_info" not in infos
-        assert np.array_equal(observations, np.zeros((1, 3)))
+        assert np.array_equal(observations, np.zeros((1, 3))) and "final_info" in infos
+        assert np.array_equal(infos["final_obs"], np.full((1, 3), 10))
+    assert told == [
+        "task 'a': a reset returned an observation that is not finite in float32; the episode was "
+        "drawn again from another seed"
+    ]
 
 
-def test_the_first_reset_may_fail_too():
-    with closing(vector(partial(BadReset, 1, np.nan))) as envs:
-        with pytest.raises(WorkerError, match="not finite in float32: nan at index 1"):
-            envs.reset(seed=0)
+@contextmanager
+def warned():
+    """What Python warns of inside."""
+    texts = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield texts
+    texts += [str(warning.message) for warning in caught]
 
 
 @pytest.mark.parametrize("raises", [False, True])
 def test_a_seed_that_always_fails_is_passed_over(raises):
     """Though the process is replaced, the same seed would fail in it again."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        with closing(vector(partial(BadSeed, raises), max_restarts=20)) as envs:
+    make = partial(BadSeed, raises)
+    with warned() as told:
+        with closing(vector(make, max_restarts=20)) as envs:
             envs.reset(seed=0)
             episodes = 0
             for _ in range(130):
                 observations, *_, infos = envs.step(NOTHING)
                 assert np.isfinite(observations).all()
                 episodes += "final_info" in infos
-            assert episodes > 5 and 1 <= envs.restarts == len(told)
+            assert episodes > 5 and (envs.restarts > 0) == raises
             state = envs.state()
             now = [envs.step(NOTHING) for _ in range(5)]
-        with closing(vector(partial(BadSeed, raises), max_restarts=20)) as other:
+        with closing(vector(make, max_restarts=20)) as other:
             other.restore(state, seed=0)
             for expected in now:
                 assert np.array_equal(other.step(NOTHING)[0], expected[0])
+    assert told and all("task 'a': " in text for text in told)
+
+
+def test_an_environment_that_never_gives_a_number_stops_with_a_word():
+    broken = NeverFinite, 3  # from its third episode on
+    with closing(vector(partial(*broken), max_restarts=1)) as envs, warned():
+        envs.reset(seed=0)
+        with pytest.raises(WorkerError, match=r"a reset's observation is not finite .* nan"):
+            for _ in range(80):
+                envs.step(NOTHING)
+        assert envs.restarts == 1
 
 
 def test_success_is_decided_for_each_task_by_what_its_steps_say():
@@ -106,6 +129,14 @@ def test_success_is_decided_for_each_task_by_what_its_steps_say():
     with closing(vector(tasks)) as other:
         other.restore(state, seed=0)
         assert other.tells_success.tolist() == state["tells_success"]
+
+
+def test_tasks_may_be_known_to_tell_success():
+    benchmark = Benchmark("odd", {"a": Plain, "b": Plain}, tells_success=("b",))
+    with closing(make_vector_env(benchmark, workers=1)) as envs:
+        assert envs.tells_success.tolist() == [False, True]
+    with pytest.raises(UsageError, match="tells_success: unknown 'c'"):
+        Benchmark("odd", {"a": Plain}, tells_success=("c",))
 
 
 def test_without_a_key_no_success_is_looked_for():
@@ -132,7 +163,7 @@ def test_an_episode_without_an_end_is_cut_with_a_word():
         envs.reset(seed=0)
         for _ in range(9_999):
             assert not envs.step(NOTHING)[3].any()
-        with pytest.warns(RuntimeWarning, match="'a': an episode had not ended after 10,000 steps"):
+        with pytest.warns(UserWarning, match="'a': an episode had not ended after 10,000 steps"):
             assert envs.step(NOTHING)[3].all()
 
 
@@ -292,3 +323,27 @@ def test_names_that_files_cannot_hold_are_refused(name):
             Benchmark(name, {"a": Plain})
     with pytest.raises(UsageError, match="name: expected another than Meta-World's, got 'mt10'"):
         Benchmark("mt10", {"a": Plain})
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from odd_tasks import Plain
+from mtrl.envs.benchmarks import Benchmark
+from mtrl.envs.make import make_vector_env
+print("imported", flush=True)
+if {condition}:
+    make_vector_env(Benchmark("odd", {{"a": Plain}}), workers=1).close()
+"""
+
+
+@pytest.mark.parametrize(("condition", "code"), [("True", 1), ('__name__ == "__main__"', 0)])
+def test_a_script_without_a_guard_is_told_of_it(condition, code, tmp_path):
+    """Its worker imports it, and ends there without a trace of its own."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(condition=condition))
+    command = [sys.executable, str(script), str(Path(__file__).parents[1])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout) == (code, "imported\n" * 2), done.stderr
+    assert ('stand under `if __name__ == "__main__":`' in done.stderr) == bool(code)
+    assert done.stderr.count("Traceback") == code

@@ -7,10 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+import small_learner
 import torch
+from small_learner import ACTION, OBSERVATION
 
-from mtrl.config.sections import AgentConfig, LearnerConfig
-from mtrl.sac.agent import MTSAC
+from mtrl.config.sections import AgentConfig
 from mtrl.sac.capture import WARM_UP
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
@@ -18,24 +19,20 @@ from mtrl.surgery import available, get_surgery
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
-T, OBSERVATION, ACTION, BATCH = 5, 7, 3, 16
+T, BATCH = 5, 16
+FUSED = ["cagrad", "fairgrad", "mgda"]  # where there is Triton
+CAPTURED = [*(name for name in available() if get_surgery(name).capturable), *FUSED]
 
 
-def filled_replay(device: str, steps: int = 40) -> ReplayBuffer:
-    replay, draw = (
-        ReplayBuffer(100, T, OBSERVATION, ACTION, device=device),
-        np.random.default_rng(0),
-    )
-    for _ in range(steps):
-        observations, actions = draw.normal(size=(T, OBSERVATION)), draw.uniform(-1, 1, (T, ACTION))
-        zeros, rewards = np.zeros(T), draw.normal(size=T)
-        replay.add(observations, actions, rewards, zeros, observations + 0.1, done=zeros == 0)
-    return replay
+def filled_replay(device: str) -> ReplayBuffer:
+    return small_learner.filled_replay(T, 40, device, ends=True)
 
 
 def make_learner(device: str, **settings) -> Learner:
-    agent = MTSAC(tuple("abcde"), AgentConfig(hidden_sizes=(64, 64)), OBSERVATION, ACTION)
-    return Learner(agent.to(device), LearnerConfig(batch_size=BATCH, **settings), seed=3)
+    agent = AgentConfig(hidden_sizes=(64, 64))
+    return small_learner.make_learner(
+        T, agent=agent, device=device, seed=3, **{"batch_size": BATCH} | settings
+    )
 
 
 def parameters(learner: Learner) -> dict[str, torch.Tensor]:
@@ -43,7 +40,7 @@ def parameters(learner: Learner) -> dict[str, torch.Tensor]:
 
 
 @needs_cuda
-@pytest.mark.parametrize("surgery", [n for n in available() if get_surgery(n).capturable])
+@pytest.mark.parametrize("surgery", CAPTURED)
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_captured_updates_are_the_eager_ones(surgery, precision):
     """Same seeds: same batches, noise, orders, and the same networks after 20 updates."""
@@ -148,4 +145,43 @@ def test_the_projection_kernel_is_the_loop():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     environment = os.environ | ({} if device == "cuda" else {"TRITON_INTERPRET": "1"})
     script = KERNEL.replace("DEVICE", repr(device))
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+
+
+NEWTON = """
+from mtrl.surgery.methods import fairgrad, simplex
+from mtrl.surgery.methods.cagrad import CAGrad
+from mtrl.surgery.methods.fairgrad import FairGrad
+from mtrl.surgery.methods.mgda import MGDA
+import torch
+
+for n_tasks in SIZES:
+    generator = torch.Generator().manual_seed(n_tasks)
+    lengths = torch.logspace(-2, 1, n_tasks)[:, None]
+    rows = torch.randn(2, n_tasks, 60, generator=generator) * lengths
+    rows[1, 0] = -rows[1, 1]  # a convex combination is zero
+    gramian = (rows @ rows.mT).to(DEVICE)
+    for method in METHODS:
+        found = []
+        for fused in (False, True):
+            simplex.is_fused = fairgrad.is_fused = lambda *sizes: fused
+            found.append(method.weights(gramian, None))
+        torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+"""
+
+
+def test_newtons_kernels_are_the_iterations():
+    """As the projection kernel; the interpreter takes seconds for each of few cases."""
+    pytest.importorskip("triton", reason="Triton comes with torch for CUDA alone")
+    on_gpu = torch.cuda.is_available()
+    every = "CAGrad(), CAGrad(c=2.0), MGDA(), FairGrad(), FairGrad(alpha=2.0), FairGrad(alpha=0.5)"
+    case = {
+        "DEVICE": repr("cuda" if on_gpu else "cpu"),
+        "SIZES": "(2, 3, 10, 17, 50)" if on_gpu else "(3,)",
+        "METHODS": f"({every})" if on_gpu else "(CAGrad(), MGDA(), FairGrad())",
+    }
+    script = NEWTON
+    for name, value in case.items():
+        script = script.replace(name, value)
+    environment = os.environ | ({} if on_gpu else {"TRITON_INTERPRET": "1"})
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)

@@ -1,11 +1,14 @@
 """RotoGrad: what it promises, against explicit rotations, matrix exponentials and autograd."""
 
 import copy
+from functools import partial
 
 import pytest
+import small_learner
 import torch
+from small_learner import make_batch
 
-from mtrl.config.sections import AgentConfig, LearnerConfig
+from mtrl.config.sections import LearnerConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, fold, head
 from mtrl.sac.agent import MTSAC
@@ -334,18 +337,7 @@ def test_rate_and_decay(rate, decay, turns):
 # ------------------------------------------------------------------------------ in MTSAC
 
 
-def make_learner(n_tasks: int, **settings) -> Learner:
-    config = AgentConfig(hidden_sizes=(12, 11), initial_temperature=0.7)
-    agent = MTSAC(tuple(f"task-{t}" for t in range(n_tasks)), config, 7, 3).double()
-    return Learner(agent, LearnerConfig(rotation_lr=0.1, **settings))
-
-
-def make_batch(n_tasks: int, seed: int = 0) -> tuple[Batch, torch.Tensor]:
-    def draw(*shape: int) -> torch.Tensor:
-        return normal(n_tasks, 16, *shape, seed=seed + 10 * len(shape) + sum(shape))
-
-    batch = Batch(draw(7), draw(3).tanh(), draw(), (draw() > 1).double(), draw(7).roll(1, 0))
-    return batch, normal(2, n_tasks, 16, 3, seed=seed + 99)
+make_learner = partial(small_learner.make_learner, dtype=torch.float64, rotation_lr=0.1)
 
 
 @pytest.mark.parametrize("method", ROTOGRADS)

@@ -402,7 +402,7 @@ from mtrl.training.trainer import Trainer
 step = Trainer.step
 def fail(self):
     step(self)
-    if self.steps >= 60: raise OSError("no such luck")
+    if self.state.steps >= 60: raise OSError("no such luck")
 if "--fails" in sys.argv:
     sys.argv.remove("--fails")
     Trainer.step = fail

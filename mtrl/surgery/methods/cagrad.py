@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from mtrl.errors import expect
-from mtrl.surgery.base import GramianSurgery
-from mtrl.surgery.methods.simplex import minimise
+from mtrl.surgery.methods.simplex import FusedNewton, minimise
 from mtrl.surgery.registry import register
 
 
 @register("cagrad")
-class CAGrad(GramianSurgery):
+class CAGrad(FusedNewton):
     """Algorithm 1: of all steps close to the average gradient g_0, the best for the worst task.
 
         max_d min_i ⟨g_i, d⟩  with  ‖d − g_0‖ ≤ c ‖g_0‖,
@@ -34,8 +33,6 @@ class CAGrad(GramianSurgery):
     Args:
         c: Radius of the ball in units of ‖g_0‖.
     """
-
-    capturable = False  # on CUDA `cholesky_solve` allocates memory and waits for the device
 
     def __init__(self, c: float = 0.5) -> None:
         super().__init__()

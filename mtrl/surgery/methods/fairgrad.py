@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from mtrl.errors import expect
-from mtrl.surgery.base import GramianSurgery
-from mtrl.surgery.methods.simplex import unit_gramian
+from mtrl.surgery.methods.simplex import FusedNewton, is_fused, unit_gramian
 from mtrl.surgery.registry import register
 
 _ITERATIONS = 30
@@ -17,7 +16,7 @@ _CONVERGED = 1e-6  # squared Newton decrement below which full steps are safe
 
 
 @register("fairgrad")
-class FairGrad(GramianSurgery):
+class FairGrad(FusedNewton):
     """The step whose gains ⟨g_i, d⟩ are allocated to the tasks as α-fairness has it.
 
         G w = w^(−1/α),  w > 0
@@ -41,8 +40,6 @@ class FairGrad(GramianSurgery):
         alpha: α, above zero.
     """
 
-    capturable = False  # on CUDA `cholesky_solve` allocates memory and waits for the device
-
     def __init__(self, alpha: float = 1.0) -> None:
         super().__init__()
         expect(0 < alpha < float("inf"), "alpha > 0 for fairgrad", alpha)
@@ -55,9 +52,7 @@ class FairGrad(GramianSurgery):
         directions = directions + torch.diag_embed(absent.double())
         norms = torch.where(absent, 1, norms.clamp(min=1e-8))
         h = norms ** (1 / self.alpha - 1)
-        v = self._start(directions, h)
-        for _ in range(_ITERATIONS):
-            v = self._newton(directions, h, v)
+        v = self._minimise(directions, h, self._start(directions, h))
         scale = unit ** (-2 * self.alpha / (1 + self.alpha))
         return (v / norms * scale).to(gramian.dtype)
 
@@ -68,6 +63,18 @@ class FairGrad(GramianSurgery):
         gain = (h * ray ** (1 - 1 / self.alpha)).sum(-1, keepdim=True)
         square = _quadratic(directions, ray[..., None, :])
         return ray * (gain / torch.where(square > 0, square, gain)) ** exponent
+
+    def _minimise(self, directions: Tensor, h: Tensor, v: Tensor) -> Tensor:
+        if is_fused(directions.device, v.shape[-1]):
+            from mtrl.surgery.methods.newton_triton import fair_newton
+
+            return fair_newton(
+                directions, h, v, alpha=float(self.alpha), iterations=_ITERATIONS, steps=_STEPS,
+                to_boundary=_TO_BOUNDARY, converged=_CONVERGED,
+            )  # fmt: skip
+        for _ in range(_ITERATIONS):
+            v = self._newton(directions, h, v)
+        return v
 
     def _newton(self, directions: Tensor, h: Tensor, v: Tensor) -> Tensor:
         gain = h * v ** (-1 / self.alpha)

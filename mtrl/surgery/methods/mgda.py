@@ -8,13 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrl.surgery.base import GramianSurgery
-from mtrl.surgery.methods.simplex import minimise
+from mtrl.surgery.methods.simplex import FusedNewton, minimise
 from mtrl.surgery.registry import register
 
 
 @register("mgda")
-class MGDA(GramianSurgery):
+class MGDA(FusedNewton):
     """The shortest convex combination of the gradients, which no task's loss rises along.
 
         min_w ‖Σ_i w_i g_i‖  over  w ≥ 0, Σ_i w_i = 1
@@ -27,8 +26,6 @@ class MGDA(GramianSurgery):
         * Only shared parameters enter, which is also what the paper does; its upper bound by the
           gradients of the shared features is not used.
     """
-
-    capturable = False  # on CUDA `cholesky_solve` allocates memory and waits for the device
 
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
         """See `GramianSurgery.weights`."""

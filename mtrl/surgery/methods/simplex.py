@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor
 
+from mtrl.surgery.base import GramianSurgery, SurgeryTarget
 from mtrl.surgery.diagnostics import cosines
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 ROUNDINGS = 100
 """By how many roundings of its dtype a Gramian is off: sums of a million products, in float32."""
@@ -15,6 +20,26 @@ _REDUCTION = 0.1  # of the complementarity μ, aimed at in each iteration
 _COMPLEMENTARITY = 1e-13  # μ at the end
 _TO_BOUNDARY = 0.99  # of the way to where a slack or multiplier vanishes
 _SMALLEST_NORM = 1e-8  # of the largest; a gradient is not taken to be shorter
+
+
+class FusedNewton(GramianSurgery):
+    """A method whose weights take Newton iterations, on a GPU with Triton one kernel."""
+
+    capturable = False  # on CUDA torch's `cholesky_solve` allocates memory and waits for the device
+
+    def prepare(self, networks: SurgeryTarget) -> None:
+        """See `Surgery`."""
+        device = next(iter(networks.parameters())).device
+        self.capturable = is_fused(device, networks.n_tasks)
+
+
+def is_fused(device: torch.device, n_tasks: int) -> bool:
+    """Whether Newton's iterations run as one kernel there, which a graph can hold."""
+    if device.type != "cuda" or not HAS_TRITON:
+        return False
+    from mtrl.surgery.methods.newton_triton import LARGEST
+
+    return n_tasks <= LARGEST
 
 
 def unit_gramian(gramian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,6 +98,16 @@ def minimise(gramian: Tensor, prior: Tensor, radius: Tensor) -> tuple[Tensor, Te
     middle = (norms.amin(-1, keepdim=True) * norms.amax(-1, keepdim=True)).sqrt()
 
     x, ones = norms / (n_tasks * middle), torch.ones_like(norms)
+    if is_fused(directions.device, n_tasks):
+        from mtrl.surgery.methods.newton_triton import interior_point
+
+        x, c = interior_point(
+            directions, slopes / scale, radius / scale, middle / norms, x,
+            iterations=_ITERATIONS, reduction=_REDUCTION,
+            complementarity=_COMPLEMENTARITY, to_boundary=_TO_BOUNDARY,
+        )  # fmt: skip
+        w = x / norms
+        return w / w.sum(-1, keepdim=True), radius * c / norms
     start = [x, ones, 0 * ones, ones[..., :1], ones[..., :1] / 2, 0 * ones[..., :1]]
     state = torch.cat(start, -1)  # x, z, c, θ, s, τ
     for _ in range(_ITERATIONS):

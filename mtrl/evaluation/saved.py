@@ -1,0 +1,82 @@
+"""Judging policies from disk: finding the file, its tasks and their environments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mtrl.devices import resolve_device
+from mtrl.envs.benchmarks import N_GOALS, Benchmark, get_benchmark, select
+from mtrl.envs.examine import examined
+from mtrl.envs.record import benchmark_of
+from mtrl.errors import UsageError
+from mtrl.evaluation.protocol import evaluate
+from mtrl.evaluation.scores import Evaluation
+from mtrl.folder import find_policy, read_benchmark
+from mtrl.policy.file import PolicyHeader
+from mtrl.policy.policy import Policy
+
+
+def evaluate_file(
+    policy: Path,
+    episodes: int = N_GOALS,
+    *,
+    tasks: tuple[str, ...] | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    stochastic: bool = False,
+    benchmark: str | None = None,
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Judge a run folder's final policy (or its newest checkpoint), a checkpoint, or a policy file.
+
+    Args:
+        tasks: Some of the policy's tasks; default: all.
+        seed: Of the goals; default: the training run's.
+        benchmark: `package.module:attribute` of custom tasks; default: of a run folder, what the
+            run was trained on, imported from where its benchmark.json says. A policy file or a
+            checkpoint only names its tasks: nothing that it says is imported.
+
+    Returns:
+        The evaluation, and what it was made of, as plain values.
+
+    Raises:
+        UsageError: if there is no policy, or it was not trained for one of the tasks.
+    """
+    path = find_policy(policy)
+    loaded, header = Policy.load_with_header(path, resolve_device(device))
+    found = examined(_benchmark_for(policy, header, tasks, benchmark))
+    seed = header.seed if seed is None else seed
+    result = evaluate(
+        loaded,
+        found,
+        seed,
+        episodes,
+        header.horizon,
+        workers=workers,
+        stochastic=stochastic,
+        progress=True,
+    )
+    return result, {
+        "policy": str(path),
+        "seed": seed,
+        "horizon": header.horizon,
+        "stochastic": stochastic,
+    }
+
+
+def _benchmark_for(
+    source: Path, header: PolicyHeader, tasks: tuple[str, ...] | None, named: str | None
+) -> Benchmark:
+    """The tasks a policy is judged on: what is named, or else what is known of them."""
+    wanted = tasks or header.tasks
+    if named is not None:
+        return get_benchmark(named, wanted)
+    if source.is_dir() and (record := read_benchmark(source)) is not None:
+        return select(benchmark_of(record), wanted)
+    if header.environments == "custom":
+        raise UsageError(
+            f"benchmark: expected --benchmark MODULE:NAME for the custom tasks of "
+            f"{header.benchmark}, which a file only names, got none"
+        )
+    return get_benchmark("", wanted)

@@ -1,0 +1,69 @@
+"""The backward of stacked losses, paused at the trunk's features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtrl.nets.precision import trunks_in
+from mtrl.surgery.autograd import add, differentiate
+from mtrl.surgery.gradients import FeatureGradients, Gradients, at_least_float32
+
+
+@dataclass(frozen=True)
+class StackedFeatures(FeatureGradients):
+    """The mean loss's backward, paused at z.
+
+    Attributes:
+        precision: Of the trunk's products; see `trunks_in`.
+        auxiliary: What the loss returned beside.
+        features: z, `[N, T, B, d]`, with its graph.
+        at_features: The mean loss's gradient by z, G_k / T.
+        above: The mean loss's gradients by `leaves`, as far as these lie above z.
+        leaves: Shared and per-task parameters.
+    """
+
+    precision: str
+    auxiliary: dict[str, Tensor]
+    features: Tensor
+    at_features: Tensor
+    above: list[dict[str, Tensor]]
+    leaves: list[dict[str, Tensor]]
+
+    @property
+    def norms(self) -> Tensor:
+        """See `FeatureGradients`."""
+        flat = at_least_float32(self.at_features).flatten(2)
+        return self._n_tasks * torch.linalg.vector_norm(flat, dim=2)
+
+    @property
+    def means(self) -> Tensor:
+        """See `FeatureGradients`."""
+        return self._n_tasks * at_least_float32(self.at_features).mean(2)
+
+    def mean(self) -> Gradients:
+        """See `FeatureGradients`."""
+        return self._below(self.at_features, torch.full_like(self.losses, 1 / self._n_tasks))
+
+    def weighted(self, weights: Tensor) -> Gradients:
+        """See `FeatureGradients`.
+
+        The weights are factors on the tasks' rows before these go on into the trunk. What belongs
+        to a task but lies below z, its bias in the first layer, goes with them: it is the one-hot's
+        column of the trunk. A single head is shared but lies above z: it gets the mean.
+        """
+        factors = (self._n_tasks * weights)[..., None, None]
+        return self._below(self.at_features * factors.to(self.at_features.dtype), weights)
+
+    @property
+    def _n_tasks(self) -> int:
+        return self.losses.shape[-1]
+
+    def _below(self, at_features: Tensor, weights: Tensor) -> Gradients:
+        with trunks_in(self.precision, at_features.device):
+            below = differentiate(self.features, at_features, *self.leaves)
+        on_shared, on_own = (add(a, b) for a, b in zip(self.above, below, strict=True))
+        on_shared = {name: at_least_float32(value) for name, value in on_shared.items()}
+        return Gradients(on_shared, on_own, self.losses, self.auxiliary, weights)
