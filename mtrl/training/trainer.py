@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import time
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +26,10 @@ from mtrl.training import report
 from mtrl.training.checkpoint import CheckpointWriter, keep_batch, what_is_left
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.logger import RunLogger
+from mtrl.training.outcome import Outcome as Outcome
 from mtrl.training.pace import Pace, TimeLeft, shown
 from mtrl.training.place import quoted
 from mtrl.training.state import RunState
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How `train` ended.
-
-    Attributes:
-        run_dir: Folder of the run.
-        evaluation: Of the final policy, all 50 goals; None if the run was interrupted.
-        signal: What interrupted it, or None.
-    """
-
-    run_dir: Path
-    evaluation: Evaluation | None
-    signal: int | None = None
-
-    def _repr_html_(self) -> str:
-        """For notebooks: the folder and the evaluation's table."""
-        table = "" if self.evaluation is None else self.evaluation._repr_html_()
-        return f"<code>{html.escape(str(self.run_dir))}</code>{table}"
 
 
 class _Stop(Exception):
