@@ -1,5 +1,6 @@
 """Environments that do what they should not, in a module that workers import soon: no torch."""
 
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -182,3 +183,27 @@ class Program(Plain):
     def close(self):
         self.program.terminate()
         self.program.wait()
+
+
+class Forks(Plain):
+    """Steps in a process of its own, as some simulators do."""
+
+    def __init__(self):
+        super().__init__()
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.child = multiprocessing.get_context("fork").Process(target=_double, args=(theirs,))
+        self.child.start()
+
+    def step(self, action):
+        self.pipe.send(self.steps)
+        observation, *rest = super().step(action)
+        return observation * 0 + self.pipe.recv(), *rest
+
+    def close(self):
+        self.pipe.send(None)
+        self.child.join()
+
+
+def _double(pipe):
+    while (number := pipe.recv()) is not None:
+        pipe.send(2 * number)

@@ -53,7 +53,8 @@ def _train(arguments: Sequence[str] | None) -> int:
         "--resume",
         metavar="RUN_DIR",
         help="Continue this run from its newest checkpoint with its own configuration; only "
-        "--total-timesteps and --max-runtime may be changed.",
+        "--total-timesteps and --max-runtime may be changed, and --benchmark say where its custom "
+        "tasks are now.",
     )
     parser.add_argument(
         "--resume-if-exists",
@@ -86,17 +87,19 @@ def _train(arguments: Sequence[str] | None) -> int:
 
 def _resume(run_dir: Path, given: dict[str, Any], other: Any) -> Outcome:
     """Continue a run; `other` is a flag without a field that was given, if any."""
-    others = [key for key in given if key not in MAY_CHANGE]
+    others = sorted(given.keys() - {*MAY_CHANGE, "benchmark"})
     if others or other:
         flag = others[0] if others else "resume_if_exists" if other is True else "config"
         raise UsageError(
-            "resume: expected no flag but --total-timesteps and --max-runtime beside it, got "
-            f"--{FLAGS.get(flag, flag).replace('_', '-')}"
+            "resume: expected no flag but --total-timesteps, --max-runtime and --benchmark beside "
+            f"it, got --{FLAGS.get(flag, flag).replace('_', '-')}"
         )
     config = validate(TrainConfig, given)
     from mtrl.training.run import resume
 
-    return resume(run_dir, config.total_timesteps, config.max_runtime)
+    # Where custom tasks are to be found now, if it is not where the run had them from.
+    benchmark = check_names(config) if "benchmark" in given else None
+    return resume(run_dir, config.total_timesteps, config.max_runtime, benchmark=benchmark)
 
 
 def _exit_code(outcome: Outcome) -> int:

@@ -7,6 +7,7 @@ last observation is kept aside, because the learner's target needs the true s′
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import traceback
@@ -165,6 +166,9 @@ def _stay_until_told() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Not SIG_IGN, which those programs would inherit: nobody could end them then.
     signal.signal(signal.SIGTERM, lambda *_: None)
+    # An environment may start processes of its own, which multiprocessing refuses to daemons. This
+    # one still is its parent's daemon; only here it does not count as one.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     if hasattr(os, "SCHED_BATCH"):
         # Linux: a worker that is woken must not push the parent, which has others to wake, off
         # its core. Worth 7% of a vector step on two cores.

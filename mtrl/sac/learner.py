@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -178,6 +179,8 @@ class Learner:
             actor.auxiliary["log_prob"][0], self.target_entropy
         )
         self.optimizers["temperature"].step()
+        if config.min_temperature > 0:
+            agent.log_alpha.clamp_(min=math.log(config.min_temperature))
 
         targets, sources = (
             [*found.shared.values(), *found.per_task.values()]

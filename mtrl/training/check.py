@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,10 @@ def check(
         from mtrl.evaluation.video import find_backend
 
         find_backend()
-    learner = config.learner.model_copy(update={"precision": precision})
+    compiles = config.learner.compile and device.type == "cuda"
+    if compiles != config.learner.compile:
+        warnings.warn("compile: left out on a CPU, where it makes updates slower", stacklevel=2)
+    learner = config.learner.model_copy(update={"precision": precision, "compile": compiles})
     schedule = config.schedule(len(benchmark.tasks))
     horizon = steps_of_an_episode(benchmark, config.environment.horizon)
     environment = config.environment.model_copy(update={"horizon": horizon})

@@ -40,7 +40,7 @@ def begun(config: TrainConfig, compare_tasks: bool) -> Path | None:
             raise UsageError(f"run_dir: expected a run or an empty folder, got {run_dir}")
         return None
     ours, before = config.flat(), TrainConfig.from_yaml(run_dir / "config.yaml").flat()
-    resolved = {"run_dir", "precision", *MAY_CHANGE}
+    resolved = {"run_dir", "precision", "compile", *MAY_CHANGE}
     resolved |= {name for name, value in ours.items() if value is None}  # by default
     resolved |= set() if compare_tasks else {"benchmark", "tasks"}
     for name, value in ours.items():

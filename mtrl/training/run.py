@@ -137,11 +137,13 @@ def _resume(
             raise UsageError(f"resume: {reason}")
         say(complete)
         return Outcome(run_dir, None)
+    trainer = _trainer(config, benchmark, device, run_dir, state)
+    # Now that the state is known to fit: the run's files say what it goes on with.
     write_text(run_dir / "config.yaml", config.to_yaml())
     if record is None:  # a run from before this was recorded
         _record_benchmark(run_dir, benchmark)
     _record_process(run_dir, config, benchmark, device)
-    return _trainer(config, benchmark, device, run_dir, state).run()
+    return trainer.run()
 
 
 def _trainer(

@@ -17,6 +17,7 @@ from odd_tasks import (
     BadReset,
     BadSeed,
     Counted,
+    Forks,
     LateWrong,
     Long,
     NeverFinite,
@@ -241,6 +242,8 @@ def test_what_cannot_even_be_made_is_told_at_once():
     assert "expected a gymnasium.Env, got builtins.int" in refused(lambda: 3)
     assert "failed at making it: ZeroDivisionError" in refused(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
     assert "expected finite observations" in refused(lambda: _nan())
+    with pytest.raises(UsageError, match=r"environments: expected a dict .* got list"):
+        Benchmark("odd", ["a"])  # type: ignore[arg-type]
     lock = __import__("threading").Lock()
     assert "failed at sending it to another process" in refused(lambda: (lock, Plain())[1])
     with pytest.raises(UsageError, match="expected a function that makes task 'a', got <"):
@@ -297,6 +300,15 @@ def test_programs_of_an_environment_end_with_it(hangs, monkeypatch):
     while set(programs) & set(_running()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_an_environment_may_have_processes():
+    with closing(vector(Forks)) as envs:
+        envs.reset(seed=0)
+        seen = [envs.step(NOTHING)[0][0, 0] for _ in range(4)]
+        assert seen == [0, 2, 4, 6]
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 4  # nobody had to be killed
 
 
 def _running() -> list[int]:

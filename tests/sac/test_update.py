@@ -266,6 +266,22 @@ def test_one_network_may_have_a_method_of_its_own(part):
         assert not torch.equal(actor(mixed), actor(plain))
 
 
+def test_a_temperature_falls_to_its_floor_and_no_further():
+    """A target far below the entropy there is lets temperatures fall as fast as Adam steps."""
+    settings = {"target_entropy": -100.0, "learning_rate": 0.1}
+    free, held = make_learner(3, **settings), make_learner(3, min_temperature=0.5, **settings)
+    batch, noise = make_batch(3)
+    for _ in range(2):
+        free.update(batch, noise)
+        held.update(batch, noise)
+    assert torch.equal(free.agent.log_alpha, held.agent.log_alpha)  # above it nothing changes
+    for _ in range(5):
+        free.update(batch, noise)
+        held.update(batch, noise)
+    assert (free.agent.log_alpha.exp() < 0.4).all()
+    torch.testing.assert_close(held.agent.log_alpha.exp(), torch.full((3,), 0.5).double())
+
+
 def test_weights_that_were_applied_are_reported():
     batch, noise = make_batch(4)
     metrics = make_learner(4).update(batch, noise)

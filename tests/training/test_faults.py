@@ -462,7 +462,20 @@ def processes() -> list[tuple[int, int]]:
 
 
 def test_benchmarks_named_by_a_checkpoint_are_those_of_the_run(tmp_path):
-    """A state of other tasks is refused in a line."""
+    """A state of other tasks is refused in a line, also without a record of the run's."""
     run_dir = stopped(tmp_path / "b", 100)
-    with pytest.raises(UsageError, match="resume: expected the state of a run with this config"):
+    with pytest.raises(UsageError, match="mt1-reach-v3 without 'drawer-close-v3'"):
         resume(run_dir, benchmark=get_benchmark("mt1:reach-v3"))
+    (run_dir / "benchmark.json").unlink()
+    with pytest.raises(UsageError, match="tasks: unknown 'drawer-close-v3'"):
+        resume(run_dir, benchmark=get_benchmark("mt1:reach-v3"))
+    before = (run_dir / "config.yaml").read_text()
+    (run_dir / "config.yaml").write_text(
+        before.replace("hidden_sizes:\n  - 8", "hidden_sizes:\n  - 9")
+    )
+    edited = (run_dir / "config.yaml").read_text()
+    assert edited != before
+    with pytest.raises(UsageError, match="resume: expected the state of a run with this config"):
+        resume(run_dir)
+    assert (run_dir / "config.yaml").read_text() == edited  # nothing was written over
+    assert not (run_dir / "benchmark.json").exists()
