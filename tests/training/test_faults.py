@@ -221,7 +221,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(frequent, tmp_path):
     state, notes = load_newest(run_dir)
     assert not notes and 60 <= state["steps"] < 4000
     path = newest_checkpoint(run_dir)
-    assert f"{path} is whole: --resume {run_dir} goes on from it" in done.stderr
+    assert f"{path} is whole; to continue: mtrl-train --resume {run_dir}" in done.stderr
     assert "too large" in done.stderr and done.stderr.count("\n") == 1
     assert not list(run_dir.rglob("*.tmp"))
 
