@@ -219,7 +219,24 @@ def test_torchjd_takes_our_step(scripts, monkeypatch, engine):
     assert not torch.allclose(found[0][0], found[1][0])  # there is a conflict
     peer.descend(critic, inputs, lambda outputs, t: (outputs - y[t]).square().mean((-2, -1)))
     for theirs, own in zip(critic.trunk.parameters(), found[1], strict=True):
-        torch.testing.assert_close(theirs.grad, own)
+        torch.testing.assert_close(2 * theirs.grad, own)  # the mean of two losses, and their sum
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("own", [False, True])
+def test_bench_model_times_equal_steps(scripts, own):
+    """With two tasks PCGrad has no choice: all ways give one gradient, and `none` gives another."""
+    bench = scripts("bench_model")
+    case = bench.Case(bench.layers, 2, 400, lambda: torch.randn(8, 39), own)
+    ways, models = bench.ways(case)
+    found = {}
+    for name, step in ways.items():
+        step()
+        found[name] = torch.cat([p.grad.flatten() for p in models[name].trunk.parameters()])
+    for name in ("naive", "torchjd, at once", "torchjd, one by one"):
+        torch.testing.assert_close(found[name], found["pcgrad"], atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(found["none"], found["plain"], atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(found["none"], found["pcgrad"], rtol=1e-2)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
