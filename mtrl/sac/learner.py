@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from mtrl.config.sections import LearnerConfig
-from mtrl.devices import keep_freed_memory
 from mtrl.nets.precision import resolve_precision
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.capture import Captured
@@ -68,8 +67,6 @@ class Learner:
         }
         for name, networks in agent.networks().items():
             self.surgeries[name].prepare(networks)
-        if agent.device.type == "cpu":
-            keep_freed_memory()
         self.generator = torch.Generator(agent.device).manual_seed(seed)
         self.diagnosis_generator = torch.Generator(agent.device).manual_seed(seed)
         apart = int(np.random.SeedSequence([seed, _SURGERY_STREAM]).generate_state(1)[0])

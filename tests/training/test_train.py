@@ -77,6 +77,7 @@ def test_the_run_folder(finished):
     run_dir, printed = finished
     names = {path.name for path in run_dir.glob("[!.]*") if "tfevents" not in path.name}
     assert names == {
+        "benchmark.json",
         "config.yaml",
         "run.json",
         "progress.csv",
