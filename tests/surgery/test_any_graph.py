@@ -580,6 +580,9 @@ def test_passes_that_feed_each_other_are_refused():
 
     with pytest.raises(UsageError, match="expected forward passes that do not feed each other"):
         loss().backward()
+    bare = MultiTaskModel(nn.Linear(4, 4), {task: nn.Identity() for task in TASKS}, "pcgrad")
+    with pytest.raises(UsageError, match="expected forward passes that do not feed each other"):
+        sum(losses(bare(bare(batch())["a"])).values()).backward()
     model = make("none")
     expected = by_autograd(model, lambda m: sum(
         losses(m(torch.cat([(first := m(batch()))["a"], first["b"]], 1))).values()
