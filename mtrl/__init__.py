@@ -49,6 +49,11 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
+def __dir__() -> list[str]:
+    """What a notebook or an editor completes: the names above."""
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("mtrl.folder").installed_versions().get("mtrl", "unknown")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -44,6 +46,24 @@ def cpu_threads(n: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def total_memory(device: torch.device) -> int | None:
+    """All memory of the device, or what this process may use of the machine's [bytes].
+
+    None where the system does not say.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    try:
+        return min(found, int(limit.read_text()))
+    except (OSError, ValueError):  # no container, or no limit: "max"
+        return found
 
 
 def keep_freed_memory() -> None:

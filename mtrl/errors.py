@@ -1,9 +1,9 @@
-"""Errors of one line, and how their texts are made."""
+"""Errors of one line, and their texts."""
 
 from __future__ import annotations
 
 import difflib
-import sys
+import traceback
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
@@ -31,18 +31,25 @@ def expect(holds: bool, expected: str, got: Any) -> None:
 
 
 def import_attribute(field: str, name: str) -> Any:
-    """What `package.module:attribute` stands for; modules in the working directory are found too.
+    """The object that `package.module:attribute` names, or the module that `package.module` names.
+
+    Commands also look in the working directory; see `mtrl.cli.flags.run`.
 
     Raises:
-        UsageError: if there is no such module or attribute.
+        UsageError: if there is no such module or attribute, or importing it fails.
     """
-    module, _, attribute = name.partition(":")
-    if "" not in sys.path:  # a console script's path begins elsewhere
-        sys.path.insert(0, "")
+    module, _, attributes = name.partition(":")
     try:
-        return getattr(import_module(module), attribute)
+        found = import_module(module)
+        for attribute in filter(None, attributes.split(".")):
+            found = getattr(found, attribute)
+        return found
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"{field}: cannot import {name!r}: {one_line(error)}") from None
+        reason = one_line(error)
+    except Exception as error:  # whatever a module does when it is imported
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {one_line(error)} ({last.filename}, line {last.lineno})"
+    raise UsageError(f"{field}: cannot import {name!r}: {reason}")
 
 
 def one_line(error: BaseException) -> str:

@@ -209,15 +209,18 @@ def _sync(path: Path) -> None:
 
 
 def read_rows(path: Path, up_to: float = math.inf) -> list[dict[str, Any]]:
-    """One JSON object per line, those `up_to` so many steps; none if there is no such file."""
+    """One JSON object per line, those `up_to` so many steps; none if there is no such file.
+
+    Lines that a crash or a full disk has spoilt are left out, wherever they are.
+    """
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # the line a killed process was at
-            break
-        if row[STEP] <= up_to:
-            rows.append(row)
+            row = json.loads(line.strip("\0 \t\r"))  # a lost block of a file reads as zeros
+            if 0 <= row[STEP] <= up_to:
+                rows.append(row)
+        except (ValueError, TypeError, LookupError, RecursionError):
+            continue
     return rows

@@ -192,14 +192,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.precision = config.learner.precision
     precision = precision_of(parser, given.precision, given.device)
     how = given.device, precision, given.compile, config
-    cases = {
-        f"mt{n_tasks}" + (f"/w{width}" if width != WIDTH else ""): Case(n_tasks, width, *how)
-        for width in given.width
-        for n_tasks in given.tasks
-    }
     if config is not None:
         n_tasks = len(get_benchmark(config.benchmark, config.tasks).tasks)
         cases = {Path(given.config).stem: Case(n_tasks, WIDTH, *how)}
+    else:
+        cases = {
+            f"mt{n_tasks}" + (f"/w{width}" if width != WIDTH else ""): Case(n_tasks, width, *how)
+            for width in given.width
+            for n_tasks in given.tasks
+        }
     found: Found = {"ms": {}, "ratios": {}, "MiB": {}}
     for n_threads in given.threads or [None]:
         with cpu_threads(n_threads):

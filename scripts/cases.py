@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtrl.config.sections import AgentConfig, LearnerConfig
 from mtrl.config.train import TrainConfig
+from mtrl.devices import keep_freed_memory
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
 from mtrl.sac.problems import critic_problem
@@ -44,6 +45,8 @@ class Case:
 
     def learner(self, surgery: str, **settings: Any) -> Learner:
         """What updates it."""
+        if self.device == "cpu":
+            keep_freed_memory()  # as in training
         how = {"precision": self.precision, "compile": self.compile, "surgery": surgery}
         config = LearnerConfig() if self.config is None else self.config.learner
         return Learner(self.agent(), LearnerConfig(**config.model_dump() | how | settings))

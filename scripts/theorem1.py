@@ -95,9 +95,7 @@ def check_theorem(name: str) -> Descent:
     heads, start = CASES[name]
     hessian = torch.stack([head.hessian for head in heads.values()]).sum(0)
     alpha = 1 / torch.linalg.eigvalsh(hessian)[-1].item()
-    # The package averages the projected gradients, the theorem sums them.
-    lr = len(heads) * alpha
-    path = descend(heads, start, "pcgrad", torch.optim.SGD, lr=lr, steps=THEOREM_STEPS)
+    path = descend(heads, start, "pcgrad", torch.optim.SGD, lr=alpha, steps=THEOREM_STEPS)
     rows = torch.stack([(path.thetas - h.center) @ h.hessian for h in heads.values()], 1)
     cos = cosines(gramian({"theta": rows}))[:, 0, 1]
     descent = 0.5 * alpha * (1 - cos.clamp(max=0).square()) * rows.sum(1).square().sum(-1)

@@ -1,5 +1,6 @@
 """Environments that do what they should not, in a module that workers import soon: no torch."""
 
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -67,6 +68,18 @@ class BadSeed(Plain):
                 raise RuntimeError("no scene for this seed")
             observation[:] = np.nan
         return observation, info
+
+
+class NeverFinite(Plain):
+    """All resets of a process from this number on give NaN."""
+
+    def __init__(self, number):
+        super().__init__(Box(-np.inf, np.inf, (3,), np.float64))
+        self.number = number
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed)
+        return observation * (np.nan if self.episodes >= self.number else 1.0), info
 
 
 class Told(Plain):
@@ -170,3 +183,27 @@ class Program(Plain):
     def close(self):
         self.program.terminate()
         self.program.wait()
+
+
+class Forks(Plain):
+    """Steps in a process of its own, as some simulators do."""
+
+    def __init__(self):
+        super().__init__()
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.child = multiprocessing.get_context("fork").Process(target=_double, args=(theirs,))
+        self.child.start()
+
+    def step(self, action):
+        self.pipe.send(self.steps)
+        observation, *rest = super().step(action)
+        return observation * 0 + self.pipe.recv(), *rest
+
+    def close(self):
+        self.pipe.send(None)
+        self.child.join()
+
+
+def _double(pipe):
+    while (number := pipe.recv()) is not None:
+        pipe.send(2 * number)

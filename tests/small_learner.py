@@ -1,25 +1,56 @@
-"""A learner that updates in milliseconds, in float32, and a replay for it."""
+"""Learners that update in milliseconds, and what to feed them."""
 
 import numpy as np
+import torch
 
 from mtrl.config.sections import AgentConfig, LearnerConfig
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
-from mtrl.sac.replay import ReplayBuffer
+from mtrl.sac.replay import Batch, ReplayBuffer
 
-TASKS, OBSERVATION, ACTION, BATCH, STORED = tuple("abcd"), 7, 3, 8, 16
-
-
-def make_small_learner(surgery: str, tasks: tuple[str, ...] = TASKS, **settings) -> Learner:
-    agent = MTSAC(tasks, AgentConfig(hidden_sizes=(12, 11)), OBSERVATION, ACTION)
-    return Learner(agent, LearnerConfig(surgery=surgery, batch_size=BATCH, **settings))
+TASKS, OBSERVATION, ACTION, BATCH, STORED, HIDDEN = tuple("abcd"), 7, 3, 8, 16, (12, 11)
 
 
-def filled_replay(n_tasks: int = len(TASKS)) -> ReplayBuffer:
-    replay = ReplayBuffer(STORED, n_tasks, OBSERVATION, ACTION)
-    draw = np.random.default_rng(0)
-    for _ in range(STORED):
+def make_learner(
+    tasks: int | tuple[str, ...] = TASKS,
+    *,
+    agent: AgentConfig | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **settings,
+) -> Learner:
+    """Of `task-0`, … if `tasks` is their number; `settings` are those of `LearnerConfig`."""
+    names = tuple(f"task-{t}" for t in range(tasks)) if isinstance(tasks, int) else tasks
+    agent = agent or AgentConfig(hidden_sizes=HIDDEN, initial_temperature=0.7)
+    networks = MTSAC(names, agent, OBSERVATION, ACTION).to(device, dtype)
+    return Learner(networks, LearnerConfig(**{"batch_size": BATCH} | settings), seed)
+
+
+def make_batch(n_tasks: int, seed: int = 0, rows: int = 16) -> tuple[Batch, torch.Tensor]:
+    """Transitions in float64, three in ten terminal, and an update's noise `[2, T, B, A]`."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(n_tasks, rows, *shape, generator=g, dtype=torch.float64)
+
+    terminated = (torch.rand(n_tasks, rows, generator=g) < 0.3).double()
+    batch = Batch(
+        normal(OBSERVATION), normal(ACTION).tanh(), normal(), terminated, normal(OBSERVATION)
+    )
+    return batch, torch.stack([normal(ACTION), normal(ACTION)])
+
+
+def filled_replay(
+    n_tasks: int = len(TASKS), steps: int = STORED, device: str = "cpu", ends: bool = False
+) -> ReplayBuffer:
+    """A replay of `steps` vector steps, each the end of an episode if `ends`."""
+    replay, draw = (
+        ReplayBuffer(steps, n_tasks, OBSERVATION, ACTION, device=device),
+        np.random.default_rng(0),
+    )
+    for _ in range(steps):
         observation, action = (draw.normal(size=(n_tasks, n)) for n in (OBSERVATION, ACTION))
-        rewards, ends = draw.normal(size=n_tasks), np.zeros(n_tasks, bool)
-        replay.add(observation, action, rewards, np.zeros(n_tasks), observation, done=ends)
+        rewards, zeros, done = draw.normal(size=n_tasks), np.zeros(n_tasks), np.full(n_tasks, ends)
+        replay.add(observation, np.tanh(action), rewards, zeros, observation, done=done)
     return replay

@@ -51,7 +51,7 @@ def test_command_lines_are_understood(readme, request, monkeypatch):
         "mtrl.evaluation.saved.evaluate_file",
         "mtrl.policy.export.export_policy",
         "mtrl.analysis.comparison.read_run",
-        "mtrl.analysis.runs.read_cosines",
+        "mtrl.analysis.cosines.read_cosines",
     ):
         monkeypatch.setattr(heavy, start)
     monkeypatch.chdir(request.config.rootpath)

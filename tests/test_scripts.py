@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from scipy.stats import t as student_t
 from scipy.stats import ttest_1samp, ttest_rel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtrl.config.presets import preset
 from mtrl.config.train import TrainConfig
@@ -138,6 +139,65 @@ def test_bench_update(scripts, tmp_path, monkeypatch, capsys):
     assert {f"mt2/w16/{key}" for key in (*several, *methods)} <= found["ratios"].keys()
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_bench_update_of_a_configuration(scripts, tmp_path, monkeypatch):
+    """Its own networks, batch and tasks, once for each number of threads."""
+    bench, timing = scripts("bench_update"), scripts("timing")
+    monkeypatch.setattr(timing, "WARM_UP", {"cpu": 0})
+    monkeypatch.setattr(
+        bench, "interleaved", lambda runs, _, d, c: timing.interleaved(runs, 1, d, c)
+    )
+    made = []
+    monkeypatch.setattr(bench, "Case", lambda *how: made.append(Case(*how)) or made[-1])
+    Case = scripts("cases").Case
+    config, file = tmp_path / "small.yaml", tmp_path / "found.json"
+    config.write_text(
+        "tasks: [reach-v3, push-v3, door-close-v3]\n"
+        "agent: {trunk: residual, layer_norm: true, hidden_sizes: [16, 16], critic_bins: 11}\n"
+        "learner: {batch_size: 4}\n"
+    )
+    bench.main(
+        ["--config", str(config), "--threads", "1", "2", "--clock", "cpu", "--json", str(file)]
+    )
+    ratios = json.loads(file.read_text())["ratios"]
+    for threads in (1, 2):
+        prefix = f"small/threads={threads}"
+        assert ratios[f"{prefix}/none/matmul"] > 0 and ratios[f"{prefix}/pcgrad/none"] > 0
+    (case,) = made
+    assert (case.n_tasks, case.rows) == (3, 4)
+    assert case.agent().critics.shared["weight2"].shape == (2, 16, 16)
+    with pytest.raises(SystemExit):
+        bench.main(["--config", "no-such-preset"])
+
+
+class Multiplications(TorchDispatchMode):
+    """Counts those of all matrix products."""
+
+    total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        first = {"bmm": 0, "mm": 0, "baddbmm_": 1}.get(function.overloadpacket.__name__)
+        if first is not None:
+            self.total += args[first].numel() * args[first + 1].shape[-1]
+        return function(*args, **kwargs or {})
+
+
+def test_products_are_those_an_update_makes(scripts):
+    cases, products = scripts("cases"), scripts("products")
+    agent = {"hidden_sizes": (16, 24), "critic_bins": 11}
+    case = cases.Case(3, config=TrainConfig(agent=agent, learner={"batch_size": 4}))
+    learner, arguments = case.learner("none"), case.batch()
+    floor = products.matrix_products(case.agent(), case.rows, "cpu", "fp32")
+    with Multiplications() as ours:
+        learner.update(*arguments)
+    with Multiplications() as least:
+        floor()
+    # Of a first layer's inputs only the actions want a gradient; ours is of all columns.
+    spare = 2 * 3 * 4 * 39 * 16
+    values = 2 * 3 * 4 * 11  # backward through the histograms' means
+    assert least.total <= ours.total <= least.total + spare + values
+
+
 @pytest.mark.parametrize("engine", ["autojac", "autogram"])
 def test_torchjd_takes_our_step(scripts, monkeypatch, engine):
     """With two tasks there is but one order of projections."""
@@ -159,7 +219,24 @@ def test_torchjd_takes_our_step(scripts, monkeypatch, engine):
     assert not torch.allclose(found[0][0], found[1][0])  # there is a conflict
     peer.descend(critic, inputs, lambda outputs, t: (outputs - y[t]).square().mean((-2, -1)))
     for theirs, own in zip(critic.trunk.parameters(), found[1], strict=True):
-        torch.testing.assert_close(theirs.grad, own)
+        torch.testing.assert_close(2 * theirs.grad, own)  # the mean of two losses, and their sum
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("own", [False, True])
+def test_bench_model_times_equal_steps(scripts, own):
+    """With two tasks PCGrad has no choice: all ways give one gradient, and `none` gives another."""
+    bench = scripts("bench_model")
+    case = bench.Case(bench.layers, 2, 400, lambda: torch.randn(8, 39), own)
+    ways, models = bench.ways(case)
+    found = {}
+    for name, step in ways.items():
+        step()
+        found[name] = torch.cat([p.grad.flatten() for p in models[name].trunk.parameters()])
+    for name in ("naive", "torchjd, at once", "torchjd, one by one"):
+        torch.testing.assert_close(found[name], found["pcgrad"], atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(found["none"], found["plain"], atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(found["none"], found["pcgrad"], rtol=1e-2)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

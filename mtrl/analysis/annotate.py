@@ -39,18 +39,18 @@ def label_x(figure: Figure, methods: Sequence[Method], label: str) -> None:
     if not note:
         figure.supxlabel(label)
         return
-    room = 1.25 * FOOTNOTE * (note.count("\n") + 1) / 72 + 0.05  # inches
+    room = 1.25 * FOOTNOTE * (note.count("\n") + 1) / 72 + 0.08  # inches
     height = figure.get_figheight() + room
     figure.set_figheight(height)
-    figure.supxlabel(label, y=room / height)
+    figure.supxlabel(label, y=(room + 0.04) / height)
     # A legend, because the layout keeps axes away from it: from one more line, for the label.
     figure.legend(
         handles=[],
         title="\n" + note,
         loc="outside lower left",
         title_fontsize=FOOTNOTE,
-        borderaxespad=0.1,
-        borderpad=0,
+        borderaxespad=0,
+        borderpad=0.4,
     )
 
 

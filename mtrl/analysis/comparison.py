@@ -12,8 +12,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mtrl.analysis.curves import draw_curves
+from mtrl.analysis.logs import Unevaluated
 from mtrl.analysis.methods import Method, group
-from mtrl.analysis.runs import Axis, Run, Score, Unevaluated, read_run
+from mtrl.analysis.runs import Axis, Run, Score, read_run
 from mtrl.analysis.scores import draw_scores
 from mtrl.analysis.statistics import Bootstrap
 from mtrl.analysis.style import COLORS, Format, expect_drawable, save, styled

@@ -88,7 +88,7 @@ def draw_conflicts(
         _, factor = scale("", steps[-1])
         unit = {1e6: " million", 1e3: " thousand"}.get(factor, "")
         for network, (*_, values) in maps.items():
-            title = f"{network}, {between(steps[parts[-1]] / factor)}{unit} steps"
+            title = f"{network}, {between((steps[parts[-1]] / factor).tolist())}{unit} steps"
             figures[f"cosines_{network}"] = _last_map(title, values, tasks)
     return figures
 
@@ -140,7 +140,7 @@ def _over_time(
             row[0].set_yticks(range(len(tasks)), map(short, tasks), fontsize=6)
         row[0].set_ylabel(network)
     for axes, part in zip(panels[0], parts, strict=True):
-        axes.set_title(between(steps[part] / factor))
+        axes.set_title(between((steps[part] / factor).tolist()))
     figure.suptitle(label, fontsize=8)
     _bar(figure, image, panels, "cosine, mean over diagnoses")
     return figure

@@ -123,7 +123,7 @@ def scale(label: str, largest: float) -> tuple[str, float]:
     """An axis' label, and what numbers as large as this are divided by on it."""
     if largest >= 1e6:
         return f"{label} (millions)", 1e6
-    return (f"{label} (thousands)", 1e3) if largest >= 1e4 else (label, 1.0)
+    return (f"{label} (thousands)", 1e3) if largest >= 2e3 else (label, 1.0)
 
 
 def scale_ticks(axes: Axes, factor: float) -> None:

@@ -7,18 +7,26 @@ place. Commands import torch and mujoco after that.
 from __future__ import annotations
 
 import argparse
+import io
+import os
+import re
 import signal
 import sys
 import threading
 import typing
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mtrl.errors import RunError, UsageError, unknown
+
+FLAGS = {"imports": "import", "json_file": "json", "csv_file": "csv"}
+"""Flags whose word Python or pydantic keeps from being a field's name."""
 
 
 class _Version(argparse.Action):
@@ -30,10 +38,12 @@ class _Version(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line, and an unknown flag is told the nearest one."""
+    """Errors are one line; the one for an unknown flag names the nearest flag."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
+        # argparse's own takes `-1e-3` for a flag.
+        self._negative_number_matcher = re.compile(r"-(\.?\d|\.?inf|\.?nan)", re.IGNORECASE)
         if self.add_help:
             self.add_argument(
                 "--version",
@@ -68,19 +78,75 @@ def run(
     arguments: Sequence[str] | None,
 ) -> int:
     """Carry out a command; what goes wrong is one line. Returns the exit code."""
-    unhandled, threading.excepthook = threading.excepthook, _unhandled
+    with _surroundings():
+        code = _run(program, command, arguments)
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError, AttributeError):
+            _discard_output()
+    return code
+
+
+def _run(
+    program: str,
+    command: Callable[[Sequence[str] | None], int],
+    arguments: Sequence[str] | None,
+) -> int:
     try:
         return command(arguments)
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        return 128 + signal.SIGPIPE
     except UsageError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
     except (OSError, RunError) as error:  # the disk's, a simulator process's, or numbers'
         print(f"{program}: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # before a run could handle it, or a second time
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as error:  # before a run could handle it, or a second time
+        number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
+        print(f"{program}: interrupted by {number.name}", file=sys.stderr)
+        return 128 + number
+
+
+@contextmanager
+def _surroundings() -> Iterator[None]:
+    """What a command needs around it, and what a caller in Python gets back afterwards.
+
+    - Modules in the working directory can be imported, as with `python -m`.
+    - Characters that the terminal's encoding lacks become question marks.
+    - SIGTERM and a closed terminal interrupt as SIGINT does: what was begun is put in order.
+    """
+    unhandled, threading.excepthook = threading.excepthook, _unhandled
+    path, sys.path = sys.path, [os.getcwd(), *sys.path]
+    encodings = {}
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encodings[stream] = stream.errors
+            stream.reconfigure(errors="replace")
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                handlers[number] = signal.signal(number, _interrupt)
+    try:
+        yield
     finally:
-        threading.excepthook = unhandled
+        threading.excepthook, sys.path = unhandled, path
+        for stream, errors in encodings.items():
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def _discard_output() -> None:
+    """Keep the interpreter from writing, as it ends, what can no longer be written."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unhandled(error: threading.ExceptHookArgs) -> None:
@@ -101,7 +167,7 @@ def add_flags(
         is_switch = field.annotation is bool  # `--flag` alone is true
         text = (field.description or "").replace("%", "%%")
         target.add_argument(
-            "--" + name.removesuffix("_file").replace("_", "-"),
+            "--" + FLAGS.get(name, name).replace("_", "-"),
             dest=name,
             metavar=_metavar(field.annotation),
             nargs="+" if _is_tuple(field.annotation) else "?" if is_switch else None,
@@ -138,12 +204,3 @@ def _metavar(annotation: Any) -> str:
 def _is_tuple(annotation: Any) -> bool:
     parts = (annotation, *typing.get_args(annotation))
     return any(typing.get_origin(part) is tuple for part in parts)
-
-
-def merge(defaults: BaseModel, given: dict[str, Any]) -> dict[str, Any]:
-    """The tree of `defaults` with the given leaves in their places."""
-    tree = defaults.model_dump()
-    for group, name, _, _ in _leaves(defaults):
-        if name in given:
-            (tree if group is None else tree[group])[name] = given[name]
-    return tree

@@ -81,7 +81,7 @@ def _plot(arguments: Sequence[str] | None) -> int:
 
     from mtrl.analysis.comparison import plot
     from mtrl.analysis.conflicts import draw_conflicts
-    from mtrl.analysis.runs import read_cosines
+    from mtrl.analysis.cosines import read_cosines
     from mtrl.analysis.style import save
 
     comparison = conflicts = None
@@ -99,12 +99,13 @@ def _plot(arguments: Sequence[str] | None) -> int:
     config.out.mkdir(parents=True, exist_ok=True)
     paths = []
     if comparison is not None:
-        for line in comparison.skipped:
-            print(line, file=sys.stderr)
-        print(comparison.table.markdown())
         paths += comparison.save(config.out, config.formats)
     if conflicts is not None:
         paths += save(conflicts, config.out, config.formats)
+    if comparison is not None:  # last: who reads what is printed may stop reading
+        for line in comparison.skipped:
+            print(line, file=sys.stderr)
+        print(comparison.table.markdown())
     for path in paths:
         print(path)
     return 0

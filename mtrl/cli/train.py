@@ -1,17 +1,24 @@
-"""`mtrl-train`: train a policy, or go on training one."""
+"""`mtrl-train`: train a policy, or continue a run."""
 
 from __future__ import annotations
 
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mtrl.cli.flags import Parser, add_flags, merge, run
+from mtrl.cli.flags import FLAGS, Parser, add_flags, run
 from mtrl.config import presets
 from mtrl.config.section import validate
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
+from mtrl.training.check import check_names, check_plan
+from mtrl.training.place import MAY_CHANGE, expect_new
+
+if TYPE_CHECKING:
+    from mtrl.training.trainer import Outcome
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: Sequence[str] | None) -> int:
-    # These come first: they decide the defaults that --help shows and flags override.
+    # These come first: they decide on the configuration that --help shows and flags change.
     first = Parser(add_help=False, allow_abbrev=False)
     for flag in ("--config", "--benchmark", "--device"):
         first.add_argument(flag)
@@ -31,52 +38,76 @@ def _train(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="mtrl-train",
         allow_abbrev=False,
-        description="Train one policy on many Meta-World tasks. Counts of timesteps are "
-        "environment steps over all tasks together. Without --config, all of MT10 or MT50 starts "
-        "from the preset for the device at hand, and other tasks from the published protocol. The "
-        f"defaults below: {shown.name or 'the published protocol'}.",
+        description="Train one policy on many Meta-World tasks. Timesteps are environment steps "
+        "over all tasks together. Without --config, MT10 and MT50 start from the best preset for "
+        "the device, and other tasks from the published protocol. Defaults below are those of "
+        f"{shown.name or 'the published protocol'}.",
     )
     parser.add_argument(
         "--config",
         metavar="NAME|FILE",
-        help=f"A preset ({', '.join(presets.EXPECTED)}) or a YAML file, whose values become the "
-        "defaults below.",
+        help=f"Preset ({', '.join(presets.EXPECTED)}) or YAML file with the values that flags "
+        "change.",
     )
     parser.add_argument(
         "--resume",
         metavar="RUN_DIR",
-        help="Go on with this run from its newest checkpoint, with its own configuration; only "
-        "--total-timesteps and --max-runtime may be changed.",
+        help="Continue this run from its newest checkpoint with its own configuration; only "
+        "--total-timesteps and --max-runtime may be changed, and --benchmark say where its custom "
+        "tasks are now.",
+    )
+    parser.add_argument(
+        "--resume-if-exists",
+        action="store_true",
+        help="Continue the run in --run-dir if there is one, else start it: one command for jobs "
+        "that a scheduler requeues.",
     )
     add_flags(parser, shown.config)
     given = parser.parse(arguments)
-    resumed = given.pop("resume", None)
+    resumed, may_exist = given.pop("resume", None), given.pop("resume_if_exists")
     given.pop("config", None)
-    if resumed is None:
-        config = validate(TrainConfig, merge(shown.config, given))
-    else:
-        others = [key for key in given if key not in ("total_timesteps", "max_runtime")]
-        if others or chosen.config is not None:
-            flag = "--" + (others[0].replace("_", "-") if others else "config")
-            raise UsageError(
-                "resume: expected no flag but --total-timesteps and --max-runtime beside it, got "
-                f"{flag}"
-            )
-        config = validate(TrainConfig, given)
+    if resumed is not None:
+        return _exit_code(_resume(Path(resumed), given, chosen.config or may_exist))
+    config, _ = presets.override(shown.config, given)
+    if not may_exist:
+        with suppress(OSError):  # no name that a folder could have; it cannot be made, either
+            expect_new(config.run_dir)
+    benchmark = check_names(config)
+    if chosen.config is not None or config.device != "auto":
+        check_plan(config, benchmark)  # else it is the device that decides on the preset
 
     from mtrl.devices import resolve_device
-    from mtrl.training.run import resume, train
+    from mtrl.training.run import train
 
-    if resumed is None:
-        found = _start(chosen, resolve_device(config.device).type)
-        outcome = train(validate(TrainConfig, merge(found.config, given)), note=str(found))
-    else:
-        outcome = resume(Path(resumed), config.total_timesteps, config.max_runtime)
+    found = _start(chosen, resolve_device(config.device).type)
+    config, lines = presets.override(found.config, given)
+    note = "\n".join([str(found), *lines])
+    return _exit_code(train(config, note=note, resume_if_exists=may_exist))
+
+
+def _resume(run_dir: Path, given: dict[str, Any], other: Any) -> Outcome:
+    """Continue a run; `other` is a flag without a field that was given, if any."""
+    others = sorted(given.keys() - {*MAY_CHANGE, "benchmark"})
+    if others or other:
+        flag = others[0] if others else "resume_if_exists" if other is True else "config"
+        raise UsageError(
+            "resume: expected no flag but --total-timesteps, --max-runtime and --benchmark beside "
+            f"it, got --{FLAGS.get(flag, flag).replace('_', '-')}"
+        )
+    config = validate(TrainConfig, given)
+    from mtrl.training.run import resume
+
+    # Where custom tasks are to be found now, if it is not where the run had them from.
+    benchmark = check_names(config) if "benchmark" in given else None
+    return resume(run_dir, config.total_timesteps, config.max_runtime, benchmark=benchmark)
+
+
+def _exit_code(outcome: Outcome) -> int:
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
 def _start(chosen: Namespace, device: str) -> presets.Start:
-    """The configuration that flags change."""
+    """The configuration that the flags change."""
     if chosen.config is not None:
         return presets.named(chosen.config)
     benchmark = chosen.benchmark or TrainConfig().benchmark

@@ -1,14 +1,15 @@
 """The configurations that come with the package, and which of them a command starts from.
 
-Their files lie in `presets/`; `configs/` at the top of a checkout links there.
+Their files are in `presets/`; `configs/` at the top of a checkout links there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from mtrl.config.train import TrainConfig
+from mtrl.config.train import TrainConfig, shown
 from mtrl.errors import UsageError, unknown
 
 FOLDER = Path(__file__).parent / "presets"
@@ -17,12 +18,12 @@ EXPECTED = {
     "quickstart": "about ten minutes on two CPU cores",
     "mt10_cpu": "little more than an hour on two CPU cores",
     "mt50_cpu": "some seven hours on two CPU cores, by the time of an update; not yet run whole",
-    "mt10": "made for a GPU, where it has not been timed yet",
-    "mt50": "made for a GPU, where it has not been timed yet",
-    "mt10_plain": "made for a GPU, where it has not been timed yet",
-    "mt50_plain": "made for a GPU, where it has not been timed yet",
+    "mt10": "for a GPU; not timed yet",
+    "mt50": "for a GPU; not timed yet",
+    "mt10_plain": "for a GPU; not timed yet",
+    "mt50_plain": "for a GPU; not timed yet",
 }
-"""How long a run takes, as far as it has been measured."""
+"""How long a run takes, where it has been measured."""
 
 
 BEST = {
@@ -31,14 +32,14 @@ BEST = {
     ("mt50", "cpu"): "mt50_cpu",
     ("mt50", "cuda"): "mt50",
 }
-"""What a benchmark is best trained by on a device."""
+"""The best preset known for a benchmark on a device."""
 
 
 class Start(NamedTuple):
-    """What a command line's flags change.
+    """The configuration that a command line's flags change.
 
     Attributes:
-        name: Of the preset or file; None for the plain defaults, those of the published protocol.
+        name: Of the preset or file; None for the defaults, those of the published protocol.
         config: Its values.
     """
 
@@ -46,24 +47,58 @@ class Start(NamedTuple):
     config: TrainConfig
 
     def __str__(self) -> str:
-        """One line: which, and how long it takes."""
+        """One line with its name and the time a run takes."""
         expected = EXPECTED.get(self.name or "")
         return f"configuration: {self.name or 'defaults'}" + (f" ({expected})" if expected else "")
 
 
-def preset(name: str) -> TrainConfig:
-    """A configuration of `presets/`.
+SPECIFIC = {
+    "benchmark": ("tasks",),
+    "hidden_sizes": ("actor_hidden_sizes", "critic_hidden_sizes"),
+    "surgery": ("actor_surgery", "critic_surgery"),
+}
+"""Fields that take precedence over a more general one."""
+
+
+def preset(name: str, **changes: Any) -> TrainConfig:
+    """A configuration of `presets/`, with other values for some of its fields.
+
+    A change also resets the preset's more specific fields: with `hidden_sizes=(256, 256)`, actor
+    and critics have these widths even if the preset gives the actor others.
+
+    Args:
+        name: Of the preset.
+        changes: Fields by name, with or without their section.
 
     Example:
         >>> preset("mt10_plain").learner.batch_size
         128
+        >>> preset("quickstart", surgery="pcgrad", seed=3).learner.surgery
+        'pcgrad'
 
     Raises:
-        UsageError: if there is none of this name.
+        UsageError: if there is no such preset or field, or a value does not fit.
     """
     if name not in EXPECTED:
         raise UsageError(unknown("config", name, [*EXPECTED, "a file that ends in .yaml"]))
-    return TrainConfig.from_yaml(FOLDER / f"{name}.yaml")
+    return override(TrainConfig.from_yaml(FOLDER / f"{name}.yaml"), changes)[0]
+
+
+def override(config: TrainConfig, changes: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
+    """`config` with `changes`, and a line for each field that they reset.
+
+    A field of `config` that takes precedence over a changed one, and is not changed itself, would
+    silently undo the change; it returns to its default.
+    """
+    flat, lines = config.flat(), []
+    reset: dict[str, None] = {}
+    for general, specific in SPECIFIC.items():
+        for name in specific:
+            if general in changes and name not in changes and flat[name] is not None:
+                reset[name] = None
+                flag = general.replace("_", "-")
+                lines.append(f"--{flag} replaces the configuration's {name}: {shown(flat[name])}")
+    return config.model_copy(update={**changes, **reset}), lines
 
 
 def named(text: str) -> Start:
@@ -72,12 +107,13 @@ def named(text: str) -> Start:
     Raises:
         UsageError: if there is neither, or the file cannot be read.
     """
-    is_file = Path(text).suffix in (".yaml", ".yml") or Path(text).exists()
-    return Start(text, TrainConfig.from_yaml(text) if is_file else preset(text))
+    path = Path(text).expanduser()
+    is_file = path.suffix in (".yaml", ".yml") or path.exists()
+    return Start(text, TrainConfig.from_yaml(path) if is_file else preset(text))
 
 
 def best(benchmark: str | None, device: str) -> Start:
-    """Where a run begins that was given no configuration.
+    """The configuration of a run that names none.
 
     Args:
         benchmark: Its name; None for tasks chosen one by one.

@@ -5,16 +5,24 @@ Imports neither torch nor MuJoCo, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import re
 import reprlib
 import tempfile
+import typing
+from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from mtrl.errors import UsageError, one_line, unknown
 
 Model = TypeVar("Model", bound=BaseModel)
+AnySection = TypeVar("AnySection", bound="Section")
+
+_SCIENTIFIC = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d{1,3}\s*")
 
 
 class Section(BaseModel):
@@ -23,6 +31,62 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take `1e6` for an integer, which pydantic does not, and no truth value, which it does."""
+        kinds = leaf_types(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, list | tuple):
+            return type(value)(_read_number(part, kinds) for part in value)
+        return _read_number(value, kinds)
+
+    def model_copy(
+        self: AnySection, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> AnySection:
+        """A copy with some fields replaced, by pydantic's name but validated.
+
+        Args:
+            update: New values; a field of a section within may be named without it.
+            deep: As pydantic's.
+
+        Raises:
+            UsageError: if a name is unknown or a value does not fit.
+        """
+        if not update:
+            return super().model_copy(deep=deep)
+        return validate(type(self), merged(self, update))
+
+
+def merged(section: Section, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of `section` with `changes`, whose leaves may be named without their sections."""
+    tree = section.model_dump()
+    homes = {leaf: name for name in tree if isinstance(tree[name], dict) for leaf in tree[name]}
+    for name, value in changes.items():
+        if name not in homes:
+            tree[name] = value.model_dump() if isinstance(value, Section) else value
+    for name, value in changes.items():
+        if name in homes:
+            tree[homes[name]][name] = value
+    return tree
+
+
+def leaf_types(annotation: Any) -> set[type]:
+    """The types in an annotation such as `tuple[int, ...] | None`."""
+    if arguments := typing.get_args(annotation):
+        return set().union(*map(leaf_types, arguments))
+    return {annotation} if isinstance(annotation, type) else set()
+
+
+def _read_number(value: Any, kinds: set[type]) -> Any:
+    if bool in kinds or not kinds & {int, float}:
+        return value
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "input should be a number")
+    if int in kinds and isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
+        number = Decimal(value.strip())
+        return int(number) if number == number.to_integral_value() else value
+    return value
 
 
 def validate(model: type[Model], tree: Any, source: str = "") -> Model:

@@ -1,6 +1,6 @@
-"""The sections of a configuration: networks, learner, simulator. Every field says its unit.
+"""The sections of a configuration: networks, learner, simulator. Every field states its unit.
 
-Imports neither torch nor mujoco, so that `--help` answers at once.
+Imports neither torch nor MuJoCo, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -14,59 +14,63 @@ from mtrl.config.section import Section
 
 
 class AgentConfig(Section):
-    """The networks: a trunk the tasks share, and what each task owns."""
+    """The networks: a trunk the tasks share, and parameters of each task."""
 
     heads: Literal["multi", "single"] = Field(
         default="multi",
-        description="'multi': one linear head per task; 'single': one head for all, which tells "
-        "tasks apart by the task one-hot alone.",
+        description="'multi': one linear head per task; 'single': one head for all tasks, which "
+        "the task one-hot in the input tells apart.",
     )
     trunk: Literal["mlp", "residual"] = Field(
         default="mlp",
-        description="'mlp': ReLU layers in a row; 'residual': a layer, then blocks of two layers "
-        "that are added to what they are given.",
+        description="'mlp': fully connected layers with ReLU; 'residual': one layer, then residual "
+        "blocks of two layers.",
     )
     hidden_sizes: tuple[PositiveInt, ...] = Field(
         default=(400, 400, 400),
         min_length=1,
-        description="Widths of the trunk's layers, of a residual trunk's first layer and blocks "
-        "[units].",
+        description="Widths of the trunk's layers; of a residual trunk, of its first layer and its "
+        "blocks [units].",
     )
     actor_hidden_sizes: tuple[PositiveInt, ...] | None = Field(
-        default=None, min_length=1, description="Others for the actor; default: 'hidden_sizes'."
+        default=None,
+        min_length=1,
+        description="Widths of the actor's trunk (default: hidden_sizes).",
     )
     critic_hidden_sizes: tuple[PositiveInt, ...] | None = Field(
-        default=None, min_length=1, description="Others for the critics; default: 'hidden_sizes'."
+        default=None,
+        min_length=1,
+        description="Widths of the critics' trunks (default: hidden_sizes).",
     )
     layer_norm: bool = Field(
-        default=False, description="Whether the trunks' layers are normalised before ReLU."
+        default=False, description="Apply LayerNorm before each ReLU of the trunks."
     )
     task_embedding: int | None = Field(
         default=None,
         gt=0,
-        description="Tell tasks apart by learned vectors of unit norm and so many numbers; "
-        "default: by one-hots.",
+        description="Size of a learned task embedding of unit norm, which replaces the task "
+        "one-hot (default: one-hot).",
     )
     normalize_observations: bool = Field(
         default=False,
-        description="Whether networks see observations less their running mean, over their "
-        "deviation.",
+        description="Normalise observations by their running mean and standard deviation.",
     )
     critic_bins: int | None = Field(
         default=None,
         gt=1,
-        description="Critics give a histogram of the value with so many bins and are trained by "
-        "cross-entropy; default: a number, by squared error.",
+        description="Bins of a categorical critic, trained by cross-entropy (default: a scalar "
+        "critic, trained by squared error).",
     )
     value_limit: float = Field(
         default=10.0,
         gt=0,
-        description="That histogram goes from minus this to this [scaled return].",
+        description="Largest value a categorical critic represents; its bins cover -value_limit to "
+        "value_limit [scaled return].",
     )
     initial_temperature: float = Field(
         default=1.0,
         gt=0,
-        description="Entropy temperature alpha each task starts with [scaled reward per nat].",
+        description="Initial entropy temperature alpha of each task [scaled reward per nat].",
     )
 
     @model_validator(mode="after")
@@ -84,103 +88,102 @@ class LearnerConfig(Section):
 
     surgery: str = Field(
         default="none",
-        description="How the tasks' gradients on the trunk are combined: 'none' (their mean), "
-        "'pcgrad', 'rotograd' or another method of the README's table, one registered with "
-        "mtrl.surgery.register, 'torchjd:NAME', or 'package.module:name', a function from Gramian "
-        "to weights. Options of a method follow in brackets: 'cagrad(c=0.4)'.",
+        description="Method that combines the tasks' gradients on the trunk: 'none' (their mean), "
+        "'pcgrad', 'rotograd' or another of the README's table; a name that a module of 'imports' "
+        "or an installed package's entry point registers; 'torchjd:NAME'; or "
+        "'package.module:name', a Surgery class or a function from Gramian to weights. Options "
+        "follow in brackets: 'cagrad(c=0.4)'.",
     )
     actor_surgery: str | None = Field(
-        default=None, description="Another method for the actor; default: that of 'surgery'."
+        default=None, description="Method for the actor (default: surgery)."
     )
     critic_surgery: str | None = Field(
-        default=None, description="Another method for the critics; default: that of 'surgery'."
+        default=None, description="Method for the critics (default: surgery)."
     )
     rotation_lr: float = Field(
         default=1e-3,
         ge=0,
-        description="RotoGrad: step of a rotation at the start [radians per update, at most].",
+        description="RotoGrad: initial learning rate of rotations [radians per update, at most].",
     )
     rotation_decay: float = Field(
         default=0.99999,
         gt=0,
         le=1,
-        description="RotoGrad: factor on that step after each update; below 1, rotations settle "
-        "before the networks do.",
+        description="RotoGrad: decay of the rotations' learning rate [factor per update]; below 1, "
+        "rotations settle before the networks do.",
     )
     rotation_size: int | None = Field(
-        default=None,
-        gt=1,
-        description="RotoGrad: rotate the first so many features alone; default: all.",
+        default=None, gt=1, description="RotoGrad: number of features to rotate (default: all)."
     )
     rotation_step: Literal["geodesic", "matrix_exp"] = Field(
         default="geodesic",
-        description="RotoGrad: 'geodesic' costs O(d^2) per task, the paper's 'matrix_exp' O(d^3).",
+        description="RotoGrad: how a rotation is updated; 'geodesic' costs O(d^2) per task, the "
+        "paper's 'matrix_exp' O(d^3).",
     )
     gradient_engine: Literal["auto", "jacobian", "factored"] = Field(
         default="auto",
-        description="How a method on the Gramian gets it: 'jacobian' forms every task's gradient; "
-        "'factored' forms none and needs less memory for wide trunks; 'auto': by width.",
+        description="How the Gramian is computed: 'jacobian' forms every task's gradient; "
+        "'factored' forms none and needs less memory for wide trunks; 'auto' chooses by width.",
     )
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
         default="auto",
-        description="Numbers of the trunks' matrix products during updates; parameters, heads, "
-        "losses and Gramians are float32. 'auto': tf32 on CUDA, fp32 on a CPU; 'bf16' is nearly "
-        "twice as fast on one with AVX512-BF16 or AMX, and gives way to fp32 on others.",
+        description="Precision of the trunks' matrix products during updates; parameters, heads, "
+        "losses and Gramians are float32. 'auto': tf32 on CUDA, fp32 on a CPU. 'bf16' is nearly "
+        "twice as fast on a CPU with AVX512-BF16 or AMX; other CPUs use fp32 instead.",
     )
     capture: bool = Field(
         default=True,
-        description="On CUDA, launch updates as one captured graph wherever the method allows it; "
-        "without effect on a CPU.",
+        description="On CUDA, launch updates as one captured graph if the method allows it; no "
+        "effect on a CPU.",
     )
     compile: bool = Field(
         default=False,
-        description="Fuse an update's small operations by torch.compile: takes a minute at the "
-        "start, and a C++ compiler on a CPU.",
+        description="On CUDA, fuse an update's small operations by torch.compile, which takes a "
+        "minute at the start; without effect on a CPU, where updates took a quarter longer.",
     )
     batch_size: int = Field(
-        default=128, gt=0, description="Replay samples in one update [transitions per task]."
+        default=128, gt=0, description="Batch size of an update [transitions per task]."
     )
     buffer_size: int = Field(
-        default=100_000, gt=0, description="Replay capacity [transitions per task]."
+        default=100_000,
+        gt=0,
+        description="Capacity of the replay buffer [transitions per task].",
     )
     gradient_steps: int = Field(
         default=1,
         gt=0,
-        description="Updates during each vector step, that is one step of every environment.",
+        description="Updates per vector step; one vector step is one step of every environment.",
     )
     learning_rate: float = Field(
-        default=3e-4, gt=0, description="Adam's step size: actor, critics, temperatures."
+        default=3e-4, gt=0, description="Adam's learning rate for actor, critics and temperatures."
     )
     final_learning_rate: float | None = Field(
         default=None,
         ge=0,
-        description="Lower that step size in a straight line to this at the run's end; default: "
-        "not.",
+        description="Learning rate at the run's end, reached by linear decay (default: no decay).",
     )
     adam_epsilon: float = Field(default=1e-5, gt=0, description="Adam's epsilon.")
     weight_decay: float = Field(
         default=0.0,
         ge=0,
-        description="AdamW's: fraction of each weight that a step of size 1 would take away.",
+        description="AdamW's weight decay; an update multiplies each weight by "
+        "1 - learning_rate * weight_decay.",
     )
     max_grad_norm: float = Field(
         default=1.0,
         ge=0,
-        description="Each network's gradient is clipped to this norm after surgery; 0 is no clip.",
+        description="Largest norm of a network's gradient, clipped after surgery; 0: no clipping.",
     )
     gamma: float = Field(
-        default=0.99, ge=0, le=1, description="Discount factor per environment step."
+        default=0.99, ge=0, le=1, description="Discount factor [per environment step]."
     )
     tau: float = Field(
-        default=0.005,
-        gt=0,
-        le=1,
-        description="Fraction by which targets follow the critics per update.",
+        default=0.005, gt=0, le=1, description="Polyak coefficient of target critics [per update]."
     )
     target_entropy: float | None = Field(
         default=None,
-        description="Entropy each task's temperature aims at [nats]; default: minus the number of "
-        "action dimensions.",
+        description="Target entropy of each task's temperature [nats] (default: minus the number "
+        "of action dimensions).",
     )
     min_temperature: float = Field(
         default=0.0,
@@ -190,19 +193,19 @@ class LearnerConfig(Section):
     reward_scale: float = Field(
         default=1.0,
         gt=0,
-        description="Factor on every reward the learner sees; logs show raw rewards.",
+        description="Factor on the rewards of the learner; logs show raw rewards.",
     )
     return_scale: float | None = Field(
         default=None,
         gt=0,
-        description="Scale each task's rewards by a running factor, such that its largest "
-        "discounted return so far becomes this; default: not.",
+        description="Scale each task's rewards by a running factor so that its largest discounted "
+        "return so far equals this (default: no scaling).",
     )
     return_memory: int | None = Field(
         default=None,
         gt=0,
-        description="With return_scale, what becomes that is instead the mean of the largest "
-        "discounted returns of its last episodes [episodes per task].",
+        description="With return_scale, scale by the mean of the largest discounted returns of the "
+        "last episodes instead of the largest so far [episodes per task].",
     )
 
     @model_validator(mode="after")
@@ -218,36 +221,33 @@ class EnvironmentConfig(Section):
     horizon: int | None = Field(
         default=None,
         gt=0,
-        description="Steps after which an episode is truncated [environment steps]; default: "
-        "Meta-World's 500, its most; custom environments end their episodes themselves.",
+        description="Episode length at which an episode is truncated [environment steps] "
+        "(default: 500, Meta-World's limit; custom environments end their episodes themselves).",
     )
     simulator: Literal["auto", "metaworld", "envpool"] = Field(
         default="auto",
-        description="What training steps: 'metaworld', the reference; 'envpool', a faster port, "
-        "for tasks that were found to agree with the reference; 'auto': EnvPool where it is "
-        "installed and a task agrees, else the reference. Evaluation is always on the reference.",
+        description="Simulator for training: 'metaworld', the reference; 'envpool', a faster port, "
+        "for tasks on which it agrees with the reference; 'auto': EnvPool if it is installed and "
+        "a task agrees, else the reference. Evaluation always uses the reference.",
     )
     native_tasks: tuple[str, ...] = Field(
         default=(),
-        description="Tasks to run on EnvPool although they were not found to agree with the "
-        "reference.",
+        description="Tasks to run on EnvPool whether or not it agrees with the reference.",
     )
     envs_per_task: int = Field(
         default=1,
         gt=0,
-        description="Copies of each task that are stepped at once [environments]. They share the "
-        "task's episodes.",
+        description="Environments of each task, stepped in parallel; they share the task's goals.",
     )
     workers: int | None = Field(
         default=None,
         gt=0,
-        description="Simulator processes; default: one per processor core, at most one per "
-        "environment. "
-        "The trajectory does not depend on it.",
+        description="Simulator processes (default: one per processor core, at most one per "
+        "environment). Results do not depend on their number.",
     )
     max_restarts: int = Field(
         default=10,
         ge=0,
-        description="Simulator processes that may die, hang or return NaN, and are replaced, before "
-        "the run stops.",
+        description="Failures of simulator processes (crash, hang, NaN) to recover from before the "
+        "run stops.",
     )

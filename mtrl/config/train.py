@@ -5,23 +5,24 @@
     ├── learner: LearnerConfig          losses, optimisers, replay, surgery
     └── environment: EnvironmentConfig  the simulator
 
-Every leaf has a name of its own, so a field is the same word everywhere: `learner.batch_size` in
-YAML, `--batch-size` on the command line. Counts called *timesteps* are environment steps over all
-tasks and copies together: one vector step of MT10 is ten of them.
+Every leaf has a unique name, so a field is the same word everywhere: `learner.batch_size` in YAML,
+`--batch-size` on the command line (`imports` is `--import`). Counts called *timesteps* are
+environment steps over all tasks and copies together: one vector step of MT10 is ten of them.
 
-This module imports neither torch nor mujoco, so that `--help` answers at once.
+This module imports neither torch nor MuJoCo, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from mtrl.config import yaml12
+from mtrl.config.schedule import MAX_COUNT
+from mtrl.config.schedule import Schedule as Schedule
 from mtrl.config.section import Section, validate
 from mtrl.config.sections import AgentConfig as AgentConfig
 from mtrl.config.sections import EnvironmentConfig as EnvironmentConfig
@@ -34,32 +35,10 @@ Camera = Literal[
 """Meta-World's cameras."""
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """When a run does what [environment steps over all tasks]; see `TrainConfig`'s fields."""
-
-    PER_TASK: ClassVar = {
-        "total_timesteps": 2_000_000,
-        "learning_starts": 4_000,
-        "eval_every": 50_000,
-        "checkpoint_every": 50_000,
-        "log_every": 2_000,
-        "diagnose_every": 20_000,
-    }
-    """The defaults, per task."""
-
-    total_timesteps: int
-    learning_starts: int
-    eval_every: int
-    checkpoint_every: int
-    log_every: int
-    diagnose_every: int
-
-
 class TrainConfig(Section):
-    """Everything that decides what a training run does.
+    """The whole configuration of a training run.
 
-    A section's fields may be given without it, for every field has a name of its own.
+    Every field has a unique name, so fields of a section may be given without it.
 
     Example:
         >>> TrainConfig(benchmark="mt10", surgery="pcgrad").learner.surgery
@@ -74,92 +53,109 @@ class TrainConfig(Section):
     benchmark: str = Field(
         default="mt10",
         description="Task set: mt10, mt25, mt50, mt1:<task> such as mt1:reach-v3, or "
-        "package.module:attribute, a mtrl.Benchmark of custom tasks.",
+        "package.module:attribute, a mtrl.Benchmark with custom tasks.",
     )
     tasks: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="Meta-World task names that replace the benchmark's, in this order; of a "
-        "custom benchmark, some of its tasks.",
+        description="Names of Meta-World tasks to train on instead of the benchmark's, in this "
+        "order; with a custom benchmark, a subset of its tasks.",
     )
     total_timesteps: int | None = Field(
         default=None,
         gt=0,
-        description="Length of the run [environment steps over all tasks]; default: 2,000,000 per "
-        "task.",
+        lt=MAX_COUNT,
+        description="Length of the run [environment steps over all tasks] (default: 2,000,000 per "
+        "task).",
     )
     learning_starts: int | None = Field(
         default=None,
         gt=0,
+        lt=MAX_COUNT,
         description="Uniformly random steps before the first update [environment steps over all "
-        "tasks]; default: 4,000 per task.",
+        "tasks] (default: 4,000 per task).",
     )
     eval_every: int | None = Field(
         default=None,
         gt=0,
-        description="Evaluate after every so many [environment steps over all tasks]; default: "
-        "50,000 per task.",
+        lt=MAX_COUNT,
+        description="Interval between evaluations [environment steps over all tasks] (default: "
+        "50,000 per task).",
     )
     eval_episodes: int = Field(
         default=10,
         gt=0,
         le=50,
-        description="Evaluation episodes during training [episodes per task, each another goal]. "
-        "The final evaluation always takes all 50.",
+        description="Episodes of an evaluation during training [episodes per task], each on "
+        "another goal. The final evaluation always uses all 50.",
     )
     eval_video: bool = Field(
         default=False,
-        description="Show each task's first evaluation episode in TensorBoard; takes some seconds "
-        "per task, and 0.1 to 0.2 MB of its files each time.",
+        description="Show each task's first evaluation episode in TensorBoard; each video takes "
+        "seconds to draw and 0.1 to 0.2 MB.",
     )
     checkpoint_every: int | None = Field(
         default=None,
         gt=0,
-        description="Write a checkpoint after every so many [environment steps over all tasks]; "
-        "default: 50,000 per task.",
+        lt=MAX_COUNT,
+        description="Interval between checkpoints [environment steps over all tasks] (default: "
+        "50,000 per task).",
     )
     log_every: int | None = Field(
         default=None,
         gt=0,
-        description="Write the logs after every so many [environment steps over all tasks]; "
-        "default: 2,000 per task.",
+        lt=MAX_COUNT,
+        description="Interval between rows of the logs [environment steps over all tasks] "
+        "(default: 2,000 per task).",
     )
     diagnose_every: int | None = Field(
         default=None,
         ge=0,
-        description="Measure how the tasks' gradients conflict after every so many [environment "
-        "steps over all tasks]; default: 20,000 per task; 0: never.",
+        lt=MAX_COUNT,
+        description="Interval between measurements of how the tasks' gradients conflict "
+        "[environment steps over all tasks] (default: 20,000 per task); 0: never.",
     )
     max_runtime: float | None = Field(
         default=None,
         gt=0,
-        description="Write a checkpoint and stop in good order after so long [hours]; --resume "
-        "goes on, for as long again.",
+        description="Time limit after which the run writes a checkpoint and stops [hours]; a "
+        "resumed run has as long again.",
     )
     seed: int = Field(
         default=0,
         ge=0,
         lt=2**32,
-        description="Seed of goals, weights, exploration, replay and surgery.",
+        description="Random seed of goals, weights, exploration, replay and surgery.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
-        description="Where networks and replay live; 'auto' is cuda where there is one.",
+        description="Device of networks and replay; 'auto': CUDA if available, else the CPU.",
     )
     threads: int | None = Field(
         default=None,
         gt=0,
-        description="CPU threads of torch's; default: its own choice, one per core. With small "
-        "networks one is best: simulators then have the other cores.",
+        description="CPU threads of PyTorch (default: found in the first updates by timing whole "
+        "steps, simulators included). Another number rounds differently: give it for a run that is "
+        "to repeat another to the bit.",
     )
     run_dir: Path | None = Field(
         default=None,
-        description="Folder of the run, which must not exist; default: "
-        "runs/<benchmark>_<surgery>_seed<k>_<time>.",
+        description="Folder of the run, which must not exist (default: "
+        "runs/<benchmark>_<surgery>_seed<k>_<time>).",
+    )
+    imports: tuple[str, ...] = Field(
+        default=(),
+        description="Modules to import first, for the methods of surgery that they register; the "
+        "working directory is searched, too.",
     )
     agent: AgentConfig = Field(default_factory=AgentConfig)
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
+
+    @field_validator("run_dir")
+    @classmethod
+    def _expand_user(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser()
 
     @model_validator(mode="before")
     @classmethod
@@ -218,7 +214,7 @@ class TrainConfig(Section):
             UsageError: if the file cannot be read, is not YAML, or holds an unknown or bad value.
         """
         try:
-            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            tree = yaml12.load(Path(path).read_text(encoding="utf-8"))
         except Exception as error:  # a hostile text makes the parser raise anything
             raise UsageError(f"config: cannot read {path}: {one_line(error)}") from None
         return validate(cls, {} if tree is None else tree, source=f"{path}: ")
@@ -232,11 +228,11 @@ class TrainConfig(Section):
 
     def to_yaml(self) -> str:
         """The whole tree as YAML, such that `from_yaml` gives it back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml12.dump(self.model_dump(mode="json"))
 
 
 def shown(value: Any) -> str:
-    """A leaf of the configuration as one would type it."""
+    """A leaf of the configuration, as typed on the command line."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return "default" if value is None else str(value)

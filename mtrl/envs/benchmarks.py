@@ -5,6 +5,7 @@ A task's position in `Benchmark.tasks` is its index everywhere: row t of every `
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +14,7 @@ import gymnasium as gym
 from gymnasium.spaces import Box
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
 
-from mtrl.errors import UsageError, import_attribute, unknown
+from mtrl.errors import UsageError, import_attribute, one_line, unknown
 
 EnvFactory = Callable[[], gym.Env[Any, Any]]
 
@@ -66,6 +67,9 @@ class Benchmark:
 
     def __post_init__(self) -> None:
         _expect_name("name", self.name)
+        if not isinstance(self.environments, Mapping):
+            kind = type(self.environments).__name__
+            raise UsageError(f"environments: expected a dict from task to function, got {kind}")
         for task, make in self.environments.items():
             expect_task_name(task)
             if make is not None and not callable(make):
@@ -156,7 +160,16 @@ def get_benchmark(name: str, tasks: tuple[str, ...] | None = None) -> Benchmark:
 
 def _imported(name: str) -> Benchmark:
     found = import_attribute("benchmark", name)
-    benchmark = found() if not isinstance(found, Benchmark) and callable(found) else found
+    try:
+        benchmark = found() if not isinstance(found, Benchmark) and callable(found) else found
+    except UsageError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise UsageError(
+            f"benchmark: {name} failed: {type(error).__name__}: {one_line(error)} "
+            f"({last.filename}, line {last.lineno})"
+        ) from error
     if not isinstance(benchmark, Benchmark):
         kind = type(benchmark).__name__
         raise UsageError(f"benchmark: expected a mtrl.Benchmark at {name}, got {kind}")

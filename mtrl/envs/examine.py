@@ -86,5 +86,5 @@ def _refuse(task: str, doing: str, error: Exception) -> NoReturn:
     last = traceback.extract_tb(error.__traceback__)[-1]
     raise UsageError(
         f"benchmark: task {task!r} failed at {doing}: {type(error).__name__}: {one_line(error)} "
-        f"({last.filename}:{last.lineno})"
+        f"({last.filename}, line {last.lineno})"
     ) from error

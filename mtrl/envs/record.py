@@ -56,6 +56,12 @@ def expect_tasks_of(record: BenchmarkRecord, benchmark: Benchmark) -> Benchmark:
         raise UsageError(
             f"benchmark: expected {record.environments} tasks as those of {record.name}, got {kind}"
         )
+    missing = [task for task in record.names if task not in benchmark.tasks]
+    if missing:
+        raise UsageError(
+            f"benchmark: expected the tasks of {record.name}, got {benchmark.name} without "
+            f"{missing[0]!r}"
+        )
     chosen = replace(select(benchmark, record.names), name=record.name)
     return _with_scores(record, chosen)
 

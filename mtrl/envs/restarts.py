@@ -17,18 +17,29 @@ class Restarts:
 
     Args:
         parts: The simulators.
+        arrays: What they share.
+        names: Each row's task.
         most: So many processes are replaced.
 
     Attributes:
         count: How many were.
     """
 
-    def __init__(self, parts: Sequence[WorkerProcesses | NativePools], most: int) -> None:
-        self._parts, self.most, self.count = parts, most, 0
+    def __init__(
+        self,
+        parts: Sequence[WorkerProcesses | NativePools],
+        arrays: SharedArrays,
+        names: Sequence[str],
+        most: int,
+    ) -> None:
+        self._parts, self._arrays, self._names = parts, arrays, names
+        self.most, self.count = most, 0
 
-    def wait(
-        self, arrays: SharedArrays, seed: int, episodes: np.ndarray, replace: bool = True
-    ) -> np.ndarray:
+    def begin(self) -> None:
+        """To be called before anything is begun, with the simulators at rest."""
+        self._generations = self._arrays.generations.copy()
+
+    def wait(self, seed: int, episodes: np.ndarray, replace: bool = True) -> np.ndarray:
         """Wait for what was begun; lost rows begin their `episodes`, `[N]`, again.
 
         The row that was at fault counts up its generation, which gives it another episode under
@@ -44,8 +55,8 @@ class Restarts:
             WorkerError: if a process is lost and is not to be replaced; generations are then as
                 before.
         """
-        restarted = np.zeros(len(episodes), bool)
-        generations = arrays.generations.copy()
+        arrays, restarted = self._arrays, np.zeros(len(episodes), bool)
+        expected = self._generations.copy()
         # Pools first: what they reset, they reset while workers still work.
         for part in reversed(self._parts):
             lost: list[int] = []
@@ -58,11 +69,20 @@ class Restarts:
                     break
                 except WorkerError as error:
                     if not (replace and self._counts(error)):
-                        arrays.generations[:] = generations
+                        arrays.generations[:] = self._generations
                         raise
                     lost = sorted({*lost, *error.rows})
                     arrays.generations[error.at_fault] += 1
+                    expected[error.at_fault] += 1
             restarted[lost] = True
+        for row in np.flatnonzero(arrays.generations > expected).tolist():
+            # Python shows an equal warning once.
+            warnings.warn(
+                f"task {self._names[row]!r}: a reset returned an observation that is not finite in "
+                "float32; the episode was drawn again from another seed",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         for array in (arrays.terminated, arrays.truncated):
             array[restarted] = 0
         return restarted

@@ -71,8 +71,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         tells_success: bool | Sequence[bool] = True,
         endless: int | None = None,
     ) -> None:
-        self.tells_success = np.full(len(names), tells_success)
-        self._endless = endless
+        self.tells_success, self._endless = np.full(len(names), tells_success), endless
         self.names, self.simulators = tuple(names), tuple(simulators)
         self.n_tasks, self.envs_per_task = len(names), envs_per_task
         self.num_envs = n = self.n_tasks * envs_per_task
@@ -88,10 +87,10 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             part.open(memory)
         for part in reversed(parts):
             part.wait()
-        self._restarts = Restarts(parts, max_restarts)
+        rows = np.repeat(names, envs_per_task).tolist()
+        self._restarts = Restarts(parts, self._shared, rows, max_restarts)
         self._pending, self._seed = False, 0
-        self._returns = np.zeros(n)
-        self._success = np.zeros(n, bool)
+        self._returns, self._success = np.zeros(n), np.zeros(n, bool)
         self._first = np.tile(np.arange(envs_per_task), self.n_tasks)
         self._episodes = self._first - envs_per_task
         self._history: list[list[np.ndarray]] = [[] for _ in range(n)]
@@ -122,11 +121,11 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             AlreadyPendingCallError: (Gymnasium's) if the last step has not been waited for.
         """
         self._expect_no_step("step_async")
-        shared = self._shared
-        shared.actions[:] = actions
+        self._shared.actions[:] = actions
+        self._restarts.begin()
         for part in self._parts:
             part.step()
-        for history, action in zip(self._history, shared.actions.copy(), strict=True):
+        for history, action in zip(self._history, self._shared.actions.copy(), strict=True):
             history.append(action)
         self._pending = True
 
@@ -143,7 +142,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._pending = False
         shared = self._shared
         try:
-            restarted = self._restarts.wait(shared, self._seed, self._episodes)
+            restarted = self._restarts.wait(self._seed, self._episodes)
         except WorkerError:  # the step has not been: `state` is that before it
             for history in self._history:
                 history.pop()
@@ -216,10 +215,11 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _start(self, seed: int | None, actions: list[np.ndarray] | None) -> None:
         """Start the episodes of `self._episodes`, and play `actions` in them."""
         self._seed = self._seed if seed is None else seed
+        self._restarts.begin()
         for part in self._parts:
             part.start(seed, self._episodes, actions)
         # What is played again has to be played to its end; a new episode may begin anew.
-        self._restarts.wait(self._shared, self._seed, self._episodes, replace=actions is None)
+        self._restarts.wait(self._seed, self._episodes, replace=actions is None)
         self._begin(np.ones(self.num_envs, bool))
         self._note_told()
 

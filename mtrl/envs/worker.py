@@ -7,6 +7,7 @@ last observation is kept aside, because the learner's target needs the true s′
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import traceback
@@ -25,6 +26,9 @@ from mtrl.errors import UsageError, one_line
 EnvFactory = Callable[[], gym.Env[np.ndarray, np.ndarray]]
 
 
+RESETS = 10
+"""How often an episode is drawn before a simulator counts as lost that returns NaN each time."""
+
 Memory = dict[str, tuple[Any, tuple[int, ...]]]
 """Anonymous shared memory (no name to leak), and the shape of the array in it, by name."""
 
@@ -41,7 +45,7 @@ class SharedArrays:
     truncated: np.ndarray  # [N]
     success: np.ndarray  # [N]
     tells_success: np.ndarray  # [N], whether some step so far said if the task is solved
-    generations: np.ndarray  # [N], how often the row was lost; other ones get other episodes
+    generations: np.ndarray  # [N], how often the row failed; another one has other episodes
 
 
 def allocate(rows: int, observation_size: int, action_size: int) -> Memory:
@@ -162,6 +166,9 @@ def _stay_until_told() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Not SIG_IGN, which those programs would inherit: nobody could end them then.
     signal.signal(signal.SIGTERM, lambda *_: None)
+    # An environment may start processes of its own, which multiprocessing refuses to daemons. This
+    # one still is its parent's daemon; only here it does not count as one.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     if hasattr(os, "SCHED_BATCH"):
         # Linux: a worker that is woken must not push the parent, which has others to wake, off
         # its core. Worth 7% of a vector step on two cores.
@@ -219,10 +226,21 @@ def _reset(
     seed: int | None,
     episode: int | None,
 ) -> None:
-    """Start the episode of this number, or the next one."""
-    options = {"generation": int(arrays.generations[row])}
-    if episode is not None:
-        options["episode"] = episode
-    observation, _ = env.reset(seed=seed, options=options)
-    expect_finite("a reset's observation", observation)
+    """Start the episode of this number, or the next one.
+
+    One whose first observation is not finite is drawn again in the row's next generation: under the
+    same seed it would be the same.
+    """
+    options = {} if episode is None else {"episode": episode}
+    for attempt in range(RESETS):
+        options["generation"] = int(arrays.generations[row])
+        observation, info = env.reset(seed=seed, options=options)
+        try:
+            expect_finite("a reset's observation", observation)
+            break
+        except NotFinite:
+            if attempt == RESETS - 1:
+                raise
+            arrays.generations[row] += 1
+            options |= {key: info[key] for key in ("episode",) if key in info}
     arrays.observations[row] = observation

@@ -1,7 +1,7 @@
 """The process that films episodes: `python -m mtrl.evaluation.camera`.
 
-MuJoCo chooses how to draw when it is imported, by `MUJOCO_GL`; hence the process. It takes a `Job`
-at its input and leaves a file.
+A process of its own, because MuJoCo reads `MUJOCO_GL`, which chooses the renderer, when it is
+imported. It reads a pickled `Job` from standard input and writes a video file.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Kind = Literal["mp4", "gif"]
 
 @dataclass(frozen=True)
 class Job:
-    """One film.
+    """One video.
 
     Attributes:
-        path: Where it goes.
+        path: The file to write.
         kind: An MP4 or an animated GIF.
         task: Meta-World name.
         seed: Of the goals; episode e is on goal e.
         actions: Of the first n episodes, `[n, H, A]`.
-        returns: What they were judged to have, `[n]`.
-        camera: One of Meta-World's.
-        size: Height and width of a picture [pixels].
-        every: Steps between two pictures.
-        speed: The robot's seconds in one of the film's.
+        returns: Their returns in the evaluation, `[n]`.
+        camera: Name of one of Meta-World's cameras.
+        size: Height and width of a frame [pixels].
+        every: Simulation steps between two frames.
+        speed: Simulated seconds per second of video.
     """
 
     path: Path
@@ -53,10 +53,10 @@ class Job:
 
 
 def shoot(job: Job) -> None:
-    """Make the film.
+    """Replay the episodes and write the video.
 
     Raises:
-        RuntimeError: if an episode does not have the return it was judged to have.
+        RuntimeError: if a replayed episode's return differs from the evaluation's.
     """
     env = MetaWorldTask(job.task, job.actions.shape[1], shuffle_goals=False)
     fps = env.metadata["render_fps"] / job.every * job.speed
@@ -73,9 +73,9 @@ def shoot(job: Job) -> None:
 
 
 def pictures(env: MetaWorldTask, job: Job) -> Iterator[Image.Image]:
-    """All of the job's pictures, captioned: the first of an episode, every so many, the last."""
+    """All frames with captions: an episode's first, one every `every` steps, and its last."""
     model, data = env.simulator.model, env.simulator.data
-    # Without a GPU, shadows and smooth edges take five times as long as all the rest.
+    # Without a GPU, shadows and antialiasing take five times as long as everything else.
     model.vis.quality.offsamples = 0
     model.vis.global_.offwidth = model.vis.global_.offheight = job.size
     with mujoco.Renderer(model, job.size, job.size) as renderer:
@@ -84,7 +84,7 @@ def pictures(env: MetaWorldTask, job: Job) -> Iterator[Image.Image]:
         def picture(step: int, first_success: int) -> Image.Image:
             renderer.update_scene(data, job.camera)
             image = Image.fromarray(renderer.render())
-            # Some of Meta-World's cameras hang with their top down.
+            # Some of Meta-World's cameras are upside down.
             turned = image.rotate(180) if data.camera(job.camera).xmat[7] < -1e-3 else image
             return caption(turned, job.task, step, first_success)
 
@@ -106,7 +106,7 @@ def pictures(env: MetaWorldTask, job: Job) -> Iterator[Image.Image]:
 
 
 def caption(image: Image.Image, task: str, step: int, first_success: int) -> Image.Image:
-    """The image with its task, step, and whether it has succeeded so far, in a band above it."""
+    """Write the task, the step and the first success into a band at the top of the image."""
     line = image.height // 16
     font = ImageFont.load_default(line)
     draw = ImageDraw.Draw(image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import math
@@ -147,6 +148,18 @@ class Evaluation:
             lines.append("–: no step said whether the task is solved; its score is the return")
         return "\n".join(lines)
 
+    def __str__(self) -> str:
+        """`table`, for `print`."""
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        rows = self.rows()
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines = ["".join(f"<th>{html.escape(column)}</th>" for column in columns)]
+        lines += ["".join(f"<td>{_cell(row.get(key))}</td>" for key in columns) for row in rows]
+        return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
     def to_csv(self) -> str:
         """One line per task."""
         text = io.StringIO()
@@ -163,3 +176,10 @@ class Evaluation:
         if len(self.told):
             summary |= {"mean_success_rate": self.mean, "worst_fifth_success_rate": self.worst}
         return json.dumps(context | summary | {"tasks": self.rows()}, indent=2) + "\n"
+
+
+def _cell(value: Any) -> str:
+    """A value of a table in a notebook."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if isinstance(value, float) else html.escape(str(value))

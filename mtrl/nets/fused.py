@@ -166,7 +166,9 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor, shape: tuple[int, int], rel
 def _layer_norm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each row: normalised, and its mean and reciprocal deviation in at least float32."""
     factor = shift = None
-    if x.device.type == "cpu":  # without them, torch's kernel is not vectorised, and rounds the statistics
+    if (
+        x.device.type == "cpu"
+    ):  # without them, torch's kernel is not vectorised, and rounds the statistics
         factor, shift = _ones_and_zeros(x)
     return torch.native_layer_norm(x, x.shape[-1:], factor, shift, EPSILON)
 

@@ -251,7 +251,3 @@ class MultiTaskNetworks(nn.Module):
         if self.rotation is not None:
             per_task["head_weight"] = fold(self.rotation, per_task["head_weight"])
         return Function(self.trunk, shared, per_task)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """All networks, all tasks: `[T, B, in]` to `[N, T, B, out]`."""
-        return self.folded()(inputs[None])

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mtrl.config import yaml12
 from mtrl.config.section import validate
 from mtrl.errors import UsageError, one_line
 from mtrl.folder import EXPORT_FORMAT, FINAL, find_policy, write_atomically
@@ -44,7 +44,7 @@ def export_policy(source: Path | str, target: Path | str) -> None:
         raise UsageError(f"output: expected PyTorch 2.7 for a .pt2 file, got {torch.__version__}")
     policy, header = _read(path)
     _fold(policy)
-    config = yaml.safe_dump(header.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    config = yaml12.dump(header.model_dump(mode="json", exclude_none=True))
     metadata = {"format": EXPORT_FORMAT, "config": config, "card": _card(header)}
     if target.suffix == ".pt2":
         program = io.BytesIO()

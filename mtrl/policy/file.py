@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, PositiveInt, model_valida
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mtrl.config import yaml12
 from mtrl.config.section import validate
 from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError, one_line
@@ -114,9 +115,17 @@ def open_policy(path: Path | str) -> Iterator[tuple[Any, PolicyHeader]]:
     """
     try:
         with Path(path).open("rb") as start:
-            if int.from_bytes(start.read(8), "little") > MAX_HEADER:
+            first = start.read(8)
+            if first.startswith(b"PK"):
                 raise UsageError(
-                    f"policy: cannot read {path}: expected a header of at most {MAX_HEADER} bytes"
+                    f"policy: expected a .safetensors file, got {path}, an archive such as the "
+                    "programs (.pt2) that mtrl-export writes for torch.export.load; export to a "
+                    "name that ends in .safetensors instead"
+                )
+            if int.from_bytes(first, "little") > MAX_HEADER:
+                raise UsageError(
+                    f"policy: expected a .safetensors file, got {path}, which is none or has a "
+                    f"header of more than {MAX_HEADER} bytes"
                 )
         with safe_open(path, "pt") as file:
             yield file, _read_header(file, str(path))
@@ -148,7 +157,7 @@ def digest(metadata: Mapping[str, str], tensors: Iterable[tuple[str, Tensor]]) -
     return found.hexdigest()
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml12.Loader):
     """YAML without aliases: a kilobyte of them can stand for a billion values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -177,7 +186,7 @@ def _read_header(file: Any, path: str) -> PolicyHeader:
             f"{MAX_CONFIG} characters"
         )
     try:
-        header = yaml.load(text, _Loader)
+        header = yaml12.load(text, _Loader)
     except Exception as error:  # a hostile text makes the parser raise anything
         raise UsageError(f"policy: cannot read {path}: {one_line(error)}") from None
     return validate(PolicyHeader, header, source=f"policy: {path}: ")

@@ -161,7 +161,7 @@ class Policy(nn.Module):
             if task not in self.tasks:
                 raise ValueError(unknown("task", task, self.tasks))
             index = np.full(len(rows), self.tasks.index(task))
-        elif n_tasks == 1 or len(rows) == n_tasks:
+        elif n_tasks == 1 or len(rows) in (0, n_tasks):
             index = np.arange(len(rows)) % n_tasks
         else:
             raise ValueError(
@@ -174,7 +174,7 @@ class Policy(nn.Module):
             noise = noise.to(self.device)
         observations = torch.from_numpy(rows).to(self.device)
         actions = self.act(observations, torch.from_numpy(index).to(self.device), noise)
-        return actions.cpu().numpy().reshape(*np.shape(observation)[:-1], -1), state
+        return actions.cpu().numpy().reshape(*np.shape(observation)[:-1], self.action_size), state
 
     def description(self) -> dict[str, Any]:
         """What the constructor needs, as plain values."""

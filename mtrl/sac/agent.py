@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import nn
 
+from mtrl.config import yaml12
 from mtrl.config.sections import AgentConfig
 from mtrl.folder import POLICY_FORMAT
 from mtrl.nets.networks import MultiTaskNetworks
@@ -57,5 +57,5 @@ class MTSAC(Policy):
         Args:
             extra: Further plain values for the header, e.g. the training run's seed.
         """
-        config = yaml.safe_dump(self.description() | (extra or {}), sort_keys=False)
+        config = yaml12.dump(self.description() | (extra or {}))
         save_file(self.tensors(), path, {"format": POLICY_FORMAT, "config": config})

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from mtrl.config.sections import LearnerConfig
-from mtrl.devices import keep_freed_memory
 from mtrl.nets.precision import resolve_precision
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.capture import Captured
@@ -25,6 +24,7 @@ from mtrl.sac.optimizers import (
 )
 from mtrl.sac.problems import Compiled, actor_problem, as_it_is, critic_problem
 from mtrl.sac.replay import Batch, ReplayBuffer
+from mtrl.sac.threads import ThreadChoice
 from mtrl.sac.watch import LossWatch
 from mtrl.surgery import Gradients, get_surgery
 from mtrl.surgery.base import MAINTAIN_EVERY
@@ -55,6 +55,7 @@ class Learner:
         precision: Of the trunks' products: fp32, tf32 or bf16.
         updates: Made so far by `step`.
         watch: When losses went wrong.
+        threads: Where set, chooses how many CPU threads `step` computes with.
         last_batch: What the last update was fed, observations as the networks see them.
     """
 
@@ -66,8 +67,6 @@ class Learner:
         }
         for name, networks in agent.networks().items():
             self.surgeries[name].prepare(networks)
-        if agent.device.type == "cpu":
-            keep_freed_memory()
         self.generator = torch.Generator(agent.device).manual_seed(seed)
         self.diagnosis_generator = torch.Generator(agent.device).manual_seed(seed)
         apart = int(np.random.SeedSequence([seed, _SURGERY_STREAM]).generate_state(1)[0])
@@ -81,6 +80,7 @@ class Learner:
         )
         self.updates = 0
         self.watch = LossWatch(("critic_loss", "actor_loss"), len(agent.tasks), agent.device)
+        self.threads: ThreadChoice | None = None
         self.last_batch: Batch | None = None
         self._graph: tuple[ReplayBuffer, int, Captured[dict[str, Tensor]]] | None = None
         # Not dynamic: a second method in one process would make sizes symbolic, which torch 2.11
@@ -120,6 +120,8 @@ class Learner:
         Raises:
             ValueError: if updates are captured and an argument is another one than before.
         """
+        if self.threads is not None:
+            self.threads.begin()
         if self.captures:
             metrics = self._graph_of(replay, updates)()
         else:
@@ -208,6 +210,8 @@ class Learner:
             "diagnosis_generator": self.diagnosis_generator.get_state(),
             "surgeries": {name: dict(s.state_dict()) for name, s in self.surgeries.items()},
         }
+        if self.threads is not None and self.threads.chosen is not None:
+            state["threads"] = self.threads.chosen
         if self.surgery_generator is not self.generator:
             state["surgery_generator"] = self.surgery_generator.get_state()
         return state
@@ -221,6 +225,8 @@ class Learner:
             load_moments_(optimizer, moments)
         for name, surgery in self.surgeries.items():
             surgery.load_state_dict(state.get("surgeries", {}).get(name, {}))
+        if self.threads is not None:
+            self.threads.chosen = state.get("threads", self.threads.chosen)
         self.updates = state["updates"]
         self.generator.set_state(state["generator"].cpu())
         self.diagnosis_generator.set_state(state["diagnosis_generator"].cpu())

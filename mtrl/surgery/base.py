@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.config.sections import LearnerConfig
-from mtrl.surgery.gradients import FeatureGradients, Gradients, Problem
+from mtrl.surgery.gradients import FeatureGradients, Gradients, Problem, at_least_float32
 
 MAINTAIN_EVERY = 10_000
 """Updates between two calls of `Surgery.maintain`."""
@@ -35,6 +35,13 @@ class SurgeryTarget(Protocol):
         """Each network's rotations, `[T, m, m]`, once they are added."""
 
 
+def zeros_like_tasks(networks: SurgeryTarget) -> Tensor:
+    """Zeros for each network and task, `[N, T]`: real, on the networks' device, float32 or more."""
+    like = next(iter(networks.parameters()))
+    dtype = torch.promote_types(like.real.dtype, torch.float32)
+    return torch.zeros(networks.n_networks, networks.n_tasks, dtype=dtype, device=like.device)
+
+
 class Surgery(nn.Module, ABC):
     """Turns the T losses of each of N networks into one gradient for each network.
 
@@ -55,6 +62,14 @@ class Surgery(nn.Module, ABC):
 
     def prepare(self, networks: SurgeryTarget) -> None:
         """Called once, before the first update, to make buffers for N networks and T tasks."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Surgery:
+        """What is remembered stays in float32 at least, in a model of half floats too."""
+        super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers(recurse=False):
+            if buffer.is_floating_point() or buffer.is_complex():
+                setattr(self, name, at_least_float32(buffer.real))
+        return self
 
     @abstractmethod
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
@@ -86,7 +101,13 @@ class GramianSurgery(Surgery):
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
         """See `Surgery`."""
         found = problem.task_gradients()
-        return found.weighted(self.weights(found.gramian(), generator))
+        gramian = found.gramian()
+        # A solver may raise on what is not finite. The weights are NaN there, so that whoever
+        # looks at the gradient, a GradScaler say, finds that this step is none.
+        sound = gramian.isfinite().all(-1).all(-1)[:, None]
+        eye = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
+        weights = self.weights(torch.where(sound[..., None], gramian, eye), generator)
+        return found.weighted(torch.where(sound, weights, torch.nan))
 
 
 class FeatureSurgery(Surgery):

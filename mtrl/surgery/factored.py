@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.nets.precision import full_float32
 from mtrl.surgery.gradients import (
@@ -47,8 +48,8 @@ class FactoredGradients(TaskGradients):
     inputs: dict[str, Tensor]
     at_outputs: dict[str, Tensor]
 
+    @override
     def gramian(self) -> Tensor:
-        """See `TaskGradients`."""
         with full_float32(self.losses.device):
             parts = [
                 _layer_gramian(self.inputs[name], at_output)
@@ -57,8 +58,8 @@ class FactoredGradients(TaskGradients):
             formed = [gramian(self.formed)] if self.formed else []
             return torch.stack([*parts, *formed]).sum(0)
 
+    @override
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
-        """See `TaskGradients`."""
         found = combine(weights, self.formed)
         with full_float32(weights.device):
             for name, at_output in self.at_outputs.items():

@@ -1,163 +1,250 @@
-"""One step of a `MultiTaskModel`, as a `Problem` for surgery."""
+"""One backward through a `MultiTaskModel`, as a `Problem` for surgery."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mtrl.errors import unknown
+from mtrl.errors import UsageError
 from mtrl.surgery.gradients import (
     FeatureGradients,
     Gradients,
-    Jacobian,
+    Parameters,
+    TaskGradients,
     at_least_float32,
-    combine,
 )
+from mtrl.surgery.graph import Crossing, added, retains_graph, without_hooks
+from mtrl.surgery.ranks import in_any_rank, mean_of_ranks, world_size
+from mtrl.surgery.rows import Row, TaskRows, rows_added
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 
 class ModuleProblem:
-    """The `Problem` of one step: the losses of one batch, or of several that were accumulated.
+    """The tasks' gradients of one backward, and of those that were kept before it.
 
     Args:
-        trunk: The shared parameters to be trained.
-        heads: The heads' parameters to be trained.
-        names: All tasks.
+        crossings: The forward passes, each with what its tasks want.
+        n_tasks: All tasks.
+        names: Of the trunk's parameters, by their `id`.
         rotation: `[1, T, m, m]`, or None.
+        losses: By task, if they are known.
+        kept: Problems of the backwards before, whose gradients count with these.
     """
 
     def __init__(
         self,
-        trunk: dict[str, nn.Parameter],
-        heads: list[nn.Parameter],
-        names: Sequence[str],
-        rotation: Tensor | None,
+        crossings: Sequence[Crossing],
+        n_tasks: int,
+        names: Mapping[int, str],
+        *,
+        rotation: Tensor | None = None,
+        losses: dict[int, Tensor] | None = None,
+        kept: Sequence[ModuleProblem] = (),
     ) -> None:
-        self.trunk, self.heads, self.names, self.rotation = trunk, heads, names, rotation
-        self.losses: dict[str, Tensor] = {}
-        self.head_gradients: list[Tensor | None] = [None] * len(heads)
-        self._at_features: dict[str, list[Tensor]] = {}  # G_k of each batch
-        self._open: list[tuple[str, Tensor, Tensor]] = []  # task, z, G_k still to go into the trunk
-        self._rows: dict[str, list[Tensor]] = {}  # a task's gradient on the trunk, so far
+        self.crossings, self.names, self.rotation = crossings, names, rotation
+        self._losses, self.kept = losses, kept
+        self.wanted = [crossing.wanted or {} for crossing in crossings]
+        self.device = crossings[0].features[0].device
+        present = {task for wanted in self.wanted for task in wanted}
+        present |= {task for problem in kept for task in problem.tasks}
+        self.tasks: list[int] = in_any_rank(sorted(present), n_tasks, self.device)
+        self.seen: Tensor | None = None  # the Gramian, if it was asked for
 
     @property
-    def tasks(self) -> list[int]:
+    def losses(self) -> Tensor:
+        """`[1, T]`."""
+        if self._losses is None:
+            raise UsageError(
+                "surgery: expected the losses of the tasks for a method that looks at them: call "
+                "model.backward(losses), or model.total(losses).backward()"
+            )
+        told = [problem._losses or {} for problem in (*self.kept, self)]
+        found = [added(losses.get(task) for losses in told) for task in self.tasks]
+        zero = torch.zeros((), device=self.device)  # of a task that other ranks have
+        ordered = [zero if loss is None else at_least_float32(loss) for loss in found]
+        return mean_of_ranks(torch.stack(ordered)[None])
+
+    def task_gradients(self) -> ModuleGradients:
         """See `Problem`."""
-        return [self.names.index(task) for task in self.losses]
-
-    def add(
-        self, passed: Mapping[str, tuple[Tensor, Tensor]], losses: Mapping[str, Tensor]
-    ) -> None:
-        """Take the backward of a batch's losses as far as the features."""
-        _check(passed, losses, self.names)
-        self._into_trunk()
-        tasks = [task for task in self.names if task in losses]  # in the order of the tasks
-        cuts = [passed[task][1] for task in tasks]
-        wanted = [*cuts, *self.heads]
-        found = torch.autograd.grad([losses[t] for t in tasks], wanted, allow_unused=True)
-        for task, gradient in zip(tasks, found, strict=False):
-            if gradient is None:
-                raise ValueError(f"losses: expected {task!r} to depend on its head's last output")
-        for task, gradient in zip(tasks, found, strict=False):
-            self._at_features.setdefault(task, []).append(gradient)
-            self._open.append((task, passed[task][0], gradient))
-            self.losses[task] = self.losses.get(task, 0) + losses[task].detach()
-        self.losses = {task: self.losses[task] for task in self.names if task in self.losses}
-        for i, gradient in enumerate(found[len(cuts) :]):
-            self.head_gradients[i] = _sum(self.head_gradients[i], gradient)
-
-    def task_gradients(self) -> Jacobian:
-        """See `Problem`: one backward through the trunk for each task."""
-        self._into_trunk()
-        rows = [self._rows[task] for task in self.losses]
-        shared = {
-            name: torch.stack(row)[None] for name, *row in zip(self.trunk, *rows, strict=True)
-        }
-        return Jacobian({}, self._stacked(), {}, shared)
+        return ModuleGradients(self)
 
     def features(self) -> ModuleFeatures:
         """See `Problem`."""
-        return ModuleFeatures(self._stacked(), self)
+        return ModuleFeatures(self)
 
-    def _into_trunk(self) -> None:
-        for task, z, gradient in self._open:
-            found = self._backward([z], [gradient])
-            row = self._rows.get(task)
-            self._rows[task] = found if row is None else list(torch._foreach_add(row, found))
-        self._open = []
+    @cached_property
+    def rows(self) -> dict[int, Row]:
+        """A vector-Jacobian product for each task, added to those that were kept."""
+        last = {i: max(wanted, default=None) for i, wanted in enumerate(self.wanted)}
+        retain = retains_graph() or not all(c.closed for c in self.crossings)
+        found: dict[int, Row] = {}
+        for task in self.tasks:
+            here = [i for i, wanted in enumerate(self.wanted) if task in wanted]
+            gradients = {i: self.wanted[i][task] for i in here}
+            keep = retain or any(last[i] != task for i in here)
+            rows = [problem.rows.get(task, {}) for problem in self.kept]
+            found[task] = rows_added([*rows, self._into_shared(gradients, keep)])
+        return found
 
-    def _backward(self, outputs: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-        parameters = list(self.trunk.values())
-        if not parameters:  # a frozen trunk, under heads that learn
-            return []
-        found = torch.autograd.grad(
-            outputs, parameters, gradients, retain_graph=True, allow_unused=True
-        )
-        return [
-            torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
+    @cached_property
+    def jacobian(self) -> TaskRows:
+        """The rows of all tasks."""
+        return TaskRows([self.rows[task] for task in self.tasks])
+
+    def weighted(self, weights: Tensor, closed: bool) -> dict[int, list[Tensor | None]]:
+        """Σ_k w_k G_k for each feature tensor of the crossings that are closed, or are not."""
+        by_task = dict(zip(self.tasks, weights, strict=True))
+        found = {}
+        for i, wanted in enumerate(self.wanted):
+            if self.crossings[i].closed is not closed:
+                continue
+            rows = [
+                [None if g is None else (by_task[task] * g).to(g.dtype) for g in row]
+                for task, row in wanted.items()
+            ]
+            found[i] = [added(column) for column in zip(*rows, strict=True)]
+        return found
+
+    def into_shared(self, weights: Tensor) -> Row:
+        """Σ_k w_k ∇L_k on what is shared, below the crossings that are closed."""
+        if "rows" in self.__dict__ and all(c.closed for c in self.crossings):
+            return self.jacobian.combined(weights)
+        here = self._into_shared(self.weighted(weights, closed=True), retains_graph())
+        if not self.kept:
+            return here
+        rows = [rows_added([p.rows.get(task, {}) for p in self.kept]) for task in self.tasks]
+        return rows_added([TaskRows(rows).combined(weights), here])
+
+    def _into_shared(self, gradients: dict[int, list[Tensor | None]], retain: bool) -> Row:
+        """Of these crossings, the product of the trunk's transposed Jacobian and the gradients."""
+        pairs = [
+            (z, g)
+            for i, row in gradients.items()
+            for z, g in zip(self.crossings[i].features, row, strict=True)
+            if g is not None
         ]
+        shared = list({id(p): p for i in gradients for p in self.crossings[i].shared}.values())
+        if not pairs or not shared:
+            return {}
+        outputs, given = zip(*pairs, strict=True)
+        with without_hooks(shared):
+            try:
+                found = torch.autograd.grad(
+                    outputs, shared, given, retain_graph=retain, allow_unused=True
+                )
+            except RuntimeError as error:
+                if "donated" not in str(error):
+                    raise
+                raise UsageError(
+                    "trunk: expected a graph to differentiate once for each task, got one that is "
+                    "compiled for a single time; before that, "
+                    "set torch._functorch.config.donated_buffer = False"
+                ) from error
+        return {id(p): g for p, g in zip(shared, found, strict=True) if g is not None}
 
-    def _stacked(self) -> Tensor:
-        return torch.stack([at_least_float32(loss) for loss in self.losses.values()])[None]
 
+class ModuleGradients(TaskGradients):
+    """Every task's gradient, formed."""
 
-@dataclass(frozen=True)
-class ModuleFeatures(FeatureGradients):
-    """A single backward through the trunk, unless batches were accumulated."""
+    def __init__(self, problem: ModuleProblem) -> None:
+        nan = torch.full((1, len(problem.tasks)), torch.nan, device=problem.device)
+        super().__init__({}, nan, {})  # a plain backward does not know the losses
+        object.__setattr__(self, "problem", problem)
 
     problem: ModuleProblem
 
-    @property
-    def norms(self) -> Tensor:
-        """See `FeatureGradients`."""
-        return torch.stack([torch.linalg.vector_norm(task) for task in self._tasks()])[None]
+    def gramian(self) -> Tensor:
+        """See `TaskGradients`."""
+        for crossing in self.problem.crossings:
+            if crossing.hidden:
+                raise UsageError(
+                    "trunk: expected autograd to see its parameters below the features, for a "
+                    "method that looks at them; checkpointing needs use_reentrant=False"
+                )
+        found = self.problem.jacobian.gramian()
+        self.problem.seen = mean_of_ranks(found.to(self.problem.device))
+        return self.problem.seen
+
+    def combine(self, weights: Tensor) -> dict[str, Tensor]:
+        """See `TaskGradients`."""
+        found = self.problem.jacobian.combined(weights[0])
+        return {self.problem.names[p]: value[None] for p, value in found.items()}
+
+    def along(self, direction: Parameters) -> Tensor:
+        """See `TaskGradients`."""
+        here = {key: direction[name][0] for key, name in self.problem.names.items()}
+        return self._with([here] * len(self.problem.tasks))
+
+    def products(self, other: Self) -> Tensor:
+        """See `TaskGradients`."""
+        return self._with([other.problem.rows.get(task, {}) for task in self.problem.tasks])
+
+    def _with(self, others: list[Row]) -> Tensor:
+        zero = torch.zeros((), device=self.problem.device)
+        rows = [self.problem.rows[task] for task in self.problem.tasks]
+        sums = [
+            sum(((g * other[key]).sum() for key, g in row.items() if key in other), zero)
+            for row, other in zip(rows, others, strict=True)
+        ]
+        return torch.stack(sums)[None]
+
+    def weighted(self, weights: Tensor) -> Gradients:
+        """The weights: what is shared is left to the graph, see `MultiTaskModel`."""
+        return Gradients({}, {}, self.losses, {}, weights)
+
+
+class ModuleFeatures(FeatureGradients):
+    """What the tasks want of the features, of all forward passes together."""
+
+    def __init__(self, problem: ModuleProblem) -> None:
+        self.problem = problem
 
     @property
+    def losses(self) -> Tensor:
+        """See `FeatureGradients`."""
+        return self.problem.losses
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """See `FeatureGradients`; of the batch of all processes together."""
+        squares = [
+            torch.stack([torch.linalg.vector_norm(at_least_float32(g)) for g in found])
+            .square()
+            .sum()
+            if (found := self._of(task))
+            else torch.zeros((), device=self.problem.device)
+            for task in self.problem.tasks
+        ]
+        return (mean_of_ranks(torch.stack(squares)[None]) / world_size()).sqrt()
+
+    @cached_property
     def means(self) -> Tensor:
         """See `FeatureGradients`."""
-        return torch.stack([task.mean(0) for task in self._tasks()])[None]
+        means = {
+            task: torch.cat([at_least_float32(g.flatten(0, -2)) for g in found]).mean(0)
+            for task in self.problem.tasks
+            if (found := self._of(task))
+        }
+        zero = torch.zeros_like(next(iter(means.values())))
+        rows = torch.stack([means.get(task, zero) for task in self.problem.tasks])
+        return mean_of_ranks(rows[None]) / world_size()
 
     def mean(self) -> Gradients:
         """See `FeatureGradients`."""
-        return self.weighted(torch.full_like(self.losses, 1 / self.losses.shape[-1]))
+        n = len(self.problem.tasks)
+        return self.weighted(torch.full((1, n), 1 / n, device=self.problem.device))
 
     def weighted(self, weights: Tensor) -> Gradients:
-        """See `FeatureGradients`."""
-        problem = self.problem
-        if problem._rows:
-            shared = combine(weights, problem.task_gradients().shared)
-        else:
-            by_task = dict(zip(problem.losses, weights[0], strict=True))
-            outputs = [z for _, z, _ in problem._open]
-            scaled = [by_task[task].to(g.dtype) * g for task, _, g in problem._open]
-            found = problem._backward(outputs, scaled)
-            shared = {name: value[None] for name, value in zip(problem.trunk, found, strict=True)}
-        return Gradients(shared, {}, self.losses, {}, weights)
+        """The weights; what is shared is left to the graph, see `MultiTaskModel`."""
+        return Gradients({}, {}, torch.full_like(weights, torch.nan), {}, weights)
 
-    def _tasks(self) -> list[Tensor]:
-        batches = [self.problem._at_features[task] for task in self.problem.losses]
-        return [at_least_float32(torch.cat([g.flatten(0, -2) for g in task])) for task in batches]
-
-
-def _check(
-    passed: Mapping[str, object], losses: Mapping[str, Tensor], names: Sequence[str]
-) -> None:
-    if not losses:
-        raise ValueError("losses: expected at least one task's, got none")
-    for task, loss in losses.items():
-        if task not in names:
-            raise ValueError(unknown("losses", task, names))
-        if loss.ndim:
-            raise ValueError(
-                f"losses: expected a scalar for {task!r}, got shape {tuple(loss.shape)}"
-            )
-        if task not in passed:
-            raise ValueError(
-                f"losses: expected a forward pass of {task!r} before its loss, got none"
-            )
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
+    def _of(self, task: int) -> list[Tensor]:
+        problems = [*self.problem.kept, self.problem]
+        rows = [wanted[task] for p in problems for wanted in p.wanted if task in wanted]
+        return [g for row in rows for g in row if g is not None]

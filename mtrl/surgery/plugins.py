@@ -29,8 +29,11 @@ class PerNetwork(GramianSurgery):
     def prepare(self, networks: SurgeryTarget) -> None:
         """Try the function on orthogonal gradients, before the run collects anything."""
         device = next(networks.parameters()).device
+        if device.type == "meta":  # a function need not work without numbers
+            device = torch.device("cpu")
         try:
-            self.weights(torch.eye(networks.n_tasks, device=device)[None], torch.Generator())
+            identity = torch.eye(networks.n_tasks, device=device)
+            self.weights(identity[None], torch.Generator())
         except UsageError:
             raise
         except ValueError as error:

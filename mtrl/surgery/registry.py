@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
 from mtrl.config.sections import LearnerConfig
+from mtrl.config.surgery import check_options, choices, entry_point, parse
 from mtrl.errors import UsageError, import_attribute, one_line, unknown
 from mtrl.surgery.base import Surgery
 
@@ -58,25 +58,21 @@ def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
     Raises:
         UsageError: if there is no such method, or it does not take these options.
     """
-    name, options = _parse(spec)
+    name, options = parse(spec)
     make: Any
     if ":" in name:
         make = _import(name)
-    elif name in _METHODS:
+    elif name in _METHODS or _installed(name):
         make = _METHODS[name]
     else:
-        raise UsageError(unknown("surgery", name, [*available(), "torchjd:NAME", "MODULE:NAME"]))
+        raise UsageError(unknown("surgery", name, choices(_METHODS)))
     try:
         if not (isinstance(make, type) and issubclass(make, Surgery)):
             return make(**options)
         variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         parameters = inspect.signature(make).parameters.values()
-        accepted = [p.name for p in parameters if p.kind not in variable]
-        for option in options:
-            if not accepted:
-                raise UsageError(f"surgery: expected no options for {name}, got {option!r}")
-            if option not in accepted:
-                raise UsageError(unknown(f"surgery: option of {name}", option, accepted))
+        accepted = tuple(p.name for p in parameters if p.kind not in variable)
+        check_options(name, options, accepted)
         return make.from_config(config or LearnerConfig(), **options)
     except UsageError:
         raise
@@ -84,17 +80,16 @@ def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
         raise UsageError(f"surgery: {spec!r}: {one_line(error)}") from None
 
 
-def _parse(spec: str) -> tuple[str, dict[str, Any]]:
-    """`name(key=value, …)` to its parts; values are Python literals."""
-    name, bracket, _ = spec.partition("(")
-    try:
-        call = ast.parse(f"f{spec[len(name) :] if bracket else '()'}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
-            raise ValueError
-        options = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    except (SyntaxError, ValueError):
-        raise UsageError(f"surgery: expected NAME or NAME(option=value, …), got {spec!r}") from None
-    return name.strip(), options
+def _installed(name: str) -> bool:
+    """Load the entry point of this name, if there is one, and register its class."""
+    point = entry_point(name)
+    if point is None:
+        return False
+    found = import_attribute("surgery", point.value)
+    if not (isinstance(found, type) and issubclass(found, Surgery)):
+        raise UsageError(f"surgery: expected a Surgery class at {point.value}, got {found!r}")
+    _METHODS.setdefault(name, found)  # unless its decorator has done so
+    return True
 
 
 def _import(name: str) -> type[Surgery] | Callable[..., Surgery]:

@@ -36,7 +36,7 @@ def layout(tasks: Sequence[str], tells_success: bool) -> Summary:
         tells_success: Whether any task may have a success rate.
     """
     titles = {task: task.removesuffix("-v3") for task in tasks}
-    categories = []
+    categories: list[layout_pb2.Category] = []
     for title, (prefix, summaries) in (SUCCESS | RETURN if tells_success else RETURN).items():
         charts = [_chart(f"{prefix}/{name}", shown) for name, shown in (summaries | titles).items()]
         closed = bool(categories)  # one category is enough to look at first

@@ -28,6 +28,7 @@ from mtrl.folder import (
 )
 from mtrl.policy.file import digest
 from mtrl.sac.replay import Batch
+from mtrl.training.place import quoted
 
 KEEP = 2
 """Checkpoints kept: the newest, and the one before in case the disk fails."""
@@ -166,7 +167,7 @@ def what_is_left(run_dir: Path) -> str:
         path = newest_checkpoint(run_dir)
     except UsageError:
         return "No checkpoint has been written yet."
-    return f"{path} is whole: --resume {run_dir} goes on from it."
+    return f"{path} is whole; to continue: mtrl-train --resume {quoted(run_dir)}"
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

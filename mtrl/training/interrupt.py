@@ -1,4 +1,4 @@
-"""Stopping in good order when a keyboard, a scheduler or the clock asks for it."""
+"""Stop in good order at a signal from keyboard, scheduler or terminal, or at a time limit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import time
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(  # a closed terminal sends SIGHUP, which Windows lacks
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class Interrupt:
@@ -36,12 +38,15 @@ class Interrupt:
     def __enter__(self) -> Interrupt:
         # Python delivers signals to the main thread alone, and lets no other ask for them.
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                    self._handlers[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._handlers = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 from collections.abc import Iterator
@@ -10,7 +11,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mtrl.errors import UsageError
+from mtrl.errors import UsageError, one_line
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""What a file system answers that has none, such as Lustre without `flock` or NFS without lockd."""
 
 
 @contextmanager
@@ -21,12 +25,13 @@ def locked(run_dir: Path) -> Iterator[str | None]:
     note of who had it tells whether the last one left in good order.
 
     Yields:
-        A line about a process that did not, or None.
+        A line about a process that did not, or about a file system without locks, or None.
 
     Raises:
         UsageError: if another process trains there; it is named.
     """
     lock, owner = FileLock(run_dir / ".lock"), run_dir / ".owner"
+    unlocked = None
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -34,10 +39,18 @@ def locked(run_dir: Path) -> Iterator[str | None]:
         raise UsageError(
             f"run_dir: expected a run that nobody is at, got {run_dir}, where {who} trains"
         ) from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        unlocked = (
+            f"run_dir: the file system of {run_dir} has no locks ({one_line(error)}): nothing "
+            "keeps a second process from training there"
+        )
     try:
         before = owner.read_text(encoding="utf-8") if owner.exists() else None
         owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-        yield before and f"taking over from {before}, which did not end in good order"
+        died = before and f"taking over from {before}, which did not end in good order"
+        yield "\n".join(filter(None, (unlocked, died))) or None
     finally:
         owner.unlink(missing_ok=True)
         lock.release()

@@ -6,13 +6,12 @@ The step of every number is environment steps over all tasks. The README explain
 from __future__ import annotations
 
 import json
-import sys
+import os
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from stable_baselines3.common.logger import (
@@ -23,14 +22,16 @@ from stable_baselines3.common.logger import (
 )
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from mtrl.config.train import TrainConfig
 from mtrl.folder import COSINES, STEP, read_rows, write_text
-from mtrl.training import charts, hparams
+from mtrl.training import charts, hparams, pace
+from mtrl.training.console import Bar, say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Writer = TypeVar("Writer", CSVOutputFormat, JSONOutputFormat)
 
 
 class RunLogger:
@@ -62,12 +63,9 @@ class RunLogger:
             write_text(self._cosines, "".join(json.dumps(row) + "\n" for row in diagnoses))
         tensorboard = _TensorBoard(run_dir, resume_at)
         files = [
-            CSVOutputFormat(str(run_dir / "progress.csv")),
-            JSONOutputFormat(str(run_dir / "progress.json")),
+            _rewritten(CSVOutputFormat, run_dir / "progress.csv", kept),
+            _rewritten(JSONOutputFormat, run_dir / "progress.json", kept),
         ]
-        for row in kept:  # both writers start a file anew
-            for file in files:
-                file.write(row, {key: () for key in row}, row[STEP])
         self._logger = Logger(str(run_dir), [tensorboard, *files])
         self._tensorboard = tensorboard.writer
         if not resume_at:
@@ -75,11 +73,7 @@ class RunLogger:
             self._tensorboard.add_text("config", text)
             self._add(*hparams.start(config), charts.layout(tasks, tells_success))
         self._total = total_timesteps
-        self._bar = (
-            tqdm(total=total_timesteps, initial=resume_at, unit=" steps", unit_scale=True)
-            if sys.stderr.isatty()
-            else None
-        )
+        self._bar = Bar(total_timesteps, resume_at)
 
     def write(self, steps: int, values: Mapping[str, float]) -> None:
         """Write one row of numbers."""
@@ -122,29 +116,26 @@ class RunLogger:
 
     def tick(self, steps: int) -> None:
         """Move the live line, if there is one."""
-        if self._bar is not None:
-            self._bar.update(steps - self._bar.n)
+        self._bar.move(steps)
 
-    def progress(self, steps: int, fps: float, score: str) -> None:
-        """Tell how far it is: in the live line on a terminal, in a new line elsewhere.
+    def progress(self, steps: int, fps: float, left: float | None, scores: str) -> None:
+        """Tell how far the run is: in the live line on a terminal, in a new line elsewhere.
 
         Args:
-            score: Of the last evaluation, in words; empty before the first.
+            steps: Environment steps so far.
+            fps: Environment steps per second.
+            left: Time to the end [s]; None if nobody knows yet.
+            scores: How good the policy is, in words.
         """
-        shown = f"eval {score}" if score else "not evaluated yet"
-        if self._bar is not None:
-            self._bar.set_postfix_str(shown)
-            return
-        left = timedelta(seconds=round((self._total - steps) / max(fps, 1e-9)))
-        print(
-            f"{steps:,}/{self._total:,} steps  {fps:,.0f} steps/s  {left} left  {shown}",
-            flush=True,
-        )
+        text = f"{fps:,.0f} steps/s  {pace.shown(left)} left  {scores}"
+        if self._bar:
+            self._bar.move(steps, text)
+        else:
+            say(f"{steps:,}/{self._total:,} steps  {text}")
 
     def say(self, text: str) -> None:
         """Print a line without breaking the live one."""
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        say(text)
 
     def finish(self) -> None:
         """Mark the run as successful in TensorBoard's table."""
@@ -152,8 +143,7 @@ class RunLogger:
 
     def close(self) -> None:
         """Flush and close all writers."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         self._logger.close()
 
     def _add(self, *summaries: Any) -> None:
@@ -161,6 +151,19 @@ class RunLogger:
         for summary in summaries:
             events.add_summary(summary)
         self._tensorboard.flush()
+
+
+def _rewritten(kind: type[Writer], path: Path, rows: list[dict[str, Any]]) -> Writer:
+    """A writer that goes on after `rows`, in a new file that takes the name once it is whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    writer = kind(str(temporary))
+    # The locale's encoding may lack letters of a custom task's name.
+    writer.file.close()
+    writer.file = temporary.open("w+", encoding="utf-8")
+    for row in rows:
+        writer.write(row, {key: () for key in row}, row[STEP])
+    os.replace(temporary, path)
+    return writer
 
 
 class _TensorBoard(TensorBoardOutputFormat):

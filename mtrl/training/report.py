@@ -25,14 +25,12 @@ def training(
     values: dict[str, float],
     *,
     metrics: Mapping[str, Tensor],
-    score: str,
 ) -> None:
     """How training goes, and a word if a critic diverges.
 
     Args:
         values: Tags and numbers, `time/fps` among them.
         metrics: What a task's updates gave and had, `[T]` by name; read off the device here.
-        score: Of the last evaluation, in words.
     """
     for name, measured in metrics.items():
         by_task = dict(zip(tasks, measured.tolist(), strict=True))
@@ -40,7 +38,20 @@ def training(
         if name == "critic_loss" and (warning := diverging(by_task)) is not None:
             logger.say(warning)
     logger.write(steps, values)
-    logger.progress(steps, values["time/fps"], score)
+
+
+def scores(rollout: Mapping[str, float], evaluated: str) -> str:
+    """How good the policy is, in a few words: success if a task tells it, else return.
+
+    Args:
+        rollout: `rollout/` tags and values.
+        evaluated: The last evaluation, in words; empty before the first.
+    """
+    training = "–"
+    for kind, tag, digits in (("return", "ep_rew_mean", 1), ("success", "success_rate", 2)):
+        found = [value for name, value in rollout.items() if name.startswith(f"rollout/{tag}/")]
+        training = f"{kind} {np.mean(found):.{digits}f}" if found else training
+    return f"training: {training}  evaluation: {evaluated or '–'}"
 
 
 def diagnosis(

@@ -1,4 +1,4 @@
-"""The simulators' half of the loop: acting, storing what happened, and how it went of late."""
+"""Data collection: act in the environments, store transitions, keep episode statistics."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ WINDOW = 20
 
 
 class Collector:
-    """Acts in T·E environments with one policy; `act`, `wait` and `store` make one vector step.
+    """Runs one policy in T·E environments; `act`, `wait` and `store` make one vector step.
 
-    Between `act` and `wait` the simulators work beside whatever the caller does. All other methods
-    want them at rest.
+    The simulators step between `act` and `wait`, while the caller does something else. No other
+    method may be called in between.
 
     Args:
         envs: E copies of each of the agent's tasks.
-        agent: The policy. It may change between `act` and `wait`.
-        seed: Of the exploration's noise.
+        agent: The policy. It may be updated between `act` and `wait`.
+        seed: Of the exploration noise.
         snapshot: Whether the policy acts as it was before the last `act`; see `ActorSnapshot`.
             Default: on a GPU.
     """
@@ -54,7 +54,7 @@ class Collector:
         self._observations, _ = self.envs.reset(seed=seed)
 
     def act(self, uniform: bool) -> None:
-        """Choose actions and send them off: a sample of the policy, or uniformly random ones.
+        """Send actions to the simulators: samples of the policy, or uniformly random ones.
 
         Raises:
             FloatingPointError: if the policy's are infinite or NaN.
@@ -76,13 +76,13 @@ class Collector:
             self._snapshot.take()
 
     def wait(self) -> tuple[Any, ...]:
-        """What the simulators answer, once all have; `store` takes it."""
+        """Wait for all simulators and return their step, for `store`."""
         return self.envs.step_wait()
 
     def store(self, answer: tuple[Any, ...], replay: ReplayBuffer) -> None:
-        """Put the vector step into the replay, with true successors; note episodes that ended."""
+        """Add the vector step to the replay and finished episodes to the statistics."""
         observations, rewards, terminated, truncated, infos = answer
-        if "restarted" in infos:  # rows of this step are missing: leave it out whole
+        if "restarted" in infos:  # some rows are missing, so the whole step is dropped
             replay.skip(infos["restarted"])
             self._observations = observations
             return
@@ -114,7 +114,7 @@ class Collector:
         observe()
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on exactly."""
+        """All that `load_state_dict` needs to continue exactly."""
         acting = {} if self._snapshot is None else {"acting": self._snapshot.state_dict()}
         return acting | {
             "envs": self.envs.state(),
@@ -123,7 +123,7 @@ class Collector:
         }
 
     def load_state_dict(self, state: dict[str, Any], seed: int) -> None:
-        """Take over what `state_dict` gave in a run of `seed`."""
+        """Restore a `state_dict` of a run with this seed."""
         self._observations = self.envs.restore(state["envs"], seed=seed)
         self._generator.set_state(state["exploration_generator"].cpu())
         self.statistics.load_state_dict(state["statistics"])
@@ -142,7 +142,7 @@ class EpisodeStatistics:
         self._success: list[deque[bool]] = [deque(maxlen=WINDOW) for _ in tasks]
 
     def add(self, infos: dict[str, Any]) -> None:
-        """Take the episodes that ended from the `infos` of `TaskVectorEnv.step`, `[T·E]` rows."""
+        """Add the episodes that ended, from the `infos` of `TaskVectorEnv.step` (`[T·E]` rows)."""
         episode, ended = infos["final_info"]["episode"], infos["_final_info"]
         envs_per_task = len(ended) // len(self._tasks)
         for row in np.flatnonzero(ended):

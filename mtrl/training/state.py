@@ -17,6 +17,7 @@ from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.sac.reward_scale import RewardScale
+from mtrl.sac.threads import ThreadChoice
 from mtrl.training.rollout import Collector
 
 
@@ -67,6 +68,8 @@ class RunState:
         agent = MTSAC(benchmark.tasks, config.agent, observation, action, seed=weights)
         self.agent = agent.to(device)
         self.learner = Learner(self.agent, config.learner, learner)
+        if config.threads is None and device.type == "cpu":
+            self.learner.threads = ThreadChoice()
         self.replay = ReplayBuffer(
             config.learner.buffer_size,
             n_tasks,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from mtrl.config import yaml12
 from mtrl.config.train import TrainConfig
 from mtrl.devices import cpu_threads
 from mtrl.envs.benchmarks import N_GOALS, Benchmark
+from mtrl.envs.metaworld import MAX_STEPS
 from mtrl.envs.processes import WorkerError
 from mtrl.envs.record import record_of
 from mtrl.errors import RunError
@@ -26,23 +26,10 @@ from mtrl.training import report
 from mtrl.training.checkpoint import CheckpointWriter, keep_batch, what_is_left
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.logger import RunLogger
-from mtrl.training.pace import Pace
+from mtrl.training.outcome import Outcome as Outcome
+from mtrl.training.pace import Pace, TimeLeft, shown
+from mtrl.training.place import quoted
 from mtrl.training.state import RunState
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How `train` ended.
-
-    Attributes:
-        run_dir: Folder of the run.
-        evaluation: Of the final policy, all 50 goals; None if the run was interrupted.
-        signal: What interrupted it, or None.
-    """
-
-    run_dir: Path
-    evaluation: Evaluation | None
-    signal: int | None = None
 
 
 class _Stop(Exception):
@@ -80,6 +67,11 @@ class Trainer:
         self.checkpoints = CheckpointWriter(run_dir)
         self._metrics: dict[str, torch.Tensor] = {}
         self.pace = Pace(self.state.steps, self.state.learner.updates)
+        # Environment steps of an episode of every task; a guess where environments end it.
+        self._judged = len(benchmark.tasks) * (config.environment.horizon or MAX_STEPS)
+        evaluations = config.eval_episodes * self._judged, N_GOALS * self._judged
+        self._left = TimeLeft(self.schedule, *evaluations)
+        self._fps = 0.0
         self.interrupt = Interrupt(config.max_runtime)
         self.logger = RunLogger(
             run_dir,
@@ -117,7 +109,7 @@ class Trainer:
             self._checkpoint()
             self.checkpoints.wait()
             why = "interrupted" if self.interrupt.signal else "stopped after --max-runtime"
-            self.logger.say(f"{why}; mtrl-train --resume {self.run_dir} goes on")
+            self.logger.say(f"{why}; to continue: mtrl-train --resume {quoted(self.run_dir)}")
             return Outcome(self.run_dir, None, self.interrupt.signal)
         except WorkerError as error:
             self._checkpoint()
@@ -144,16 +136,22 @@ class Trainer:
             self.checkpoints.check()
             state.elapsed = time.monotonic() - start
             self.logger.tick(state.steps)
+            at_end = state.steps >= schedule.total_timesteps
+            to_tell = at_end
             if state.due(schedule.log_every):
                 self._log()
+                to_tell = True
             if state.due(schedule.diagnose_every) and self._metrics:
                 found = diagnose(state.learner, state.replay)
                 report.diagnosis(self.logger, state.steps, self.benchmark.tasks, found)
-            if state.steps < schedule.total_timesteps:  # the end has its own
+            if not at_end:  # which has its own
                 if state.due(schedule.eval_every):
                     self._evaluate_on_the_way()
+                    to_tell = True
                 if state.due(schedule.checkpoint_every):
                     self._checkpoint()
+            if to_tell:
+                self._tell()
 
     def step(self) -> None:
         """One vector step; while it is simulated, the learner learns from those before it.
@@ -178,8 +176,11 @@ class Trainer:
         """Read numbers off the device, as only diagnoses and evaluations do besides."""
         state = self.state
         self._expect_numbers()
+        lap = self.pace.lap(state.steps, state.learner.updates)
+        self._fps = lap["time/fps"]
+        self._left.training(state.steps, self.schedule.log_every, self._fps)
         values = {
-            **self.pace.lap(state.steps, state.learner.updates),
+            **lap,
             "time/updates": float(state.learner.updates),
             "time/elapsed": state.elapsed,
             "time/restarts": float(state.envs.restarts + state.eval_envs.restarts),
@@ -187,7 +188,14 @@ class Trainer:
         }
         metrics = {**self._metrics, "reward_scale": state.replay.scale.factors}
         tasks = self.benchmark.tasks
-        report.training(self.logger, state.steps, tasks, values, metrics=metrics, score=state.score)
+        report.training(self.logger, state.steps, tasks, values, metrics=metrics)
+
+    def _tell(self) -> None:
+        """One line for whoever watches."""
+        state = self.state
+        rollout = state.collector.statistics.values(state.envs.tells_success)
+        left = self._left.seconds(state.steps)
+        self.logger.progress(state.steps, self._fps, left, report.scores(rollout, state.score))
 
     def _expect_numbers(self) -> None:
         """Stop before a checkpoint or a log holds what is no number."""
@@ -215,12 +223,12 @@ class Trainer:
 
         # On the host, beside the simulators: a GPU would be asked for a few rows at a time.
         policy = state.agent.snapshot("cpu")
+        start = time.monotonic()
         result = evaluate_in(policy, state.eval_envs, self.config.seed, episodes, tick=tick)
+        self._left.judging(episodes * self._judged, time.monotonic() - start)
         state.score = result.summary
         write_benchmark(self.run_dir, record_of(self.benchmark, state.envs.tells_success.tolist()))
         report.evaluation(self.logger, state.steps, result, self.config.eval_video)
-        pace = (state.steps + 1) / (state.elapsed + 1e-9)
-        self.logger.progress(state.steps, pace, state.score)
         return result
 
     def _finish(self) -> Evaluation:
@@ -228,7 +236,9 @@ class Trainer:
         state = self.state
         description = state.description()
         write_atomically(self.run_dir / FINAL, lambda path: state.agent.save(path, description))
-        self.logger.say(f"final evaluation: {N_GOALS} episodes per task")
+        expected = self._left.last_evaluation()
+        about = "" if expected is None else f", about {shown(expected)}"
+        self.logger.say(f"final evaluation: {N_GOALS} episodes per task{about}")
         result = self._evaluate(N_GOALS)
         report.final(
             self.run_dir,
@@ -245,5 +255,5 @@ class Trainer:
     def _checkpoint(self) -> None:
         state = self.state
         self._expect_numbers()
-        description = yaml.safe_dump(state.agent.description() | state.description())
+        description = yaml12.dump(state.agent.description() | state.description())
         self.checkpoints.save(state.steps, state.state_dict(), description)

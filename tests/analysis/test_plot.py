@@ -23,8 +23,9 @@ from PIL import Image
 import mtrl
 from mtrl.analysis.comparison import draw_comparison
 from mtrl.analysis.conflicts import conflict_fraction, draw_conflicts
+from mtrl.analysis.cosines import read_cosines
 from mtrl.analysis.methods import differences, group
-from mtrl.analysis.runs import read_cosines, read_run
+from mtrl.analysis.runs import read_run
 from mtrl.analysis.style import COLUMN, TEXT, between, number
 from mtrl.analysis.tables import summarise
 from mtrl.cli.plot import main

@@ -114,7 +114,7 @@ def test_a_run_without_a_configuration_starts_from_the_best_for_its_device(monke
 
     started, notes = [], []
 
-    def start(config, note):
+    def start(config, note, resume_if_exists):
         started.append(config)
         notes.append(note)
         raise UsageError("far enough")

@@ -97,7 +97,7 @@ def test_actions_are_scaled_to_the_environments_range():
 
 def test_evaluation_has_episodes_of_its_own():
     ours = [
-        CustomTask("a", REACHERS.custom["gravity0"], "solved", HORIZON, training)
+        CustomTask("a", REACHERS.custom["gravity0"], "solved", HORIZON, for_training=training)
         for training in (True, False)
     ]
     first, second = (env.reset(seed=0)[0] for env in ours)
@@ -231,7 +231,9 @@ def test_a_run_records_what_it_was_trained_on(tmp_path, capsys):
     assert get_benchmark(saved.benchmark, saved.tasks).tasks == REACHERS.tasks
     with pytest.raises(UsageError, match="benchmark: expected custom tasks as those of reachers"):
         resume(run_dir, benchmark=get_benchmark("mt10"))
-    with pytest.raises(UsageError, match="tasks: unknown 'gravity-9'"):
+    with pytest.raises(
+        UsageError, match="expected the tasks of reachers, got r without 'gravity-9'"
+    ):
         resume(run_dir, benchmark=Benchmark("r", {"gravity0": make}))
     assert train_main(["--resume", str(run_dir), "--max-runtime", "1"]) == 0
     capsys.readouterr()
@@ -252,7 +254,11 @@ def test_a_benchmark_that_no_module_holds_is_asked_for(tmp_path, capsys):
     for command in (train_main, ["--resume", str(run_dir)]), (eval_main, [str(run_dir)]):
         assert command[0](command[1]) == 2
         assert "'lost' was not imported from a module" in capsys.readouterr().err
-    assert resume(run_dir, max_runtime=1.0, benchmark=benchmark).evaluation is not None
+    again = ["--resume", str(run_dir), "--max-runtime", "1"]
+    assert train_main([*again, "--benchmark", "mt10"]) == 2
+    assert "expected custom tasks as those of lost, got metaworld" in capsys.readouterr().err
+    assert train_main([*again, "--benchmark", "own_tasks:REACHERS"]) == 0
+    assert read_benchmark(run_dir).name == "lost"
 
 
 def test_meta_worlds_tasks_given_in_python_are_recorded_too(tmp_path):

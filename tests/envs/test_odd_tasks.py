@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 import warnings
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from odd_tasks import (
     BadReset,
     BadSeed,
     Counted,
+    Forks,
     LateWrong,
     Long,
+    NeverFinite,
     Plain,
     Program,
     Told,
@@ -49,45 +51,63 @@ def refused(make) -> str:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
-def test_no_reset_lets_in_what_is_not_finite(value):
-    """The third one of a process, which follows an episode's end: the row begins anew."""
-    with closing(vector(partial(BadReset, 3, value), max_restarts=1)) as envs:
-        envs.reset(seed=0)
-        for _ in range(19):
+@pytest.mark.parametrize("number", [1, 3])
+def test_no_reset_lets_in_what_is_not_finite(number, value):
+    """Neither the first of a process nor one after an episode's end: the episode begins anew."""
+    with closing(vector(partial(BadReset, number, value))) as envs, warned() as told:
+        observations, _ = envs.reset(seed=0)
+        assert np.array_equal(observations, np.zeros((1, 3)))
+        for _ in range(20):
             observations, *_, infos = envs.step(NOTHING)
             assert np.isfinite(observations).all() and "restarted" not in infos
-        with pytest.warns(RuntimeWarning, match=r"task 'a': a reset's observation is not finite"):
-            observations, *_, infos = envs.step(NOTHING)
-        assert infos["restarted"].all() and "final_info" not in infos
-        assert np.array_equal(observations, np.zeros((1, 3)))
+        assert np.array_equal(observations, np.zeros((1, 3))) and "final_info" in infos
+        assert np.array_equal(infos["final_obs"], np.full((1, 3), 10))
+    assert told == [
+        "task 'a': a reset returned an observation that is not finite in float32; the episode was "
+        "drawn again from another seed"
+    ]
 
 
-def test_the_first_reset_may_fail_too():
-    message = "not finite in float32: nan at index 1"
-    envs = vector(partial(BadReset, 1, np.nan))
-    with closing(envs), pytest.raises(WorkerError, match=message):
-        envs.reset(seed=0)
+@contextmanager
+def warned():
+    """What Python warns of inside."""
+    texts = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield texts
+    texts += [str(warning.message) for warning in caught]
 
 
 @pytest.mark.parametrize("raises", [False, True])
 def test_a_seed_that_always_fails_is_passed_over(raises):
     """Though the process is replaced, the same seed would fail in it again."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        with closing(vector(partial(BadSeed, raises), max_restarts=20)) as envs:
+    make = partial(BadSeed, raises)
+    with warned() as told:
+        with closing(vector(make, max_restarts=20)) as envs:
             envs.reset(seed=0)
             episodes = 0
             for _ in range(130):
                 observations, *_, infos = envs.step(NOTHING)
                 assert np.isfinite(observations).all()
                 episodes += "final_info" in infos
-            assert episodes > 5 and 1 <= envs.restarts == len(told)
+            assert episodes > 5 and (envs.restarts > 0) == raises
             state = envs.state()
             now = [envs.step(NOTHING) for _ in range(5)]
-        with closing(vector(partial(BadSeed, raises), max_restarts=20)) as other:
+        with closing(vector(make, max_restarts=20)) as other:
             other.restore(state, seed=0)
             for expected in now:
                 assert np.array_equal(other.step(NOTHING)[0], expected[0])
+    assert told and all("task 'a': " in text for text in told)
+
+
+def test_an_environment_that_never_gives_a_number_stops_with_a_word():
+    broken = NeverFinite, 3  # from its third episode on
+    with closing(vector(partial(*broken), max_restarts=1)) as envs, warned():
+        envs.reset(seed=0)
+        with pytest.raises(WorkerError, match=r"a reset's observation is not finite .* nan"):
+            for _ in range(80):
+                envs.step(NOTHING)
+        assert envs.restarts == 1
 
 
 def test_success_is_decided_for_each_task_by_what_its_steps_say():
@@ -222,6 +242,8 @@ def test_what_cannot_even_be_made_is_told_at_once():
     assert "expected a gymnasium.Env, got builtins.int" in refused(lambda: 3)
     assert "failed at making it: ZeroDivisionError" in refused(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
     assert "expected finite observations" in refused(lambda: _nan())
+    with pytest.raises(UsageError, match=r"environments: expected a dict .* got list"):
+        Benchmark("odd", ["a"])  # type: ignore[arg-type]
     lock = __import__("threading").Lock()
     assert "failed at sending it to another process" in refused(lambda: (lock, Plain())[1])
     with pytest.raises(UsageError, match="expected a function that makes task 'a', got <"):
@@ -278,6 +300,15 @@ def test_programs_of_an_environment_end_with_it(hangs, monkeypatch):
     while set(programs) & set(_running()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_an_environment_may_have_processes():
+    with closing(vector(Forks)) as envs:
+        envs.reset(seed=0)
+        seen = [envs.step(NOTHING)[0][0, 0] for _ in range(4)]
+        assert seen == [0, 2, 4, 6]
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 4  # nobody had to be killed
 
 
 def _running() -> list[int]:

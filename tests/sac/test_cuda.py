@@ -7,10 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+import small_learner
 import torch
+from small_learner import ACTION, OBSERVATION
 
-from mtrl.config.sections import AgentConfig, LearnerConfig
-from mtrl.sac.agent import MTSAC
+from mtrl.config.sections import AgentConfig
 from mtrl.sac.capture import WARM_UP
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
@@ -18,26 +19,20 @@ from mtrl.surgery import available, get_surgery
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
-T, OBSERVATION, ACTION, BATCH = 5, 7, 3, 16
+T, BATCH = 5, 16
 FUSED = ["cagrad", "fairgrad", "mgda"]  # where there is Triton
 CAPTURED = [*(name for name in available() if get_surgery(name).capturable), *FUSED]
 
 
-def filled_replay(device: str, steps: int = 40) -> ReplayBuffer:
-    replay, draw = (
-        ReplayBuffer(100, T, OBSERVATION, ACTION, device=device),
-        np.random.default_rng(0),
-    )
-    for _ in range(steps):
-        observations, actions = draw.normal(size=(T, OBSERVATION)), draw.uniform(-1, 1, (T, ACTION))
-        zeros, rewards = np.zeros(T), draw.normal(size=T)
-        replay.add(observations, actions, rewards, zeros, observations + 0.1, done=zeros == 0)
-    return replay
+def filled_replay(device: str) -> ReplayBuffer:
+    return small_learner.filled_replay(T, 40, device, ends=True)
 
 
 def make_learner(device: str, **settings) -> Learner:
-    agent = MTSAC(tuple("abcde"), AgentConfig(hidden_sizes=(64, 64)), OBSERVATION, ACTION)
-    return Learner(agent.to(device), LearnerConfig(batch_size=BATCH, **settings), seed=3)
+    agent = AgentConfig(hidden_sizes=(64, 64))
+    return small_learner.make_learner(
+        T, agent=agent, device=device, seed=3, **{"batch_size": BATCH} | settings
+    )
 
 
 def parameters(learner: Learner) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from small_learner import BATCH, TASKS, filled_replay, make_small_learner
+from small_learner import BATCH, TASKS, filled_replay, make_learner
 
 from mtrl.sac.diagnose import diagnose
 from mtrl.sac.losses import actor_loss, critic_loss, td_target
@@ -14,7 +14,7 @@ from mtrl.surgery import available
 @pytest.mark.parametrize("surgery", available())
 def test_a_diagnosis_changes_nothing_and_knows_every_network(surgery):
     """Looked at or not, a run goes on the same: parameters, moments, streams, and buffers."""
-    learner, unseen = make_small_learner(surgery), make_small_learner(surgery)
+    learner, unseen = make_learner(surgery=surgery), make_learner(surgery=surgery)
     replay, other = filled_replay(), filled_replay()
     learner.step(replay)
     unseen.step(other)
@@ -35,7 +35,7 @@ def test_a_diagnosis_changes_nothing_and_knows_every_network(surgery):
 
 
 def test_a_diagnosis_repeats_and_the_next_one_sees_other_batches():
-    learner, replay = make_small_learner("pcgrad"), filled_replay()
+    learner, replay = make_learner(surgery="pcgrad"), filled_replay()
     learner.step(replay)
     start = learner.diagnosis_generator.get_state()
     first, second = diagnose(learner, replay), diagnose(learner, replay)
@@ -47,7 +47,7 @@ def test_a_diagnosis_repeats_and_the_next_one_sees_other_batches():
 
 
 def test_one_task_has_nobody_to_conflict_with():
-    learner, replay = make_small_learner("pcgrad", ("alone",)), filled_replay(1)
+    learner, replay = make_learner(("alone",), surgery="pcgrad"), filled_replay(1)
     assert {name: set(found.measures) for name, found in diagnose(learner, replay).items()} == {
         name: {"curvature", "self_cosine"} for name in ("actor", "critic1", "critic2")
     }
@@ -57,7 +57,7 @@ def test_one_task_has_nobody_to_conflict_with():
 def test_whom_a_step_opposes_by_one_backward_per_task_and_adams_formula(max_grad_norm):
     """The first batch drawn again; gradients task by task; AdamW written out, no optimiser."""
     settings = {"max_grad_norm": max_grad_norm, "weight_decay": 0.1, "learning_rate": 1e-3}
-    learner, replay = make_small_learner("none", **settings), filled_replay()
+    learner, replay = make_learner(surgery="none", **settings), filled_replay()
     for _ in range(5):
         learner.step(replay)
     learner.anneal(0.5)

@@ -7,21 +7,21 @@ number of the host's that enters it would be frozen into a captured graph.
 import contextlib
 import copy
 
-import numpy as np
 import pytest
+import small_learner
 import torch
+from small_learner import ACTION, OBSERVATION
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mtrl.config.sections import AgentConfig, LearnerConfig
-from mtrl.sac.agent import MTSAC
+from mtrl.config.sections import AgentConfig
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.sac.values import CategoricalValue
 from mtrl.surgery import available, get_surgery
 from mtrl.surgery.methods.rotograd import RotoGrad
 
-T, OBSERVATION, ACTION, BATCH, FIRST = 3, 7, 3, 8, 12
+T, FIRST = 3, 12
 AGENTS = {
     "mlp, scalar": AgentConfig(hidden_sizes=(FIRST, 11)),
     "residual, categorical": AgentConfig(
@@ -37,18 +37,13 @@ FORMS = ("pcgrad",)  # gradients per task, which the other engine does without
 
 
 def make_learner(surgery: str, agent: AgentConfig, device: str = "cpu", **settings) -> Learner:
-    networks = MTSAC(tuple("abc"), agent, OBSERVATION, ACTION).to(device)
-    return Learner(networks, LearnerConfig(surgery=surgery, batch_size=BATCH, **settings), seed=1)
+    return small_learner.make_learner(
+        T, agent=agent, device=device, seed=1, surgery=surgery, **settings
+    )
 
 
-def filled_replay(steps: int = 30) -> ReplayBuffer:
-    replay, draw = ReplayBuffer(40, T, OBSERVATION, ACTION), np.random.default_rng(0)
-    for _ in range(steps):
-        x, zeros = draw.normal(size=(T, OBSERVATION)), np.zeros(T)
-        replay.add(
-            x, draw.uniform(-1, 1, (T, ACTION)), draw.normal(size=T), zeros, x, done=zeros == 0
-        )
-    return replay
+def filled_replay() -> ReplayBuffer:
+    return small_learner.filled_replay(T, 30, ends=True)
 
 
 class OnMeta(TorchDispatchMode):

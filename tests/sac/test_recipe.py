@@ -1,5 +1,7 @@
 """Parts of the recipe, each against its formula: value histograms, running scales, decay."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -62,7 +64,7 @@ def test_reward_scale_is_that_of_the_largest_discounted_return():
     draw = np.random.default_rng(0)
     rewards = draw.normal(size=(steps, tasks * copies)) * np.repeat([1, 10, 0], copies)
     done = draw.random((steps, tasks * copies)) < 0.1
-    scale = RewardScale(tasks, copies, gamma, magnitude=5.0, constant=2.0)
+    scale = RewardScale(tasks, copies, gamma=gamma, magnitude=5.0, constant=2.0)
     largest = np.zeros(tasks)
     for step in range(steps):
         scale.observe(rewards[step], done[step])
@@ -83,7 +85,7 @@ def test_with_a_memory_the_reward_scale_is_that_of_the_last_episodes_mean():
     rewards = draw.random((steps, tasks * copies))
     rewards[20:22, 1] = 1000.0
     done = draw.random((steps, tasks * copies)) < 0.15
-    scale = RewardScale(tasks, copies, gamma, magnitude=5.0, memory=memory)
+    scale = RewardScale(tasks, copies, gamma=gamma, magnitude=5.0, memory=memory)
     begun = np.zeros(tasks * copies, int)
     ended = [[] for _ in range(tasks)]
     seen = np.zeros(tasks)
@@ -99,7 +101,7 @@ def test_with_a_memory_the_reward_scale_is_that_of_the_last_episodes_mean():
         if step == 40:
             saved, scale = (
                 scale.state_dict(),
-                RewardScale(tasks, copies, gamma, magnitude=5.0, memory=memory),
+                RewardScale(tasks, copies, gamma=gamma, magnitude=5.0, memory=memory),
             )
             scale.load_state_dict(saved)
         scale.observe(rewards[step], done[step])
@@ -167,3 +169,34 @@ def test_step_sizes_fall_in_a_straight_line():
             if "target" not in n
         ]
         torch.testing.assert_close(torch.cat(moved), torch.full_like(torch.cat(moved), expected))
+
+
+def test_our_step_of_adamw_is_torchs():
+    """With decay on some, a gradient missing at first, and state that torch's own can read."""
+    config = LearnerConfig(weight_decay=0.1, learning_rate=0.01)
+
+    def parameters() -> dict[str, torch.nn.Parameter]:
+        draw = torch.Generator().manual_seed(0)
+        return {n: torch.nn.Parameter(torch.randn(3, 2, generator=draw)) for n in ("weight", "b")}
+
+    ours, theirs = parameters(), parameters()
+    optimizer = make_optimizer(ours, config)
+    groups = [
+        {"params": [theirs["weight"]], "weight_decay": 0.1},
+        {"params": [theirs["b"]], "weight_decay": 0.0},
+    ]
+    other = torch.optim.AdamW(groups, lr=0.01, eps=config.adam_epsilon)
+    draw = torch.Generator().manual_seed(1)
+    for step in range(4):
+        for name in ("weight", "b")[: 1 + (step > 0)]:
+            gradient = torch.randn(3, 2, generator=draw)
+            ours[name].grad, theirs[name].grad = gradient.clone(), gradient.clone()
+        optimizer.step()
+        other.step()
+        if step == 1:
+            optimizer.load_state_dict(
+                copy.deepcopy(other.state_dict())
+                | {"param_groups": optimizer.state_dict()["param_groups"]}
+            )
+        for name, parameter in ours.items():
+            torch.testing.assert_close(parameter, theirs[name])

@@ -1,21 +1,22 @@
 """One update against Stable-Baselines3's SAC, and the invariants of every update."""
 
 import shutil
+from functools import partial
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import small_learner
 import torch
 from gymnasium import Env
 from gymnasium.spaces import Box
-from small_learner import filled_replay, make_small_learner
+from small_learner import ACTION, HIDDEN, OBSERVATION, filled_replay, make_batch
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtrl.config.sections import AgentConfig, LearnerConfig
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
 from mtrl.sac.losses import td_target
@@ -32,7 +33,7 @@ from mtrl.surgery import (
 )
 from mtrl.surgery.methods.pcgrad import random_orders
 
-OBSERVATION, ACTION, BATCH, HIDDEN = 7, 3, 16, (12, 11)
+BATCH = 16
 
 
 class Spaces(Env):
@@ -45,25 +46,7 @@ class Spaces(Env):
         return np.zeros(OBSERVATION), {}
 
 
-def make_batch(n_tasks: int, seed: int = 0) -> tuple[Batch, torch.Tensor]:
-    g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(n_tasks, BATCH, *shape, generator=g, dtype=torch.float64)
-
-    terminated = (torch.rand(n_tasks, BATCH, generator=g) < 0.3).double()
-    batch = Batch(
-        normal(OBSERVATION), normal(ACTION).tanh(), normal(), terminated, normal(OBSERVATION)
-    )
-    return batch, torch.stack([normal(ACTION), normal(ACTION)])
-
-
-def make_learner(n_tasks: int, seed: int = 0, **settings) -> Learner:
-    torch.manual_seed(0)
-    config = AgentConfig(hidden_sizes=HIDDEN, initial_temperature=0.7)
-    tasks = tuple(f"task-{t}" for t in range(n_tasks))
-    agent = MTSAC(tasks, config, OBSERVATION, ACTION).double()
-    return Learner(agent, LearnerConfig(**settings), seed)
+make_learner = partial(small_learner.make_learner, dtype=torch.float64)
 
 
 def copy_to_sb3(ours: MTSAC, sb3: SAC) -> None:
@@ -363,7 +346,8 @@ def drawn(learner: Learner, replay: ReplayBuffer, monkeypatch) -> list[torch.Ten
 def test_equal_seeds_draw_equal_batches_and_noise_under_every_method(surgery, monkeypatch):
     """So runs of two methods are a pair: until they act differently, they are fed the same."""
     plain, other = (
-        drawn(make_small_learner(name), filled_replay(), monkeypatch) for name in ("none", surgery)
+        drawn(small_learner.make_learner(surgery=name), filled_replay(), monkeypatch)
+        for name in ("none", surgery)
     )
     assert not torch.equal(plain[-1], plain[len(plain) // 3 - 1])  # noise is new in every update
     for a, b in zip(plain, other, strict=True):
@@ -372,7 +356,7 @@ def test_equal_seeds_draw_equal_batches_and_noise_under_every_method(surgery, mo
 
 def test_the_surgerys_stream_is_saved():
     """Two more updates after a resume draw the orders that they would have drawn."""
-    whole, stopped, resumed = (make_small_learner("pcgrad") for _ in range(3))
+    whole, stopped, resumed = (small_learner.make_learner(surgery="pcgrad") for _ in range(3))
     replay, other = filled_replay(), filled_replay()
     for _ in range(2):
         whole.step(replay)
@@ -388,14 +372,14 @@ def test_the_surgerys_stream_is_saved():
 
 def test_a_checkpoint_from_before_surgery_had_a_stream_goes_on_with_the_one_it_had():
     """Its orders were drawn after the noise, critics' first; so they are, after two resumes too."""
-    learner, replay = make_small_learner("pcgrad"), filled_replay()
+    learner, replay = small_learner.make_learner(surgery="pcgrad"), filled_replay()
     learner.step(replay)
     old = learner.state_dict()
     del old["surgery_generator"]
     expected = torch.Generator()
     expected.set_state(old["generator"])
     for _ in range(2):
-        resumed = make_small_learner("pcgrad")
+        resumed = small_learner.make_learner(surgery="pcgrad")
         resumed.load_state_dict(old)
         resumed.step(replay)
         torch.randn(2, 4, 8, ACTION, generator=expected)

@@ -10,12 +10,14 @@ from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import Batch
 from mtrl.sac.watch import DIVERGING, LossWatch, diverging, expect_finite
+from mtrl.surgery import available
 
 TASKS, B, D, A = ("a", "b", "c"), 8, 5, 2
 
 
-def make_learner() -> Learner:
-    return Learner(MTSAC(TASKS, AgentConfig(hidden_sizes=(8,)), D, A), LearnerConfig())
+def make_learner(surgery: str = "none") -> Learner:
+    config = LearnerConfig(surgery=surgery)
+    return Learner(MTSAC(TASKS, AgentConfig(hidden_sizes=(8,)), D, A), config)
 
 
 def update(learner: Learner, reward_of_b: float = 1.0) -> None:
@@ -47,6 +49,16 @@ def test_the_loss_the_task_and_the_update_are_named(reward):
     if abs(reward) != 1e30:  # whose gradient the clip has taken away
         with pytest.raises(RunError, match=r"weights .* are infinite or NaN"):
             expect_finite(learner.agent.named_parameters())
+
+
+@pytest.mark.parametrize("surgery", available())
+def test_methods_leave_it_to_the_watch_to_tell(surgery):
+    """None raises on a gradient that is not finite, as a solver may."""
+    learner = make_learner(surgery)
+    for reward in (1.0, np.inf, 1.0):
+        update(learner, reward)
+    with pytest.raises(RunError, match=r"critic_loss of task 'b' became .* in update 2"):
+        learner.watch.expect_finite(TASKS, 3)
 
 
 def test_one_bad_weight_is_found_by_name():

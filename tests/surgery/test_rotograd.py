@@ -1,11 +1,14 @@
 """RotoGrad: what it promises, against explicit rotations, matrix exponentials and autograd."""
 
 import copy
+from functools import partial
 
 import pytest
+import small_learner
 import torch
+from small_learner import make_batch
 
-from mtrl.config.sections import AgentConfig, LearnerConfig
+from mtrl.config.sections import LearnerConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, fold, head
 from mtrl.sac.agent import MTSAC
@@ -158,7 +161,7 @@ def test_a_folded_head_sees_what_the_head_sees_of_rotated_features(size):
     of.rotation = random_rotations(N, T, size=size or D)
     x, parameters = normal(T, B, IN), {**of.shared, **of.per_task}
     expected = plain_head(parameters, plain_features(parameters, x), of.rotation)
-    torch.testing.assert_close(of(x), expected)
+    torch.testing.assert_close(of.folded()(x[None]), expected)
 
 
 @pytest.mark.parametrize("size", [None, 5])
@@ -181,7 +184,7 @@ def test_losses_train_the_head_behind_the_rotation_and_never_the_rotation(size):
 def test_identity_at_the_start_changes_nothing():
     plain, rotated = networks(rotate=False), networks()
     x = normal(T, B, IN)
-    assert torch.equal(plain(x), rotated(x))
+    assert torch.equal(plain.folded()(x[None]), rotated.folded()(x[None]))
 
 
 def test_rotations_that_do_not_fit_are_refused():
@@ -334,18 +337,7 @@ def test_rate_and_decay(rate, decay, turns):
 # ------------------------------------------------------------------------------ in MTSAC
 
 
-def make_learner(n_tasks: int, **settings) -> Learner:
-    config = AgentConfig(hidden_sizes=(12, 11), initial_temperature=0.7)
-    agent = MTSAC(tuple(f"task-{t}" for t in range(n_tasks)), config, 7, 3).double()
-    return Learner(agent, LearnerConfig(rotation_lr=0.1, **settings))
-
-
-def make_batch(n_tasks: int, seed: int = 0) -> tuple[Batch, torch.Tensor]:
-    def draw(*shape: int) -> torch.Tensor:
-        return normal(n_tasks, 16, *shape, seed=seed + 10 * len(shape) + sum(shape))
-
-    batch = Batch(draw(7), draw(3).tanh(), draw(), (draw() > 1).double(), draw(7).roll(1, 0))
-    return batch, normal(2, n_tasks, 16, 3, seed=seed + 99)
+make_learner = partial(small_learner.make_learner, dtype=torch.float64, rotation_lr=0.1)
 
 
 @pytest.mark.parametrize("method", ROTOGRADS)
@@ -389,7 +381,7 @@ def test_target_critics_follow_what_head_and_rotation_do_together():
     learner.config.__dict__["tau"] = 1.0  # targets that have caught up give the same values
     learner.update(*make_batch(5, 2))
     x = normal(5, 4, 10)
-    torch.testing.assert_close(learner.agent.target_critics(x), of(x))
+    torch.testing.assert_close(learner.agent.target_critics.folded()(x[None]), of.folded()(x[None]))
 
 
 @pytest.mark.parametrize("step", ["geodesic", "matrix_exp"])

@@ -59,13 +59,14 @@ def losses_of(model: MultiTaskModel, x, tasks="abc") -> dict[str, torch.Tensor]:
 
 
 def check(model, trunk, heads, weights) -> None:
-    """`.grad` is Σ w_k g_k on the trunk, and a head's own part of the mean."""
+    """`.grad` is T Σ w_k g_k on the trunk, and what autograd gives on the heads."""
     for i, parameter in enumerate(model.trunk.parameters()):
-        expected = sum(w * rows[i] for w, rows in zip(weights, trunk.values(), strict=True))
+        pairs = zip(weights, trunk.values(), strict=True)
+        expected = len(trunk) * sum(w * rows[i] for w, rows in pairs)
         torch.testing.assert_close(parameter.grad, expected)
     for task, gradients in heads.items():
         for parameter, gradient in zip(model.heads[task].parameters(), gradients, strict=True):
-            torch.testing.assert_close(parameter.grad, gradient / len(trunk))
+            torch.testing.assert_close(parameter.grad, gradient)
 
 
 OWN = {"a": inputs(1), "b": inputs(2)[:5], "c": inputs(3)[:9]}
@@ -92,11 +93,11 @@ def test_pcgrad_is_algorithm_1():
                 g -= g @ flat[j] / flat[j].square().sum() * flat[j]
     model.backward(losses_of(model, inputs()))
     found = torch.cat([p.grad.flatten() for p in model.trunk.parameters()])
-    torch.testing.assert_close(found, projected.mean(0))
-    assert not torch.allclose(found, flat.mean(0))  # there was a conflict
+    torch.testing.assert_close(found, projected.sum(0))
+    assert not torch.allclose(found, flat.sum(0))  # there was a conflict
     for task, gradients in heads.items():
         for parameter, gradient in zip(model.heads[task].parameters(), gradients, strict=True):
-            torch.testing.assert_close(parameter.grad, gradient / 3)
+            torch.testing.assert_close(parameter.grad, gradient)
 
 
 @pytest.mark.parametrize("surgery", ["none", "weights", "rotograd-scale"])
@@ -119,7 +120,7 @@ def test_accumulation_projects_once():
     at_once.backward(losses_of(at_once, x))
     first, second = x.split(8)
     parts.accumulate({k: v / 2 for k, v in losses_of(parts, first).items()})
-    assert all(p.grad is None for p in parts.parameters())
+    assert all(p.grad is None for p in parts.trunk.parameters())
     parts.backward({k: v / 2 for k, v in losses_of(parts, second).items()})
     for batch in (first, second):
         separate.backward({k: v / 2 for k, v in losses_of(separate, batch).items()})
@@ -172,7 +173,7 @@ def test_frozen_parameters_stay_out(surgery):
 @pytest.mark.parametrize("surgery", SURGERIES)
 def test_any_optimiser_learns(surgery):
     model, x = make(surgery), inputs()
-    optimizer = torch.optim.SGD([*model.trunk.parameters(), *model.heads.parameters()], lr=0.02)
+    optimizer = torch.optim.SGD([*model.trunk.parameters(), *model.heads.parameters()], lr=0.02 / 3)
     before = losses_of(model, x)
     for _ in range(100):
         losses = losses_of(model, x)
@@ -232,21 +233,8 @@ def test_evaluation_leaves_no_trace():
     model = make()
     with torch.no_grad():
         outputs = model.eval()(inputs())
-    with pytest.raises(ValueError, match="expected a forward pass of 'a'"):
+    with pytest.raises(ValueError, match="expected one that depends on the model's outputs"):
         model.backward({"a": outputs["a"].sum()})
-
-
-def test_batch_norm_is_refused_with_the_reason():
-    trunk = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
-    with pytest.raises(
-        UsageError, match=r"expected no BatchNorm in training mode, got '1': .*samples"
-    ):
-        MultiTaskModel(trunk, {"a": nn.Linear(8, 1)})
-    model = MultiTaskModel(trunk.eval(), {"a": nn.Linear(8, 1)})  # fixed statistics are harmless
-    model(torch.randn(3, 4))
-    model.train()
-    with pytest.raises(UsageError, match="BatchNorm"):
-        model(torch.randn(3, 4))
 
 
 @pytest.mark.parametrize(
@@ -266,13 +254,13 @@ def test_wrong_losses_are_named(losses, message):
     model.backward(losses_of(model, inputs()))  # and it goes on
 
 
-def test_a_trunk_must_give_one_tensor():
-    class Two(nn.Module):
+def test_a_trunk_must_give_tensors():
+    class Text(nn.Module):
         def forward(self, x):
-            return x, x
+            return "z"
 
-    with pytest.raises(ValueError, match="expected one tensor of features, got tuple"):
-        MultiTaskModel(Two(), {"a": nn.Linear(4, 1)})(inputs())
+    with pytest.raises(ValueError, match=r"expected a tensor of features, .* got str"):
+        MultiTaskModel(Text(), {"a": nn.Linear(4, 1)})(inputs())
 
 
 def test_surgery_needs_no_reinforcement_learning():
@@ -285,7 +273,7 @@ def test_surgery_needs_no_reinforcement_learning():
 
 
 def test_rotations_are_cleaned_up_now_and_then(monkeypatch):
-    monkeypatch.setattr("mtrl.surgery.model.MAINTAIN_EVERY", 3)
+    monkeypatch.setattr("mtrl.surgery.surgeon.MAINTAIN_EVERY", 3)
     heads = {"a": nn.Linear(4, 1), "b": nn.Linear(4, 1)}
     model = MultiTaskModel(nn.Linear(2, 4), heads, "rotograd", n_features=4)
     model.rotation.mul_(1.01)

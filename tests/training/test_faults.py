@@ -221,7 +221,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(frequent, tmp_path):
     state, notes = load_newest(run_dir)
     assert not notes and 60 <= state["steps"] < 4000
     path = newest_checkpoint(run_dir)
-    assert f"{path} is whole: --resume {run_dir} goes on from it" in done.stderr
+    assert f"{path} is whole; to continue: mtrl-train --resume {run_dir}" in done.stderr
     assert "too large" in done.stderr and done.stderr.count("\n") == 1
     assert not list(run_dir.rglob("*.tmp"))
 
@@ -462,7 +462,20 @@ def processes() -> list[tuple[int, int]]:
 
 
 def test_benchmarks_named_by_a_checkpoint_are_those_of_the_run(tmp_path):
-    """A state of other tasks is refused in a line."""
+    """A state of other tasks is refused in a line, also without a record of the run's."""
     run_dir = stopped(tmp_path / "b", 100)
-    with pytest.raises(UsageError, match="resume: expected the state of a run with this config"):
+    with pytest.raises(UsageError, match="mt1-reach-v3 without 'drawer-close-v3'"):
         resume(run_dir, benchmark=get_benchmark("mt1:reach-v3"))
+    (run_dir / "benchmark.json").unlink()
+    with pytest.raises(UsageError, match="tasks: unknown 'drawer-close-v3'"):
+        resume(run_dir, benchmark=get_benchmark("mt1:reach-v3"))
+    before = (run_dir / "config.yaml").read_text()
+    (run_dir / "config.yaml").write_text(
+        before.replace("hidden_sizes:\n  - 8", "hidden_sizes:\n  - 9")
+    )
+    edited = (run_dir / "config.yaml").read_text()
+    assert edited != before
+    with pytest.raises(UsageError, match="resume: expected the state of a run with this config"):
+        resume(run_dir)
+    assert (run_dir / "config.yaml").read_text() == edited  # nothing was written over
+    assert not (run_dir / "benchmark.json").exists()

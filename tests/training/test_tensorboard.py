@@ -145,7 +145,7 @@ def test_the_table_has_a_row_for_each_run_and_the_last_results(ask):
     assert columns["learning_rate"] == "DATA_TYPE_FLOAT64"
     assert columns["compile"] == "DATA_TYPE_BOOL"
     metrics = [info["name"]["tag"] for info in experiment["metricInfos"]]
-    assert metrics == ["eval/success_rate/mean", "eval/success_rate/worst"]
+    assert metrics == ["eval/success_rate/mean", "eval/success_rate/worst", "eval/return/mean"]
 
     statuses = [f"STATUS_{word}" for word in ("UNKNOWN", "SUCCESS", "FAILURE", "RUNNING")]
     question = {

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mtrl import Policy
 from mtrl import train as train_in_python
 from mtrl.analysis.conflicts import conflict_fraction
-from mtrl.analysis.runs import read_cosines
+from mtrl.analysis.cosines import read_cosines
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.export import main as export_main
 from mtrl.cli.plot import main as plot
@@ -77,6 +77,7 @@ def test_the_run_folder(finished):
     run_dir, printed = finished
     names = {path.name for path in run_dir.glob("[!.]*") if "tfevents" not in path.name}
     assert names == {
+        "benchmark.json",
         "config.yaml",
         "run.json",
         "progress.csv",

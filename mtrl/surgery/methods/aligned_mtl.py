@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.surgery.base import GramianSurgery
 from mtrl.surgery.methods.simplex import ROUNDINGS
@@ -30,8 +31,8 @@ class AlignedMTL(GramianSurgery):
 
     capturable = False  # on CUDA `eigh` waits for the device
 
+    @override
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
-        """See `GramianSurgery.weights`."""
         symmetric = (gramian + gramian.mT).double() / 2
         values, vectors = torch.linalg.eigh(symmetric)
         tolerance = ROUNDINGS * torch.finfo(gramian.dtype).eps * values[..., -1:]

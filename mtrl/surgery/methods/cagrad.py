@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.errors import expect
 from mtrl.surgery.methods.simplex import FusedNewton, minimise
@@ -39,8 +40,8 @@ class CAGrad(FusedNewton):
         expect(0 <= c < float("inf"), "c >= 0 for cagrad", c)
         self.c = c
 
+    @override
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
-        """See `GramianSurgery.weights`."""
         average = gramian.new_full(gramian.shape[:-1], 1 / gramian.shape[-1], dtype=torch.float64)
         squared_norm = gramian.double().mean((-1, -2))[..., None].clamp(min=0)
         _, step = minimise(gramian, average, self.c * squared_norm.sqrt())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.errors import expect
 from mtrl.surgery.methods.simplex import FusedNewton, is_fused, unit_gramian
@@ -45,8 +46,8 @@ class FairGrad(FusedNewton):
         expect(0 < alpha < float("inf"), "alpha > 0 for fairgrad", alpha)
         self.alpha = alpha
 
+    @override
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
-        """See `GramianSurgery.weights`."""
         directions, norms, unit = unit_gramian(gramian)
         absent = norms == 0
         directions = directions + torch.diag_embed(absent.double())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.errors import expect
-from mtrl.surgery.base import FeatureSurgery, SurgeryTarget
+from mtrl.surgery.base import FeatureSurgery, SurgeryTarget, zeros_like_tasks
 from mtrl.surgery.gradients import FeatureGradients
 from mtrl.surgery.registry import register
 
@@ -26,6 +26,7 @@ class FAMO(FeatureSurgery):
     Deviations from the paper:
         * Losses must be positive, and an actor's is not: once a task's loss has been negative, ℓ_k
           is the loss minus twice the lowest value seen.
+        * Losses that are not finite, before or after the step, leave ξ as it was.
         * The weights act on what is shared; a head gets its own part of the mean loss's gradient.
 
     Args:
@@ -48,7 +49,7 @@ class FAMO(FeatureSurgery):
 
     def prepare(self, networks: SurgeryTarget) -> None:
         """See `Surgery`."""
-        zeros = next(iter(networks.parameters())).new_zeros(networks.n_networks, networks.n_tasks)
+        zeros = zeros_like_tasks(networks)
         for name in ("logits", "lowest", "before"):
             self.register_buffer(name, zeros.clone())
         self.register_buffer("moments", torch.stack([zeros, zeros]))
@@ -57,26 +58,38 @@ class FAMO(FeatureSurgery):
     def weights(self, tasks: Any, found: FeatureGradients) -> Tensor:
         """See `FeatureSurgery`."""
         self._tasks = tasks
-        self.lowest[:, tasks] = torch.minimum(self.lowest[:, tasks], found.losses)
-        self.before[:, tasks] = log_loss = self._log(found.losses, self.lowest[:, tasks])
+        losses = found.losses.to(self.lowest.dtype)
+        finite = losses.isfinite().all(-1, keepdim=True)
+        lowest = torch.where(finite, losses, torch.inf).minimum(self.lowest[:, tasks])
+        self.lowest[:, tasks] = lowest
+        log_loss = self._log(losses, lowest)
+        # NaN for `after_step`, which then knows that nothing came of this step.
+        self.before[:, tasks] = torch.where(finite, log_loss, torch.nan)
         return (self.logits[:, tasks].log_softmax(-1) - log_loss).softmax(-1)
 
     def after_step(self, losses: Callable[[], Tensor]) -> None:
         """See `Surgery`."""
         tasks = (slice(None), self._tasks)
         fallen = self.before[tasks] - self._log(losses(), self.lowest[tasks])
+        finite = fallen.isfinite().all()
+        fallen = torch.where(finite, fallen, 0)
         z = self.logits[tasks].softmax(-1)
         gradient = torch.zeros_like(self.logits)
         gradient[tasks] = z * (fallen - (z * fallen).sum(-1, keepdim=True))
         gradient += self.gamma * self.logits
-        self.steps += 1
-        for moment, value, beta in zip(
-            self.moments, (gradient, gradient**2), (0.9, 0.999), strict=True
-        ):
-            moment.lerp_(value, 1 - beta)
-        first = self.moments[0] / (1 - 0.9**self.steps)
-        second = self.moments[1] / (1 - 0.999**self.steps)
-        self.logits -= self.lr * first / (second.sqrt() + 1e-8)
+        moments = torch.stack(
+            [
+                moment.lerp(value, 1 - beta)
+                for moment, value, beta in zip(
+                    self.moments, (gradient, gradient**2), (0.9, 0.999), strict=True
+                )
+            ]
+        )
+        self.steps += finite
+        first = moments[0] / (1 - 0.9**self.steps)
+        second = moments[1] / (1 - 0.999**self.steps)
+        self.moments.copy_(torch.where(finite, moments, self.moments))
+        self.logits -= torch.where(finite, self.lr * first / (second.sqrt() + 1e-8), 0)
 
     @staticmethod
     def _log(losses: Tensor, lowest: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtrl.errors import expect
-from mtrl.surgery.base import FeatureSurgery, SurgeryTarget
+from mtrl.surgery.base import FeatureSurgery, SurgeryTarget, zeros_like_tasks
 from mtrl.surgery.gradients import FeatureGradients
 from mtrl.surgery.registry import register
 
@@ -28,6 +28,7 @@ class GradNorm(FeatureSurgery):
           positive, and norms that differ by orders of magnitude are met in as many steps.
         * A ratio L_k/L_k(0) that is not positive says nothing about a rate, and counts as 1: an
           actor's loss can be negative.
+        * Losses or norms that are not finite leave weights and first losses as they were.
         * The weights act on what is shared; a head gets its own part of the mean loss's gradient.
 
     Args:
@@ -46,14 +47,15 @@ class GradNorm(FeatureSurgery):
 
     def prepare(self, networks: SurgeryTarget) -> None:
         """See `Surgery`."""
-        shape, like = (networks.n_networks, networks.n_tasks), next(iter(networks.parameters()))
-        self.register_buffer("log_weights", like.new_zeros(shape))
-        self.register_buffer("initial_losses", like.new_full(shape, torch.nan))
+        zeros = zeros_like_tasks(networks)
+        self.register_buffer("log_weights", zeros)
+        self.register_buffer("initial_losses", torch.full_like(zeros, torch.nan))
 
     def weights(self, tasks: Any, found: FeatureGradients) -> Tensor:
         """See `FeatureSurgery`."""
+        finite = (found.losses + found.norms).isfinite().all(-1, keepdim=True)
         initial = self.initial_losses[:, tasks]
-        initial = torch.where(initial.isnan(), found.losses, initial)
+        initial = torch.where(initial.isnan() & finite, found.losses.to(initial), initial)
         self.initial_losses[:, tasks] = initial
         ratio = found.losses / initial
         ratio = torch.where((ratio > 0) & ratio.isfinite(), ratio, 1)
@@ -62,5 +64,6 @@ class GradNorm(FeatureSurgery):
         target = norms.mean(-1, keepdim=True) * (ratio / ratio.mean(-1, keepdim=True)) ** self.alpha
         log_weights = log_weights - self.lr * (norms - target).sign()
         mean = log_weights.exp().mean(-1, keepdim=True)
-        self.log_weights[:, tasks] = log_weights - mean.log()  # weights that sum to T
+        new = log_weights - mean.log()  # weights that sum to T
+        self.log_weights[:, tasks] = torch.where(finite, new, self.log_weights[:, tasks])
         return log_weights.softmax(-1)  # the same, divided by T

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.surgery.base import GramianSurgery
 from mtrl.surgery.diagnostics import cosines
@@ -32,8 +33,8 @@ class IMTLG(GramianSurgery):
 
     capturable = False  # on CUDA `eigh` waits for the device
 
+    @override
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
-        """See `GramianSurgery.weights`."""
         tolerance = ROUNDINGS * torch.finfo(gramian.dtype).eps
         symmetric = (gramian + gramian.mT).double() / 2
         norms = symmetric.diagonal(dim1=-2, dim2=-1).sqrt()

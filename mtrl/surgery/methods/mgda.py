@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.surgery.methods.simplex import FusedNewton, minimise
 from mtrl.surgery.registry import register
@@ -27,8 +28,8 @@ class MGDA(FusedNewton):
           gradients of the shared features is not used.
     """
 
+    @override
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
-        """See `GramianSurgery.weights`."""
         ones = gramian.new_ones(gramian.shape[:-1], dtype=torch.float64)
         weights, _ = minimise(gramian, 0 * ones, ones[..., :1])
         return weights.to(gramian.dtype)

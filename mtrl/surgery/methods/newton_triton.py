@@ -88,7 +88,7 @@ def _apply(matrix, vector):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _solve(matrix, b0, b1, b2, t, n_tasks: tl.constexpr):  # type: ignore[no-untyped-def]
+def _solve(matrix, b0, b1, b2, t, n_tasks: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Three solutions by Gauss and Jordan, and the smallest pivot: not above zero if it failed."""
     smallest = tl.sum(0.0 * b0, 0) + float("inf")
     for k in range(n_tasks):
@@ -113,10 +113,11 @@ def _room(value, change):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _interior_point(directions, slopes, radius, inverse_norms, start, x_out, c_out,
+def _interior_point(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    directions, slopes, radius, inverse_norms, start, x_out, c_out,
                     n_tasks: tl.constexpr, block: tl.constexpr, iterations: tl.constexpr,
                     reduction: tl.constexpr, complementarity: tl.constexpr,
-                    to_boundary: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+                    to_boundary: tl.constexpr):  # fmt: skip
     network = tl.program_id(0)
     t = tl.arange(0, block)
     real = t < n_tasks
@@ -183,9 +184,10 @@ def _power(v, exponent: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _fair_newton(directions, h_in, start, v_out, n_tasks: tl.constexpr, block: tl.constexpr,
+def _fair_newton(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    directions, h_in, start, v_out, n_tasks: tl.constexpr, block: tl.constexpr,
                  alpha: tl.constexpr, iterations: tl.constexpr, steps: tl.constexpr,
-                 to_boundary: tl.constexpr, converged: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+                 to_boundary: tl.constexpr, converged: tl.constexpr):  # fmt: skip
     network = tl.program_id(0)
     t = tl.arange(0, block)
     real = t < n_tasks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from typing_extensions import override
 
 from mtrl.surgery.base import Surgery
 from mtrl.surgery.gradients import Gradients, Problem
@@ -13,6 +14,6 @@ from mtrl.surgery.registry import register
 class NoSurgery(Surgery):
     """The plain average, by one backward that never forms a gradient per task."""
 
+    @override
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
-        """See `Surgery`."""
         return problem.features().mean()

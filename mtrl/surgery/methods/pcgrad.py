@@ -6,6 +6,7 @@ import importlib.util
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.surgery.base import GramianSurgery
 from mtrl.surgery.registry import register
@@ -32,8 +33,8 @@ class PCGrad(GramianSurgery):
         * A task whose gradient is zero conflicts with none and divides nothing.
     """
 
+    @override
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
-        """See `GramianSurgery.weights`."""
         n_tasks = gramian.shape[-1]
         squared_norms = gramian.diagonal(dim1=-2, dim2=-1)
         tiny = torch.finfo(gramian.dtype).tiny

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from mtrl.config.sections import LearnerConfig
 from mtrl.errors import expect
-from mtrl.surgery.base import Surgery, SurgeryTarget
+from mtrl.surgery.base import Surgery, SurgeryTarget, zeros_like_tasks
 from mtrl.surgery.gradients import Gradients, Problem
 from mtrl.surgery.methods.rotation import MatrixExponential, orthonormalise_, turn_along_geodesic_
 from mtrl.surgery.registry import register
@@ -96,10 +96,10 @@ class RotoGrad(Surgery):
 
     def prepare(self, networks: SurgeryTarget) -> None:
         """See `Surgery`."""
-        like = next(networks.parameters())
+        zeros = zeros_like_tasks(networks)
         # On the parameters' device, or a captured update would count on the host: once for ever.
-        self.updates = self.updates.to(like.device)
-        self.register_buffer("initial_norms", like.new_zeros(networks.n_networks, networks.n_tasks))
+        self.updates = self.updates.to(zeros.device)
+        self.register_buffer("initial_norms", zeros)
         if self.rotates:
             networks.add_rotation(self.rotation_size)
             if self.rotation_step == "matrix_exp":
@@ -112,7 +112,7 @@ class RotoGrad(Surgery):
         gradients = found.weighted(self.weights(problem.tasks, found.norms))
         if self.rotates:  # after the backward, which needs R_k as it was in the forward
             self._turn(problem, found.means)
-        self.updates += 1
+        self.updates += found.norms.isfinite().all()  # else this step is none, and none is counted
         return gradients
 
     def maintain(self, networks: SurgeryTarget) -> None:
@@ -124,6 +124,8 @@ class RotoGrad(Surgery):
     def weights(self, tasks: Any, norms: Tensor) -> Tensor:
         """RotoScale's C/n_k, divided by T; a task without a gradient has weight 0.
 
+        Norms that are not finite leave what is remembered as it was, and no finite weights.
+
         Args:
             tasks: Index of the T tasks among all.
             norms: n_k, `[N, T]`.
@@ -132,25 +134,27 @@ class RotoGrad(Surgery):
         if not self.scales:
             return torch.full_like(norms, 1 / n_tasks)
         initial = self.initial_norms[:, tasks]
+        sound = norms.isfinite().all(-1, keepdim=True)
         anew = ~(initial > 0) | (self.updates % self.reset_every == 0)
-        initial = torch.where(anew, norms, initial)
+        initial = torch.where(anew & sound, norms, initial)
         self.initial_norms[:, tasks] = initial
         tiny = torch.finfo(norms.dtype).tiny
         floor = (FLOOR * initial.mean(-1, keepdim=True)).clamp(min=tiny)
         progress = norms / initial.clamp(min=floor)
         alpha = progress / progress.sum(-1, keepdim=True).clamp(min=tiny)
         magnitude = (alpha * norms).sum(-1, keepdim=True)
-        return torch.where(norms > 0, magnitude / norms, 0) / n_tasks
+        weights = torch.where(norms > 0, magnitude / norms, 0) / n_tasks
+        return torch.where(sound, weights, torch.nan)
 
     def _turn(self, problem: Problem, means: Tensor) -> None:
         """One step of all rotations; `means` is ḡ, `[N, T, d]`."""
         rotation = problem.rotation
         assert rotation is not None  # `prepare` has seen to it
         size = rotation.shape[-1]
+        sound = means.isfinite().all(-1).all(-1)[:, None, None]
+        means = torch.where(sound, means, 0)[..., :size].to(rotation.dtype)  # 0 turns nothing
         u = means.new_zeros(rotation.shape[:3])
-        u[:, problem.tasks] = normalize(
-            means[..., :size], dim=-1, eps=torch.finfo(means.dtype).tiny
-        )
+        u[:, problem.tasks] = normalize(means, dim=-1, eps=torch.finfo(means.dtype).tiny)
         v = u[:, problem.tasks].mean(1)
         step = self.rotation_lr * self.rotation_decay ** self.updates.double()
         if self.exponentials:

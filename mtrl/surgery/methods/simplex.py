@@ -6,6 +6,7 @@ import importlib.util
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.surgery.base import GramianSurgery, SurgeryTarget
 from mtrl.surgery.diagnostics import cosines
@@ -27,8 +28,8 @@ class FusedNewton(GramianSurgery):
 
     capturable = False  # on CUDA torch's `cholesky_solve` allocates memory and waits for the device
 
+    @override
     def prepare(self, networks: SurgeryTarget) -> None:
-        """See `Surgery`."""
         device = next(iter(networks.parameters())).device
         self.capturable = is_fused(device, networks.n_tasks)
 

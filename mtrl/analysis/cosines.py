@@ -1,0 +1,57 @@
+"""Cosines between the tasks' gradients, as a run keeps them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mtrl.analysis.logs import BROKEN, read_final, read_log, tasks_of
+from mtrl.errors import UsageError
+from mtrl.folder import COSINES, STEP, read_rows
+
+
+def read_cosines(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[str, ...]]:
+    """Cosines between the tasks' gradients over a run.
+
+    Returns:
+        When they were measured [environment steps over all tasks], `[D]`; them, `[D, T, T]` for
+        each network, NaN where there was none; T task names.
+
+    Raises:
+        UsageError: if there are none in the folder, or they are damaged.
+    """
+    config, rows = read_log(path)
+    try:
+        lines = read_rows(path / COSINES)
+        if not lines:
+            every = config.diagnose_every
+            why = (
+                "its --diagnose-every is 0. Train with --diagnose-every N to measure them every N "
+                "steps"
+                if every == 0
+                else f"they are measured every {every:,} steps (--diagnose-every) once it learns, "
+                "if there is more than one task"
+                if every
+                else "they are measured every --diagnose-every steps"
+            )
+            raise UsageError(
+                f"cosine: expected the cosines between tasks' gradients, got none in {path}: {why}"
+            )
+        tasks = tasks_of(path, config, read_final(path), rows)
+        steps = np.array([float(line[STEP]) for line in lines])
+        cosines = {
+            network: np.array([line[network] for line in lines], float)
+            for network in sorted(lines[0].keys() - {STEP})
+        }
+        shape = (len(steps), len(tasks), len(tasks))
+        for network, values in cosines.items():
+            if values.shape != shape:
+                raise ValueError(f"expected {shape} cosines of {network}, got {values.shape}")
+        if not np.isfinite(steps).all():
+            raise ValueError("a step that is not finite")
+    except UsageError:
+        raise
+    except BROKEN as error:
+        raise UsageError(f"cosine: cannot read {path / COSINES}: {error!r}") from None
+    return steps, cosines, tasks

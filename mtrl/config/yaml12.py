@@ -1,0 +1,83 @@
+"""YAML with the scalars of YAML 1.2 (core schema, https://yaml.org/spec/1.2.2/#103-core-schema).
+
+PyYAML reads YAML 1.1, where `12:00` is 720, `010` is 8, `yes` is true and `1e6` is text, and where
+the second of two equal keys silently replaces the first.
+
+One deviation from the core schema: an integer's digits may be grouped as in `20_000_000`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+from yaml.constructor import ConstructorError
+
+_BOOL = "true|True|TRUE|false|False|FALSE"
+_DECIMAL = r"[-+]?[0-9]+(?:_[0-9]+)*"
+_INT = rf"{_DECIMAL}|0o[0-7]+|0x[0-9a-fA-F]+"
+_NUMBER = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+_FLOAT = rf"{_NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+_WORD = re.compile(r"\.(?=[a-zA-Z])")  # the dot of `.inf` and `.nan`
+_RESOLVERS = (  # the first that matches decides: every integer is a number, too
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", _BOOL, list("tTfF")),
+    ("int", _INT, list("-+0123456789")),
+    ("float", _FLOAT, list("-+.0123456789")),
+)
+
+
+class Loader(yaml.SafeLoader):
+    """Refuses duplicate keys."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012, declared so by PyYAML
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """As PyYAML's, which keeps the last of two equal keys."""
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            seen: set[Any] = set()
+            for key, _ in node.value:
+                twice = self.construct_object(key)
+                if twice in seen:
+                    break
+                seen.add(twice)
+            raise ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
+        return found
+
+    def _int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+    def _float(self, node: yaml.ScalarNode) -> float:
+        return float(_WORD.sub("", self.construct_scalar(node)))
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes every string that `Loader` would take for something else."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+
+for _kind in (Loader, Dumper):
+    for _tag, _pattern, _first in _RESOLVERS:
+        _whole = re.compile(rf"(?:{_pattern})\Z")
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _whole, _first)
+Loader.add_constructor("tag:yaml.org,2002:int", Loader._int)
+Loader.add_constructor("tag:yaml.org,2002:float", Loader._float)
+
+
+def load(text: str, loader: type[Loader] = Loader) -> Any:
+    """Plain values from one YAML document.
+
+    Raises:
+        yaml.YAMLError: if the text is not YAML, or gives a key twice. A hostile text can make the
+            parser raise anything else.
+    """
+    return yaml.load(text, loader)
+
+
+def dump(tree: Any) -> str:
+    """YAML of plain values, in their order; `load` gives them back."""
+    return yaml.dump(tree, Dumper=Dumper, sort_keys=False)

@@ -1,0 +1,222 @@
+"""What a `MultiTaskModel` does in a backward: collect, let the method decide, deliver."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from mtrl.errors import UsageError, unknown
+from mtrl.surgery.base import MAINTAIN_EVERY, Surgery, SurgeryTarget
+from mtrl.surgery.diagnostics import cosines
+from mtrl.surgery.graph import Crossing, Total, splits_below
+from mtrl.surgery.heads import Features, Heads
+from mtrl.surgery.methods.none import NoSurgery
+from mtrl.surgery.modules import ModuleProblem
+from mtrl.surgery.rows import Row
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What surgery did in one backward.
+
+    Attributes:
+        weights: Of each task's gradient on the trunk; all 1 is the sum of the losses.
+        gramian: Of the tasks' gradients on the trunk, `[T, T]` of these tasks in this order; None
+            where the method does not look at them, see `MultiTaskModel.watch`.
+    """
+
+    weights: dict[str, Tensor]
+    gramian: Tensor | None
+
+    @property
+    def cosines(self) -> Tensor | None:
+        """Cos φ between the tasks' gradients, `[T, T]`; below zero is a conflict."""
+        return None if self.gramian is None else cosines(self.gramian)
+
+
+class Patient(SurgeryTarget, Protocol):
+    """What the surgeon may know of a model."""
+
+    trunk: nn.Module
+    heads: Heads
+    surgery: Surgery
+    rotation: Tensor | None
+    seed: int
+    watch: bool
+
+
+class Surgeon:
+    """Keeps the forward passes of a model in view, and decides once in each backward."""
+
+    def __init__(self, model: Patient) -> None:
+        self.model = model
+        self.last: Outcome | None = None
+        self._generator: torch.Generator | Tensor | None = None
+        self._n_backwards = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start without any forward pass."""
+        self._open: list[Any] = []  # weak references to crossings
+        self._crossed = False  # in the last forward pass
+        self._kept: list[ModuleProblem] = []
+        self._keeps = False
+        self._losses: dict[int, Tensor] | None = None
+        self._found: Row = {}
+        self._passed: dict[Crossing, list[Tensor | None]] = {}
+
+    def copies(self, features: Features, tasks: list[int]) -> Sequence[Features]:
+        """Features for the heads of each of these tasks, in whose backward surgery is done."""
+        model = self.model
+        self._crossed = torch.is_grad_enabled() and bool(features.tensors)
+        if not self._crossed:
+            return [features] * len(tasks)
+        plain = isinstance(model.surgery, NoSurgery) and not model.watch
+        crossing = Crossing(tasks, features.tensors)
+        tensors = crossing.features
+        if not plain:
+            tensors = crossing.weighed(model.trunk.parameters(), self._weigh)
+        found = crossing.copies(tensors)
+        self._open = [ref for ref in self._open if ref() is not None]
+        self._open.append(weakref.ref(crossing))
+        return [features.replaced(tensors) for tensors in found]
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """See `MultiTaskModel.total`."""
+        self._check(losses)
+        names = [task for task in self.model.heads if task in losses and losses[task].requires_grad]
+        if not names:
+            raise ValueError("losses: expected one that depends on the model's outputs, got none")
+        tasks = [list(self.model.heads).index(name) for name in names]
+        foreign = []
+        for name, task in zip(names, tasks, strict=True):
+            edges = splits_below(losses[name])
+            served = [node.crossing.tasks[n // len(node.crossing.features)] for node, n in edges]
+            if task not in served and self._crossed:
+                raise ValueError(f"losses: expected {name!r} to depend on its head's last output")
+            foreign += [
+                (losses[name], task, *edge)
+                for edge, owner in zip(edges, served, strict=True)
+                if owner != task
+            ]
+        ordered = [losses[name] for name in names]
+
+        def tell(scale: Tensor) -> None:
+            self._losses = dict(zip(tasks, (loss.detach() for loss in ordered), strict=True))
+            for loss, task, node, slot in foreign:
+                edge = GradientEdge(node, slot)
+                (found,) = torch.autograd.grad(
+                    loss, [edge], scale.to(loss.dtype), retain_graph=True, allow_unused=True
+                )
+                if found is not None:
+                    node.crossing.move(slot, task, found)
+
+        return Total.apply(tell, *ordered)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Inside, a backward leaves the trunk's gradients for a later one."""
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps = False
+
+    @torch.no_grad()
+    def _weigh(self, crossing: Crossing) -> list[Tensor | None]:
+        """Gradients for what enters a crossing; the first of a backward decides for all."""
+        if crossing.wanted is not None and crossing not in self._passed:
+            self._decide()
+        passed = self._passed.pop(crossing, None) or [None] * len(crossing.features)
+        crossing.release()
+        if not crossing.closed:
+            return passed
+        return [self._found.pop(id(parameter), None) for parameter in crossing.shared]
+
+    def _decide(self) -> None:
+        crossings = [found for ref in self._open if (found := ref()) is not None]
+        if any(crossing.awaited for crossing in crossings):
+            raise UsageError(
+                "backward: expected forward passes that do not feed each other, on one device: "
+                "the tasks' gradients of one pass are wanted before those of another are known"
+            )
+        here = [crossing for crossing in crossings if crossing.wanted]
+        if not here:
+            return
+        losses, self._losses = self._losses, None
+        kept = [] if self._keeps else self._kept
+        names = {id(p): name for name, p in self.model.trunk.named_parameters()}
+        problem = ModuleProblem(
+            here, self.model.n_tasks, names, rotation=self.model.rotation, losses=losses, kept=kept
+        )
+        if self._keeps:
+            self._keep(problem)
+            return
+        generator = self._random_numbers(problem.device)
+        if self.model.watch and not all(crossing.hidden for crossing in here):
+            problem.task_gradients().gramian()
+        n = len(problem.tasks)
+        weights = self.model.surgery(problem, generator).weights[0]
+        tasks = list(self.model.heads)
+        self.last = Outcome(
+            {tasks[task]: n * w for task, w in zip(problem.tasks, weights, strict=True)},
+            None if problem.seen is None else problem.seen[0],
+        )
+        self._found = problem.into_shared(n * weights)
+        passed = problem.weighted(n * weights, closed=False)
+        self._passed = {crossing: passed.get(i, []) for i, crossing in enumerate(here)}
+        self._kept = []
+        self._n_backwards += 1
+        if self._n_backwards % MAINTAIN_EVERY == 0:
+            self.model.surgery.maintain(self.model)
+
+    def _random_numbers(self, device: torch.device) -> torch.Generator:
+        if not isinstance(self._generator, torch.Generator):
+            state, self._generator = self._generator, torch.Generator(device)
+            self._generator.manual_seed(self.model.seed)
+            if state is not None:  # of a model that was copied or saved
+                self._generator.set_state(state)
+        return self._generator
+
+    def _keep(self, problem: ModuleProblem) -> None:
+        if not all(crossing.closed for crossing in problem.crossings):
+            raise UsageError("accumulate: expected nothing that learns in front of the trunk")
+        problem.rows  # noqa: B018  # while the graph is there
+        self._kept = [*self._kept, problem]
+        self._found, self._passed = {}, {c: [] for c in problem.crossings}
+
+    def _check(self, losses: Mapping[str, Tensor]) -> None:
+        if not losses:
+            raise ValueError("losses: expected at least one task's, got none")
+        for task, loss in losses.items():
+            if task not in self.model.heads:
+                raise ValueError(unknown("losses", task, list(self.model.heads)))
+            if loss.ndim:
+                raise ValueError(
+                    f"losses: expected a scalar for {task!r}, got shape {tuple(loss.shape)}"
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the forward passes: a graph is neither copied nor saved."""
+        generator = self._generator
+        if isinstance(generator, torch.Generator):
+            generator = generator.get_state()
+        return {
+            "model": self.model,
+            "last": self.last,
+            "n_backwards": self._n_backwards,
+            "generator": generator,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Forward passes begin anew."""
+        self.model, self.last = state["model"], state["last"]
+        self._n_backwards, self._generator = state["n_backwards"], state["generator"]
+        self._forget()

@@ -1,0 +1,29 @@
+"""What a call of `train` returns."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtrl.evaluation.scores import Evaluation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How `train` ended.
+
+    Attributes:
+        run_dir: Folder of the run.
+        evaluation: Of the final policy, all 50 goals; None if the run was interrupted.
+        signal: What interrupted it, or None.
+    """
+
+    run_dir: Path
+    evaluation: Evaluation | None
+    signal: int | None = None
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the folder and the evaluation's table."""
+        table = "" if self.evaluation is None else self.evaluation._repr_html_()
+        return f"<code>{html.escape(str(self.run_dir))}</code>{table}"

@@ -1,0 +1,347 @@
+"""`MultiTaskModel` where people train: Lightning, Hugging Face, Accelerate, DDP, AMP, compile."""
+
+import copy
+import socket
+import warnings
+
+import accelerate
+import pytest
+import pytorch_lightning as lightning
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import transformers
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from mtrl.errors import UsageError
+from mtrl.surgery import MultiTaskModel
+
+D = 16
+
+
+def make(surgery="pcgrad", **more):
+    """Two tasks that conflict: one model's targets are the other's, negated."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, D), nn.Tanh())
+    heads = {task: nn.Linear(D, 1) for task in "ab"}
+    heads["b"].load_state_dict(heads["a"].state_dict())
+    return MultiTaskModel(trunk, heads, surgery, n_features=D, **more)
+
+
+def data(rows=32, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 4, generator=generator)
+    return x, x[:, :1] * x[:, 1:2] + 0.5
+
+
+def losses(outputs, y):
+    return {"a": (outputs["a"] - y).square().mean(), "b": (outputs["b"] + y).square().mean()}
+
+
+def trained_plainly(surgery, steps, lr=0.05, batches=None):
+    """The same by hand, for comparison."""
+    model = make(surgery)
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    for x, y in batches or [data()] * steps:
+        optimizer.zero_grad()
+        sum(losses(model(x), y).values()).backward()
+        optimizer.step()
+    return model
+
+
+def same_weights(a, b, **tolerance):
+    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), msg=name, **tolerance)
+
+
+def differ(a, b):
+    return not torch.allclose(a.trunk[0].weight, b.trunk[0].weight, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------- Lightning
+
+
+def test_lightning_with_automatic_optimisation(tmp_path):
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = make("pcgrad")
+
+        def training_step(self, batch, index):
+            x, y = batch
+            return sum(losses(self.model(x), y).values())
+
+        def on_after_backward(self):
+            self.log("cosine", self.model.last.cosines[0, 1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.05)
+
+    module = Module()
+    trainer = lightning.Trainer(
+        max_epochs=5, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, DataLoader(TensorDataset(*data()), batch_size=32))
+    assert trainer.global_step == 5
+    assert -1 <= trainer.callback_metrics["cosine"] < 0
+    same_weights(module.model, trained_plainly("pcgrad", 5))
+    assert differ(module.model, trained_plainly("none", 5))
+
+
+# ---------------------------------------------------------------------------- Hugging Face
+
+
+class Sentences(Dataset):
+    """Token ids, and two labels that disagree."""
+
+    def __init__(self):
+        self.ids = torch.randint(5, 30, (16, 8), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        ids = self.ids[i]
+        label = (ids.sum() % 2).item()
+        return {
+            "input_ids": ids, "attention_mask": torch.ones(8, dtype=torch.long),
+            "parity": label, "opposite": 1 - label,
+        }  # fmt: skip
+
+
+def test_hugging_faces_trainer(tmp_path):
+    config = transformers.BertConfig(
+        vocab_size=30, hidden_size=D, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+
+    class Pooled(nn.Module):
+        """From the encoder's `BaseModelOutput` to two classes."""
+
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(D, 2)
+
+        def forward(self, features):
+            return self.out(features.last_hidden_state[:, 0])
+
+    class Classifier(nn.Module):
+        def __init__(self, surgery):
+            super().__init__()
+            torch.manual_seed(0)
+            bert = transformers.BertModel(config, add_pooling_layer=False)
+            heads = {task: Pooled() for task in ("parity", "opposite")}
+            heads["opposite"].load_state_dict(heads["parity"].state_dict())
+            self.model = MultiTaskModel(bert, heads, surgery)
+
+        def forward(self, input_ids, attention_mask, parity, opposite):
+            outputs = self.model(input_ids=input_ids, attention_mask=attention_mask)
+            cross_entropy = nn.functional.cross_entropy
+            loss = cross_entropy(outputs["parity"], parity)
+            loss = loss + cross_entropy(outputs["opposite"], opposite)
+            return {"loss": loss, **outputs}
+
+    def fit(surgery):
+        classifier = Classifier(surgery)
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path / surgery), max_steps=4, per_device_train_batch_size=16,
+            learning_rate=0.01, lr_scheduler_type="constant", optim="sgd", use_cpu=True,
+            report_to=[], save_strategy="no", disable_tqdm=True, logging_steps=4,
+            max_grad_norm=0, label_names=["parity", "opposite"], seed=0,
+        )  # fmt: skip
+        transformers.Trainer(classifier, arguments, train_dataset=Sentences()).train()
+        return classifier
+
+    found = {}
+    for surgery in ("pcgrad", "none"):
+        found[surgery] = trained = fit(surgery)
+        by_hand = Classifier(surgery)
+        batch = {k: torch.stack([torch.as_tensor(row[k]) for row in Sentences()])
+                 for k in Sentences()[0]}  # fmt: skip
+        optimizer = torch.optim.SGD(by_hand.parameters(), 0.01)
+        for _ in range(4):
+            optimizer.zero_grad()
+            by_hand(**batch)["loss"].backward()
+            optimizer.step()
+        same_weights(trained, by_hand, atol=1e-5, rtol=1e-4)
+    assert found["pcgrad"].model.last.cosines.shape == (2, 2)
+    weights = [f.model.trunk.embeddings.word_embeddings.weight for f in found.values()]
+    assert not torch.allclose(*weights, atol=1e-5)  # there was a conflict
+
+
+# ------------------------------------------------------------- Accelerate and several ranks
+
+
+def test_accelerate():
+    accelerator = accelerate.Accelerator(cpu=True)
+    model = make("pcgrad")
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    loader = DataLoader(TensorDataset(*data()), batch_size=32)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    for _ in range(3):
+        for x, y in loader:
+            accelerator.backward(sum(losses(model(x), y).values()))
+            accelerator.clip_grad_norm_(model.parameters(), 1e9)
+            optimizer.step()
+            optimizer.zero_grad()
+    same_weights(accelerator.unwrap_model(model), trained_plainly("pcgrad", 3))
+
+
+RANKS = 2
+METHODS = ["none", "pcgrad", "aligned-mtl", "rotograd", "gradnorm"]
+
+
+def _rank(rank, port, folder):
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS)
+    for method in METHODS:
+        model = make(method)
+        parallel = DistributedDataParallel(model, find_unused_parameters=method == "none")
+        grams = []
+        for step in range(3):
+            x, y = (part.chunk(RANKS)[rank] for part in data(seed=step))
+            model.zero_grad()
+            found = losses(parallel(x), y)
+            (sum(found.values()) if method == "none" else model.total(found)).backward()
+            grams.append(None if model.last is None else model.last.gramian)
+            with torch.no_grad():
+                for p in model.parameters():
+                    p -= 0.05 * p.grad
+        torch.save({"state": model.state_dict(), "grams": grams}, f"{folder}/{method}{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_weigh_alike_and_as_one_on_the_joined_batch(tmp_path):
+    """Feature methods and `none` give what one process gives on the joined batch.
+
+    A Gramian is the mean of the ranks', here made by hand from their halves of the batch.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank, (port, str(tmp_path)), nprocs=RANKS)
+    torch.set_default_dtype(torch.float64)
+    try:
+        for method in METHODS:
+            ranks = [torch.load(tmp_path / f"{method}{r}.pt") for r in range(RANKS)]
+            for name, value in ranks[0]["state"].items():
+                assert torch.equal(value, ranks[1]["state"][name]), (method, name)
+            one = _one_process(method, ranks[0]["grams"])
+            for name, value in one.state_dict().items():
+                torch.testing.assert_close(ranks[0]["state"][name], value, msg=f"{method} {name}")
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _one_process(method, grams):
+    model = make(method)
+    reference = copy.deepcopy(model.surgery)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(3):
+        x, y = data(seed=step)
+        model.zero_grad()
+        if method in ("none", "rotograd", "gradnorm"):
+            model.backward(losses(model(x), y))
+        else:
+            halves = [
+                _rows(model, *half) for half in zip(*(t.chunk(2) for t in (x, y)), strict=True)
+            ]
+            gramian = sum(rows @ rows.T for rows in halves) / RANKS
+            torch.testing.assert_close(grams[step], gramian)
+            weights = 2 * reference.weights(gramian[None], generator)[0]
+            sum(losses(_heads(model, model.trunk(x).detach()), y).values()).backward()
+            combined = weights @ (sum(halves) / RANKS)
+            parameters = list(model.trunk.parameters())
+            parts = combined.split([p.numel() for p in parameters])
+            for p, part in zip(parameters, parts, strict=True):
+                p.grad = part.view_as(p)
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.05 * p.grad
+    return model
+
+
+def _heads(model, z):
+    return {task: head(z) for task, head in model.heads.items()}
+
+
+def _rows(model, x, y):
+    found = losses(_heads(model, model.trunk(x)), y)
+    parameters = list(model.trunk.parameters())
+    return torch.stack([
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)])
+        for loss in found.values()
+    ])  # fmt: skip
+
+
+# ------------------------------------------------------------------------ AMP and compile
+
+
+@pytest.mark.parametrize("surgery", ["pcgrad", "rotograd", "rotograd-scale", "gradnorm", "famo"])
+def test_grad_scaler_survives_an_overflow_in_the_middle(surgery):
+    """The step is lost, the scale is halved, and training goes on as if nothing had been."""
+
+    def fit(overflow_at):
+        model = make(surgery)
+        optimizer = torch.optim.SGD(model.parameters(), 0.02)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+        for step in range(7):
+            x, y = data(seed=step if overflow_at is None or step < overflow_at else step - 1)
+            factor = 1.0
+            if step == overflow_at:
+                x, y = data(seed=99)
+                factor = 1e38
+            elif overflow_at is None and step == 6:
+                break
+            optimizer.zero_grad()
+            found = {task: factor * loss for task, loss in losses(model(x), y).items()}
+            scaler.scale(model.total(found)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            if step != overflow_at:
+                model.after_step(lambda model=model, x=x, y=y: losses(model(x), y))
+        return model, scaler.get_scale()
+
+    (calm, before), (shaken, after) = fit(None), fit(3)
+    assert (before, after) == (2.0**10, 2.0**9)
+    assert all(p.isfinite().all() for p in shaken.parameters())
+    same_weights(shaken, calm, rtol=1e-4, atol=1e-5)
+    start = make(surgery)
+    assert differ(shaken, start)
+
+
+@pytest.mark.parametrize("surgery", ["none", "pcgrad", "rotograd"])
+def test_torch_compile(surgery):
+    torch.compiler.reset()
+    model, eager = make(surgery), make(surgery)
+    compiled = torch.compile(model, backend="aot_eager")
+    x, y = data()
+    with torch._functorch.config.patch(donated_buffer=False):
+        for _ in range(2):
+            for m in (compiled, eager):
+                sum(losses(m(x), y).values()).backward()
+    for p, q in zip(model.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_a_graph_compiled_for_a_single_backward_is_refused_in_plain_words():
+    """As torch makes one, by default, where intermediate results become the backward's memory."""
+    torch.compiler.reset()
+    x, y = data()
+    for surgery in ("none", "pcgrad"):
+        model = torch.compile(make(surgery), backend="aot_eager")
+        found = sum(losses(model(x), y).values())
+        if surgery == "none":  # makes torch compile the second with its parameters as inputs
+            found.backward()
+    setting = r"set torch\._functorch\.config\.donated_buffer = False"
+    with pytest.raises(UsageError, match=setting):
+        found.backward()

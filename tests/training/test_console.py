@@ -1,0 +1,175 @@
+"""Output that cannot be written, and what is said about the time left."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mtrl.config.train import Schedule
+from mtrl.errors import UsageError, import_attribute
+from mtrl.folder import STEP, read_rows
+from mtrl.training.console import Bar, say
+from mtrl.training.pace import TimeLeft, shown
+from mtrl.training.report import scores
+
+MODULE = """
+from mtrl.surgery import GramianSurgery, register
+
+@register("equal")
+class Equal(GramianSurgery):
+    def weights(self, gramian, generator):
+        return gramian.new_full(gramian.shape[:2], 1 / gramian.shape[-1])
+"""
+FLAGS = (
+    "--tasks reach-v3 push-v3 --hidden-sizes 8 --batch-size 8 --total-timesteps 160 "
+    "--learning-starts 80 --horizon 10 --eval-every 80 --eval-episodes 1 --log-every 40 "
+    "--simulator metaworld --workers 1 --device cpu --diagnose-every 80"
+).split()
+PROGRAM = [sys.executable, "-c", "import sys; from mtrl.cli.train import main; sys.exit(main())"]
+
+
+class Broken(io.StringIO):
+    """A pipe that nobody reads."""
+
+    def write(self, text):
+        raise BrokenPipeError
+
+    def isatty(self):
+        return True
+
+
+def test_a_line_that_cannot_be_written_is_dropped(monkeypatch):
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    say("– α 1")
+    assert ascii_only.buffer.getvalue() == b"? ? 1\n"
+    closed = io.StringIO()
+    closed.close()
+    for stream in (Broken(), closed, None):
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        say("text")
+        bar = Bar(10, 0)
+        bar.move(3, "–")
+        bar.close()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_run_in_an_encoding_that_lacks_characters(encoding, tmp_path):
+    """And whose output ends early: to the end, with a method of a module of the user's."""
+    (tmp_path / "mine.py").write_text(MODULE)
+    flags = [*FLAGS, "--import", "mine", "--surgery", "equal", "--run-dir", "run"]
+    process = subprocess.Popen(
+        [*PROGRAM, *flags],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    lines = [process.stdout.readline() for _ in range(5)]
+    if encoding == "latin-1":
+        process.stdout.close()
+    else:
+        lines += process.stdout.readlines()
+        assert b"? left  training: success 0.00  evaluation: ?" in b"".join(lines)
+    error = process.stderr.read()
+    assert process.wait(timeout=120) == 0 and not error, error
+    assert lines[1] == b"run folder: run\n" and lines[2] == b"watch: tensorboard --logdir run\n"
+    assert (tmp_path / "run" / "eval.json").exists()
+    assert "- mine" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_an_installed_packages_method(tmp_path):
+    """By an entry point of the group `mtrl.surgery`."""
+    (tmp_path / "theirs.py").write_text(MODULE.replace('@register("equal")', ""))
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mtrl.surgery]\nequal-too = theirs:Equal\n")
+    code = (
+        "from mtrl.config.surgery import check\nimport sys\ncheck('equal-too')\n"
+        "assert 'torch' not in sys.modules\nfrom mtrl.surgery import get_surgery\n"
+        "assert type(get_surgery('equal-too')).__name__ == 'Equal'"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, check=True)
+
+
+def test_importing_changes_no_search_path(tmp_path, monkeypatch):
+    (tmp_path / "faulty.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = list(sys.path)
+    assert import_attribute("surgery", "math:pi") > 3
+    with pytest.raises(UsageError, match=r"ZeroDivisionError: .*faulty\.py, line 1"):
+        import_attribute("imports", "faulty")
+    assert sys.path == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_before_training_ends_in_words_and_leaves_nothing(number, tmp_path):
+    with subprocess.Popen(
+        [*PROGRAM, *FLAGS], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("watch:"):  # simulators start now
+            assert process.poll() is None
+        time.sleep(0.1)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert error == f"mtrl-train: interrupted by {number.name}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_time_left_counts_evaluations_and_leaves_out_random_steps():
+    schedule = Schedule(
+        total_timesteps=10_000,
+        learning_starts=1_000,
+        eval_every=2_500,
+        checkpoint_every=2_500,
+        log_every=500,
+        diagnose_every=0,
+    )
+    left = TimeLeft(schedule, evaluation=1_000, final=5_000)
+    left.training(500, 500, 1_000.0)
+    left.training(1_000, 500, 1_000.0)
+    assert left.seconds(1_000) is None and left.last_evaluation() is None
+    left.training(1_250, 500, 500.0)  # half of it random: no measure of either
+    assert left.seconds(1_250) is None
+    left.training(2_000, 500, 100.0)
+    # 8,000 steps at 100 per second; at 1,000 per second, 3 evaluations of 1,000 and one of 5,000.
+    assert left.seconds(2_000) == pytest.approx(80 + 3 + 5)
+    left.judging(1_000, 2.0)
+    assert left.seconds(2_500) == pytest.approx(75 + 2 * 2 + 10)
+    assert left.seconds(10_000) == left.last_evaluation() == pytest.approx(10)
+    assert shown(3_725.4) == "1:02:05" and shown(None) == "–"
+
+
+def test_scores_are_told_from_the_first_episodes():
+    assert scores({}, "") == "training: –  evaluation: –"
+    rollout = {f"rollout/success_rate/{t}": r for t, r in (("a", 0.5), ("b", 1.0))}
+    rollout["rollout/ep_rew_mean/a"] = 700.0
+    told = "training: success 0.75  evaluation: success 0.25"
+    assert scores(rollout, "success 0.25") == told
+    assert scores({"rollout/ep_rew_mean/a": 700.0}, "") == "training: return 700.0  evaluation: –"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["", "\0\0\0", '{"time/total_timesteps": 30', "[30]", "{}", '"x"', "null",
+     '{"time/total_timesteps": "30"}', '{"time/total_timesteps": NaN}', "\xff", "[" * 10_000],
+)  # fmt: skip
+def test_a_broken_line_costs_no_other(broken, tmp_path):
+    rows = [{STEP: step, "x": step / 10} for step in (10, 20, 40)]
+    lines = [json.dumps(row) for row in rows]
+    path = tmp_path / "progress.json"
+    text = "\n".join([*lines[:2], broken, "\0" + lines[2], lines[2][:9]])
+    path.write_bytes(text.encode("latin-1"))
+    assert read_rows(path) == rows
+    assert read_rows(path, up_to=20) == rows[:2]

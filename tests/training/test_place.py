@@ -1,0 +1,174 @@
+"""Where a run begins, is found again, or cannot be; and who may write there."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from mtrl import resume, train
+from mtrl.cli.train import main
+from mtrl.config.train import TrainConfig
+from mtrl.errors import RunError, UsageError
+from mtrl.training import place
+from mtrl.training.check import LONGEST_TEMPORARY_FOLDER, check
+from mtrl.training.lock import locked
+from mtrl.training.place import make_folder, nothing_left
+
+FLAGS = (
+    "--tasks reach-v3 --hidden-sizes 8 --batch-size 8 --total-timesteps 120 --learning-starts 40 "
+    "--horizon 10 --eval-every 60 --eval-episodes 1 --log-every 40 --checkpoint-every 40 "
+    "--diagnose-every 0 --simulator metaworld --workers 1"
+).split()
+
+
+def test_a_run_folder_may_begin_with_a_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert TrainConfig(run_dir="~/x").run_dir == tmp_path / "x"
+
+
+def test_runs_that_begin_in_one_second_have_folders_of_their_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(place.time, "strftime", lambda _: "20261126-120000")
+    made = [make_folder(TrainConfig(), "mt10", False)[0] for _ in range(3)]
+    name = "mt10_none_seed0_20261126-120000"
+    assert [path.name for path in made] == [name, f"{name}-2", f"{name}-3"]
+
+
+def test_a_folders_name_is_one_that_file_systems_take(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(surgery=f"torchjd:Constant(weights={[0.1] * 200})")
+    (run_dir, _) = make_folder(config, "../ä" + "€" * 300, False)
+    assert len(run_dir.name.encode()) < 255 and run_dir.parent == Path("runs") and run_dir.is_dir()
+    with pytest.raises(UsageError, match=r"cannot create x.*: File name too long"):
+        make_folder(TrainConfig(run_dir="x" * 300), "mt10", False)
+
+
+def test_hints_can_be_pasted_into_a_shell(tmp_path):
+    (tmp_path / "a b").mkdir()
+    with pytest.raises(UsageError, match=r"\(--resume '.*/a b' continues"):
+        make_folder(TrainConfig(run_dir=tmp_path / "a b"), "mt10", False)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), RunError, "not enough memory"),
+        (RuntimeError("something else"), RuntimeError, "something else"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_what_cannot_begin_leaves_nothing_behind(error, kind, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    made = make_folder(TrainConfig(), "mt10", False)
+    with pytest.raises(kind, match=message), nothing_left(made):
+        (made[0] / "config.yaml").write_text("seed: 1\n")
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told(number, monkeypatch, tmp_path):
+    def acquire(self, timeout):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with locked(tmp_path) as warning:
+        assert warning is not None and "has no locks" in warning
+    monkeypatch.undo()
+    with locked(tmp_path) as warning:
+        assert warning is None
+
+
+def test_a_temporary_folder_too_long_for_sockets_is_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: "/" + "t" * LONGEST_TEMPORARY_FOLDER)
+    assert main([*FLAGS, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert "TMPDIR: expected a path of at most 75 bytes" in error and "TMPDIR=/tmp" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--buffer-size", "1000000000000"], "buffer_size: expected at most the "),
+        (["--hidden-sizes", "1000000", "1000000"], "agent: expected networks that fit in "),
+        (["--hidden-sizes", "99999999999999999999"], "agent: expected networks that fit in mem"),
+        (["--critic-bins", "1e11"], "agent: expected networks that fit in "),
+        (["--total-timesteps", "1e18"], "total_timesteps: input should be less than 10000000"),
+    ],
+)
+def test_what_no_machine_holds_is_told_at_once(flags, message, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*FLAGS, "--device", "cpu", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_come_before_pytorch():
+    """What takes two seconds to import is not needed to find a wrong name, number or folder."""
+    cases = [
+        ["--surgery", "pcgard"],
+        ["--surgery", "cagrad(d=1)"],
+        ["--surgery", "nowhere.at:all"],
+        ["--import", "nowhere"],
+        ["--tasks", "reech-v3"],
+        ["--benchmark", "mt11"],
+        ["--config", "quickstart", "--learning-starts", "300000"],
+        ["--run-dir", "/tmp"],
+        ["--seed", "-1"],
+    ]
+    code = (
+        "import sys\nfrom mtrl.cli.train import main\n"
+        f"for flags in {cases}: assert main(flags) == 2\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr.count("mtrl-train: error: ") == len(cases)
+
+
+def test_resume_if_exists(tmp_path, capsys):
+    """One command: it starts, goes on, leaves a complete run alone, and refuses another."""
+    run_dir = tmp_path / "run"
+    again = [*FLAGS, "--device", "cpu", "--run-dir", str(run_dir), "--resume-if-exists"]
+    run_dir.mkdir()
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    assert main([*again, "--max-runtime", "1e-9"]) == 0
+    assert "stopped after --max-runtime" in capsys.readouterr().out
+    for path in (run_dir / "checkpoints").iterdir():  # killed before its first checkpoint
+        path.unlink()
+    assert main([*again, "--max-runtime", "1e-9"]) == 0
+    assert main([*again, "--max-runtime", "1"]) == 0
+    capsys.readouterr()
+    before = (run_dir / "eval.json").read_bytes()
+    assert main([*again, "--max-runtime", "1"]) == 0
+    assert "is complete with 120 steps" in capsys.readouterr().out
+    assert (run_dir / "eval.json").read_bytes() == before
+    assert main([*again, "--seed", "5"]) == 2
+    assert "seed: expected 0, what the run in" in capsys.readouterr().err
+    assert main([*FLAGS, "--resume-if-exists"]) == 2
+    assert "resume_if_exists: expected --run-dir with it" in capsys.readouterr().err
+    assert main([*FLAGS, "--run-dir", str(tmp_path / "other"), "--resume-if-exists"]) == 2
+    assert "expected a run or an empty folder" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="is complete"):
+        resume(run_dir)
+    config = TrainConfig.from_yaml(run_dir / "config.yaml")
+    outcome = train(config.model_copy(update={"total_timesteps": 160}), resume_if_exists=True)
+    assert outcome.evaluation is not None
+
+
+def test_a_check_takes_no_memory_for_networks():
+    """Networks of 3 GiB with what trains them are checked on the meta device."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sizes = {"tasks": ("reach-v3", "push-v3"), "hidden_sizes": (4000, 4000, 4000)}
+    check(TrainConfig(**sizes, surgery="rotograd", device="cpu", buffer_size=200))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
