@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from mtrl.errors import UsageError
 from mtrl.surgery.gradients import (
@@ -17,7 +18,8 @@ from mtrl.surgery.gradients import (
     TaskGradients,
     at_least_float32,
 )
-from mtrl.surgery.graph import Crossing, added, retains_graph, without_hooks
+from mtrl.surgery.graph import Crossing, Wanted, added, retains_graph, without_hooks
+from mtrl.surgery.layers import layers_of
 from mtrl.surgery.ranks import in_any_rank, mean_of_ranks, world_size
 from mtrl.surgery.rows import Row, TaskRows, rows_added
 
@@ -94,8 +96,29 @@ class ModuleProblem:
 
     @cached_property
     def jacobian(self) -> TaskRows:
-        """The rows of all tasks."""
+        """The rows of all tasks, averaged over all processes."""
+        one = self.crossings[0]
+        if len(self.crossings) == 1 and one.closed and not self.kept and world_size() == 1:
+            return self._jacobian_by_layers(one, self.wanted[0])
         return TaskRows([self.rows[task] for task in self.tasks])
+
+    def _jacobian_by_layers(self, crossing: Crossing, wanted: Wanted) -> TaskRows:
+        """Of a forward pass that is all tasks' own: the layers' inputs are then the same for all."""
+        n_tasks = len(self.tasks)
+        layers = layers_of(crossing.uses, crossing.shared, n_tasks) if n_tasks > 1 else []
+        taken = {id(parameter) for layer in layers for parameter in layer.parameters}
+        others = [p for p in crossing.shared if id(p) not in taken]
+        targets = [*others, *(layer.output for layer in layers)]
+        rows = []
+        for number, task in enumerate(self.tasks):
+            retain = number < n_tasks - 1 or retains_graph()
+            found = self._differentiate(targets, {0: wanted[task]}, retain)
+            pairs = zip(others, found[: len(others)], strict=True)
+            rows.append({id(p): gradient for p, gradient in pairs if gradient is not None})
+            for layer, gradient in zip(layers, found[len(others) :], strict=True):
+                if gradient is not None:
+                    layer.see(number, gradient)
+        return TaskRows(rows, [layer for layer in layers if layer.seen])
 
     def weighted(self, weights: Tensor, closed: bool) -> dict[int, list[Tensor | None]]:
         """Σ_k w_k G_k for each feature tensor of the crossings that are closed, or are not."""
@@ -113,7 +136,7 @@ class ModuleProblem:
 
     def into_shared(self, weights: Tensor) -> Row:
         """Σ_k w_k ∇L_k on what is shared, below the crossings that are closed."""
-        if "rows" in self.__dict__ and all(c.closed for c in self.crossings):
+        if "jacobian" in self.__dict__ and all(c.closed for c in self.crossings):
             return self.jacobian.combined(weights)
         here = self._into_shared(self.weighted(weights, closed=True), retains_graph())
         if not self.kept:
@@ -123,20 +146,30 @@ class ModuleProblem:
 
     def _into_shared(self, gradients: dict[int, list[Tensor | None]], retain: bool) -> Row:
         """Of these crossings, the product of the trunk's transposed Jacobian and the gradients."""
+        shared = list({id(p): p for i in gradients for p in self.crossings[i].shared}.values())
+        found = self._differentiate(shared, gradients, retain)
+        return {id(p): g for p, g in zip(shared, found, strict=True) if g is not None}
+
+    def _differentiate(
+        self,
+        targets: Sequence[Tensor | GradientEdge],
+        gradients: dict[int, list[Tensor | None]],
+        retain: bool,
+    ) -> Sequence[Tensor | None]:
+        """What comes of these crossings' gradients at leaves and layers' outputs below."""
         pairs = [
             (z, g)
             for i, row in gradients.items()
             for z, g in zip(self.crossings[i].features, row, strict=True)
             if g is not None
         ]
-        shared = list({id(p): p for i in gradients for p in self.crossings[i].shared}.values())
-        if not pairs or not shared:
-            return {}
+        if not pairs or not targets:
+            return [None] * len(targets)
         outputs, given = zip(*pairs, strict=True)
-        with without_hooks(shared):
+        with without_hooks([target for target in targets if isinstance(target, Tensor)]):
             try:
-                found = torch.autograd.grad(
-                    outputs, shared, given, retain_graph=retain, allow_unused=True
+                return torch.autograd.grad(
+                    outputs, targets, given, retain_graph=retain, allow_unused=True
                 )
             except RuntimeError as error:
                 if "donated" not in str(error):
@@ -146,7 +179,6 @@ class ModuleProblem:
                     "compiled for a single time; before that, "
                     "set torch._functorch.config.donated_buffer = False"
                 ) from error
-        return {id(p): g for p, g in zip(shared, found, strict=True) if g is not None}
 
 
 class ModuleGradients(TaskGradients):
@@ -183,14 +215,13 @@ class ModuleGradients(TaskGradients):
 
     def products(self, other: Self) -> Tensor:
         """See `TaskGradients`."""
-        return self._with([other.problem.rows.get(task, {}) for task in self.problem.tasks])
+        return self._with(other.problem.jacobian.each())
 
     def _with(self, others: list[Row]) -> Tensor:
         zero = torch.zeros((), device=self.problem.device)
-        rows = [self.problem.rows[task] for task in self.problem.tasks]
         sums = [
             sum(((g * other[key]).sum() for key, g in row.items() if key in other), zero)
-            for row, other in zip(rows, others, strict=True)
+            for row, other in zip(self.problem.jacobian.each(), others, strict=True)
         ]
         return torch.stack(sums)[None]
 

@@ -8,8 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mtrl.surgery.gradients import combine, gramian
+from mtrl.surgery.gradients import gramian
 from mtrl.surgery.graph import added
+from mtrl.surgery.layers import Layer, weighted_sum
 
 Row = dict[int, Tensor]
 """A task's gradient on the shared parameters it depends on, by their `id`."""
@@ -29,10 +30,14 @@ class TaskRows:
 
     Dense gradients of one dtype are copied into one matrix `[T, P]`: one product then makes the
     Gramian and one their combination, however many parameters there are.
+
+    Args:
+        rows: As far as they are formed by autograd.
+        layers: Those that hold what is not in the rows.
     """
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
+    def __init__(self, rows: Sequence[Row], layers: Sequence[Layer] = ()) -> None:
+        self._rows, self._layers = rows, layers
         like: Row = {}
         for row in rows:
             for key, gradient in row.items():
@@ -45,6 +50,7 @@ class TaskRows:
         """⟨g_s, g_t⟩, `[1, T, T]`; of complex numbers the real part."""
         n_tasks = len(self._rows)
         parts = [gramian({"": matrix[None]}) for matrix in self._matrices.values()]
+        parts += [layer.gramian()[None] for layer in self._layers]
         for rows in map(self._sparse_rows, self._sparse):
             products = [(a * b).coalesce().values().sum() for a in rows for b in rows]
             parts.append(torch.stack(products).view(1, n_tasks, n_tasks))
@@ -57,11 +63,10 @@ class TaskRows:
         """Σ_t w_t g_t; weights are `[T]`."""
         found: Row = {}
         for group, matrix in self._matrices.items():
-            dtype = torch.promote_types(matrix.dtype, torch.float32)
-            vector = combine(weights[None].to(matrix.device, dtype), {"": matrix[None]})[""][0]
+            vector = weighted_sum(weights.to(matrix.device), matrix)
             keys = self._groups[group]
             sizes = [_flat(self._like[key]).numel() for key in keys]
-            for key, part in zip(keys, vector.to(matrix.dtype).split(sizes), strict=True):
+            for key, part in zip(keys, vector.split(sizes), strict=True):
                 like = self._like[key]
                 found[key] = (
                     torch.view_as_complex(part.view(*like.shape, 2))
@@ -73,7 +78,14 @@ class TaskRows:
             total = added((weight * row).to(row.dtype) for weight, row in pairs)
             assert total is not None
             found[key] = total.coalesce()
+        for layer in self._layers:
+            parts = layer.combined(weights.to(layer.parameters[0].device))
+            found |= {id(p): part for p, part in zip(layer.parameters, parts, strict=True)}
         return found
+
+    def each(self) -> list[Row]:
+        """The rows one by one, all formed."""
+        return [self.combined(weights) for weights in torch.eye(len(self._rows))]
 
     @cached_property
     def _groups(self) -> dict[tuple[torch.dtype, torch.device], list[int]]:
