@@ -1,6 +1,6 @@
 """Time of a step of `MultiTaskModel`, beside a plain step, naive PCGrad and TorchJD.
 
-    python scripts/bench_model.py [--quick] [--json FILE] [--only NAME …] [--threads N] [--clock cpu]
+    python scripts/bench_model.py [--quick] [--json FILE] [--only NAME …] [--threads N] [--clock C]
 
 Forward, backward and surgery on one batch, without an optimiser. Each is the median of one run in
 which all take turns. `plain` is the sum of the losses and autograd, the same network without

@@ -132,7 +132,10 @@ class Factored(Layer):
     @override
     def combined(self, weights: Tensor) -> list[Tensor]:
         weight, *bias = self.parameters
-        x, d = at_least_float32(self.inputs), weighted_sum(weights, at_least_float32(self.at_outputs))
+        x, d = (
+            at_least_float32(self.inputs),
+            weighted_sum(weights, at_least_float32(self.at_outputs)),
+        )
         with full_float32(x.device):
             found = d.mT @ x if self.turned else x.mT @ d
         return [found.to(weight.dtype).view_as(weight), *[d.sum(0).to(b.dtype) for b in bias]]
@@ -203,10 +206,15 @@ def _layer(
     if kind == ("ConvolutionBackward0", 1) and not turned:
         return _convolution(node, weight, n_tasks)
     if kind == ("EmbeddingBackward0", 0) and not turned:
-        if node._saved_sparse or node._saved_scale_grad_by_freq:
+        indices = node._saved_indices
+        if (
+            node._saved_sparse
+            or node._saved_scale_grad_by_freq
+            or len(weight) <= 2 * indices.numel()
+        ):
             return None
         padding = min(node._saved_padding_idx, len(weight))  # none is given as 2⁶⁴ − 1
-        return Embedding(node, weight, node._saved_indices, padding, n_tasks)
+        return Embedding(node, weight, indices, padding, n_tasks)
     return None
 
 

@@ -33,7 +33,7 @@ class ModuleProblem:
     Args:
         crossings: The forward passes, each with what its tasks want.
         n_tasks: All tasks.
-        names: Of the trunk's parameters, by their `id`.
+        trunk: Its parameters.
         rotation: `[1, T, m, m]`, or None.
         losses: By task, if they are known.
         kept: Problems of the backwards before, whose gradients count with these.
@@ -43,13 +43,15 @@ class ModuleProblem:
         self,
         crossings: Sequence[Crossing],
         n_tasks: int,
-        names: Mapping[int, str],
+        trunk: Mapping[str, Tensor],
         *,
         rotation: Tensor | None = None,
         losses: dict[int, Tensor] | None = None,
         kept: Sequence[ModuleProblem] = (),
     ) -> None:
-        self.crossings, self.names, self.rotation = crossings, names, rotation
+        self.crossings, self.rotation = crossings, rotation
+        self.trunk = list(trunk.values())
+        self.names = {id(p): name for name, p in trunk.items()}
         self._losses, self.kept = losses, kept
         self.wanted = [crossing.wanted or {} for crossing in crossings]
         self.device = crossings[0].features[0].device
@@ -100,10 +102,12 @@ class ModuleProblem:
         one = self.crossings[0]
         if len(self.crossings) == 1 and one.closed and not self.kept and world_size() == 1:
             return self._jacobian_by_layers(one, self.wanted[0])
-        return TaskRows([self.rows[task] for task in self.tasks])
+        shared = {id(p): p for p in self.trunk}
+        shared |= {id(p): p for c in self.crossings for p in c.shared if id(p) not in shared}
+        return TaskRows([self.rows[task] for task in self.tasks], shared=list(shared.values()))
 
     def _jacobian_by_layers(self, crossing: Crossing, wanted: Wanted) -> TaskRows:
-        """Of a forward pass that is all tasks' own: the layers' inputs are then the same for all."""
+        """Of the only forward pass, whose layers' inputs are the same for all tasks."""
         n_tasks = len(self.tasks)
         layers = layers_of(crossing.uses, crossing.shared, n_tasks) if n_tasks > 1 else []
         taken = {id(parameter) for layer in layers for parameter in layer.parameters}

@@ -152,9 +152,9 @@ class Surgeon:
             return
         losses, self._losses = self._losses, None
         kept = [] if self._keeps else self._kept
-        names = {id(p): name for name, p in self.model.trunk.named_parameters()}
+        trunk = dict(self.model.trunk.named_parameters())
         problem = ModuleProblem(
-            here, self.model.n_tasks, names, rotation=self.model.rotation, losses=losses, kept=kept
+            here, self.model.n_tasks, trunk, rotation=self.model.rotation, losses=losses, kept=kept
         )
         if self._keeps:
             self._keep(problem)
