@@ -203,8 +203,7 @@ class ModuleGradients(TaskGradients):
                     "trunk: expected autograd to see its parameters below the features, for a "
                     "method that looks at them; checkpointing needs use_reentrant=False"
                 )
-        found = self.problem.jacobian.gramian()
-        self.problem.seen = mean_of_ranks(found.to(self.problem.device))
+        self.problem.seen = self.problem.jacobian.gramian().to(self.problem.device)
         return self.problem.seen
 
     def combine(self, weights: Tensor) -> dict[str, Tensor]:

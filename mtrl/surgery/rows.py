@@ -38,8 +38,8 @@ class TaskRows:
     Args:
         rows: As far as they are formed by autograd.
         layers: Those that hold what is not in the rows.
-        shared: The shared parameters, in an order that is the same in all processes: the rows are
-            then averaged over these. None: not averaged.
+        shared: The shared parameters, in an order that is the same in all processes: the Gramian
+            is then that of the rows' mean over these. None: of the rows.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class TaskRows:
                 if key not in like or like[key].is_sparse:
                     like[key] = gradient
         self._averaged = shared is not None and world_size() > 1
+        self._own = set(like)
         if shared is not None and self._averaged:
             like = _in_any_rank(shared, like)
         self._like = like
@@ -70,7 +71,10 @@ class TaskRows:
     def gramian(self) -> Tensor:
         """⟨g_s, g_t⟩, `[1, T, T]`; of complex numbers the real part."""
         n_tasks = len(self._rows)
-        parts = [gramian({"": matrix[None]}) for matrix in self._matrices.values()]
+        matrices = list(self._matrices.values())
+        if self._averaged:
+            matrices = [mean_of_ranks(matrix) for matrix in matrices]
+        parts = [gramian({"": matrix[None]}) for matrix in matrices]
         parts += [layer.gramian()[None] for layer in self._layers]
         for key in self._large:
             rows = [_flat(self._of(row, key)) for row in self._rows]
@@ -86,14 +90,15 @@ class TaskRows:
         return found
 
     def combined(self, weights: Tensor) -> Row:
-        """Σ_t w_t g_t; weights are `[T]`."""
+        """Σ_t w_t g_t, of this process; weights are `[T]`."""
         found: Row = {}
         for group, matrix in self._matrices.items():
             vector = weighted_sum(weights.to(matrix.device), matrix)
             keys = self._groups[group]
             sizes = [_flat(self._like[key]).numel() for key in keys]
             for key, part in zip(keys, vector.split(sizes), strict=True):
-                found[key] = _shaped(part, self._like[key])
+                if key in self._own:
+                    found[key] = _shaped(part, self._like[key])
         for key in self._large:
             found[key] = self._sum(key, weights.to(self._like[key].device))
         for key in self._sparse:
@@ -118,7 +123,7 @@ class TaskRows:
             matrix = torch.empty(len(self._rows), size, dtype=group[0], device=group[1])
             for row, out in zip(self._rows, matrix, strict=True):
                 torch.cat([_flat(self._of(row, key)) for key in keys], out=out)
-            found[group] = mean_of_ranks(matrix) if self._averaged else matrix
+            found[group] = matrix
         return found
 
     def _sum(self, key: int, weights: Tensor) -> Tensor:
