@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 from own_tasks import REACHERS
+from small_runs import small_config
 
 from mtrl import Benchmark, TrainConfig, resume, train
 from mtrl.analysis.runs import read_run
@@ -154,18 +155,17 @@ def test_by_name(tmp_path, monkeypatch):
         get_benchmark("mine_for_a_test:both", ("c",))
 
 
-def config(run_dir, **more) -> TrainConfig:
-    return TrainConfig.model_validate(
-        {
-            "total_timesteps": 360,
-            "learning_starts": 120,
-            "run_dir": run_dir,
-            "agent": {"hidden_sizes": [8]},
-            "learner": {"batch_size": 8, "surgery": "pcgrad"},
-            "environment": {"horizon": HORIZON, "workers": 1},
-            **more,
-        }
-    )
+config = partial(
+    small_config,
+    tasks=None,
+    total_timesteps=360,
+    learning_starts=120,
+    surgery="pcgrad",
+    horizon=HORIZON,
+    simulator="auto",
+    eval_every=360,
+    eval_episodes=50,
+)
 
 
 def test_trains_and_judges(tmp_path):
