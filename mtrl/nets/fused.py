@@ -51,7 +51,12 @@ def layer(
 
     Returns:
         `[N, T, B, out]`.
+
+    Raises:
+        ValueError: if both ReLU and a residual are asked for.
     """
+    if relu and residual is not None:
+        raise ValueError("layer: expected ReLU or a residual, got both")
     backward = _product_type(inputs)
     how = _How(weight.dtype if exact else backward, backward, norm, relu)
     if not torch.is_grad_enabled():
