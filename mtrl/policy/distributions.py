@@ -42,7 +42,7 @@ def _sample(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     away = log_std.exp() * noise
     u = mean + away
     # Half of each action's log π, but for a constant: u + softplus(−2u) − (log σ + ½ ε²) / 2.
-    half = u - 2 * softplus(u, beta=-2)
+    half = u.sub(softplus(u, beta=-2), alpha=2)
     half = half.sub(torch.addcmul(log_std, noise, noise, value=0.5), alpha=0.5)
     constant = -noise.shape[-1] * (2 * math.log(2) + 0.5 * LOG_2PI)
     return torch.tanh(u), torch.rsub(half.sum(-1), constant, alpha=-2), away

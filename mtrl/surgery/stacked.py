@@ -160,6 +160,7 @@ class StackedProblem:
             above[0]["z"],
             above[1:],
             [shared, per_task],
+            each,
         )
 
     def losses(self) -> Tensor:
