@@ -15,7 +15,7 @@ from mtrl.analysis.runs import read_run
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.export import main as export_main
 from mtrl.cli.train import main as train_main
-from mtrl.config.sections import EnvironmentConfig
+from mtrl.config.environment import EnvironmentConfig
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.envs.custom import CustomTask
 from mtrl.envs.examine import examined
