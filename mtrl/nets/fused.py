@@ -213,6 +213,6 @@ def _bias_gradient(d: Tensor, ndim: int) -> Tensor:
 
 def _transposed_product(rows: Tensor, at_output: Tensor) -> Tensor:
     """Xᵀ D; for a thin D as (Dᵀ X)ᵀ, which the CPU's library does six times as fast."""
-    if at_output.shape[-1] <= 8:
+    if at_output.shape[-1] <= 8 and not rows.is_cuda:
         return torch.bmm(at_output.mT, rows).mT
     return torch.bmm(rows.mT, at_output)

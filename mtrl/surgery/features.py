@@ -24,6 +24,7 @@ class StackedFeatures(FeatureGradients):
         at_features: The mean loss's gradient by z, G_k / T.
         above: The mean loss's gradients by `leaves`, as far as these lie above z.
         leaves: Shared and per-task parameters.
+        uniform: 1/T, `[N, T]`.
     """
 
     precision: str
@@ -32,6 +33,7 @@ class StackedFeatures(FeatureGradients):
     at_features: Tensor
     above: list[dict[str, Tensor]]
     leaves: list[dict[str, Tensor]]
+    uniform: Tensor
 
     @override
     @property
@@ -46,7 +48,7 @@ class StackedFeatures(FeatureGradients):
 
     @override
     def mean(self) -> Gradients:
-        return self._below(self.at_features, torch.full_like(self.losses, 1 / self._n_tasks))
+        return self._below(self.at_features, self.uniform)
 
     def weighted(self, weights: Tensor) -> Gradients:
         """Σ_k w_k ∇L_k on what is shared below z.

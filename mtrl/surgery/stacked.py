@@ -109,7 +109,7 @@ class StackedProblem:
         per_task = leaves(self.per_task)
         with torch.enable_grad(), self._precision():
             losses, auxiliary = self._losses(shared, per_task)
-            on_shared, on_own = differentiate(losses.sum(), None, shared, per_task)
+            on_shared, on_own = differentiate(losses, torch.ones_like(losses), shared, per_task)
         return Jacobian(on_own, losses.detach(), detached(auxiliary), on_shared)
 
     def _factors(self) -> FactoredGradients:
@@ -132,7 +132,7 @@ class StackedProblem:
                 {**weights, **shared}, {**per_task, **entering}, self.inputs, tape
             )
             losses, auxiliary = self._heads(shared, per_task, features)
-            found = differentiate(losses.sum(), None, outputs, shared, per_task)
+            found = differentiate(losses, torch.ones_like(losses), outputs, shared, per_task)
         at_outputs, formed, on_own = found
         for name in weights:
             at_bias = at_outputs[name].sum(2)
@@ -150,7 +150,8 @@ class StackedProblem:
             z = features.detach().requires_grad_()
             losses, auxiliary = self._heads(shared, per_task, z)
             # Σ_n of the networks' mean losses: each network gets its own gradient.
-            above = differentiate(losses.sum() / n_tasks, None, {"z": z}, shared, per_task)
+            each = torch.full_like(losses, 1 / n_tasks)
+            above = differentiate(losses, each, {"z": z}, shared, per_task)
         return StackedFeatures(
             losses.detach(),
             self.precision,
@@ -159,6 +160,7 @@ class StackedProblem:
             above[0]["z"],
             above[1:],
             [shared, per_task],
+            each,
         )
 
     def losses(self) -> Tensor:
