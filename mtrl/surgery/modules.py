@@ -215,14 +215,12 @@ class ModuleFeatures(FeatureGradients):
     def norms(self) -> Tensor:
         """‖G_k‖, `[1, T]`, over the batch of all processes together."""
         squares = [
-            torch.stack([torch.linalg.vector_norm(at_least_float32(g)) for g in found])
-            .square()
-            .sum()
-            if (found := self._of(task))
-            else torch.zeros((), device=self.problem.device)
+            added(torch.linalg.vector_norm(at_least_float32(g)).square() for g in self._of(task))
             for task in self.problem.tasks
         ]
-        return (mean_of_ranks(torch.stack(squares)[None]) / world_size()).sqrt()
+        zero = torch.zeros((), device=self.problem.device)  # of a task that other ranks have
+        found = torch.stack([zero if square is None else square for square in squares])
+        return (mean_of_ranks(found[None]) / world_size()).sqrt()
 
     @override
     @cached_property
