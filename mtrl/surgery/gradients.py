@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mtrl.nets.networks import Parameters
+from mtrl.nets.params import Parameters
 from mtrl.nets.precision import full_float32
 
 if TYPE_CHECKING:
