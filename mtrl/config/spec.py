@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ def parse(field: str, spec: str) -> tuple[str, dict[str, Any]]:
             raise ValueError
         options = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise UsageError(f"{field}: expected NAME or NAME(option=value, …), got {spec!r}") from None
+        shown = reprlib.repr(spec) if len(spec) > 200 else repr(spec)
+        raise UsageError(f"{field}: expected NAME or NAME(option=value, …), got {shown}") from None
     return name.strip(), options
 
 

@@ -211,14 +211,6 @@ class Policy(nn.Module):
         return policy.to(device), header
 
     @classmethod
-    def _described(cls: type[AnyPolicy], header: PolicyHeader, path: Path | str) -> AnyPolicy:
-        sizes = header.observation_size, header.action_size
-        try:
-            return cls(header.tasks, header.agent, *sizes)
-        except UsageError as error:  # of a trunk
-            raise UsageError(f"policy: {path}: {error}") from None
-
-    @classmethod
     def _build(
         cls: type[AnyPolicy], file: Any, header: PolicyHeader, path: Path | str
     ) -> AnyPolicy:
@@ -229,7 +221,7 @@ class Policy(nn.Module):
         }
         # Without memory, until it is known that the file holds what the header asks for.
         with torch.device("meta"):
-            policy = cls._described(header, path)
+            policy = cls(header.tasks, header.agent, header.observation_size, header.action_size)
             for name, networks in policy.networks().items():
                 if rotation := found.get(f"{PREFIX}{name}.rotation"):
                     networks.add_rotation(rotation[-1])
