@@ -118,12 +118,10 @@ def plain(trunk, p, x):
         return z
     if isinstance(trunk, FiLM):
         film = linear("film1", relu(linear("film0", p["embedding"])))
-        gammas, betas = film.view(2, -1).split(trunk.widths, -1), None
+        of_layers = film.view(2, -1).split(trunk.widths, -1)
         z = x
-        for number in range(depth):
-            gamma, beta = gammas[number]
+        for number, (gamma, beta) in enumerate(of_layers):
             z = relu((1 + gamma) * norm(linear(f"layer{number}", z)) + beta)
-        assert betas is None
         return z
     if isinstance(trunk, MOORE):
         rows = []
@@ -149,9 +147,7 @@ def plain(trunk, p, x):
             z = relu(norm(z @ theta[0] + theta[1]))
         return z
     assert isinstance(trunk, SoftModules)
-    f = in_a_row("observe", x, depth - 2)
-    last = linear(f"observe{depth - 2}", relu(norm(f)) if depth > 2 else x)
-    f = norm(last)
+    f = norm(in_a_row("observe", x, depth - 1))
     e = linear("join1", relu(linear("join0", relu(p["task"] * f))))
     given = [relu(f)] * trunk.modules
     routes = []
