@@ -46,7 +46,7 @@ def import_attribute(field: str, name: str) -> Any:
         return found
     except (ImportError, AttributeError, ValueError) as error:
         reason = one_line(error)
-    except Exception as error:  # whatever a module does when it is imported
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
         last = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {one_line(error)} ({last.filename}, line {last.lineno})"
     raise UsageError(f"{field}: cannot import {name!r}: {reason}")

@@ -60,10 +60,13 @@ def differences(agents: dict[str, Method], base: str) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     of_base = by_seed(agents[base]) if base in agents else {}
+    disturbed = False
     for name, agent in agents.items():
-        scores = by_seed(agent)
+        scores, replaced = by_seed(agent), _seeds_with_restarts(agent)
+        disturbed |= bool(replaced)
         values = np.array(list(scores.values()))
-        each = ", ".join(f"{seed}: {value:.2f}" for seed, value in scores.items())
+        marks = {seed: "*" if seed in replaced else "" for seed in scores}
+        each = ", ".join(f"{seed}: {score:.2f}{marks[seed]}" for seed, score in scores.items())
         common = [seed for seed in scores if seed in of_base]
         shown = needed = "–"
         if name != base and common:
@@ -75,6 +78,8 @@ def differences(agents: dict[str, Method], base: str) -> str:
             f"| {name} | {len(values)} | {_with_interval(values)} | {deviation} | {each} "
             f"| {shown} | {needed} |"
         )
+    if disturbed:
+        lines += ["", "\\* A simulator that did not answer in time was replaced: not repeatable."]
     return "\n".join(lines)
 
 
@@ -92,12 +97,20 @@ def conflicts(agents: dict[str, Method]) -> str:
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
+def _seeds_with_restarts(agent: Method) -> set[int]:
+    """Where episodes were given up with a simulator, which depends on how busy the machine was."""
+    return {run.config.seed for run in agent.finished if any(_logged(run.path, "time/restarts"))}
+
+
 def _over_run(path: Path, tags: list[str]) -> list[float]:
     """Mean of each over a run's log; NaN where it was not logged."""
-    with (path / "progress.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    values = [[float(row[tag]) for row in rows if row.get(tag)] for tag in tags]
+    values = [_logged(path, tag) for tag in tags]
     return [float(np.mean(each)) if each else np.nan for each in values]
+
+
+def _logged(path: Path, tag: str) -> list[float]:
+    with (path / "progress.csv").open(encoding="utf-8", newline="") as file:
+        return [float(row[tag]) for row in csv.DictReader(file) if row.get(tag)]
 
 
 def _with_interval(values: np.ndarray, sign: str = "") -> str:

@@ -1,4 +1,4 @@
-"""`mtrl-export`: put a policy into a file to share."""
+"""`mtrl-export`: write a policy to a file to share."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mtrl.errors import UsageError
 
 
 class ExportConfig(Section):
-    """What mtrl-export is asked for."""
+    """The options of mtrl-export."""
 
-    policy: Path = Field(description="Run folder, checkpoint, policy file or exported file.")
+    policy: Path = Field(description="Run folder, checkpoint, policy file, or exported file.")
     output: Path | None = Field(
         default=None,
-        description="File to write: NAME.safetensors for Policy.load and mtrl-eval, or NAME.pt2, a "
-        "program for torch.export.load that needs PyTorch (2.7 or newer) alone.",
+        description="File to write: NAME.safetensors for Policy.load and mtrl-eval, or NAME.pt2 "
+        "for torch.export.load, which needs only PyTorch 2.7 or newer.",
     )
-    card: bool = Field(default=False, description="Print what the policy is, as Markdown.")
+    card: bool = Field(default=False, description="Print a model card of the policy as Markdown.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +35,8 @@ def _export(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="mtrl-export",
         allow_abbrev=False,
-        description="Put what acting needs of a policy into one file, with where it comes from, "
-        "its figures, and a checksum.",
+        description="Write a policy to one file: its actor, its configuration, the results of its "
+        "evaluation, package versions, and a checksum.",
     )
     help_of = {name: field.description for name, field in ExportConfig.model_fields.items()}
     parser.add_argument("policy", metavar="RUN_OR_POLICY", help=help_of["policy"])

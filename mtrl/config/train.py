@@ -21,11 +21,12 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from mtrl.config import yaml12
+from mtrl.config.environment import MAX_PROCESSES
+from mtrl.config.environment import EnvironmentConfig as EnvironmentConfig
 from mtrl.config.schedule import MAX_COUNT
 from mtrl.config.schedule import Schedule as Schedule
 from mtrl.config.section import Section, validate
 from mtrl.config.sections import AgentConfig as AgentConfig
-from mtrl.config.sections import EnvironmentConfig as EnvironmentConfig
 from mtrl.config.sections import LearnerConfig as LearnerConfig
 from mtrl.errors import UsageError, one_line
 
@@ -134,6 +135,7 @@ class TrainConfig(Section):
     threads: int | None = Field(
         default=None,
         gt=0,
+        le=MAX_PROCESSES,
         description="CPU threads of PyTorch (default: found in the first updates by timing whole "
         "steps, simulators included). Another number rounds differently: give it for a run that is "
         "to repeat another to the bit.",
@@ -196,6 +198,11 @@ class TrainConfig(Section):
             )
         copies = self.environment.envs_per_task
         capacity = self.learner.buffer_size // copies * copies  # whole vector steps
+        if not capacity:
+            raise UsageError(
+                f"envs_per_task: expected at most buffer_size ({self.learner.buffer_size}), got "
+                f"{copies}"
+            )
         stored = min(schedule.learning_starts // n_tasks, capacity)
         if self.learner.batch_size > stored:
             raise UsageError(

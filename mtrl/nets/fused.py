@@ -51,7 +51,12 @@ def layer(
 
     Returns:
         `[N, T, B, out]`.
+
+    Raises:
+        ValueError: if both ReLU and a residual are asked for.
     """
+    if relu and residual is not None:
+        raise ValueError("layer: expected ReLU or a residual, got both")
     backward = _product_type(inputs)
     how = _How(weight.dtype if exact else backward, backward, norm, relu)
     if not torch.is_grad_enabled():
@@ -208,6 +213,6 @@ def _bias_gradient(d: Tensor, ndim: int) -> Tensor:
 
 def _transposed_product(rows: Tensor, at_output: Tensor) -> Tensor:
     """Xᵀ D; for a thin D as (Dᵀ X)ᵀ, which the CPU's library does six times as fast."""
-    if at_output.shape[-1] <= 8:
+    if at_output.shape[-1] <= 8 and not rows.is_cuda:
         return torch.bmm(at_output.mT, rows).mT
     return torch.bmm(rows.mT, at_output)

@@ -166,6 +166,8 @@ class Policy(nn.Module):
                 f"observation: expected one row for each of the {n_tasks} tasks, rows that end "
                 f"with the task's one-hot, or `task=...`, got {len(rows)} rows"
             )
+        if not len(rows):
+            return np.empty((0, self.action_size), np.float32), state
         noise = None
         if not deterministic:
             noise = torch.randn(len(rows), self.action_size, generator=self._generator)

@@ -23,6 +23,7 @@ class StackedFeatures(FeatureGradients):
         at_features: The mean loss's gradient by z, G_k / T.
         above: The mean loss's gradients by `leaves`, as far as these lie above z.
         leaves: Shared and per-task parameters.
+        uniform: 1/T, `[N, T]`.
     """
 
     precision: str
@@ -31,6 +32,7 @@ class StackedFeatures(FeatureGradients):
     at_features: Tensor
     above: list[dict[str, Tensor]]
     leaves: list[dict[str, Tensor]]
+    uniform: Tensor
 
     @property
     def norms(self) -> Tensor:
@@ -45,7 +47,7 @@ class StackedFeatures(FeatureGradients):
 
     def mean(self) -> Gradients:
         """See `FeatureGradients`."""
-        return self._below(self.at_features, torch.full_like(self.losses, 1 / self._n_tasks))
+        return self._below(self.at_features, self.uniform)
 
     def weighted(self, weights: Tensor) -> Gradients:
         """See `FeatureGradients`.

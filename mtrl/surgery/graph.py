@@ -56,7 +56,8 @@ class Crossing:
         own = {id(parameter) for parameter in trunk}
         self.shared = [leaf for leaf in leaves if id(leaf) in own] or leaves
         self.hidden = "CheckpointFunctionBackward" in names or not leaves
-        self.closed = not self.hidden and all(id(leaf) in own for leaf in leaves)
+        fed = "SplitBackward" in names  # by another pass, through which a gradient must go on
+        self.closed = not (self.hidden or fed) and all(id(leaf) in own for leaf in leaves)
         features = Weigh.apply(self, weigh, *self.entering)
         features[0].grad_fn._set_sequence_nr(0)
         return list(features)
@@ -221,7 +222,16 @@ def _walk(tensors: list[Tensor]) -> Iterator[tuple[Any, int]]:
 
 
 def _below(features: list[Tensor]) -> tuple[list[Tensor], set[str]]:
-    """The leaves under the features, and the names of all nodes."""
-    nodes = list(dict.fromkeys(node for node, _ in _walk(features)))
-    leaves = [node.variable for node in nodes if hasattr(node, "variable")]
-    return leaves, {node.name() for node in nodes}
+    """The leaves under the features, and the names of all kinds of nodes."""
+    nodes: list[Any] = list(dict.fromkeys(z.grad_fn for z in features if z.grad_fn is not None))
+    seen = set(nodes)
+    for node in nodes:  # grows meanwhile
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                nodes.append(parent)
+    names = [type(node).__name__ for node in nodes]
+    pairs = zip(nodes, names, strict=True)
+    leaves = [node.variable for node, name in pairs if name == "AccumulateGrad"]
+    bare = [z for z in features if z.grad_fn is None]  # parameters that are features themselves
+    return bare + leaves, set(names)

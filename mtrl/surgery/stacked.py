@@ -120,7 +120,7 @@ class StackedProblem:
         per_task = leaves(self.per_task)
         with torch.enable_grad(), self._precision():
             losses, auxiliary = self._losses(shared, per_task)
-            on_shared, on_own = differentiate(losses.sum(), None, shared, per_task)
+            on_shared, on_own = differentiate(losses, torch.ones_like(losses), shared, per_task)
         return Jacobian(on_own, losses.detach(), detached(auxiliary), on_shared)
 
     def _factors(self, factored: bool) -> FactoredGradients:
@@ -145,7 +145,7 @@ class StackedProblem:
             biases = {name: pair[1] for name, pair in record.composed.items()}
             trees = record.outputs, weights, biases, shared, per_task
             at_outputs, at_weights, at_biases, formed, on_own = differentiate(
-                losses.sum(), None, *trees
+                losses, torch.ones_like(losses), *trees
             )
         factors: dict[str, Factor] = {}
         for name, layer in self.trunk.layers.items():
@@ -167,7 +167,8 @@ class StackedProblem:
             z = features.detach().requires_grad_()
             losses, auxiliary = self._heads(shared, per_task, z)
             # Σ_n of the networks' mean losses: each network gets its own gradient.
-            above = differentiate(losses.sum() / n_tasks, None, {"z": z}, shared, per_task)
+            each = torch.full_like(losses, 1 / n_tasks)
+            above = differentiate(losses, each, {"z": z}, shared, per_task)
         return StackedFeatures(
             losses.detach(),
             self.precision,
@@ -176,6 +177,7 @@ class StackedProblem:
             above[0]["z"],
             above[1:],
             [shared, per_task],
+            each,
         )
 
     def losses(self) -> Tensor:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mtrl.envs.benchmarks import Benchmark
     from mtrl.sac.agent import MTSAC
 
+SIMULATOR_MEMORY = 20 * 2**20
+"""The least that an environment of Meta-World takes [bytes]: 20 to 34 MiB were measured."""
+
 LONGEST_TEMPORARY_FOLDER = 75
 """What a socket's address, of at most 107 bytes, leaves of the folder it is in [bytes]."""
 
@@ -159,6 +162,7 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.dev
             f"{shown(config.agent.hidden_sizes)}"
         ) from None
     _check_memory(config, agent, device)
+    _check_simulators(config, benchmark)
 
 
 def _check_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> None:
@@ -183,4 +187,24 @@ def _check_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> No
         raise UsageError(
             f"buffer_size: expected at most the {fits:,} transitions per task that "
             f"{memory / 2**30:,.1f} GiB of memory hold, got {config.learner.buffer_size:,}"
+        )
+
+
+def _check_simulators(config: TrainConfig, benchmark: Benchmark) -> None:
+    """Compare the memory of Meta-World's reference environments with all the machine has."""
+    import torch
+
+    from mtrl.devices import total_memory
+    from mtrl.envs.parity import choose_simulators
+
+    memory = total_memory(torch.device("cpu"))
+    n_tasks = choose_simulators(benchmark, config.environment).by_task.count("metaworld")
+    if memory is None or not n_tasks:
+        return
+    fits = memory // (n_tasks * SIMULATOR_MEMORY)
+    if config.environment.envs_per_task > fits:
+        raise UsageError(
+            f"envs_per_task: expected at most the {fits:,} environments of each of {n_tasks} tasks "
+            f"that {memory / 2**30:,.1f} GiB of memory hold, got "
+            f"{config.environment.envs_per_task:,}"
         )

@@ -15,7 +15,7 @@ from mtrl.analysis.runs import read_run
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.export import main as export_main
 from mtrl.cli.train import main as train_main
-from mtrl.config.sections import EnvironmentConfig
+from mtrl.config.environment import EnvironmentConfig
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.envs.custom import CustomTask
 from mtrl.envs.examine import examined
@@ -204,7 +204,7 @@ def test_without_success_tasks_are_judged_by_their_return(tmp_path, monkeypatch,
     assert eval_main(["policy.safetensors"]) == 2
     assert "custom tasks of pair, which a file only names" in capsys.readouterr().err
     assert eval_main(["run", "--benchmark", name, "--video", "films"]) == 2
-    assert "video: expected tasks of Meta-World's" in capsys.readouterr().err
+    assert "video: expected Meta-World tasks" in capsys.readouterr().err
 
 
 def test_runs_are_drawn_without_importing_what_they_name(tmp_path):

@@ -111,3 +111,9 @@ def test_parameters_by_name_are_the_parameters():
     assert shared["weight1"] is networks.shared["weight1"] and set(own) == set(networks.per_task)
     shared.clear()
     assert set(networks.shared) == {"weight0", "weight1", "bias1"}
+
+
+def test_relu_and_a_residual_exclude_each_other():
+    arguments = drawn(1, T, B, IN), drawn(N, IN, OUT), drawn(N, T, OUT)
+    with pytest.raises(ValueError, match="got both"):
+        layer(*arguments, relu=True, residual=drawn(N, T, B, OUT))

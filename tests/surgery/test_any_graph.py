@@ -138,7 +138,19 @@ class Embedding(nn.Module):
         return self.table((x > 0).long() + torch.arange(4) % 4).tanh()
 
 
+class Table(nn.Module):
+    """A parameter that is the features, whatever the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.z = nn.Parameter(torch.randn(12, D))
+
+    def forward(self, x):
+        return self.z
+
+
 TRUNKS = {
+    "table": Table,
     "mlp": mlp,
     "checkpointed": Checkpointed,
     "reparametrised": Reparametrised,
@@ -580,6 +592,9 @@ def test_passes_that_feed_each_other_are_refused():
 
     with pytest.raises(UsageError, match="expected forward passes that do not feed each other"):
         loss().backward()
+    bare = MultiTaskModel(nn.Linear(4, 4), {task: nn.Identity() for task in TASKS}, "pcgrad")
+    with pytest.raises(UsageError, match="expected forward passes that do not feed each other"):
+        sum(losses(bare(bare(batch())["a"])).values()).backward()
     model = make("none")
     expected = by_autograd(model, lambda m: sum(
         losses(m(torch.cat([(first := m(batch()))["a"], first["b"]], 1))).values()
