@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from mtrl.nets.networks import Parameters
+from mtrl.nets.params import Parameters
 from mtrl.nets.precision import full_float32
 
 if TYPE_CHECKING:
