@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from cases import Case
 from torch.utils._python_dispatch import TorchDispatchMode
 
