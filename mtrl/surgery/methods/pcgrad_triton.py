@@ -32,7 +32,9 @@ def projected(gramian: Tensor, keys: Tensor) -> Tensor:
 
 
 @triton.jit
-def _project(gramian, keys, coefficients, n_tasks: tl.constexpr, block: tl.constexpr, tiny: tl.constexpr):  # type: ignore[no-untyped-def]
+def _project(  # type: ignore[no-untyped-def]
+    gramian, keys, coefficients, n_tasks: tl.constexpr, block: tl.constexpr, tiny: tl.constexpr
+):  # fmt: skip
     """One program per network and task i: its row of C stays in registers for all T − 1 steps."""
     row = tl.program_id(0)
     network, i = row // n_tasks, row % n_tasks
