@@ -47,6 +47,11 @@ class Flat(Waits):
         return self.layer(x).sum(-1)
 
 
+class Mixes(Waits):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) - self.layer(x).mean(0)
+
+
 class Idle(Waits):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.layer.bias.sum()

@@ -13,6 +13,7 @@ from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, head
 from mtrl.nets.trunks import get_trunk, load_trunk
+from mtrl.policy.export import export_policy
 from mtrl.policy.policy import Policy
 from mtrl.sac.agent import MTSAC
 from mtrl.surgery import StackedProblem, combine, gramian
@@ -59,14 +60,14 @@ def test_gradients_are_the_modules_own(n_tasks, engine):
     for n in range(N):
         for t in range(n_tasks):
             own = {
-                k.removeprefix("module/").replace("/", "."): v[n].clone().requires_grad_()
+                k.removeprefix("module:").replace(":", "."): v[n].clone().requires_grad_()
                 for k, v in shared.items()
             }
             values = {k: v if k != "scale" else v.squeeze() for k, v in own.items()}
             z = functional_call(module, values, (x[0, t],))
             outputs = z @ per_task["head_weight"][n, t] + per_task["head_bias"][n, t]
             (outputs - y[t]).square().mean().backward()
-            rows.append({k: own[k.removeprefix("module/").replace("/", ".")].grad for k in shared})
+            rows.append({k: own[k.removeprefix("module:").replace(":", ".")].grad for k in shared})
             features.append(z.detach())
     expected = {k: torch.stack([r[k] for r in rows]).unflatten(0, (N, n_tasks)) for k in shared}
     close = torch.testing.assert_close
@@ -85,7 +86,7 @@ def test_networks_begin_apart_and_from_the_seed():
     one, again = make(), make()
     for name, value in one.shared.items():
         assert torch.equal(value, again.shared[name])
-    weight = one.shared["module/out/0/weight"]
+    weight = one.shared["module:out:0:weight"]
     assert not torch.equal(weight[0], weight[1])
 
 
@@ -96,6 +97,12 @@ def test_a_policy_of_it_is_a_file_like_others(tmp_path):
     for loaded in (Policy.load(tmp_path / "a.safetensors"), MTSAC.load(tmp_path / "a.safetensors")):
         found, expected = (p.predict(rows, deterministic=True)[0] for p in (loaded, agent))
         assert np.array_equal(found, expected)
+    if torch.__version__ >= "2.7":
+        export_policy(tmp_path / "a.safetensors", tmp_path / "a.pt2")
+        program = torch.export.load(tmp_path / "a.pt2").module()
+        given = np.concatenate([rows, np.eye(2)], 1).astype(np.float32)
+        actions = program(torch.from_numpy(given)).detach().numpy()
+        np.testing.assert_allclose(actions, expected, atol=1e-6)
     assert copy.deepcopy(agent).predict(rows, deterministic=True)[0].shape == (2, 3)
 
 
@@ -128,6 +135,11 @@ def test_what_is_in_the_way_is_told(spec, message, device):
     with pytest.raises(UsageError, match=message) as refused, torch.device(device):
         make(spec)
     assert "\n" not in str(refused.value)
+
+
+def test_rows_are_each_for_itself():
+    with pytest.raises(UsageError, match="features of one observation from 'own_trunks:Mixes'"):
+        make("own_trunks:Mixes")
 
 
 def test_one_head_cannot_tell_tasks_apart():

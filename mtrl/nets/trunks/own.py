@@ -15,17 +15,17 @@ from mtrl.errors import UsageError, one_line
 from mtrl.nets.params import Build, Params
 from mtrl.nets.trunks.base import Trunk
 
-PREFIX = "module/"
-"""In front of the module's parameters' names, in which dots become slashes."""
+PREFIX = "module:"
+"""In front of the module's parameters' names, in which dots become colons."""
 
 
 @dataclass(frozen=True)
 class OwnModule(Trunk):
     """A `torch.nn.Module` from observations `[B, in]` to features `[B, d]`, for every task.
 
-    It is called for each network and task with parameters of its own (`torch.func.functional_call`
-    under two `vmap`), so one ordinary backward gives each task's gradient. It does not see which
-    task it is: heads tell tasks apart.
+    For gradients per task it is called for each network and task with views of the parameters
+    (`torch.func.functional_call` under two `vmap`), so one ordinary backward gives each task's.
+    It does not see which task it is: heads tell tasks apart.
 
     Args:
         module: Its class, called as `module(n_inputs, **options)`.
@@ -85,7 +85,8 @@ class OwnModule(Trunk):
     def _try(self, make: Build, n_inputs: int) -> int:
         """Its features' length, by calling it once for all networks and tasks."""
         rows = 2
-        inputs = torch.zeros(1, make.n_tasks, rows, n_inputs)
+        inputs = torch.linspace(-1, 1, make.n_tasks * rows * n_inputs)
+        inputs = inputs.view(1, make.n_tasks, rows, n_inputs).requires_grad_()
         views = {
             name: value[:, None].expand(-1, make.n_tasks, *value.shape[1:]).requires_grad_()
             for name, value in make.shared.items()
@@ -93,7 +94,9 @@ class OwnModule(Trunk):
         try:
             with torch.enable_grad():
                 found = self(Params({}, views, {}), inputs)
-                used = torch.autograd.grad(found.sum(), list(views.values()), allow_unused=True)
+                first = found[:, :, 0].sum()
+                wanted = [inputs, *views.values()]
+                by_inputs, *used = torch.autograd.grad(first, wanted, allow_unused=True)
         except Exception as error:
             raise UsageError(
                 f"trunk: {self.name!r} cannot be computed for many networks and tasks at once: "
@@ -105,9 +108,14 @@ class OwnModule(Trunk):
                 f"trunk: expected features of shape ({rows}, d) from {self.name!r} for {rows} "
                 f"observations, got {shape[2:]}"
             )
+        if by_inputs is not None and not by_inputs.is_meta and by_inputs[:, :, 1].any():
+            raise UsageError(
+                f"trunk: expected features of one observation from {self.name!r}, got some that "
+                "depend on others of the batch"
+            )
         for name, gradient in zip(views, used, strict=True):
             if gradient is None:
-                unused = name.removeprefix(PREFIX).replace("/", ".")
+                unused = name.removeprefix(PREFIX).replace(":", ".")
                 raise UsageError(
                     f"trunk: expected features that depend on every parameter of {self.name!r}, "
                     f"got some without {unused!r}"
@@ -121,23 +129,27 @@ class OwnModule(Trunk):
         for name, value in template.named_parameters():
             found = p.shared(_stored(name), max(value.ndim, 1))
             parameters[name] = found if value.ndim else found.squeeze(-1)
-        by_task = next(iter(parameters.values())).shape[1] > 1
-        if not by_task:
-            parameters = {name: value.squeeze(1) for name, value in parameters.items()}
+        n_networks, n_views = next(iter(parameters.values())).shape[:2]
+        if n_views == 1:  # one function for all rows, whatever their task: one batch
+            n_tasks, n_rows = inputs.shape[1:3]
+            batches = inputs.flatten(1, 2)
+            features = [
+                self._call({k: v[n, 0] for k, v in parameters.items()}, batches[n % len(batches)])
+                for n in range(n_networks)
+            ]
+            return torch.stack(features).unflatten(1, (n_tasks, n_rows))
         several = len(inputs) > 1
-
-        def features(values: dict[str, Tensor], rows: Tensor) -> Tensor:
-            found: Tensor = functional_call(template, values, (rows,))
-            return found
-
-        of_tasks = vmap(features, in_dims=(0 if by_task else None, 0))
-        of_networks = vmap(of_tasks, in_dims=(0, 0 if several else None))
+        of_networks = vmap(vmap(self._call), in_dims=(0, 0 if several else None))
         result: Tensor = of_networks(parameters, inputs if several else inputs[0])
         return result
 
+    def _call(self, parameters: dict[str, Tensor], rows: Tensor) -> Tensor:
+        found: Tensor = functional_call(self.__dict__["_template"], parameters, (rows,))
+        return found
+
 
 def _stored(name: str) -> str:
-    return PREFIX + name.replace(".", "/")
+    return PREFIX + name.replace(".", ":")
 
 
 def _where(error: Exception) -> str:
