@@ -14,8 +14,8 @@ TorchJD is left out where it is not installed.
 
 With `--config`, a preset or a file, the networks, the batch, the number of tasks and, unless one is
 asked for, the precision are its own; the methods are measured against each other and against the
-products of these shapes alone. With `--trunk`, PCGrad on these trunks alone, of their papers' sizes where `--width` is not given.
-With `--threads`, all of it once for each number.
+products of these shapes alone. With `--trunk`, PCGrad on these trunks alone, of their papers' sizes
+unless `--width` is given. With `--threads`, all of it once for each number.
 
 Ratios are called by what is divided, `pcgrad/none`, but `ours/sb3`, which is how many times as many
 updates per second as Stable-Baselines3 ours makes. `-fp32` is ours in the precision in which the
