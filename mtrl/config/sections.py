@@ -24,7 +24,8 @@ class AgentConfig(Section):
     trunk: str = Field(
         default="mlp",
         description="Architecture of the trunk: 'mlp', 'residual', 'film', 'soft-modules', "
-        "'moore', 'care', 'paco', or a name that a module of 'imports' registers. Options follow "
+        "'moore', 'care', 'paco'; a name that a module of 'imports' registers; or "
+        "'package.module:name', a torch.nn.Module from observations to features. Options follow "
         "in brackets: 'moore(experts=4)'.",
     )
     actor_trunk: str | None = Field(default=None, description="The actor's (default: trunk).")

@@ -29,5 +29,7 @@ def check(spec: str) -> None:
     name, options = parse("trunk", spec)
     if name in OPTIONS:
         check_options("trunk", name, options, OPTIONS[name])
-    elif "mtrl.nets.trunks" not in sys.modules:  # no module that was imported has registered it
-        raise UsageError(unknown("trunk", name, sorted(OPTIONS)))
+    elif (
+        ":" not in name and "mtrl.nets.trunks" not in sys.modules
+    ):  # no module that was imported has registered it
+        raise UsageError(unknown("trunk", name, [*sorted(OPTIONS), "MODULE:NAME"]))

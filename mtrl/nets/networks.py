@@ -131,6 +131,10 @@ class MultiTaskNetworks(nn.Module):
     ) -> None:
         super().__init__()
         self.n_networks, self.n_tasks = n_networks, n_tasks
+        if not (multi_head or trunk.sees_task):
+            raise UsageError(
+                "heads: expected 'multi', a head per task, for a trunk that does not see the task"
+            )
         make = Build(n_networks, n_tasks, generator)
         trunk = trunk.for_tasks(n_tasks)
         trunk.build(make, n_inputs)

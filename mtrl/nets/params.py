@@ -96,6 +96,11 @@ class Build:
         drawn.normal_(generator=self._generator)
         self.own[name] = normalize(drawn, dim=-1) if unit else drawn
 
+    def seed(self) -> int:
+        """A number drawn for what has a generator of its own."""
+        drawn = torch.randint(2**62, (), generator=self._generator, device="cpu")
+        return int(drawn)
+
     def uniform(self, bound: float, *shape: int) -> Tensor:
         """`[N, *shape]`, uniform in ± bound."""
         return torch.empty(self.n_networks, *shape).uniform_(
@@ -146,6 +151,11 @@ class Params:
     def __getitem__(self, name: str) -> Tensor:
         """A table, `[N, T, …]`."""
         return self._own[name]
+
+    def shared(self, name: str, ndim: int) -> Tensor:
+        """A shared parameter of so many axes, `[N, T or 1, …]`."""
+        value = self._shared[name]
+        return value if value.ndim == ndim + 2 else value[:, None]
 
     def linear(
         self,

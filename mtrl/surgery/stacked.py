@@ -111,6 +111,8 @@ class StackedProblem:
         _, n_tasks, n_rows, _ = self.inputs.shape
         matrices = [self.shared[layer.weight] for layer in self.trunk.layers.values()]
         sizes = [(v.numel() // len(v), *v.shape[-2:]) for v in matrices]
+        if not matrices:  # a module's, which gives no factors
+            return False
         ratio = sum(n for n, _, _ in sizes) / sum(n // (a * b) * (a + b) for n, a, b in sizes)
         rows = 120 if self.inputs.is_cuda else 550
         return self.precision != "bf16" and ratio > max(1000, n_tasks * n_rows**2 / rows)

@@ -137,9 +137,13 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.dev
     import torch
 
     from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE
+    from mtrl.nets.trunks import load_trunk
     from mtrl.sac.agent import MTSAC
     from mtrl.surgery import get_surgery
 
+    for spec in (config.agent.trunk, config.agent.actor_trunk, config.agent.critic_trunk):
+        if spec is not None:
+            load_trunk(spec)
     learner = config.learner
     surgeries = {
         "actor": get_surgery(learner.actor_surgery or learner.surgery, learner),

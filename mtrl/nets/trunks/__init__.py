@@ -6,7 +6,14 @@ from mtrl.nets.trunks.film import FiLM
 from mtrl.nets.trunks.mlp import MLP
 from mtrl.nets.trunks.moore import MOORE
 from mtrl.nets.trunks.paco import PaCo
-from mtrl.nets.trunks.registry import available_trunks, get_trunk, register_trunk, trunk_of
+from mtrl.nets.trunks.registry import (
+    available_trunks,
+    get_trunk,
+    import_trunks,
+    load_trunk,
+    register_trunk,
+    trunk_of,
+)
 from mtrl.nets.trunks.residual import Residual
 from mtrl.nets.trunks.soft_modules import SoftModules
 
@@ -21,6 +28,8 @@ __all__ = [
     "Trunk",
     "available_trunks",
     "get_trunk",
+    "import_trunks",
+    "load_trunk",
     "register_trunk",
     "trunk_of",
 ]

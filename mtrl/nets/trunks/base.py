@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -36,6 +36,9 @@ class Trunk(ABC):
 
     widths: tuple[int, ...] = (400, 400, 400)
     layer_norm: bool = False
+
+    sees_task: ClassVar[bool] = True
+    """Whether z depends on the task, as it must where all tasks have one head."""
 
     def __post_init__(self) -> None:
         if isinstance(self.widths, list):

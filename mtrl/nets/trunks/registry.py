@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import TypeVar
 
+from torch import nn
+
 from mtrl.config.sections import AgentConfig
 from mtrl.config.spec import check_options, parse
-from mtrl.errors import UsageError, one_line, unknown
+from mtrl.errors import UsageError, import_attribute, one_line, unknown
 from mtrl.nets.trunks.base import Trunk
+from mtrl.nets.trunks.own import OwnModule
 
-AnyTrunk = TypeVar("AnyTrunk", bound=type[Trunk])
-_TRUNKS: dict[str, type[Trunk]] = {}
+Made = type[Trunk] | type[nn.Module]
+AnyTrunk = TypeVar("AnyTrunk", bound=Made)
+_TRUNKS: dict[str, Made] = {}
 
 
 def register_trunk(name: str) -> Callable[[AnyTrunk], AnyTrunk]:
     """Class decorator that makes a trunk known to `--trunk`, and to files that name it.
+
+    The class is a `Trunk`, or any `torch.nn.Module` as in `OwnModule`.
+
+    Example:
+        >>> @register_trunk("two-layers")
+        ... class TwoLayers(nn.Sequential):
+        ...     def __init__(self, n_inputs, width=64):
+        ...         super().__init__(nn.Linear(n_inputs, width), nn.SiLU(), nn.Linear(width, width))
+        >>> get_trunk("two-layers(width=32)").options
+        {'width': 32}
 
     Raises:
         ValueError: if another class has the name.
@@ -34,6 +48,34 @@ def register_trunk(name: str) -> Callable[[AnyTrunk], AnyTrunk]:
 def available_trunks() -> list[str]:
     """The names that are registered."""
     return sorted(_TRUNKS)
+
+
+def load_trunk(spec: str) -> None:
+    """Import and register the class at `package.module:name`, where `spec` names one.
+
+    Raises:
+        UsageError: if it cannot be imported, or is no module and no trunk.
+    """
+    name, _ = parse("trunk", spec)
+    if ":" not in name or name in _TRUNKS:
+        return
+    found = import_attribute("trunk", name)
+    if not (isinstance(found, type) and issubclass(found, nn.Module | Trunk)):
+        raise UsageError(f"trunk: expected a class of torch.nn.Module at {name!r}, got {found!r}")
+    register_trunk(name)(found)
+
+
+def import_trunks(names: Iterable[str]) -> None:
+    """Import modules that register trunks, and register classes at `package.module:name`.
+
+    Raises:
+        UsageError: if one cannot be imported.
+    """
+    for name in names:
+        if ":" in name:
+            load_trunk(name)
+        else:
+            import_attribute("imports", name)
 
 
 def get_trunk(
@@ -58,6 +100,12 @@ def get_trunk(
     if name not in _TRUNKS:
         raise UsageError(unknown("trunk", name, available_trunks()))
     make = _TRUNKS[name]
+    if embedding is not None and issubclass(make, nn.Module):
+        raise UsageError(
+            f"task_embedding: expected none with {name!r}, which does not see the task"
+        )
+    if issubclass(make, nn.Module):
+        return OwnModule(module=make, name=name, options=options)
     accepted = tuple(field.name for field in fields(make))
     check_options("trunk", name, options, accepted)
     if embedding is not None and "embedding" not in accepted:
