@@ -187,12 +187,13 @@ class Learner:
             for found in (agent.target_critics.folded(), folded)
         )
         torch._foreach_lerp_(targets, sources, config.tau)
-        self.watch.note(critics.losses.mean(0), actor.losses[0])
+        critic_loss, actor_loss = critics.losses.mean(0), actor.losses[0]
+        self.watch.note(critic_loss, actor_loss)
         self.last_batch = batch
         n_tasks = len(alpha)
         return {
-            "critic_loss": critics.losses.mean(0),
-            "actor_loss": actor.losses[0],
+            "critic_loss": critic_loss,
+            "actor_loss": actor_loss,
             "alpha": alpha,
             "critic_weight": n_tasks * critics.weights.mean(0),
             "actor_weight": n_tasks * actor.weights[0],

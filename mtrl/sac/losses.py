@@ -39,8 +39,10 @@ def td_target(
     observations = batch.next_observations[None]
     next_action, log_prob = squashed_gaussian(actor(observations), noise)
     outputs = target_critics(torch.cat([observations, next_action], -1))
-    next_value = value.mean(outputs).amin(0) - alpha[:, None] * log_prob[0]
-    return batch.rewards + gamma * (1 - batch.terminated) * next_value
+    least = value.mean(outputs).amin(0)
+    next_value = torch.addcmul(least, alpha[:, None], log_prob[0], value=-1)
+    discount = torch.rsub(batch.terminated, gamma, alpha=gamma)
+    return torch.addcmul(batch.rewards, discount, next_value)
 
 
 def critic_loss(
@@ -88,8 +90,9 @@ def actor_loss(
     """
     action, log_prob = squashed_gaussian(head(shared, per_task, features), noise)
     values = value.mean(critics(torch.cat([observations[None], action], -1)))
-    losses = alpha[:, None] * log_prob - values.amin(0)
-    return losses.mean(-1), {"log_prob": log_prob.mean(-1)}
+    log_prob = log_prob.mean(-1)
+    least = values.min(0).values  # whose backward takes half of amin's operations
+    return alpha * log_prob - least.mean(-1), {"log_prob": log_prob}
 
 
 def temperature_gradient(log_prob: Tensor, target_entropy: float) -> Tensor:
@@ -101,4 +104,4 @@ def temperature_gradient(log_prob: Tensor, target_entropy: float) -> Tensor:
     Returns:
         `[T]`, each task its own, not divided by T: a temperature has one task.
     """
-    return -(log_prob + target_entropy)
+    return torch.rsub(log_prob, -target_entropy)

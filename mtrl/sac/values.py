@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import mse_loss
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class ScalarValue:
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """½ (Q − y)²: `[…, 1]` and `[…]` to `[…]`."""
-        return 0.5 * (self.mean(outputs) - target).square()
+        values = self.mean(outputs)
+        return 0.5 * mse_loss(values, target.expand_as(values), reduction="none")
 
 
 @dataclass(frozen=True)

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from mtrl.errors import UsageError
-from mtrl.surgery.gradients import (
-    FeatureGradients,
-    Gradients,
-    Parameters,
-    TaskGradients,
-    at_least_float32,
-)
+from mtrl.surgery.gradients import at_least_float32
 from mtrl.surgery.graph import Crossing, Wanted, added, retains_graph, without_hooks
 from mtrl.surgery.layers import layers_of
+from mtrl.surgery.module_gradients import ModuleFeatures, ModuleGradients
 from mtrl.surgery.ranks import in_any_rank, mean_of_ranks, world_size
 from mtrl.surgery.rows import Row, TaskRows, rows_added
-
-if TYPE_CHECKING:
-    from typing import Self  # Python 3.11
 
 
 class ModuleProblem:
@@ -75,11 +66,11 @@ class ModuleProblem:
         return mean_of_ranks(torch.stack(ordered)[None])
 
     def task_gradients(self) -> ModuleGradients:
-        """See `Problem`."""
+        """A gradient of its own for each task."""
         return ModuleGradients(self)
 
     def features(self) -> ModuleFeatures:
-        """See `Problem`."""
+        """What the tasks want of the features."""
         return ModuleFeatures(self)
 
     @cached_property
@@ -183,102 +174,3 @@ class ModuleProblem:
                     "compiled for a single time; before that, "
                     "set torch._functorch.config.donated_buffer = False"
                 ) from error
-
-
-class ModuleGradients(TaskGradients):
-    """Every task's gradient, formed."""
-
-    def __init__(self, problem: ModuleProblem) -> None:
-        nan = torch.full((1, len(problem.tasks)), torch.nan, device=problem.device)
-        super().__init__({}, nan, {})  # a plain backward does not know the losses
-        object.__setattr__(self, "problem", problem)
-
-    problem: ModuleProblem
-
-    def gramian(self) -> Tensor:
-        """See `TaskGradients`."""
-        for crossing in self.problem.crossings:
-            if crossing.hidden:
-                raise UsageError(
-                    "trunk: expected autograd to see its parameters below the features, for a "
-                    "method that looks at them; checkpointing needs use_reentrant=False"
-                )
-        self.problem.seen = self.problem.jacobian.gramian().to(self.problem.device)
-        return self.problem.seen
-
-    def combine(self, weights: Tensor) -> dict[str, Tensor]:
-        """See `TaskGradients`."""
-        found = self.problem.jacobian.combined(weights[0])
-        return {self.problem.names[p]: value[None] for p, value in found.items()}
-
-    def along(self, direction: Parameters) -> Tensor:
-        """See `TaskGradients`."""
-        here = {key: direction[name][0] for key, name in self.problem.names.items()}
-        return self._with([here] * len(self.problem.tasks))
-
-    def products(self, other: Self) -> Tensor:
-        """See `TaskGradients`."""
-        return self._with(other.problem.jacobian.each())
-
-    def _with(self, others: list[Row]) -> Tensor:
-        zero = torch.zeros((), device=self.problem.device)
-        sums = [
-            sum(((g * other[key]).sum() for key, g in row.items() if key in other), zero)
-            for row, other in zip(self.problem.jacobian.each(), others, strict=True)
-        ]
-        return torch.stack(sums)[None]
-
-    def weighted(self, weights: Tensor) -> Gradients:
-        """The weights: what is shared is left to the graph, see `MultiTaskModel`."""
-        return Gradients({}, {}, self.losses, {}, weights)
-
-
-class ModuleFeatures(FeatureGradients):
-    """What the tasks want of the features, of all forward passes together."""
-
-    def __init__(self, problem: ModuleProblem) -> None:
-        self.problem = problem
-
-    @property
-    def losses(self) -> Tensor:
-        """See `FeatureGradients`."""
-        return self.problem.losses
-
-    @cached_property
-    def norms(self) -> Tensor:
-        """See `FeatureGradients`; of the batch of all processes together."""
-        squares = [
-            torch.stack([torch.linalg.vector_norm(at_least_float32(g)) for g in found])
-            .square()
-            .sum()
-            if (found := self._of(task))
-            else torch.zeros((), device=self.problem.device)
-            for task in self.problem.tasks
-        ]
-        return (mean_of_ranks(torch.stack(squares)[None]) / world_size()).sqrt()
-
-    @cached_property
-    def means(self) -> Tensor:
-        """See `FeatureGradients`."""
-        means = {
-            task: torch.cat([at_least_float32(g.flatten(0, -2)) for g in found]).mean(0)
-            for task in self.problem.tasks
-            if (found := self._of(task))
-        }
-        zero = torch.zeros_like(next(iter(means.values())))
-        rows = torch.stack([means.get(task, zero) for task in self.problem.tasks])
-        return mean_of_ranks(rows[None]) / world_size()
-
-    def mean(self) -> Gradients:
-        """See `FeatureGradients`."""
-        n = len(self.problem.tasks)
-        return self.weighted(torch.full((1, n), 1 / n, device=self.problem.device))
-
-    def weighted(self, weights: Tensor) -> Gradients:
-        """The weights; what is shared is left to the graph, see `MultiTaskModel`."""
-        return Gradients({}, {}, torch.full_like(weights, torch.nan), {}, weights)
-
-    def _of(self, task: int) -> list[Tensor]:
-        problems = [*self.problem.kept, self.problem]
-        rows = [wanted[task] for p in problems for wanted in p.wanted if task in wanted]
-        return [g for row in rows for g in row if g is not None]
