@@ -17,6 +17,7 @@ from mtrl.surgery.gradients import (
     TaskGradients,
     at_least_float32,
 )
+from mtrl.surgery.graph import added
 from mtrl.surgery.ranks import mean_of_ranks, world_size
 from mtrl.surgery.rows import Row
 

@@ -103,7 +103,7 @@ class ModuleProblem:
         layers = layers_of(crossing.uses, crossing.shared, n_tasks) if n_tasks > 1 else []
         taken = {id(parameter) for layer in layers for parameter in layer.parameters}
         others = [p for p in crossing.shared if id(p) not in taken]
-        targets = [*others, *(layer.output for layer in layers)]
+        targets: list[Tensor | GradientEdge] = [*others, *(layer.output for layer in layers)]
         rows = []
         for number, task in enumerate(self.tasks):
             retain = number < n_tasks - 1 or retains_graph()
@@ -164,7 +164,11 @@ class ModuleProblem:
         with without_hooks([target for target in targets if isinstance(target, Tensor)]):
             try:
                 return torch.autograd.grad(
-                    outputs, targets, given, retain_graph=retain, allow_unused=True
+                    outputs,
+                    targets,  # type: ignore[arg-type]  # a mixture of both is fine
+                    given,
+                    retain_graph=retain,
+                    allow_unused=True,
                 )
             except RuntimeError as error:
                 if "donated" not in str(error):
