@@ -224,7 +224,8 @@ class TrainConfig(Section):
         try:
             tree = yaml12.load(Path(path).read_text(encoding="utf-8"))
         except Exception as error:  # a hostile text makes the parser raise anything
-            raise UsageError(f"config: cannot read {path}: {one_line(error)}") from None
+            reason = one_line(error).replace(' in "<unicode string>", line', " in line")
+            raise UsageError(f"config: cannot read {path}: {reason}") from None
         return validate(cls, {} if tree is None else tree, source=f"{path}: ")
 
     def flat(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mtrl.nets.precision import trunks_in
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.losses import ActorTargets, actor_loss, critic_loss, td_target
 from mtrl.sac.replay import Batch
-from mtrl.surgery.stacked import StackedProblem, TaskLoss, TrunkFunction
+from mtrl.surgery.stacked import StackedProblem, TaskLoss
 
 Compiled = Callable[[Any], Any]
 """From a function to the same one, fused by torch.compile or as it is."""
@@ -48,12 +48,12 @@ def critic_problem(
         )
     return _problem(
         agent.critics,
-        compiled(agent.critics.trunk),
         compiled(critic_loss),
         inputs=torch.cat([batch.observations, batch.actions], -1),
         targets=(agent.value, target),
         engine=config.gradient_engine,
         precision=precision,
+        compiled=compiled,
     )
 
 
@@ -77,28 +77,28 @@ def actor_problem(
     targets = ActorTargets(critics, agent.value, batch.observations, noise=noise, alpha=alpha)
     return _problem(
         agent.actor,
-        compiled(agent.actor.trunk),
         compiled(actor_loss),
         inputs=batch.observations,
         targets=(targets,),
         engine=config.gradient_engine,
         precision=precision,
+        compiled=compiled,
     )
 
 
 def _problem(
     networks: MultiTaskNetworks,
-    trunk: TrunkFunction,
     loss: TaskLoss,
     *,
     inputs: Tensor,
     targets: tuple[Any, ...],
     engine: str,
     precision: str,
+    compiled: Compiled,
 ) -> StackedProblem:
     shared, per_task = networks.named()
     return StackedProblem(
-        trunk=trunk,
+        trunk=networks.trunk,
         loss=loss,
         shared=shared,
         per_task=per_task,
@@ -107,4 +107,5 @@ def _problem(
         rotation=networks.rotation,
         engine=engine,
         precision=precision,
+        compiled=compiled,
     )

@@ -105,10 +105,10 @@ class GramianSurgery(Surgery):
         gramian = found.gramian()
         # A solver may raise on what is not finite. The weights are NaN there, so that whoever
         # looks at the gradient, a GradScaler say, finds that this step is none.
-        sound = gramian.isfinite().all(-1).all(-1)[:, None]
+        zero = (gramian * 0).sum((-2, -1))[:, None]  # or NaN: 0 times ∞ is
         eye = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
-        weights = self.weights(torch.where(sound[..., None], gramian, eye), generator)
-        return found.weighted(torch.where(sound, weights, torch.nan))
+        weights = self.weights(torch.where(zero[..., None] == 0, gramian, eye), generator)
+        return found.weighted(weights + zero)
 
 
 class FeatureSurgery(Surgery):

@@ -262,7 +262,7 @@ def test_lost_simulators_are_replaced_counted_and_in_the_end_too_many(tmp_path):
 
     trainer.step = and_kill  # type: ignore[method-assign]
     with pytest.raises(
-        RunError, match=r"task '(reach|drawer-close)-v3'.*died.* is whole: --resume"
+        RunError, match=r"task '(reach|drawer-close)-v3'.*died.* is whole; to continue: mtrl-train"
     ):
         trainer.run()
     rows = list(map(json.loads, (tmp_path / "b/progress.json").read_text().splitlines()))
