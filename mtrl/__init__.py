@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtrl.analysis.comparison import plot as plot
+    from mtrl.config.environment import EnvironmentConfig as EnvironmentConfig
     from mtrl.config.presets import preset as preset
     from mtrl.config.sections import AgentConfig as AgentConfig
-    from mtrl.config.sections import EnvironmentConfig as EnvironmentConfig
     from mtrl.config.sections import LearnerConfig as LearnerConfig
     from mtrl.config.train import TrainConfig as TrainConfig
     from mtrl.envs.benchmarks import Benchmark as Benchmark
@@ -33,7 +33,7 @@ _HOMES = {
     "Benchmark": "envs.benchmarks",
     "get_benchmark": "envs.benchmarks",
     "AgentConfig": "config.sections",
-    "EnvironmentConfig": "config.sections",
+    "EnvironmentConfig": "config.environment",
     "LearnerConfig": "config.sections",
     "TrainConfig": "config.train",
     "Evaluation": "evaluation.scores",

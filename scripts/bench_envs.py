@@ -24,7 +24,7 @@ import gymnasium as gym
 import metaworld  # noqa: F401, registers its environments
 import numpy as np
 
-from mtrl.config.sections import EnvironmentConfig
+from mtrl.config.environment import EnvironmentConfig
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators

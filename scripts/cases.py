@@ -29,6 +29,7 @@ class Case:
     precision: str = "fp32"
     compile: bool = False
     config: TrainConfig | None = None
+    trunk: str = "mlp"
 
     @property
     def rows(self) -> int:
@@ -37,7 +38,7 @@ class Case:
 
     def agent(self) -> MTSAC:
         """Ours at these sizes."""
-        config = AgentConfig(hidden_sizes=(self.width,) * DEPTH)
+        config = AgentConfig(trunk=self.trunk, hidden_sizes=(self.width,) * DEPTH)
         if self.config is not None:
             config = self.config.agent
         tasks = tuple(f"task-{t}" for t in range(self.n_tasks))

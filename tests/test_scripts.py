@@ -354,6 +354,13 @@ def test_a_run_that_fails_is_told_and_does_not_stop_the_others(scripts, tmp_path
     assert (tmp_path / "kept/good_seed_0/run.json").exists()
 
 
+def test_the_conflicts_table_is_of_its_data(scripts, request):
+    conflicts, found = scripts("conflicts"), request.config.rootpath / "results/conflicts"
+    stored = json.loads((found / "conflicts.json").read_text(encoding="utf-8"))
+    rows = [conflicts.Row(**row) for row in stored]
+    assert conflicts.table(rows) + "\n" == (found / "table.md").read_text(encoding="utf-8")
+
+
 def test_which_pairs_conflict_in_the_mean_is_a_t_test(scripts):
     draw = np.random.default_rng(0)
     means = np.array([[1, -0.3, 0.01], [-0.3, 1, 0.3], [0.01, 0.3, 1]])

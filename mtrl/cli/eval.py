@@ -1,4 +1,4 @@
-"""`mtrl-eval`: judge a saved policy."""
+"""`mtrl-eval`: evaluate a saved policy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtrl.errors import UsageError
 
 
 class EvalConfig(Section):
-    """What mtrl-eval is asked for."""
+    """The options of mtrl-eval."""
 
     policy: Path = Field(description="Run folder, checkpoint, or policy file.")
     episodes: int = Field(
@@ -25,45 +25,51 @@ class EvalConfig(Section):
     tasks: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="Evaluate these of the policy's tasks; default: all.",
+        description="Tasks to evaluate (default: all tasks of the policy).",
     )
     benchmark: str | None = Field(
         default=None,
-        description="Where custom tasks come from: package.module:attribute; default: of a run "
-        "folder, where the run had them from.",
+        description="Benchmark of custom tasks, as package.module:attribute (default: the one that "
+        "the run folder records).",
+    )
+    imports: tuple[str, ...] = Field(
+        default=(),
+        description="Modules to import first, for the trunks that they register, or "
+        "'package.module:name' of a trunk; a policy file itself imports nothing.",
     )
     seed: int | None = Field(
         default=None,
         ge=0,
         lt=2**32,
-        description="Seed that chooses the 50 goals; default: the training run's, whose goals the "
-        "policy has practised. Another one gives goals it has not.",
+        description="Random seed of the 50 goals (default: the seed of the training run, and so "
+        "its goals). Another seed tests on goals that the policy was not trained on.",
     )
     workers: int | None = Field(
         default=None,
         gt=0,
-        description="Simulator processes; default: one per core. Results are the same.",
+        description="Simulator processes (default: one per processor core). Results do not depend "
+        "on their number.",
     )
     device: typing.Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where the policy is computed."
+        default="auto", description="Device of the policy; 'auto': CUDA if available, else the CPU."
     )
     stochastic: bool = Field(
         default=False,
-        description="Sample actions instead of taking the mode; the samples follow from the seed.",
+        description="Sample actions from the policy instead of taking its mode; the seed decides "
+        "the samples.",
     )
     video: Path | None = Field(
         default=None,
-        description="Folder for an MP4 per task, of its first episodes. Figures are the same.",
+        description="Folder for one MP4 per task, which shows the first episodes. Results do not "
+        "change.",
     )
-    video_episodes: int = Field(
-        default=1, gt=0, le=50, description="How many episodes are on a video [episodes]."
-    )
-    camera: Camera = Field(default="corner4", description="From where they are filmed.")
+    video_episodes: int = Field(default=1, gt=0, le=50, description="Length of a video [episodes].")
+    camera: Camera = Field(default="corner4", description="Camera of the videos.")
     json_file: Path | None = Field(
-        default=None, description="Also write the result to this JSON file."
+        default=None, description="JSON file to write the result to, besides printing it."
     )
     csv_file: Path | None = Field(
-        default=None, description="Also write the result to this CSV file, a line per task."
+        default=None, description="CSV file to write the result to, one line per task."
     )
 
 
@@ -76,8 +82,8 @@ def _eval(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="mtrl-eval",
         allow_abbrev=False,
-        description="Judge a saved policy: each goal once, an episode counts as solved if the "
-        "success flag was set at any step.",
+        description="Evaluate a saved policy: one episode on each goal. An episode is successful "
+        "if the success flag was set at any step.",
     )
     parser.add_argument(
         "policy", metavar="RUN_OR_POLICY", help=EvalConfig.model_fields["policy"].description
@@ -89,15 +95,17 @@ def _eval(arguments: Sequence[str] | None) -> int:
     expect_writable("video", config.video, is_folder=True)
 
     if config.video is not None and config.benchmark is not None:
-        raise UsageError(f"video: expected tasks of Meta-World's, got {config.benchmark}")
+        raise UsageError(f"video: expected Meta-World tasks, got {config.benchmark}")
     if config.video is not None:
         from mtrl.evaluation.video import film, find_backend
 
         find_backend()  # says so at once if there is none
     from mtrl.evaluation.saved import evaluate_file
     from mtrl.folder import write_text
+    from mtrl.nets.trunks import import_trunks
 
-    outputs = {"video", "video_episodes", "camera", "json_file", "csv_file"}
+    import_trunks(config.imports)
+    outputs = {"imports", "video", "video_episodes", "camera", "json_file", "csv_file"}
     result, context = evaluate_file(**config.model_dump(exclude=outputs))
     print(result.table(), flush=True)
     if config.json_file is not None:

@@ -1,4 +1,4 @@
-"""`mtrl-export`: put a policy into a file to share."""
+"""`mtrl-export`: write a policy to a file to share."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from mtrl.errors import UsageError
 
 
 class ExportConfig(Section):
-    """What mtrl-export is asked for."""
+    """The options of mtrl-export."""
 
-    policy: Path = Field(description="Run folder, checkpoint, policy file or exported file.")
+    policy: Path = Field(description="Run folder, checkpoint, policy file, or exported file.")
     output: Path | None = Field(
         default=None,
-        description="File to write: NAME.safetensors for Policy.load and mtrl-eval, or NAME.pt2, a "
-        "program for torch.export.load that needs PyTorch (2.7 or newer) alone.",
+        description="File to write: NAME.safetensors for Policy.load and mtrl-eval, or NAME.pt2 "
+        "for torch.export.load, which needs only PyTorch 2.7 or newer.",
     )
-    card: bool = Field(default=False, description="Print what the policy is, as Markdown.")
+    imports: tuple[str, ...] = Field(
+        default=(),
+        description="Modules to import first, for the trunks that they register, or "
+        "'package.module:name' of a trunk; a policy file itself imports nothing.",
+    )
+    card: bool = Field(default=False, description="Print a model card of the policy as Markdown.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,13 +40,21 @@ def _export(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="mtrl-export",
         allow_abbrev=False,
-        description="Put what acting needs of a policy into one file, with where it comes from, "
-        "its figures, and a checksum.",
+        description="Write a policy to one file: its actor, its configuration, the results of its "
+        "evaluation, package versions, and a checksum.",
     )
     help_of = {name: field.description for name, field in ExportConfig.model_fields.items()}
     parser.add_argument("policy", metavar="RUN_OR_POLICY", help=help_of["policy"])
     parser.add_argument(
         "-o", "--output", metavar="FILE", default=argparse.SUPPRESS, help=help_of["output"]
+    )
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        nargs="+",
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help=help_of["imports"],
     )
     parser.add_argument("--card", action="store_true", help=help_of["card"])
     config = validate(ExportConfig, parser.parse(arguments))
@@ -49,8 +62,10 @@ def _export(arguments: Sequence[str] | None) -> int:
         raise UsageError("output: expected -o FILE or --card, got neither")
     expect_writable("output", config.output)
 
+    from mtrl.nets.trunks import import_trunks
     from mtrl.policy.export import card, export_policy
 
+    import_trunks(config.imports)
     if config.output is not None:
         export_policy(config.policy, config.output)
     if config.card:

@@ -1,4 +1,4 @@
-"""`mtrl-plot`: look at runs, and compare them."""
+"""`mtrl-plot`: plot and compare training runs."""
 
 from __future__ import annotations
 
@@ -15,44 +15,45 @@ from mtrl.errors import UsageError
 
 
 class PlotConfig(Section):
-    """What mtrl-plot is asked for."""
+    """The options of mtrl-plot."""
 
     runs: tuple[Path, ...] = Field(
-        description="Run folders; those that differ in nothing but the seed are one method. Those "
-        "without an evaluation yet are skipped."
+        description="Run folders. Runs that differ only in the seed count as one method; runs "
+        "without an evaluation are skipped."
     )
-    out: Path = Field(description="Folder for figures and table; made if missing.")
+    out: Path = Field(description="Folder for the figures and the table, created if missing.")
     formats: tuple[typing.Literal["png", "pdf", "svg"], ...] = Field(
         default=("png", "pdf"), min_length=1, description="File formats of the figures."
     )
     score: typing.Literal["success_rate", "return"] | None = Field(
         default=None,
-        description="What is compared; default: success rates if every task has one, else returns. "
-        "'success_rate' takes only the tasks that have one.",
+        description="Score to compare (default: success rate if every task has one, else return). "
+        "'success_rate' leaves out tasks without a success rate.",
     )
     x: typing.Literal["steps", "updates", "hours"] = Field(
-        default="steps", description="What curves are drawn over."
+        default="steps", description="Horizontal axis of the learning curves."
     )
     group_by: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="Fields of the configuration that make a method, instead of all but the seed "
-        "and what does not change an update.",
+        description="Configuration fields that distinguish methods (default: all fields that "
+        "change an update, without the seed).",
     )
     labels: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="Other names for methods, each as OLD=NEW: pcgrad=PCGrad. OLD is the name a "
-        "method would have, or the folder of one of its runs, or a glob: 'runs/mt10_cpu_*=CPU'.",
+        description="Labels of methods, each as OLD=NEW: pcgrad=PCGrad. OLD is the default label, "
+        "the folder of a run, or a glob of run folders: 'runs/mt10_cpu_*=CPU'.",
     )
     bootstrap: typing.Literal["stratified", "runs"] = Field(
         default="stratified",
-        description="What 95% intervals resample: 'stratified', runs within each task (Agarwal et "
-        "al. 2021); 'runs', whole runs, because one policy learned all tasks of a run.",
+        description="Bootstrap of the 95% intervals: 'stratified' resamples runs within each task "
+        "(Agarwal et al. 2021); 'runs' resamples whole runs, whose tasks share one policy.",
     )
     cosine: Path | None = Field(
         default=None,
-        description="Draw how the tasks' gradients conflict over this run.",
+        description="Run folder whose gradient conflicts to plot: cosines between the tasks' "
+        "gradients over training.",
     )
 
 

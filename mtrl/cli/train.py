@@ -46,15 +46,14 @@ def _train(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "--config",
         metavar="NAME|FILE",
-        help=f"Preset ({', '.join(presets.EXPECTED)}) or YAML file with the values that flags "
-        "change.",
+        help=f"Preset ({', '.join(presets.EXPECTED)}) or YAML file; flags override its values.",
     )
     parser.add_argument(
         "--resume",
         metavar="RUN_DIR",
-        help="Continue this run from its newest checkpoint with its own configuration; only "
-        "--total-timesteps and --max-runtime may be changed, and --benchmark say where its custom "
-        "tasks are now.",
+        help="Continue this run from its newest checkpoint with its own configuration. Only "
+        "--total-timesteps, --max-runtime and --max-restarts may be changed; --benchmark says "
+        "where custom tasks are, if they have moved.",
     )
     parser.add_argument(
         "--resume-if-exists",
@@ -81,7 +80,7 @@ def _train(arguments: Sequence[str] | None) -> int:
 
     found = _start(chosen, resolve_device(config.device).type)
     config, lines = presets.override(found.config, given)
-    note = "\n".join([str(found), *lines])
+    note = "\n".join([found.line(config), *lines])
     return _exit_code(train(config, note=note, resume_if_exists=may_exist))
 
 
@@ -91,15 +90,16 @@ def _resume(run_dir: Path, given: dict[str, Any], other: Any) -> Outcome:
     if others or other:
         flag = others[0] if others else "resume_if_exists" if other is True else "config"
         raise UsageError(
-            "resume: expected no flag but --total-timesteps, --max-runtime and --benchmark beside "
-            f"it, got --{FLAGS.get(flag, flag).replace('_', '-')}"
+            "resume: expected no flag but --total-timesteps, --max-runtime, --max-restarts and "
+            f"--benchmark beside it, got --{FLAGS.get(flag, flag).replace('_', '-')}"
         )
     config = validate(TrainConfig, given)
     from mtrl.training.run import resume
 
     # Where custom tasks are to be found now, if it is not where the run had them from.
     benchmark = check_names(config) if "benchmark" in given else None
-    return resume(run_dir, config.total_timesteps, config.max_runtime, benchmark=benchmark)
+    changes = {name: config.flat()[name] for name in MAY_CHANGE if name in given}
+    return resume(run_dir, **changes, benchmark=benchmark)
 
 
 def _exit_code(outcome: Outcome) -> int:

@@ -26,6 +26,12 @@ EXPECTED = {
 """How long a run takes, where it has been measured."""
 
 
+SAME_TIME = frozenset(
+    "seed device run_dir imports surgery max_runtime max_restarts checkpoint_every".split()
+)
+"""Fields that hardly change how long a run takes."""
+
+
 BEST = {
     ("mt10", "cpu"): "mt10_cpu",
     ("mt10", "cuda"): "mt10",
@@ -46,10 +52,13 @@ class Start(NamedTuple):
     name: str | None
     config: TrainConfig
 
-    def __str__(self) -> str:
-        """One line with its name and the time a run takes."""
+    def line(self, changed: TrainConfig) -> str:
+        """One line with its name, and the time a run takes unless `changed` takes another."""
+        before, after = self.config.flat(), changed.flat()
+        is_as_timed = all(after[name] == before[name] for name in before.keys() - SAME_TIME)
         expected = EXPECTED.get(self.name or "")
-        return f"configuration: {self.name or 'defaults'}" + (f" ({expected})" if expected else "")
+        shown = f" ({expected})" if expected and is_as_timed else ""
+        return f"configuration: {self.name or 'defaults'}{shown}"
 
 
 SPECIFIC = {

@@ -1,4 +1,4 @@
-"""The sections of a configuration: networks, learner, simulator. Every field states its unit.
+"""The sections of a configuration that learn: networks and learner. Every field states its unit.
 
 Imports neither torch nor MuJoCo, so that `--help` answers at once.
 """
@@ -21,11 +21,15 @@ class AgentConfig(Section):
         description="'multi': one linear head per task; 'single': one head for all tasks, which "
         "the task one-hot in the input tells apart.",
     )
-    trunk: Literal["mlp", "residual"] = Field(
+    trunk: str = Field(
         default="mlp",
-        description="'mlp': fully connected layers with ReLU; 'residual': one layer, then residual "
-        "blocks of two layers.",
+        description="Architecture of the trunk: 'mlp', 'residual', 'film', 'soft-modules', "
+        "'moore', 'care', 'paco'; a name that a module of 'imports' registers; or "
+        "'package.module:name', a torch.nn.Module from observations to features. Options follow "
+        "in brackets: 'moore(experts=4)'.",
     )
+    actor_trunk: str | None = Field(default=None, description="The actor's (default: trunk).")
+    critic_trunk: str | None = Field(default=None, description="The critics' (default: trunk).")
     hidden_sizes: tuple[PositiveInt, ...] = Field(
         default=(400, 400, 400),
         min_length=1,
@@ -76,7 +80,8 @@ class AgentConfig(Section):
     @model_validator(mode="after")
     def _blocks_add_up(self) -> AgentConfig:
         for name in ("hidden_sizes", "actor_hidden_sizes", "critic_hidden_sizes"):
-            if self.trunk == "residual" and len(set(getattr(self, name) or (1,))) > 1:
+            trunk = getattr(self, name.replace("hidden_sizes", "trunk")) or self.trunk
+            if trunk == "residual" and len(set(getattr(self, name) or (1,))) > 1:
                 raise PydanticCustomError(
                     "widths", f"{name}: expected one width throughout a residual trunk"
                 )
@@ -213,41 +218,3 @@ class LearnerConfig(Section):
         if self.return_memory is not None and self.return_scale is None:
             raise PydanticCustomError("memory", "return_memory: expected return_scale with it")
         return self
-
-
-class EnvironmentConfig(Section):
-    """The simulator."""
-
-    horizon: int | None = Field(
-        default=None,
-        gt=0,
-        description="Episode length at which an episode is truncated [environment steps] "
-        "(default: 500, Meta-World's limit; custom environments end their episodes themselves).",
-    )
-    simulator: Literal["auto", "metaworld", "envpool"] = Field(
-        default="auto",
-        description="Simulator for training: 'metaworld', the reference; 'envpool', a faster port, "
-        "for tasks on which it agrees with the reference; 'auto': EnvPool if it is installed and "
-        "a task agrees, else the reference. Evaluation always uses the reference.",
-    )
-    native_tasks: tuple[str, ...] = Field(
-        default=(),
-        description="Tasks to run on EnvPool whether or not it agrees with the reference.",
-    )
-    envs_per_task: int = Field(
-        default=1,
-        gt=0,
-        description="Environments of each task, stepped in parallel; they share the task's goals.",
-    )
-    workers: int | None = Field(
-        default=None,
-        gt=0,
-        description="Simulator processes (default: one per processor core, at most one per "
-        "environment). Results do not depend on their number.",
-    )
-    max_restarts: int = Field(
-        default=10,
-        ge=0,
-        description="Failures of simulator processes (crash, hang, NaN) to recover from before the "
-        "run stops.",
-    )

@@ -15,17 +15,18 @@ This module imports neither torch nor MuJoCo, so that `--help` answers at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_origin
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from mtrl.config import yaml12
+from mtrl.config.environment import MAX_PROCESSES
+from mtrl.config.environment import EnvironmentConfig as EnvironmentConfig
 from mtrl.config.schedule import MAX_COUNT
 from mtrl.config.schedule import Schedule as Schedule
 from mtrl.config.section import Section, validate
 from mtrl.config.sections import AgentConfig as AgentConfig
-from mtrl.config.sections import EnvironmentConfig as EnvironmentConfig
 from mtrl.config.sections import LearnerConfig as LearnerConfig
 from mtrl.errors import UsageError, one_line
 
@@ -134,6 +135,7 @@ class TrainConfig(Section):
     threads: int | None = Field(
         default=None,
         gt=0,
+        le=MAX_PROCESSES,
         description="CPU threads of PyTorch (default: found in the first updates by timing whole "
         "steps, simulators included). Another number rounds differently: give it for a run that is "
         "to repeat another to the bit.",
@@ -165,7 +167,8 @@ class TrainConfig(Section):
         found = dict(tree)
         for section, field in cls.model_fields.items():
             model = field.annotation
-            if not (isinstance(model, type) and issubclass(model, Section)):
+            # On Python 3.10 `tuple[str, ...]` is an instance of `type`, too.
+            if get_origin(model) or not (isinstance(model, type) and issubclass(model, Section)):
                 continue
             given = {name: found.pop(name) for name in model.model_fields if name in found}
             inside = found.get(section, {})
@@ -196,6 +199,11 @@ class TrainConfig(Section):
             )
         copies = self.environment.envs_per_task
         capacity = self.learner.buffer_size // copies * copies  # whole vector steps
+        if not capacity:
+            raise UsageError(
+                f"envs_per_task: expected at most buffer_size ({self.learner.buffer_size}), got "
+                f"{copies}"
+            )
         stored = min(schedule.learning_starts // n_tasks, capacity)
         if self.learner.batch_size > stored:
             raise UsageError(
@@ -216,7 +224,8 @@ class TrainConfig(Section):
         try:
             tree = yaml12.load(Path(path).read_text(encoding="utf-8"))
         except Exception as error:  # a hostile text makes the parser raise anything
-            raise UsageError(f"config: cannot read {path}: {one_line(error)}") from None
+            reason = one_line(error).replace(' in "<unicode string>", line', " in line")
+            raise UsageError(f"config: cannot read {path}: {reason}") from None
         return validate(cls, {} if tree is None else tree, source=f"{path}: ")
 
     def flat(self) -> dict[str, Any]:

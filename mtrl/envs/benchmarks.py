@@ -164,7 +164,7 @@ def _imported(name: str) -> Benchmark:
         benchmark = found() if not isinstance(found, Benchmark) and callable(found) else found
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise UsageError(
             f"benchmark: {name} failed: {type(error).__name__}: {one_line(error)} "

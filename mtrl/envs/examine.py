@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from types import FrameType
 from typing import NoReturn
 
 import cloudpickle
@@ -12,6 +18,7 @@ from gymnasium.spaces import Box
 
 from mtrl.envs.benchmarks import Benchmark, EnvFactory
 from mtrl.envs.custom import CustomTask
+from mtrl.envs.processes import START_TIMEOUT
 from mtrl.envs.worker import NotFinite, expect_finite
 from mtrl.errors import UsageError, one_line
 
@@ -44,47 +51,87 @@ def examined(benchmark: Benchmark) -> Benchmark:
     return replace(benchmark, spaces=first)
 
 
+class _Hangs(BaseException):
+    """An environment has not answered in time; not an Exception, which it might catch."""
+
+
+@contextmanager
+def _clock() -> Iterator[Callable[[], object]]:
+    """Raise `_Hangs` inside if the function it yields is not called again within `START_TIMEOUT`.
+
+    By a signal, which Python delivers to the main thread alone, and between its own instructions or
+    in a system call: an endless loop in C code is not interrupted.
+    """
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        yield int
+        return
+
+    def ring(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Hangs
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        yield partial(signal.setitimer, signal.ITIMER_REAL, START_TIMEOUT)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def _play(task: str, make: EnvFactory, success_key: str | None) -> tuple[Box, Box]:
     doing = "making it"
     env = None
     try:
-        env = CustomTask(task, make, success_key)
-        actions, size = np.random.default_rng(0), env.spaces[1].shape
-        played, problem = 0, ""
-        for episode in range(RESETS):
-            doing = "reset"
-            observation, _ = env.reset(seed=0, options={"episode": episode})
-            try:
-                expect_finite("a reset's observation", observation)
-            except NotFinite as error:  # now and then it may happen: the row begins anew
-                problem = str(error)
-                continue
-            doing, played = "step", played + 1
-            for _ in range(STEPS):
-                _, _, terminated, truncated, _ = env.step(actions.uniform(-1, 1, size))
-                if terminated or truncated:
+        with _clock() as begin:
+            begin()
+            env = CustomTask(task, make, success_key)
+            actions, size = np.random.default_rng(0), env.spaces[1].shape
+            played, problem = 0, ""
+            for episode in range(RESETS):
+                doing = "reset"
+                begin()
+                observation, _ = env.reset(seed=0, options={"episode": episode})
+                try:
+                    expect_finite("a reset's observation", observation)
+                except NotFinite as error:  # now and then it may happen: the row begins anew
+                    problem = str(error)
+                    continue
+                doing, played = "step", played + 1
+                for _ in range(STEPS):
+                    begin()
+                    _, _, terminated, truncated, _ = env.step(actions.uniform(-1, 1, size))
+                    if terminated or truncated:
+                        break
+                if played == EPISODES:
                     break
-            if played == EPISODES:
-                break
-        if not played:
-            raise UsageError(f"expected finite observations, but {problem} at each of {RESETS}")
-        doing = "close"
-        env.close()
+            if not played:
+                raise UsageError(f"expected finite observations, but {problem} at each of {RESETS}")
+            doing = "close"
+            begin()
+            env.close()
         doing = "sending it to another process (cloudpickle)"
         cloudpickle.dumps(make)
         return env.spaces
-    except Exception as error:
-        _refuse(task, doing, error)
-    finally:
+    except (Exception, SystemExit, _Hangs) as error:
         if env is not None and doing in ("reset", "step"):
-            env.close()
+            _close(env)
+        _refuse(task, doing, error)
 
 
-def _refuse(task: str, doing: str, error: Exception) -> NoReturn:
+def _close(env: CustomTask) -> None:
+    """After a failure, of which the user is told, and not of others that follow from it."""
+    with suppress(Exception, SystemExit, _Hangs), _clock() as begin:
+        begin()
+        env.close()
+
+
+def _refuse(task: str, doing: str, error: BaseException) -> NoReturn:
     if isinstance(error, UsageError):
         raise UsageError(f"benchmark: task {task!r}: {error}") from None
-    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, _Hangs):
+        last, what = where[-2], f"no answer for {START_TIMEOUT:.0f} s"  # -1: of the signal
+    else:
+        last, what = where[-1], f"{type(error).__name__}: {one_line(error)}"
     raise UsageError(
-        f"benchmark: task {task!r} failed at {doing}: {type(error).__name__}: {one_line(error)} "
-        f"({last.filename}, line {last.lineno})"
+        f"benchmark: task {task!r} failed at {doing}: {what} ({last.filename}, line {last.lineno})"
     ) from error

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
 
-from mtrl.config.sections import EnvironmentConfig
+from mtrl.config.environment import EnvironmentConfig
 from mtrl.envs.benchmarks import Benchmark
 from mtrl.errors import UsageError, unknown
 

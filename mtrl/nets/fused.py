@@ -146,7 +146,7 @@ def _backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         at_inputs = multiply(rows, w.mT).view(n_networks, n_tasks, n_rows, -1)
     if by_weight and ctx.by_task:  # a sum for each task over its own rows
         each = (n_networks * n_tasks, n_rows, -1)
-        at_weight = torch.bmm(x.reshape(each).mT, rows.view(each)).view(
+        at_weight = torch.bmm(x.reshape(each).mT, rows.reshape(each)).view(
             n_networks, n_tasks, -1, width
         )
     elif by_weight:

@@ -46,8 +46,8 @@ def critic_problem(
             config.gamma,
         )
     inputs = torch.cat([batch.observations, batch.actions], -1)
-    parts = compiled(agent.critics.trunk), compiled(critic_loss), inputs, (agent.value, target)
-    return _problem(agent.critics, *parts, config.gradient_engine, precision)
+    parts = compiled(critic_loss), inputs, (agent.value, target)
+    return _problem(agent.critics, *parts, config.gradient_engine, precision, compiled)
 
 
 def actor_problem(
@@ -66,19 +66,18 @@ def actor_problem(
         critics: The agent's, where they are folded already.
     """
     targets = (critics or agent.critics.folded(), agent.value, batch.observations, noise, alpha)
-    parts = compiled(agent.actor.trunk), compiled(actor_loss), batch.observations, targets
-    return _problem(agent.actor, *parts, config.gradient_engine, precision)
+    parts = compiled(actor_loss), batch.observations, targets
+    return _problem(agent.actor, *parts, config.gradient_engine, precision, compiled)
 
 
 def _problem(
     networks: MultiTaskNetworks,
-    trunk: Callable[..., Tensor],
     loss: TaskLoss,
     inputs: Tensor,
     targets: tuple[Any, ...],
-    *how: str,
+    *how: Any,
 ) -> StackedProblem:
     shared, per_task = networks.named()
     return StackedProblem(
-        trunk, loss, shared, per_task, inputs[None], targets, networks.rotation, *how
+        networks.trunk, loss, shared, per_task, inputs[None], targets, networks.rotation, *how
     )

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from mtrl.config.sections import LearnerConfig
 from mtrl.surgery.gradients import FeatureGradients, Gradients, Problem, at_least_float32
@@ -98,8 +99,8 @@ class GramianSurgery(Surgery):
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
         """Gramians `[N, T, T]` of N networks to weights `[N, T]`, without leaving the device."""
 
+    @override
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
-        """See `Surgery`."""
         found = problem.task_gradients()
         gramian = found.gramian()
         # A solver may raise on what is not finite, and is given the Gramian of equal gradients. The
@@ -125,7 +126,7 @@ class FeatureSurgery(Surgery):
             found: With `losses` and `norms`, `[N, T]`, and `means`, `[N, T, d]`.
         """
 
+    @override
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
-        """See `Surgery`."""
         found = problem.features()
         return found.weighted(self.weights(problem.tasks, found))

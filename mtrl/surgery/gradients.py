@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from mtrl.nets.networks import Parameters
+from mtrl.nets.params import Parameters
 from mtrl.nets.precision import full_float32
 
 if TYPE_CHECKING:
@@ -83,20 +84,20 @@ class Jacobian(TaskGradients):
 
     shared: dict[str, Tensor]
 
+    @override
     def gramian(self) -> Tensor:
-        """See `TaskGradients`."""
         return gramian(self.shared)
 
+    @override
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
-        """See `TaskGradients`."""
         return combine(weights, self.shared)
 
+    @override
     def along(self, direction: Parameters) -> Tensor:
-        """See `TaskGradients`."""
         return along(self.shared, direction)
 
+    @override
     def products(self, other: Self) -> Tensor:
-        """See `TaskGradients`."""
         return products(self.shared, other.shared)
 
 

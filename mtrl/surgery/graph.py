@@ -223,14 +223,15 @@ def _walk(tensors: list[Tensor]) -> Iterator[tuple[Any, int]]:
 
 def _below(features: list[Tensor]) -> tuple[list[Tensor], set[str]]:
     """The leaves under the features, and the names of all kinds of nodes."""
-    nodes = list(dict.fromkeys(z.grad_fn for z in features))
+    nodes: list[Any] = list(dict.fromkeys(z.grad_fn for z in features if z.grad_fn is not None))
     seen = set(nodes)
     for node in nodes:  # grows meanwhile
-        for parent, _ in node.next_functions:  # type: ignore[union-attr]
+        for parent, _ in node.next_functions:
             if parent is not None and parent not in seen:
                 seen.add(parent)
                 nodes.append(parent)
     names = [type(node).__name__ for node in nodes]
     pairs = zip(nodes, names, strict=True)
-    leaves = [node.variable for node, name in pairs if name == "AccumulateGrad"]  # type: ignore[union-attr]
-    return leaves, set(names)
+    leaves = [node.variable for node, name in pairs if name == "AccumulateGrad"]
+    bare = [z for z in features if z.grad_fn is None]  # parameters that are features themselves
+    return bare + leaves, set(names)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mtrl.config.surgery import check as check_surgery
 from mtrl.config.train import TrainConfig, shown
+from mtrl.config.trunks import check as check_trunk
 from mtrl.errors import UsageError, import_attribute
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from mtrl.envs.benchmarks import Benchmark
     from mtrl.sac.agent import MTSAC
+
+SIMULATOR_MEMORY = 20 * 2**20
+"""The least that an environment of Meta-World takes [bytes]: 20 to 34 MiB were measured."""
 
 LONGEST_TEMPORARY_FOLDER = 75
 """What a socket's address, of at most 107 bytes, leaves of the folder it is in [bytes]."""
@@ -33,6 +37,10 @@ def check_names(config: TrainConfig, benchmark: Benchmark | None = None) -> Benc
     for spec in (learner.surgery, learner.actor_surgery, learner.critic_surgery):
         if spec is not None:
             check_surgery(spec)
+    agent = config.agent
+    for spec in (agent.trunk, agent.actor_trunk, agent.critic_trunk):
+        if spec is not None:
+            check_trunk(spec)
     from mtrl.envs.benchmarks import get_benchmark  # brings a simulator
 
     return get_benchmark(config.benchmark, config.tasks) if benchmark is None else benchmark
@@ -129,9 +137,13 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.dev
     import torch
 
     from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE
+    from mtrl.nets.trunks import load_trunk
     from mtrl.sac.agent import MTSAC
     from mtrl.surgery import get_surgery
 
+    for spec in (config.agent.trunk, config.agent.actor_trunk, config.agent.critic_trunk):
+        if spec is not None:
+            load_trunk(spec)
     learner = config.learner
     surgeries = {
         "actor": get_surgery(learner.actor_surgery or learner.surgery, learner),
@@ -154,6 +166,7 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.dev
             f"{shown(config.agent.hidden_sizes)}"
         ) from None
     _check_memory(config, agent, device)
+    _check_simulators(config, benchmark)
 
 
 def _check_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> None:
@@ -178,4 +191,24 @@ def _check_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> No
         raise UsageError(
             f"buffer_size: expected at most the {fits:,} transitions per task that "
             f"{memory / 2**30:,.1f} GiB of memory hold, got {config.learner.buffer_size:,}"
+        )
+
+
+def _check_simulators(config: TrainConfig, benchmark: Benchmark) -> None:
+    """Compare the memory of Meta-World's reference environments with all the machine has."""
+    import torch
+
+    from mtrl.devices import total_memory
+    from mtrl.envs.parity import choose_simulators
+
+    memory = total_memory(torch.device("cpu"))
+    n_tasks = choose_simulators(benchmark, config.environment).by_task.count("metaworld")
+    if memory is None or not n_tasks:
+        return
+    fits = memory // (n_tasks * SIMULATOR_MEMORY)
+    if config.environment.envs_per_task > fits:
+        raise UsageError(
+            f"envs_per_task: expected at most the {fits:,} environments of each of {n_tasks} tasks "
+            f"that {memory / 2**30:,.1f} GiB of memory hold, got "
+            f"{config.environment.envs_per_task:,}"
         )

@@ -23,6 +23,11 @@ class Outcome:
     evaluation: Evaluation | None
     signal: int | None = None
 
+    def __str__(self) -> str:
+        """The evaluation's table and the folder, for `print`."""
+        table = "" if self.evaluation is None else f"{self.evaluation}\n"
+        return f"{table}{self.run_dir}"
+
     def _repr_html_(self) -> str:
         """For notebooks: the folder and the evaluation's table."""
         table = "" if self.evaluation is None else self.evaluation._repr_html_()

@@ -14,7 +14,7 @@ from mtrl.config.train import TrainConfig, shown
 from mtrl.errors import RunError, UsageError, one_line
 from mtrl.folder import newest_or_none
 
-MAY_CHANGE = ("total_timesteps", "max_runtime")
+MAY_CHANGE = ("total_timesteps", "max_runtime", "max_restarts")
 """Fields that a resumed run may change."""
 
 

@@ -54,7 +54,7 @@ def train(
     _expect_main_guard()
     before = begun(config, benchmark is None) if resume_if_exists else None
     if before is not None:
-        changes = {name: getattr(config, name) for name in MAY_CHANGE}
+        changes = {name: config.flat()[name] for name in MAY_CHANGE}
         return _locked_resume(before, changes, benchmark, may_be_complete=True)
     benchmark, device, config = check(config, benchmark)
     made = make_folder(config, benchmark.name, resume_if_exists)
@@ -78,6 +78,8 @@ def resume(
     total_timesteps: int | None = None,
     max_runtime: float | None = None,
     benchmark: Benchmark | None = None,
+    *,
+    max_restarts: int | None = None,
 ) -> Outcome:
     """Go on with a run from its newest checkpoint.
 
@@ -87,13 +89,19 @@ def resume(
         max_runtime: Stop after so long [hours], instead of after what the run began with.
         benchmark: What `train` was given; default: what the run was trained on, imported from
             where its benchmark.json says.
+        max_restarts: How many more simulator processes may fail, instead of as many as the run
+            began with.
 
     Raises:
         UsageError: if there is nothing to go on from, or nothing left to do, or the benchmark
             cannot be imported.
     """
     _expect_main_guard()
-    changes = {"total_timesteps": total_timesteps, "max_runtime": max_runtime}
+    changes = {
+        "total_timesteps": total_timesteps,
+        "max_runtime": max_runtime,
+        "max_restarts": max_restarts,
+    }
     return _locked_resume(Path(run_dir).expanduser(), changes, benchmark)
 
 
@@ -114,15 +122,17 @@ def _locked_resume(
 def _resume(
     run_dir: Path, changes: dict[str, Any], benchmark: Benchmark | None, may_be_complete: bool
 ) -> Outcome:
-    config = TrainConfig.from_yaml(run_dir / "config.yaml")
+    before, given = TrainConfig.from_yaml(run_dir / "config.yaml"), benchmark
     changes = {name: value for name, value in changes.items() if value is not None}
     record = read_benchmark(run_dir)
     if record is not None:
         from mtrl.envs.record import benchmark_of, expect_tasks_of
 
-        given = benchmark
         benchmark = benchmark_of(record) if given is None else expect_tasks_of(record, given)
-    benchmark, device, config = check(config.model_copy(update=changes), benchmark)
+    benchmark, device, config = check(before.model_copy(update=changes), benchmark)
+    if given is None:  # the name in the record need not be one that a configuration takes
+        same = {"benchmark": before.benchmark, "tasks": before.tasks}
+        config = config.model_copy(update=same)
     from mtrl.training.checkpoint import load_newest
     from mtrl.training.trainer import Outcome
 

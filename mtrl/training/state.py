@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ from mtrl.config.train import TrainConfig
 from mtrl.envs.benchmarks import N_GOALS, Benchmark
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators
-from mtrl.errors import UsageError, one_line
+from mtrl.errors import RunError, UsageError, one_line
 from mtrl.evaluation.protocol import make_evaluation_env
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.sac.reward_scale import RewardScale
 from mtrl.sac.threads import ThreadChoice
+from mtrl.sac.watch import expect_finite
+from mtrl.training.checkpoint import keep_batch, what_is_left
 from mtrl.training.rollout import Collector
 
 
@@ -123,6 +126,21 @@ class RunState:
     def due(self, every: int) -> bool:
         """Whether the last vector step reached a multiple of so many steps; never if 0."""
         return every > 0 and self.steps // every > (self.steps - self.envs.num_envs) // every
+
+    def expect_numbers(self, run_dir: Path) -> None:
+        """Stop before a checkpoint or a log holds NaN or infinity.
+
+        Raises:
+            RunError: naming what is not finite; the batch it came from is kept in `run_dir`.
+        """
+        try:
+            self.learner.watch.expect_finite(self.benchmark.tasks, self.learner.updates)
+            expect_finite(self.agent.state_dict().items())
+        except RunError as error:
+            kept = keep_batch(run_dir, self.steps, self.learner.last_batch)
+            raise RunError(
+                f"{error}, noticed after {self.steps:,} steps{kept}. {what_is_left(run_dir)}"
+            ) from None
 
     def state_dict(self) -> dict[str, Any]:
         """Nested dictionaries of tensors, arrays and plain values."""

@@ -21,9 +21,8 @@ from mtrl.evaluation.protocol import evaluate_in
 from mtrl.evaluation.scores import Evaluation
 from mtrl.folder import FINAL, write_atomically, write_benchmark
 from mtrl.sac.diagnose import diagnose
-from mtrl.sac.watch import expect_finite
 from mtrl.training import report
-from mtrl.training.checkpoint import CheckpointWriter, keep_batch, what_is_left
+from mtrl.training.checkpoint import CheckpointWriter, what_is_left
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.logger import RunLogger
 from mtrl.training.outcome import Outcome as Outcome
@@ -102,9 +101,10 @@ class Trainer:
         try:
             self._loop()
             self._checkpoint()
-            evaluation = self._finish()
+            outcome = Outcome(self.run_dir, self._finish())
             self.checkpoints.wait()
-            return Outcome(self.run_dir, evaluation)
+            self.logger.say(str(outcome))
+            return outcome
         except _Stop:
             self._checkpoint()
             self.checkpoints.wait()
@@ -115,7 +115,7 @@ class Trainer:
             self._checkpoint()
             raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
         except FloatingPointError as error:
-            self._expect_numbers()  # which knows more about it
+            self.state.expect_numbers(self.run_dir)  # which knows more about it
             raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
 
     def close(self) -> None:
@@ -175,7 +175,7 @@ class Trainer:
     def _log(self) -> None:
         """Read numbers off the device, as only diagnoses and evaluations do besides."""
         state = self.state
-        self._expect_numbers()
+        state.expect_numbers(self.run_dir)
         lap = self.pace.lap(state.steps, state.learner.updates)
         self._fps = lap["time/fps"]
         self._left.training(state.steps, self.schedule.log_every, self._fps)
@@ -196,18 +196,6 @@ class Trainer:
         rollout = state.collector.statistics.values(state.envs.tells_success)
         left = self._left.seconds(state.steps)
         self.logger.progress(state.steps, self._fps, left, report.scores(rollout, state.score))
-
-    def _expect_numbers(self) -> None:
-        """Stop before a checkpoint or a log holds what is no number."""
-        state = self.state
-        try:
-            state.learner.watch.expect_finite(self.benchmark.tasks, state.learner.updates)
-            expect_finite(state.agent.state_dict().items())
-        except RunError as error:
-            kept = keep_batch(self.run_dir, state.steps, state.learner.last_batch)
-            raise RunError(
-                f"{error}, noticed after {state.steps:,} steps{kept}. {what_is_left(self.run_dir)}"
-            ) from None
 
     def _evaluate_on_the_way(self) -> None:
         self.state.evaluation_pending = True
@@ -249,11 +237,10 @@ class Trainer:
             seconds=round(state.elapsed, 1),
         )
         self.logger.finish()
-        self.logger.say(f"{result.table()}\n{self.run_dir}")
         return result
 
     def _checkpoint(self) -> None:
         state = self.state
-        self._expect_numbers()
+        state.expect_numbers(self.run_dir)
         description = yaml12.dump(state.agent.description() | state.description())
         self.checkpoints.save(state.steps, state.state_dict(), description)

@@ -26,6 +26,7 @@ from mtrl.analysis.conflicts import conflict_fraction, draw_conflicts
 from mtrl.analysis.cosines import read_cosines
 from mtrl.analysis.methods import differences, group
 from mtrl.analysis.runs import read_run
+from mtrl.analysis.statistics import curve
 from mtrl.analysis.style import COLUMN, TEXT, between, number
 from mtrl.analysis.tables import summarise
 from mtrl.cli.plot import main
@@ -40,10 +41,9 @@ TASKS = ("reach-v3", "push-v3", "button-press-topdown-wall-v3")
 
 
 def config(seed: int = 0, surgery: str = "none", **more: object) -> TrainConfig:
-    learner = {"surgery": surgery} | more.pop("learner", {})
-    tree = {"tasks": TASKS, "seed": seed, "learner": learner, "total_timesteps": 600_000}
     often = {"log_every": 20_000, "eval_every": 60_000, "diagnose_every": 60_000}
-    return TrainConfig.model_validate(tree | often | more)
+    tree = {"tasks": TASKS, "seed": seed, "surgery": surgery, "total_timesteps": 600_000}
+    return TrainConfig(**tree | often | more)
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +163,8 @@ def test_methods_are_named_by_what_differs(tmp_path):
         for name, settings in {
             "none_0": config(0),
             "none_1": config(1, total_timesteps=720_000, eval_every=90_000),
-            "pcgrad_0": config(0, "pcgrad", learner={"batch_size": 64}),
-            "wide_0": config(0, agent={"hidden_sizes": [512, 512]}),
+            "pcgrad_0": config(0, "pcgrad", batch_size=64),
+            "wide_0": config(0, hidden_sizes=(512, 512)),
         }.items()
     }
 
@@ -311,6 +311,38 @@ def test_the_score_can_be_chosen_and_is_one_for_all(runs, returns, tmp_path, cap
     assert "--score return compares both" in capsys.readouterr().err
     command = [str(runs / "none_0"), str(mixed), "--score", "return", "-o", str(tmp_path / "out")]
     assert main(command) == 0
+
+
+@pytest.mark.parametrize("late", [TASKS, TASKS[1:2]])
+def test_evaluations_before_a_task_told_its_success_are_missing_not_zero(late, tmp_path, capsys):
+    """A custom task is scored by its return until a step has the key; older rows have no rate."""
+    write_run(tmp_path / "before", config(0))
+    before = read_run(tmp_path / "before")
+    write_run(tmp_path / "run", config(0))
+    log = tmp_path / "run/progress.json"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    missing = [f"eval/success_rate/{task}" for task in late]
+    missing += ["eval/success_rate/mean"] if late == TASKS else []
+    for row in rows:
+        if row["time/total_timesteps"] <= 180_000:
+            for tag in missing:
+                row.pop(tag, None)
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = read_run(tmp_path / "run")
+    assert run.score == "success_rate" and run.tasks == TASKS
+    later = before.steps > 180_000
+    np.testing.assert_array_equal(run.steps, before.steps[later])
+    np.testing.assert_array_equal(run.scores, before.scores[later])
+    assert len(read_run(tmp_path / "run", "return").steps) == len(before.steps)
+    write_run(tmp_path / "other", config(1))
+    runs = [str(tmp_path / name) for name in ("run", "other")]
+    for x in ("steps", "updates", "hours"):
+        assert main([*runs, "--x", x, "-o", str(tmp_path / "out")]) == 0
+    # Where one seed alone has a rate, the curve is that seed's.
+    (method,) = group([read_run(Path(path)) for path in runs])
+    first = curve(method, *HOW)[0]
+    assert first.n_runs == 1
+    np.testing.assert_allclose(first.values[:3, 0], method.runs[1].scores[0])
 
 
 def test_a_notebook_shows_what_the_command_draws(runs, tmp_path):

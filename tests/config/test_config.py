@@ -124,7 +124,13 @@ def test_a_run_without_a_configuration_starts_from_the_best_for_its_device(monke
     assert train_main(["--tasks", "reach-v3", "--device", "cpu"]) == 2
     assert notes[0].startswith("configuration: mt10_cpu (")
     assert notes[1] == "configuration: defaults"
-    found, plain = started
+    assert train_main(["--config", "quickstart", "--total-timesteps", "1e9"]) == 2
+    assert train_main(["--config", "quickstart", "--seed", "4"]) == 2
+    assert notes[2:] == [
+        "configuration: quickstart",  # no time: it is that of the preset's own length
+        "configuration: quickstart (about ten minutes on two CPU cores)",
+    ]
+    found, plain, *_ = started
     learner = preset("mt10_cpu").learner.model_copy(update={"surgery": "pcgrad"})
     changes = {"device": "cpu", "learner": learner}
     assert found == preset("mt10_cpu").model_copy(update=changes)
@@ -225,10 +231,10 @@ def test_an_existing_run_folder_is_refused(tmp_path, capsys):
     [
         ("learner:\n  bach_size: 3\n", "key: unknown 'bach_size'; did you mean 'batch_size'"),
         ("lerner: {}\n", "key: unknown 'lerner'; did you mean 'learner'"),
-        ("learner: 3\n", "learner: input should be a valid dictionary"),
-        ("- 1\n", "the file: input should be a valid dictionary"),
+        ("learner: 3\n", "learner: input should be a mapping from fields to values"),
+        ("- 1\n", "the file: input should be a mapping from fields"),
         ("seed: [1\n", "cannot read"),
-        ("tasks: reach-v3\n", "tasks: input should be a valid tuple"),
+        ("tasks: reach-v3\n", "tasks: input should be a list of values, got 'reach-v3'"),
         ("seed: !!python/object/apply:os.getpid []\n", "cannot read"),
     ],
 )

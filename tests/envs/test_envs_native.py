@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3
 
-from mtrl.config.sections import EnvironmentConfig
+from mtrl.config.environment import EnvironmentConfig
 from mtrl.envs import native, parity
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.envs.make import make_vector_env

@@ -1,11 +1,12 @@
 """Custom environments as people write them: what is wrong is told, what is odd works."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 import warnings
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -248,6 +249,57 @@ def test_what_cannot_even_be_made_is_told_at_once():
     assert "failed at sending it to another process" in refused(lambda: (lock, Plain())[1])
     with pytest.raises(UsageError, match="expected a function that makes task 'a', got <"):
         Benchmark("odd", {"a": Plain()})  # type: ignore[dict-item]
+
+
+class Hangs(Plain):
+    """One of its methods never returns, and catches what it can."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.wait("init")
+
+    def wait(self, where):
+        while self.how == where:
+            with suppress(Exception):
+                time.sleep(60)
+
+    def reset(self, *, seed=None, options=None):
+        self.wait("reset")
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.wait("step")
+        return super().step(action)
+
+    def close(self):
+        self.wait("close")
+
+
+@pytest.mark.parametrize(
+    ("how", "doing"),
+    [("init", "making it"), ("reset", "reset"), ("step", "step"), ("close", "close")],
+)
+def test_an_environment_that_hangs_is_told_before_a_run(how, doing, monkeypatch):
+    monkeypatch.setattr("mtrl.envs.examine.START_TIMEOUT", 0.2)
+    before = signal.getsignal(signal.SIGALRM)
+    message = refused(partial(Hangs, how))
+    assert f"task 'a' failed at {doing}: no answer for 0 s (" in message
+    assert "test_odd_tasks.py, line " in message
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_an_environment_that_exits_or_fails_to_close_is_told():
+    """`sys.exit` would end the command in silence; the first error counts, not that of close()."""
+
+    class Exits(Plain):
+        def step(self, action):
+            sys.exit(0)
+
+        def close(self):
+            raise RuntimeError("there is nothing to close")
+
+    assert "task 'a' failed at step: SystemExit: 0 (" in refused(Exits)
 
 
 def _nan() -> gym.Env:

@@ -3,6 +3,8 @@
 import json
 import math
 import pickle
+from dataclasses import replace
+from xml.etree import ElementTree
 
 import gymnasium as gym
 import numpy as np
@@ -23,6 +25,7 @@ from mtrl.evaluation.play import act
 from mtrl.evaluation.protocol import _copies, evaluate, evaluate_in
 from mtrl.evaluation.scores import Evaluation
 from mtrl.policy.policy import Policy
+from mtrl.training.outcome import Outcome
 
 TASKS = ("reach-v3", "drawer-close-v3", "push-v3")
 SEED, EPISODES = 11, 8
@@ -187,6 +190,28 @@ def test_summary_in_closed_form():
     z, n, p = 1.959963985, 50, 0.5
     half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     assert (low, high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+
+
+def test_a_notebook_shows_a_table(tmp_path):
+    """Well-formed, with a row for each task; what has no value is a dash."""
+    result = replace(make_evaluation(), tells_success=np.arange(10) != 3)
+    outcome = Outcome(tmp_path / "a<b", result)
+    page = ElementTree.fromstring(f"<div>{outcome._repr_html_()}</div>")
+    assert page.findtext("code") == str(tmp_path / "a<b")
+    table = page.find("table")
+    assert table is not None
+    header, *rows = [[cell.text for cell in row] for row in table]
+    assert header == list(result.rows()[0])
+    assert [row[0] for row in rows] == list(result.tasks)
+    rate, steps = header.index("success_rate"), header.index("steps_to_success_mean")
+    assert [row[rate] for row in rows[:5]] == ["0.00", "0.10", "0.20", "–", "0.40"]
+    assert [row[steps] for row in rows[:4]] == ["–", "3.00", "5.50", "–"]
+    assert str(outcome).splitlines()[-1] == str(tmp_path / "a<b")
+    interrupted = Outcome(tmp_path / "x&y", None, 15)
+    assert interrupted._repr_html_() == f"<code>{tmp_path}/x&amp;y</code>"
+    assert str(interrupted) == str(tmp_path / "x&y")
+    odd = replace(result, tasks=("<script>", *result.tasks[1:]))
+    assert "<td>&lt;script&gt;</td>" in odd._repr_html_()
 
 
 def test_files_agree_with_each_other():

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mtrl import MTSAC, Policy, export_policy
+from mtrl.cli.eval import main as eval_main
 from mtrl.cli.export import main as export_main
 from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError
@@ -84,6 +85,20 @@ def test_an_exported_policy_acts_the_same_and_holds_no_critics(files, tmp_path):
     assert card(again) == card(exported) == card(saved)
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_no_rows_have_no_actions(files, deterministic):
+    for policy in (Policy.load(files[1]), MTSAC.load(files[0])):
+        for rows, task in (
+            (np.zeros((0, 39)), None),
+            (np.zeros((0, 41)), None),
+            (np.zeros((0, 39), np.float32), "push-v3"),
+        ):
+            found, state = policy.predict(rows, deterministic=deterministic, task=task)
+            assert found.shape == (0, 4) and found.dtype == np.float32 and state is None
+        with pytest.raises(ValueError, match=r"expected length 39, or 41 .* got shape \(0, 40\)"):
+            policy.predict(np.zeros((0, 40)))
+
+
 @pytest.mark.parametrize("heads", ["multi", "single"])
 @pytest.mark.parametrize("size", [None, 5])
 def test_rotations_are_folded_into_the_heads(heads, size, tmp_path):
@@ -98,7 +113,7 @@ def test_rotations_are_folded_into_the_heads(heads, size, tmp_path):
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="PyTorch 2.7 writes programs")
-def test_a_program_for_pytorch_alone(tmp_path):
+def test_a_program_for_pytorch_alone(tmp_path, monkeypatch, capsys):
     agents = {"multi": make_agent(), "single": make_agent("single"), "all": make_agent(**RECIPE)}
     for name, agent in agents.items():
         agent.save(tmp_path / "a.safetensors")
@@ -106,6 +121,12 @@ def test_a_program_for_pytorch_alone(tmp_path):
     rows = np.random.default_rng(1).normal(size=(7, 39))
     rows = np.concatenate([rows, np.eye(2)[np.arange(7) % 2]], 1)
     np.save(tmp_path / "rows.npy", rows.astype(np.float32))
+    for arguments in (["multi.pt2"], ["multi.pt2", "--tasks", "push-v3"]):
+        monkeypatch.chdir(tmp_path)
+        assert eval_main(arguments) == 2
+        error = capsys.readouterr().err
+        assert "got multi.pt2, an archive such as the programs (.pt2) that mtrl-export" in error
+        assert error.count("\n") == 1
     code = (
         "import sys, numpy as np, torch\n"
         "rows = torch.from_numpy(np.load('rows.npy'))\n"
@@ -227,6 +248,10 @@ BOMB = "a: &a [x,x]\nb: &b [*a,*a]\n" + "".join(
 HEADER = {"tasks": ["a"], "observation_size": 39, "action_size": 4, "agent": {"hidden_sizes": [8]}}
 
 
+def trunk_header(trunk: str) -> str:
+    return yaml.safe_dump(HEADER | {"agent": {"trunk": trunk}})
+
+
 @pytest.mark.parametrize("load", [Policy.load, MTSAC.load, card])
 @pytest.mark.parametrize(
     ("config", "message"),
@@ -236,13 +261,22 @@ HEADER = {"tasks": ["a"], "observation_size": 39, "action_size": 4, "agent": {"h
         ("[" * 30_000, "cannot read"),
         ("x: !!python/object/apply:os.system [touch pwned]", "could not determine a constructor"),
         ("x: !!int ''", "cannot read"),
-        ("- 1", "valid dictionary"),
+        ("- 1", "a mapping from fields to values"),
         # What this one asks for there would be: 1.6 GB, if it were laid out before it is compared.
         (yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [20_000] * 2}}), "does not hold what"),
         (yaml.safe_dump(HEADER | {"observation_size": 10**9}), "does not hold what its header"),
         (yaml.safe_dump(HEADER | {"observation_size": 10**30}), "does not hold what its header"),
-        (yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [10**6] * 9}}), "does not hold what"),
-        (yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [10**12] * 2}}), "does not hold what"),
+        (yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [10**6] * 9}}), "expected widths from"),
+        (
+            yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [10**12] * 2}}),
+            "expected widths from",
+        ),
+        (trunk_header("moore(experts=1000000)"), "expected experts from 1 to 256, got 1000000"),
+        (trunk_header("soft-modules(layers=10**9)"), "expected NAME or NAME(option=value, …)"),
+        (trunk_header("paco(sets=True)"), "expected sets from 1 to 256, got True"),
+        (trunk_header("mlp(widths='a')"), "expected widths of 1 to 256 layers"),
+        (trunk_header("mlp(" + "(" * 9_000), "trunk: expected NAME or NAME(option=value, …)"),
+        (trunk_header("os:system"), "trunk: unknown 'os:system'"),
         (yaml.safe_dump(HEADER | {"tasks": ["\x1b[2J"]}), "expected printable characters"),
         (yaml.safe_dump(HEADER | {"tasks": ["a\nb"]}), "expected printable characters"),
         (yaml.safe_dump(HEADER | {"evaluation": 3}), "evaluation"),
@@ -260,7 +294,7 @@ def test_hostile_headers(config, message, load, tmp_path, monkeypatch):
 def test_a_header_that_is_too_long(tmp_path):
     path = tmp_path / "long.safetensors"
     path.write_bytes((2**40).to_bytes(8, "little") + b"{" * 100)
-    assert "expected a header of at most" in refused(Policy.load, path)
+    assert "has a header of more than 16777216 bytes" in refused(Policy.load, path)
 
 
 def test_every_tensor_has_to_be_what_the_header_says(tmp_path):

@@ -11,6 +11,7 @@ from small_learner import make_batch
 from mtrl.config.sections import LearnerConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, fold, head
+from mtrl.nets.trunks import MLP
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import Batch
@@ -38,7 +39,7 @@ def random_rotations(*shape: int, size: int, seed: int = 0) -> torch.Tensor:
 def networks(size: int | None = None, rotate: bool = True) -> MultiTaskNetworks:
     generator = torch.Generator().manual_seed(0)
     made = MultiTaskNetworks(
-        N, T, IN, OUT, (7, D), multi_head=True, head_bound=1.0, generator=generator
+        N, T, IN, OUT, MLP((7, D)), multi_head=True, head_bound=1.0, generator=generator
     ).double()
     made.requires_grad_(False)
     if rotate:
@@ -191,7 +192,7 @@ def test_rotations_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="rotation_size: expected at most 8"):
         networks(size=9)
     single = MultiTaskNetworks(
-        1, T, IN, OUT, (7, D), multi_head=False, head_bound=1.0, generator=torch.Generator()
+        1, T, IN, OUT, MLP((7, D)), multi_head=False, head_bound=1.0, generator=torch.Generator()
     )
     with pytest.raises(UsageError, match="heads: expected 'multi'"):
         single.add_rotation()

@@ -99,6 +99,10 @@ def test_a_temporary_folder_too_long_for_sockets_is_told(monkeypatch, tmp_path, 
         (["--buffer-size", "1000000000000"], "buffer_size: expected at most the "),
         (["--hidden-sizes", "1000000", "1000000"], "agent: expected networks that fit in "),
         (["--hidden-sizes", "99999999999999999999"], "agent: expected networks that fit in mem"),
+        (["--threads", "100000"], "threads: input should be less than or equal to 1024, got"),
+        (["--workers", "100000"], "workers: input should be less than or equal to 1024, got"),
+        (["--envs-per-task", "10_000"], "envs_per_task: expected at most the "),
+        (["--envs-per-task", "1000", "--buffer-size", "10"], "envs_per_task: expected at most buf"),
         (["--critic-bins", "1e11"], "agent: expected networks that fit in "),
         (["--total-timesteps", "1e18"], "total_timesteps: input should be less than 10000000"),
     ],
@@ -136,7 +140,8 @@ def test_errors_come_before_pytorch():
 def test_resume_if_exists(tmp_path, capsys):
     """One command: it starts, goes on, leaves a complete run alone, and refuses another."""
     run_dir = tmp_path / "run"
-    again = [*FLAGS, "--device", "cpu", "--run-dir", str(run_dir), "--resume-if-exists"]
+    flags = ["--benchmark", "mt1:reach-v3", *FLAGS[2:], "--device", "cpu"]
+    again = [*flags, "--run-dir", str(run_dir), "--resume-if-exists"]
     run_dir.mkdir()
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     (tmp_path / "other" / "thesis.tex").write_text("")
@@ -151,6 +156,8 @@ def test_resume_if_exists(tmp_path, capsys):
     assert main([*again, "--max-runtime", "1"]) == 0
     assert "is complete with 120 steps" in capsys.readouterr().out
     assert (run_dir / "eval.json").read_bytes() == before
+    resumed = TrainConfig.from_yaml(run_dir / "config.yaml")
+    assert (resumed.benchmark, resumed.tasks) == ("mt1:reach-v3", None)
     assert main([*again, "--seed", "5"]) == 2
     assert "seed: expected 0, what the run in" in capsys.readouterr().err
     assert main([*FLAGS, "--resume-if-exists"]) == 2
