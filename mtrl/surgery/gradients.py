@@ -164,7 +164,9 @@ def gramian(gradients: Parameters) -> Tensor:
     with full_float32(device):
         if device.type != "cpu":
             return split_gramian(gradients)
-        products = [torch.bmm(rows, rows.mT) for value in gradients.values() for rows in _chunks(value)]
+        products = [
+            torch.bmm(rows, rows.mT) for value in gradients.values() for rows in _chunks(value)
+        ]
         return torch.stack(products).double().sum(0).to(products[0].dtype)
 
 
