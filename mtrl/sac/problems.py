@@ -47,7 +47,12 @@ def critic_problem(
         )
     inputs = torch.cat([batch.observations, batch.actions], -1)
     parts = compiled(critic_loss), inputs, (agent.value, target)
-    return _problem(agent.critics, *parts, config.gradient_engine, precision, compiled)
+    how: dict[str, Any] = {
+        "engine": config.gradient_engine,
+        "precision": precision,
+        "compiled": compiled,
+    }
+    return _problem(agent.critics, *parts, **how)
 
 
 def actor_problem(
@@ -67,7 +72,12 @@ def actor_problem(
     """
     targets = (critics or agent.critics.folded(), agent.value, batch.observations, noise, alpha)
     parts = compiled(actor_loss), batch.observations, targets
-    return _problem(agent.actor, *parts, config.gradient_engine, precision, compiled)
+    how: dict[str, Any] = {
+        "engine": config.gradient_engine,
+        "precision": precision,
+        "compiled": compiled,
+    }
+    return _problem(agent.actor, *parts, **how)
 
 
 def _problem(
@@ -75,9 +85,22 @@ def _problem(
     loss: TaskLoss,
     inputs: Tensor,
     targets: tuple[Any, ...],
-    *how: Any,
+    *,
+    engine: str,
+    precision: str,
+    compiled: Compiled,
 ) -> StackedProblem:
     shared, per_task = networks.named()
     return StackedProblem(
-        networks.trunk, loss, shared, per_task, inputs[None], targets, networks.rotation, *how
+        networks.trunk,
+        loss,
+        shared,
+        per_task,
+        inputs[None],
+        targets,
+        rotation=networks.rotation,
+        fixed=networks.fixed_inputs(),
+        engine=engine,
+        precision=precision,
+        compiled=compiled,
     )
