@@ -39,12 +39,17 @@ def import_attribute(field: str, name: str) -> Any:
         UsageError: if there is no such module or attribute, or importing it fails.
     """
     module, _, attributes = name.partition(":")
+    if not all(part.isidentifier() for part in module.split(".")) or module.endswith(".py"):
+        raise UsageError(
+            f"{field}: expected the name of a module as an import statement has it, such as "
+            f"package.module, got {module!r}"
+        )
     try:
         found = import_module(module)
         for attribute in filter(None, attributes.split(".")):
             found = getattr(found, attribute)
         return found
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         reason = one_line(error)
     except (Exception, SystemExit) as error:  # whatever a module does when it is imported
         last = traceback.extract_tb(error.__traceback__)[-1]

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mtrl.errors import RunError, UsageError, unknown
+
+_format_warning = warnings.formatwarning
 
 FLAGS = {"imports": "import", "json_file": "json", "csv_file": "csv"}
 """Flags whose word Python or pydantic keeps from being a field's name."""
@@ -115,7 +118,16 @@ def _surroundings() -> Iterator[None]:
     - Modules in the working directory can be imported, as with `python -m`.
     - Characters that the terminal's encoding lacks become question marks.
     - SIGTERM and a closed terminal interrupt as SIGINT does: what was begun is put in order.
+    - Standard streams that the caller has closed lead nowhere. Otherwise the next file that is
+      opened takes their number, and programs that are started write into it.
+    - Warnings of ours are one line without the code they come from.
     """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # the lowest number that is free is this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    warnings.formatwarning = _formatted
     unhandled, threading.excepthook = threading.excepthook, _unhandled
     path, sys.path = sys.path, [os.getcwd(), *sys.path]
     encodings = {}
@@ -132,11 +144,24 @@ def _surroundings() -> Iterator[None]:
         yield
     finally:
         threading.excepthook, sys.path = unhandled, path
+        warnings.formatwarning = _format_warning
         for stream, errors in encodings.items():
             if not stream.closed:
                 stream.reconfigure(errors=errors)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _formatted(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        return f"warning: {message}\n"
+    return _format_warning(message, category, filename, lineno, line)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -25,6 +25,13 @@ AnySection = TypeVar("AnySection", bound="Section")
 _SCIENTIFIC = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d{1,3}\s*")
 
 
+_PLAIN = {
+    "tuple_type": "input should be a list of values",
+    "model_type": "input should be a mapping from fields to values",
+}
+"""Pydantic's errors that speak of Python's types, in the words of YAML."""
+
+
 class Section(BaseModel):
     """Common behaviour of every part of the tree: immutable, no unknown keys."""
 
@@ -112,6 +119,7 @@ def validate(model: type[Model], tree: Any, source: str = "") -> Model:
             raise UsageError(source + unknown("key", path[-1], names)) from None
         name = ".".join(path) or "the file"
         message = first["msg"][0].lower() + first["msg"][1:]
+        message = _PLAIN.get(first["type"], message)
         raise UsageError(f"{source}{name}: {message}, got {_shown(first['input'])}") from None
 
 

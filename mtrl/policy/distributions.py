@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
-LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+LIMITS = LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 LOG_2PI = math.log(2 * math.pi)
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def squashed_gaussian(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,16 +31,26 @@ def squashed_gaussian(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Actions in (−1, 1), `[…, A]`, and log-probabilities, `[…]`.
     """
+    noise = noise.expand(*outputs.shape[:-1], -1)
     if not torch.is_grad_enabled():
         return _sample(outputs, noise)[:2]
     action, log_prob = _SquashedGaussian.apply(outputs, noise)
     return action, log_prob
 
 
-def _sample(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Actions, log-probabilities, and σ ε."""
+def _is_fused(outputs: Tensor) -> bool:
+    """Whether a kernel of ours makes the sample; torch.compile writes its own."""
+    return outputs.is_cuda and _HAS_TRITON and not torch.compiler.is_compiling()
+
+
+def _sample(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Actions, log-probabilities, and where it was formed σ ε."""
+    if _is_fused(outputs):
+        from mtrl.policy import gaussian_triton
+
+        return *gaussian_triton.sample(outputs.contiguous(), noise, LIMITS), None
     mean, log_std = outputs.chunk(2, -1)
-    log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+    log_std = log_std.clamp(*LIMITS)
     away = log_std.exp() * noise
     u = mean + away
     # Half of each action's log π, but for a constant: u + softplus(−2u) − (log σ + ½ ε²) / 2.
@@ -54,17 +66,22 @@ class _SquashedGaussian(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         action, log_prob, away = _sample(outputs, noise)
-        ctx.save_for_backward(outputs, action, away)
+        ctx.save_for_backward(outputs, noise, action, away)
         return action, log_prob
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, at_action: Tensor, at_log_prob: Tensor) -> tuple[Tensor, None]:
-        outputs, action, away = ctx.saved_tensors
-        by_log_prob = at_log_prob[..., None]
+        outputs, noise, action, away = ctx.saved_tensors
+        if away is None:
+            from mtrl.policy import gaussian_triton
+
+            given = outputs.contiguous(), noise, action
+            return gaussian_triton.derivative(*given, (at_action, at_log_prob), LIMITS), None
+        at_log_prob = at_log_prob[..., None]
         at_u = torch.ops.aten.tanh_backward(at_action, action)
-        at_u = at_u.addcmul_(by_log_prob, action, value=2)
-        at_log_std = torch.addcmul(-by_log_prob, at_u, away)
+        at_u = at_u.addcmul_(at_log_prob, action, value=2)
+        at_log_std = torch.addcmul(-at_log_prob, at_u, away)
         log_std = outputs.chunk(2, -1)[1]
-        at_log_std = torch.ops.aten.hardtanh_backward(at_log_std, log_std, LOG_STD_MIN, LOG_STD_MAX)
+        at_log_std = torch.ops.aten.hardtanh_backward(at_log_std, log_std, *LIMITS)
         return torch.cat([at_u, at_log_std], -1), None

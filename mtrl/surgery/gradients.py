@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.nets.params import Parameters
 from mtrl.nets.precision import full_float32
@@ -68,7 +69,8 @@ class TaskGradients(ABC):
 
     def weighted(self, weights: Tensor) -> Gradients:
         """Σ_t w_t g_t on what is shared; the mean loss's gradient on the tasks' own parameters."""
-        per_task = {name: value / weights.shape[-1] for name, value in self.per_task.items()}
+        means = torch._foreach_div(list(self.per_task.values()), weights.shape[-1])
+        per_task = dict(zip(self.per_task, means, strict=True))
         return Gradients(self.combine(weights), per_task, self.losses, self.auxiliary, weights)
 
 
@@ -82,20 +84,20 @@ class Jacobian(TaskGradients):
 
     shared: dict[str, Tensor]
 
+    @override
     def gramian(self) -> Tensor:
-        """See `TaskGradients`."""
         return gramian(self.shared)
 
+    @override
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
-        """See `TaskGradients`."""
         return combine(weights, self.shared)
 
+    @override
     def along(self, direction: Parameters) -> Tensor:
-        """See `TaskGradients`."""
         return along(self.shared, direction)
 
+    @override
     def products(self, other: Self) -> Tensor:
-        """See `TaskGradients`."""
         return products(self.shared, other.shared)
 
 
@@ -198,13 +200,12 @@ def equal_parts(length: int) -> int:
 def combine(weights: Tensor, gradients: Parameters) -> dict[str, Tensor]:
     """Σ_t w_t g_t for each parameter, `[N, …]`; weights `[N, T]`, gradients `[N, T, …]`."""
     with full_float32(weights.device):
-        sums = {
-            name: torch.cat([weights[:, None] @ rows for rows in _chunks(value)], -1)
-            for name, value in gradients.items()
-        }
-    return {
-        name: value.view(len(weights), *gradients[name].shape[2:]) for name, value in sums.items()
-    }
+        found = {}
+        for name, value in gradients.items():
+            sums = [weights[:, None] @ rows for rows in _chunks(value)]
+            whole = torch.cat(sums, -1) if len(sums) > 1 else sums[0]
+            found[name] = whole.view(len(weights), *value.shape[2:])
+    return found
 
 
 def along(gradients: Parameters, direction: Parameters) -> Tensor:

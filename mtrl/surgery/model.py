@@ -109,7 +109,7 @@ class MultiTaskModel(nn.Module):
         return self
 
     def rotations(self) -> list[Tensor]:
-        """See `SurgeryTarget`."""
+        """R_k in front of each head, `[T, m, m]`, once they are added."""
         return [] if self.rotation is None else list(self.rotation)
 
     def forward(self, *inputs: Any, **keywords: Any) -> dict[str, Any]:

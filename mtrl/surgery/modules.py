@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.errors import UsageError
 from mtrl.surgery.gradients import (
@@ -71,11 +72,11 @@ class ModuleProblem:
         return mean_of_ranks(torch.stack(ordered)[None])
 
     def task_gradients(self) -> ModuleGradients:
-        """See `Problem`."""
+        """A gradient of its own for each task."""
         return ModuleGradients(self)
 
     def features(self) -> ModuleFeatures:
-        """See `Problem`."""
+        """What the tasks want of the features."""
         return ModuleFeatures(self)
 
     @cached_property
@@ -159,8 +160,8 @@ class ModuleGradients(TaskGradients):
 
     problem: ModuleProblem
 
+    @override
     def gramian(self) -> Tensor:
-        """See `TaskGradients`."""
         for crossing in self.problem.crossings:
             if crossing.hidden:
                 raise UsageError(
@@ -171,18 +172,18 @@ class ModuleGradients(TaskGradients):
         self.problem.seen = mean_of_ranks(found.to(self.problem.device))
         return self.problem.seen
 
+    @override
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
-        """See `TaskGradients`."""
         found = self.problem.jacobian.combined(weights[0])
         return {self.problem.names[p]: value[None] for p, value in found.items()}
 
+    @override
     def along(self, direction: Parameters) -> Tensor:
-        """See `TaskGradients`."""
         here = {key: direction[name][0] for key, name in self.problem.names.items()}
         return self._with([here] * len(self.problem.tasks))
 
+    @override
     def products(self, other: Self) -> Tensor:
-        """See `TaskGradients`."""
         return self._with([other.problem.rows.get(task, {}) for task in self.problem.tasks])
 
     def _with(self, others: list[Row]) -> Tensor:
@@ -205,27 +206,25 @@ class ModuleFeatures(FeatureGradients):
     def __init__(self, problem: ModuleProblem) -> None:
         self.problem = problem
 
+    @override
     @property
     def losses(self) -> Tensor:
-        """See `FeatureGradients`."""
         return self.problem.losses
 
     @cached_property
     def norms(self) -> Tensor:
-        """See `FeatureGradients`; of the batch of all processes together."""
+        """‖G_k‖, `[1, T]`, over the batch of all processes together."""
         squares = [
-            torch.stack([torch.linalg.vector_norm(at_least_float32(g)) for g in found])
-            .square()
-            .sum()
-            if (found := self._of(task))
-            else torch.zeros((), device=self.problem.device)
+            added(torch.linalg.vector_norm(at_least_float32(g)).square() for g in self._of(task))
             for task in self.problem.tasks
         ]
-        return (mean_of_ranks(torch.stack(squares)[None]) / world_size()).sqrt()
+        zero = torch.zeros((), device=self.problem.device)  # of a task that other ranks have
+        found = torch.stack([zero if square is None else square for square in squares])
+        return (mean_of_ranks(found[None]) / world_size()).sqrt()
 
+    @override
     @cached_property
     def means(self) -> Tensor:
-        """See `FeatureGradients`."""
         means = {
             task: torch.cat([at_least_float32(g.flatten(0, -2)) for g in found]).mean(0)
             for task in self.problem.tasks
@@ -235,8 +234,8 @@ class ModuleFeatures(FeatureGradients):
         rows = torch.stack([means.get(task, zero) for task in self.problem.tasks])
         return mean_of_ranks(rows[None]) / world_size()
 
+    @override
     def mean(self) -> Gradients:
-        """See `FeatureGradients`."""
         n = len(self.problem.tasks)
         return self.weighted(torch.full((1, n), 1 / n, device=self.problem.device))
 

@@ -89,7 +89,7 @@ class Surgeon:
         return [features.replaced(tensors) for tensors in found]
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """See `MultiTaskModel.total`."""
+        """The sum of the tasks' losses, in whose backward surgery knows each."""
         self._check(losses)
         names = [task for task in self.model.heads if task in losses and losses[task].requires_grad]
         if not names:

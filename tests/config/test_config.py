@@ -231,10 +231,10 @@ def test_an_existing_run_folder_is_refused(tmp_path, capsys):
     [
         ("learner:\n  bach_size: 3\n", "key: unknown 'bach_size'; did you mean 'batch_size'"),
         ("lerner: {}\n", "key: unknown 'lerner'; did you mean 'learner'"),
-        ("learner: 3\n", "learner: input should be a valid dictionary"),
-        ("- 1\n", "the file: input should be a valid dictionary"),
+        ("learner: 3\n", "learner: input should be a mapping from fields to values"),
+        ("- 1\n", "the file: input should be a mapping from fields"),
         ("seed: [1\n", "cannot read"),
-        ("tasks: reach-v3\n", "tasks: input should be a valid tuple"),
+        ("tasks: reach-v3\n", "tasks: input should be a list of values, got 'reach-v3'"),
         ("seed: !!python/object/apply:os.getpid []\n", "cannot read"),
     ],
 )

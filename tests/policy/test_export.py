@@ -261,7 +261,7 @@ def trunk_header(trunk: str) -> str:
         ("[" * 30_000, "cannot read"),
         ("x: !!python/object/apply:os.system [touch pwned]", "could not determine a constructor"),
         ("x: !!int ''", "cannot read"),
-        ("- 1", "valid dictionary"),
+        ("- 1", "a mapping from fields to values"),
         # What this one asks for there would be: 1.6 GB, if it were laid out before it is compared.
         (yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [20_000] * 2}}), "does not hold what"),
         (yaml.safe_dump(HEADER | {"observation_size": 10**9}), "does not hold what its header"),

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 
+from mtrl.cli.flags import run
 from mtrl.config.train import Schedule
 from mtrl.errors import UsageError, import_attribute
 from mtrl.folder import STEP, read_rows
+from mtrl.training import report
 from mtrl.training.console import Bar, say
 from mtrl.training.pace import TimeLeft, shown
 from mtrl.training.report import scores
@@ -85,6 +88,27 @@ def test_a_run_in_an_encoding_that_lacks_characters(encoding, tmp_path):
     assert "- mine" in (tmp_path / "run" / "config.yaml").read_text()
 
 
+def test_a_run_whose_streams_are_closed(tmp_path):
+    """As some schedulers and daemons start programs; a warning is not lost on anybody, either."""
+    command = " ".join([f"{PROGRAM[0]} -c '{PROGRAM[2]}'", *FLAGS, "--run-dir run <&- >&- 2>&-"])
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, timeout=120, check=False)
+    assert done.returncode == 0 and (tmp_path / "run" / "eval.json").exists()
+
+
+def test_warnings_of_ours_are_one_line(capsys):
+    def warn(arguments):
+        warnings.warn_explicit("not this code", UserWarning, report.__file__, 3)
+        warnings.warn_explicit("this place", UserWarning, "/theirs.py", 3)
+        return 0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = warnings._showwarning_orig  # type: ignore[attr-defined]
+        assert run("mtrl-train", warn, None) == 0
+    ours, theirs = capsys.readouterr().err.splitlines()
+    assert ours == "warning: not this code" and theirs == "/theirs.py:3: UserWarning: this place"
+
+
 def test_an_installed_packages_method(tmp_path):
     """By an entry point of the group `mtrl.surgery`."""
     (tmp_path / "theirs.py").write_text(MODULE.replace('@register("equal")', ""))
@@ -108,6 +132,12 @@ def test_importing_changes_no_search_path(tmp_path, monkeypatch):
     assert import_attribute("surgery", "math:pi") > 3
     with pytest.raises(UsageError, match=r"ZeroDivisionError: .*faulty\.py, line 1"):
         import_attribute("imports", "faulty")
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(UsageError, match=r"imports: cannot import 'leaves': SystemExit: 0 \(/.*"):
+        import_attribute("imports", "leaves")
+    for name in ("./faulty.py", "faulty.py:x", "", ":x", ".faulty:x", "a b:x"):
+        with pytest.raises(UsageError, match="imports: expected the name of a module as an import"):
+            import_attribute("imports", name)
     assert sys.path == before
 
 

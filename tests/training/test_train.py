@@ -164,7 +164,7 @@ def test_runs_are_drawn_from_their_own_files(finished, tmp_path, capsys):
     assert tasks == TASKS
     events = EventAccumulator(str(run_dir)).Reload()
     for network in ("actor", "critic1", "critic2"):
-        assert (tmp_path / f"cosines_{network}.svg").exists()
+        assert (tmp_path / f"cosines_{network}.pdf").exists()
         logged = events.Scalars(f"surgery/{network}/conflict_fraction")
         assert [event.step for event in logged] == steps.tolist()
         fractions = conflict_fraction(cosines[network])

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from typing_extensions import override
 
 from mtrl.config.sections import LearnerConfig
 from mtrl.errors import expect
@@ -88,14 +89,14 @@ class RotoGrad(Surgery):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.exponentials: Sequence[MatrixExponential] = ()
 
+    @override
     @classmethod
     def from_config(cls, config: LearnerConfig, **options: Any) -> Surgery:
-        """See `Surgery`."""
         names = ("rotation_lr", "rotation_decay", "rotation_size", "rotation_step")
         return cls(**{name: getattr(config, name) for name in names} | options)
 
+    @override
     def prepare(self, networks: SurgeryTarget) -> None:
-        """See `Surgery`."""
         zeros = zeros_like_tasks(networks)
         # On the parameters' device, or a captured update would count on the host: once for ever.
         self.updates = self.updates.to(zeros.device)
@@ -106,8 +107,8 @@ class RotoGrad(Surgery):
                 modules = nn.ModuleList(MatrixExponential(r) for r in networks.rotations())
                 self.exponentials = cast(Sequence[MatrixExponential], modules)
 
+    @override
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
-        """See `Surgery`."""
         found = problem.features()
         gradients = found.weighted(self.weights(problem.tasks, found.norms))
         if self.rotates:  # after the backward, which needs R_k as it was in the forward
