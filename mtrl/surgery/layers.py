@@ -6,7 +6,8 @@ A linear layer's weight gradient of task t is D_tᵀ X: X `[B, in]` is the layer
 
     ⟨g_s, g_t⟩ = Σ (X Xᵀ) ∘ (D_s D_tᵀ) = ⟨D_s, X Xᵀ D_t⟩,        Σ_t w_t g_t = (Σ_t w_t D_t)ᵀ X,
 
-so no weight gradient is formed but the one that the optimiser gets. Where the T gradients cost less than these products, they are left to autograd.
+so no weight gradient is formed but the one that the optimiser gets. Where the T gradients
+cost less than these products, they are left to autograd.
 
 Layers are found in the autograd graph, not among modules: what a graph does not show to be the only
 use of a weight, by a layer of a known kind, is left to autograd.
