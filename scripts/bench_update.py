@@ -3,6 +3,7 @@
     python scripts/bench_update.py [--quick] [--json FILE] [--device cuda] [--precision fp32]
                                    [--tasks 1 10 50] [--width 400] [--compile]
                                    [--config mt10_cpu] [--threads 1 2] [--clock cpu]
+                                   [--trunk moore paco]
 
 All variants take turns within one loop, so that a machine that slows down slows all of them; what
 counts are the ratios of the medians. An update is: next action, target, two critics forward and
@@ -13,7 +14,8 @@ TorchJD is left out where it is not installed.
 
 With `--config`, a preset or a file, the networks, the batch, the number of tasks and, unless one is
 asked for, the precision are its own; the methods are measured against each other and against the
-products of these shapes alone. With `--threads`, all of it once for each number.
+products of these shapes alone. With `--trunk`, PCGrad on these trunks alone, of their papers' sizes
+unless `--width` is given. With `--threads`, all of it once for each number.
 
 Ratios are called by what is divided, `pcgrad/none`, but `ours/sb3`, which is how many times as many
 updates per second as Stable-Baselines3 ours makes. `-fp32` is ours in the precision in which the
@@ -82,6 +84,14 @@ class Bench:
             held += sum(tensor.nbytes for tensor in (*method.buffers(), *networks.rotations()))
             if forms and isinstance(method, GramianSurgery):
                 held += self.case.n_tasks * sum(p.nbytes for p in networks.shared.values())
+            elif isinstance(method, GramianSurgery):  # of composed layers one set for each task
+                for layer in networks.trunk.layers.values():
+                    if layer.composed and layer.experts:
+                        held += (
+                            self.case.n_tasks
+                            * networks.shared[layer.weight].nbytes
+                            // layer.experts
+                        )
         self.mib.setdefault(surgery, held / 2**20)
         return self.graph(learner, partial(learner.update, self.batch, self.noise))
 
@@ -112,6 +122,9 @@ class Bench:
     def run(self) -> None:
         """Measure all."""
         n_tasks, device = self.case.n_tasks, self.case.device
+        if self.case.trunk != "mlp":
+            self.compete(60, {"pcgrad": self.update("pcgrad")})
+            return
         several = ("rotograd", "rotograd-scale", "rotograd-rotate") if n_tasks > 1 else ()
         first = ("pcgrad", *several)
         case = self.case
@@ -181,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, nargs="+", default=[WIDTH], metavar="W")
     parser.add_argument("--compile", action="store_true", help="ours by torch.compile")
     parser.add_argument("--config", metavar="C", help="a preset or a file, in place of sizes")
+    parser.add_argument("--trunk", nargs="+", metavar="NAME", help="PCGrad on these trunks alone")
     parser.add_argument("--threads", type=int, nargs="+", metavar="N", help="default: torch's own")
     parser.add_argument(
         "--clock", default="wall", choices=CLOCKS, help="the process's own time, for one thread"
@@ -195,6 +209,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if config is not None:
         n_tasks = len(get_benchmark(config.benchmark, config.tasks).tasks)
         cases = {Path(given.config).stem: Case(n_tasks, WIDTH, *how)}
+    elif given.trunk:
+        cases = {
+            f"mt{n}/{trunk}": Case(n, width, *how, trunk)
+            for width in given.width
+            for n in given.tasks
+            for trunk in given.trunk
+        }
     else:
         cases = {
             f"mt{n_tasks}" + (f"/w{width}" if width != WIDTH else ""): Case(n_tasks, width, *how)

@@ -29,6 +29,7 @@ class Case:
     precision: str = "fp32"
     compile: bool = False
     config: TrainConfig | None = None
+    trunk: str = "mlp"
 
     @property
     def rows(self) -> int:
@@ -37,7 +38,7 @@ class Case:
 
     def agent(self) -> MTSAC:
         """Ours at these sizes."""
-        config = AgentConfig(hidden_sizes=(self.width,) * DEPTH)
+        config = AgentConfig(trunk=self.trunk, hidden_sizes=(self.width,) * DEPTH)
         if self.config is not None:
             config = self.config.agent
         tasks = tuple(f"task-{t}" for t in range(self.n_tasks))
@@ -80,5 +81,5 @@ class Case:
     def critics(self, learner: Learner, batch: Batch, noise: Tensor) -> StackedProblem:
         """What the learner's critics minimise on this batch."""
         alpha = learner.agent.log_alpha.exp()
-        arguments = (learner.agent, learner.config, batch, noise[0], alpha)
-        return critic_problem(*arguments, learner.precision)
+        how: Any = {"noise": noise[0], "alpha": alpha, "precision": learner.precision}
+        return critic_problem(learner.agent, learner.config, batch, **how)

@@ -116,6 +116,17 @@ def one_thread():
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("surgery", "most"), [("none", 205), ("pcgrad", 440), ("rotograd", 420)])
+def test_an_update_takes_no_more_operations_than_it_did(surgery, most, scripts):
+    """At ten tasks of the published networks, a batch's drawing included."""
+    counting, cases = scripts("count_operations"), scripts("cases")
+    case = cases.Case(10)
+    learner, replay = case.learner(surgery), case.full_replay(200)
+    found = counting.operations_of(lambda: learner.step(replay))
+    assert most - 20 < found.counts.total() <= most
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_bench_update(scripts, tmp_path, monkeypatch, capsys):
     bench, timing = scripts("bench_update"), scripts("timing")
     monkeypatch.setattr(timing, "WARM_UP", {"cpu": 0})
@@ -341,6 +352,13 @@ def test_a_run_that_fails_is_told_and_does_not_stop_the_others(scripts, tmp_path
         trials.train_all(queue, tmp_path / "kept", tmp_path / "runs", 1)
     assert [path.parent.name for path in tmp_path.glob("kept/*/eval.csv")] == ["good_seed_0"]
     assert (tmp_path / "kept/good_seed_0/run.json").exists()
+
+
+def test_the_conflicts_table_is_of_its_data(scripts, request):
+    conflicts, found = scripts("conflicts"), request.config.rootpath / "results/conflicts"
+    stored = json.loads((found / "conflicts.json").read_text(encoding="utf-8"))
+    rows = [conflicts.Row(**row) for row in stored]
+    assert conflicts.table(rows) + "\n" == (found / "table.md").read_text(encoding="utf-8")
 
 
 def test_which_pairs_conflict_in_the_mean_is_a_t_test(scripts):

@@ -21,7 +21,8 @@ NOT_THE_METHOD = frozenset(
 """Fields that do not change what an update does. Task sets are compared by their tasks."""
 
 NAMED_FIRST = (
-    "surgery actor_surgery critic_surgery trunk heads hidden_sizes gradient_steps batch_size"
+    "surgery actor_surgery critic_surgery trunk actor_trunk critic_trunk heads hidden_sizes "
+    "gradient_steps batch_size"
 ).split()
 """Fields a method is named by where others tell it apart as well."""
 

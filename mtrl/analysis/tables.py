@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """See `summarise`."""
+    """Methods in columns, scores in rows; `summarise` makes it."""
 
     methods: tuple[str, ...]
     rows: tuple[Row, ...]

@@ -32,6 +32,11 @@ class EvalConfig(Section):
         description="Benchmark of custom tasks, as package.module:attribute (default: the one that "
         "the run folder records).",
     )
+    imports: tuple[str, ...] = Field(
+        default=(),
+        description="Modules to import first, for the trunks that they register, or "
+        "'package.module:name' of a trunk; a policy file itself imports nothing.",
+    )
     seed: int | None = Field(
         default=None,
         ge=0,
@@ -97,8 +102,10 @@ def _eval(arguments: Sequence[str] | None) -> int:
         find_backend()  # says so at once if there is none
     from mtrl.evaluation.saved import evaluate_file
     from mtrl.folder import write_text
+    from mtrl.nets.trunks import import_trunks
 
-    outputs = {"video", "video_episodes", "camera", "json_file", "csv_file"}
+    import_trunks(config.imports)
+    outputs = {"imports", "video", "video_episodes", "camera", "json_file", "csv_file"}
     result, context = evaluate_file(**config.model_dump(exclude=outputs))
     print(result.table(), flush=True)
     if config.json_file is not None:

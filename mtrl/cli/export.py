@@ -23,6 +23,11 @@ class ExportConfig(Section):
         description="File to write: NAME.safetensors for Policy.load and mtrl-eval, or NAME.pt2 "
         "for torch.export.load, which needs only PyTorch 2.7 or newer.",
     )
+    imports: tuple[str, ...] = Field(
+        default=(),
+        description="Modules to import first, for the trunks that they register, or "
+        "'package.module:name' of a trunk; a policy file itself imports nothing.",
+    )
     card: bool = Field(default=False, description="Print a model card of the policy as Markdown.")
 
 
@@ -43,14 +48,24 @@ def _export(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "-o", "--output", metavar="FILE", default=argparse.SUPPRESS, help=help_of["output"]
     )
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        nargs="+",
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help=help_of["imports"],
+    )
     parser.add_argument("--card", action="store_true", help=help_of["card"])
     config = validate(ExportConfig, parser.parse(arguments))
     if config.output is None and not config.card:
         raise UsageError("output: expected -o FILE or --card, got neither")
     expect_writable("output", config.output)
 
+    from mtrl.nets.trunks import import_trunks
     from mtrl.policy.export import card, export_policy
 
+    import_trunks(config.imports)
     if config.output is not None:
         export_policy(config.policy, config.output)
     if config.card:

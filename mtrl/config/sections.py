@@ -21,11 +21,15 @@ class AgentConfig(Section):
         description="'multi': one linear head per task; 'single': one head for all tasks, which "
         "the task one-hot in the input tells apart.",
     )
-    trunk: Literal["mlp", "residual"] = Field(
+    trunk: str = Field(
         default="mlp",
-        description="'mlp': fully connected layers with ReLU; 'residual': one layer, then residual "
-        "blocks of two layers.",
+        description="Architecture of the trunk: 'mlp', 'residual', 'film', 'soft-modules', "
+        "'moore', 'care', 'paco'; a name that a module of 'imports' registers; or "
+        "'package.module:name', a torch.nn.Module from observations to features. Options follow "
+        "in brackets: 'moore(experts=4)'.",
     )
+    actor_trunk: str | None = Field(default=None, description="The actor's (default: trunk).")
+    critic_trunk: str | None = Field(default=None, description="The critics' (default: trunk).")
     hidden_sizes: tuple[PositiveInt, ...] = Field(
         default=(400, 400, 400),
         min_length=1,
@@ -76,7 +80,8 @@ class AgentConfig(Section):
     @model_validator(mode="after")
     def _blocks_add_up(self) -> AgentConfig:
         for name in ("hidden_sizes", "actor_hidden_sizes", "critic_hidden_sizes"):
-            if self.trunk == "residual" and len(set(getattr(self, name) or (1,))) > 1:
+            trunk = getattr(self, name.replace("hidden_sizes", "trunk")) or self.trunk
+            if trunk == "residual" and len(set(getattr(self, name) or (1,))) > 1:
                 raise PydanticCustomError(
                     "widths", f"{name}: expected one width throughout a residual trunk"
                 )

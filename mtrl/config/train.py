@@ -15,7 +15,7 @@ This module imports neither torch nor MuJoCo, so that `--help` answers at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_origin
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -167,7 +167,8 @@ class TrainConfig(Section):
         found = dict(tree)
         for section, field in cls.model_fields.items():
             model = field.annotation
-            if not (isinstance(model, type) and issubclass(model, Section)):
+            # On Python 3.10 `tuple[str, ...]` is an instance of `type`, too.
+            if get_origin(model) or not (isinstance(model, type) and issubclass(model, Section)):
                 continue
             given = {name: found.pop(name) for name in model.model_fields if name in found}
             inside = found.get(section, {})

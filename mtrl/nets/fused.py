@@ -146,7 +146,7 @@ def _backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         at_inputs = multiply(rows, w.mT).view(n_networks, n_tasks, n_rows, -1)
     if by_weight and ctx.by_task:  # a sum for each task over its own rows
         each = (n_networks * n_tasks, n_rows, -1)
-        at_weight = torch.bmm(x.reshape(each).mT, rows.view(each)).view(
+        at_weight = torch.bmm(x.reshape(each).mT, rows.reshape(each)).view(
             n_networks, n_tasks, -1, width
         )
     elif by_weight:
@@ -194,7 +194,7 @@ _constants: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
 def _ones_and_zeros(x: Tensor) -> tuple[Tensor, Tensor]:
     """A factor and a shift for LayerNorm that do nothing, in at least float32."""
-    key = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
+    key = x.shape[-1], torch.float64 if x.dtype == torch.float64 else torch.float32
     if type(x) is not Tensor or torch.compiler.is_compiling():  # not to be kept: traced
         return x.new_ones(key[0], dtype=key[1]), x.new_zeros(key[0], dtype=key[1])
     if key not in _constants:
@@ -213,6 +213,6 @@ def _bias_gradient(d: Tensor, ndim: int) -> Tensor:
 
 def _transposed_product(rows: Tensor, at_output: Tensor) -> Tensor:
     """Xᵀ D; for a thin D as (Dᵀ X)ᵀ, which the CPU's library does six times as fast."""
-    if at_output.shape[-1] <= 8:
+    if at_output.shape[-1] <= 8 and not rows.is_cuda:
         return torch.bmm(at_output.mT, rows).mT
     return torch.bmm(rows.mT, at_output)

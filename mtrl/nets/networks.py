@@ -6,92 +6,48 @@ Then come the tasks and the samples of a task: `[N, T, B, …]`. Weights are sto
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from mtrl.errors import UsageError
-from mtrl.nets.fused import layer
 from mtrl.nets.linear import own_linear, own_product, shared_linear
+from mtrl.nets.params import Build, Layer, Parameters, Params, Record
 from mtrl.nets.precision import float32_products, full_float32
-
-Parameters = Mapping[str, Tensor]
-"""By name: shared ones `[N, …]`, per-task ones `[N, T, …]`."""
+from mtrl.nets.trunks.base import Trunk
 
 
-@dataclass(frozen=True)
-class Trunk:
-    """From inputs to the features z.
-
-    The task enters as the bias of the first layer. That is the layer on [inputs, one-hot] without
-    multiplying by zeros: row t of the bias is the one-hot's column t, plus the layer's own bias.
-    With a learned embedding of the task, it is the layer on [inputs, embedding / its norm].
-
-    Deviation from LayerNorm (Ba et al. 2016): no factor and no shift are learned after it; the bias
-    before it and the weights behind it do their work.
+@dataclass(frozen=True, eq=False)
+class TrunkFunction:
+    """A trunk as a function of parameters by name.
 
     Args:
-        layer_norm: Whether a layer's outputs are normalised before ReLU.
-        residual: Whether layers after the first come in pairs that are added to what they are
-            given, x + W₂ relu(W₁ x), each W x normalised if there is LayerNorm: BroNet (Nauman et
-            al. 2024, arXiv 2405.16158, section 3). Otherwise they are layers with ReLU in a row.
+        trunk: What it computes.
+        layers: What it declared; see `Build`.
     """
 
-    layer_norm: bool = False
-    residual: bool = False
+    trunk: Trunk
+    layers: Mapping[str, Layer]
 
     def __call__(
         self,
         shared: Parameters,
         per_task: Parameters,
         inputs: Tensor,
-        tape: dict[str, Tensor] | None = None,
+        record: Record | None = None,
     ) -> Tensor:
         """The features, `[N, T, B, d]`.
 
         Args:
-            shared: Parameters all tasks share; see `shared_linear`.
+            shared: Parameters all tasks share, `[N, …]`, or views of them `[N, T, …]`.
             per_task: The tasks' own.
             inputs: `[N, T, B, in]`, or `[1, T, B, in]` for all networks.
-            tape: Given one, writes down each weight's inputs under its name.
+            record: See `Record`.
         """
-        parameters = {**shared, **per_task}
-        if "embedding" in per_task:
-            parameters["bias0"] = _with_task(parameters)
-
-        def numbered(number: int, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
-            weight = f"weight{number}"
-            if tape is not None:
-                tape[weight] = inputs
-            relu, bias = residual is None, parameters[f"bias{number}"]
-            norm = self.layer_norm
-            return layer(inputs, shared[weight], bias, norm=norm, relu=relu, residual=residual)
-
-        n_layers = sum(name.startswith("weight") for name in shared)
-        hidden = numbered(0, inputs)
-        if self.residual:
-            for first in range(1, n_layers, 2):
-                hidden = numbered(first + 1, numbered(first, hidden), hidden)
-        else:
-            for number in range(1, n_layers):
-                hidden = numbered(number, hidden)
-        return hidden
-
-
-def _with_task(parameters: Parameters) -> Tensor:
-    """The first layer's bias with what the embeddings add, `[N, T, out]` or `[N, T, B, out]`."""
-    bias, weight = parameters["bias0"], parameters["task_weight"]
-    if weight.ndim == 3:  # not a view for each task
-        bias, weight = bias[:, None], weight[:, None]
-    directions = normalize(parameters["embedding"], dim=-1)
-    added = (directions[:, :, None] @ weight).squeeze(2)
-    return bias + (added if bias.ndim == 3 else added[:, :, None])
+        return self.trunk(Params(self.layers, shared, per_task, record), inputs)
 
 
 def head(shared: Parameters, per_task: Parameters, features: Tensor) -> Tensor:
@@ -137,7 +93,7 @@ def rotate(rotation: Tensor, features: Tensor) -> Tensor:
 class Function(NamedTuple):
     """Networks as a function of their inputs, with these parameters."""
 
-    trunk: Trunk
+    trunk: TrunkFunction
     shared: Parameters
     per_task: Parameters
 
@@ -150,16 +106,15 @@ class MultiTaskNetworks(nn.Module):
     """N networks of one shape for T tasks, their parameters split by who owns them.
 
     `shared` holds the trunk, and the head if there is a single one: `[N, …]`, subject to surgery.
-    `per_task` holds the first layer's bias, or an embedding of the task, and with several heads
-    each task's head: `[N, T, …]`, never touched by surgery. `rotation` is `[N, T, m, m]` where a
-    method puts one between trunk and heads, and is no parameter: no loss trains it.
+    `per_task` holds what of the trunk is a task's own, such as the one-hot's column, and with
+    several heads each task's head: `[N, T, …]`, never touched by surgery. `rotation` is
+    `[N, T, m, m]` where a method puts one between trunk and heads, and is no parameter: no loss
+    trains it.
 
-    Weights are He-uniform with zero bias; the head is uniform in ± `head_bound`; embeddings have
-    random directions.
+    The trunk's parameters begin as it says; the head is uniform in ± `head_bound`.
 
     Args:
-        trunk: How layers follow each other.
-        embedding_size: Tell tasks apart by learned embeddings of this size, instead of one-hots.
+        trunk: From inputs to features; sizes it leaves open become its paper's for T tasks.
     """
 
     def __init__(
@@ -168,50 +123,33 @@ class MultiTaskNetworks(nn.Module):
         n_tasks: int,
         n_inputs: int,
         n_outputs: int,
-        hidden_sizes: Sequence[int],
+        trunk: Trunk,
         *,
         multi_head: bool,
         head_bound: float,
         generator: torch.Generator,
-        trunk: Trunk | None = None,
-        embedding_size: int | None = None,
     ) -> None:
         super().__init__()
         self.n_networks, self.n_tasks = n_networks, n_tasks
-        self.trunk = trunk or Trunk()
-
-        def uniform(bound: float, *shape: int) -> Tensor:
-            return torch.empty(n_networks, *shape).uniform_(-bound, bound, generator=generator)
-
-        n_blocks = 2 if self.trunk.residual else 1
-        widths = [hidden_sizes[0], *(w for w in hidden_sizes[1:] for _ in range(n_blocks))]
-        # The one-hot counts as inputs of the first layer, as it does where it is concatenated.
-        first = math.sqrt(6 / (n_inputs + (embedding_size or n_tasks)))
-        shared = {"weight0": uniform(first, n_inputs, widths[0])}
-        if embedding_size is None:
-            per_task = {"bias0": uniform(first, n_tasks, widths[0])}
-        else:
-            shared["bias0"] = torch.zeros(n_networks, widths[0])
-            shared["task_weight"] = uniform(first, embedding_size, widths[0])
-            normal = torch.empty(n_networks, n_tasks, embedding_size).normal_(generator=generator)
-            per_task = {"embedding": normalize(normal, dim=-1)}
-        for number, (fan_in, width) in enumerate(pairwise(widths), start=1):
-            shared[f"weight{number}"] = uniform(math.sqrt(6 / fan_in), fan_in, width)
-            shared[f"bias{number}"] = torch.zeros(n_networks, width)
+        if not (multi_head or trunk.sees_task):
+            raise UsageError(
+                "heads: expected 'multi', a head per task, for a trunk that does not see the task"
+            )
+        make = Build(n_networks, n_tasks, generator)
+        trunk = trunk.for_tasks(n_tasks)
+        trunk.build(make, n_inputs)
+        self.trunk = TrunkFunction(trunk, make.layers)
+        self.n_features = trunk.n_features
+        shared, per_task = make.shared, make.own
         lead = (n_tasks,) if multi_head else ()
         (per_task if multi_head else shared).update(
-            head_weight=uniform(head_bound, *lead, hidden_sizes[-1], n_outputs),
-            head_bias=uniform(head_bound, *lead, n_outputs),
+            head_weight=make.uniform(head_bound, *lead, trunk.n_features, n_outputs),
+            head_bias=make.uniform(head_bound, *lead, n_outputs),
         )
         self.rotation: Tensor | None
         self.register_buffer("rotation", None)  # see `add_rotation`
         self.shared = nn.ParameterDict(shared)
         self.per_task = nn.ParameterDict(per_task)
-
-    @property
-    def n_features(self) -> int:
-        """d, the width of the trunk's output."""
-        return ({**self.shared, **self.per_task})["head_weight"].shape[-2]
 
     def add_rotation(self, size: int | None = None) -> None:
         """Put a rotation R_k between the trunk and the head of each task, the identity at first.

@@ -15,6 +15,8 @@ from mtrl.config import yaml12
 from mtrl.config.section import validate
 from mtrl.errors import UsageError, one_line
 from mtrl.folder import EXPORT_FORMAT, FINAL, find_policy, write_atomically
+from mtrl.nets.trunks import trunk_of
+from mtrl.nets.trunks.own import OwnModule
 from mtrl.policy.file import Figures, PolicyHeader, digest, short_number
 from mtrl.policy.policy import Policy
 
@@ -126,7 +128,8 @@ def _card(header: PolicyHeader) -> str:
         ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
     normalized = " The policy normalises them itself." if agent.normalize_observations else ""
-    sizes = agent.actor_hidden_sizes or agent.hidden_sizes
+    trunk = trunk_of(agent, "actor")
+    sizes = "" if isinstance(trunk, OwnModule) else f" of {' × '.join(map(str, trunk.widths))}"
     heads = "a head per task" if agent.heads == "multi" else "one head"
     lines = [
         f"# A policy for {len(tasks)} task{'s' * (len(tasks) > 1)}"
@@ -141,7 +144,7 @@ def _card(header: PolicyHeader) -> str:
         f"- Action: {header.action_size} numbers in [-1, 1].",
         "- Episode: "
         + (f"{header.horizon} steps." if header.horizon else "until the environment ends it."),
-        f"- Networks: {' × '.join(map(str, sizes))}, {heads}.",
+        f"- Networks: trunk `{agent.actor_trunk or agent.trunk}`{sizes}, {heads}.",
         f"- Tasks, in the one-hot's order: {', '.join(tasks)}.",
         "",
     ]

@@ -129,8 +129,10 @@ def open_policy(path: Path | str) -> Iterator[tuple[Any, PolicyHeader]]:
                 )
         with safe_open(path, "pt") as file:
             yield file, _read_header(file, str(path))
-    except UsageError:
-        raise
+    except UsageError as error:
+        if str(error).startswith("policy: "):
+            raise
+        raise UsageError(f"policy: {path}: {error}") from None  # of the trunk it names
     except (OSError, SafetensorError) as error:
         raise UsageError(f"policy: cannot read {path}: {one_line(error)}") from None
     except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError, unknown
-from mtrl.nets.networks import MultiTaskNetworks, Trunk
+from mtrl.nets.networks import MultiTaskNetworks
+from mtrl.nets.trunks import Trunk, trunk_of
 from mtrl.policy.distributions import squashed_gaussian
 from mtrl.policy.file import PREFIX, PolicyHeader, open_policy
 from mtrl.policy.normalizer import ObservationNormalizer
@@ -55,29 +56,26 @@ class Policy(nn.Module):
         self.tasks, self.config = tuple(tasks), config
         self.observation_size, self.action_size = observation_size, action_size
         self._generator = torch.Generator().manual_seed(seed)
-        sizes = config.actor_hidden_sizes
+        trunk = trunk_of(config, "actor")
         self.actor = self._make_networks(
-            1, observation_size, 2 * action_size, sizes, bound=ACTOR_HEAD_BOUND
+            1, observation_size, 2 * action_size, trunk, bound=ACTOR_HEAD_BOUND
         )
         self.normalizer = None
         if config.normalize_observations:
             self.normalizer = ObservationNormalizer(observation_size)
 
     def _make_networks(
-        self, count: int, inputs: int, outputs: int, sizes: tuple[int, ...] | None, *, bound: float
+        self, count: int, inputs: int, outputs: int, trunk: Trunk, *, bound: float
     ) -> MultiTaskNetworks:
-        config = self.config
         return MultiTaskNetworks(
             count,
             len(self.tasks),
             inputs,
             outputs,
-            sizes or config.hidden_sizes,
-            multi_head=config.heads == "multi",
+            trunk,
+            multi_head=self.config.heads == "multi",
             head_bound=bound,
             generator=self._generator,
-            trunk=Trunk(layer_norm=config.layer_norm, residual=config.trunk == "residual"),
-            embedding_size=config.task_embedding,
         ).requires_grad_(False)  # surgery differentiates with respect to views of its own
 
     def networks(self) -> dict[str, MultiTaskNetworks]:

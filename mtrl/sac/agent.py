@@ -15,6 +15,7 @@ from mtrl.config import yaml12
 from mtrl.config.sections import AgentConfig
 from mtrl.folder import POLICY_FORMAT
 from mtrl.nets.networks import MultiTaskNetworks
+from mtrl.nets.trunks import trunk_of
 from mtrl.policy.policy import Policy
 from mtrl.sac.values import CategoricalValue, ScalarValue, Value
 
@@ -40,8 +41,9 @@ class MTSAC(Policy):
         if config.critic_bins is not None:
             self.value = CategoricalValue(config.critic_bins, config.value_limit)
         inputs = observation_size + action_size
+        trunk = trunk_of(config, "critic")
         self.critics = self._make_networks(
-            2, inputs, self.value.n_outputs, config.critic_hidden_sizes, bound=CRITIC_HEAD_BOUND
+            2, inputs, self.value.n_outputs, trunk, bound=CRITIC_HEAD_BOUND
         )
         self.target_critics = copy.deepcopy(self.critics)
         initial = torch.full((len(tasks),), math.log(config.initial_temperature))

@@ -20,13 +20,16 @@ class FusedAdamW(torch.optim.AdamW):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step, of the parameters that have a gradient."""
+        groups = []
         for group in self.param_groups:
             rows = [self._row(p) for p in group["params"] if p.grad is not None]
-            if not rows:
-                continue
-            parameters, gradients, means, squares, steps = map(list, zip(*rows, strict=True))
-            with torch.no_grad():
-                torch._foreach_add_(steps, 1)
+            if rows:
+                groups.append((group, list(map(list, zip(*rows, strict=True)))))
+        if not groups:
+            return
+        with torch.no_grad():
+            torch._foreach_add_([step for _, (*_, steps) in groups for step in steps], 1)
+            for group, (parameters, gradients, means, squares, steps) in groups:
                 torch._fused_adamw_(
                     parameters,
                     gradients,
@@ -61,19 +64,14 @@ def make_optimizer(
             and temperatures do not.
         config: Step size, epsilon and decay.
     """
-    decays = {name: "weight" in name for name in parameters}
-    groups = [
-        {
-            "params": [p for name, p in parameters.items() if decays[name] is decay],
-            "weight_decay": config.weight_decay if decay else 0.0,
-        }
-        for decay in (True, False)
-    ]
-    device = next(iter(parameters.values())).device
+    decaying = [p for name, p in parameters.items() if "weight" in name]
+    others = [p for name, p in parameters.items() if "weight" not in name]
+    decay, device = config.weight_decay, next(iter(parameters.values())).device
+    groups = [(decaying, decay), (others, 0.0)] if decay else [([*decaying, *others], 0.0)]
     on_cuda = device.type == "cuda"
     rate = config.learning_rate
     return FusedAdamW(
-        [group for group in groups if group["params"]],
+        [{"params": group, "weight_decay": each} for group, each in groups if group],
         lr=torch.tensor(rate, device=device) if on_cuda else rate,  # a graph reads it anew
         eps=config.adam_epsilon,
         fused=True,
@@ -129,6 +127,7 @@ def clip_by_network_(gradients: list[Tensor], max_norm: float) -> None:
     networks = list(zip(*(gradient.unbind() for gradient in gradients), strict=True))
     norms = torch.stack(torch._foreach_norm([part for parts in networks for part in parts]))
     norms = torch.linalg.vector_norm(norms.view(len(networks), -1), dim=1)
-    scales = (max_norm / (norms + 1e-6)).clamp(max=1)
-    for parts, scale in zip(networks, scales, strict=True):
-        torch._foreach_mul_(parts, scale)
+    # (norm + 1e-6) / max_norm, as torch's clip_grad_norm_ has it.
+    excess = torch.rsub(norms, 1e-6 / max_norm, alpha=-1 / max_norm).clamp_(min=1)
+    for parts, factor in zip(networks, excess.unbind(), strict=True):
+        torch._foreach_div_(parts, factor)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import huber_loss
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class ScalarValue:
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """½ (Q − y)²: `[…, 1]` and `[…]` to `[…]`."""
-        return 0.5 * (self.mean(outputs) - target).square()
+        values = self.mean(outputs)
+        # Huber's loss that never turns linear: one operation each way.
+        return huber_loss(values, target.expand_as(values), reduction="none", delta=math.inf)
 
 
 @dataclass(frozen=True)

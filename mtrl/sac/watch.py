@@ -9,7 +9,6 @@ from torch import Tensor
 
 from mtrl.errors import RunError
 
-NEVER = 2**62
 DIVERGING = 1e6
 """A squared-error critic loss beyond this is of values beyond a thousand: no task pays that."""
 
@@ -24,14 +23,16 @@ class LossWatch:
 
     def __init__(self, losses: Sequence[str], n_tasks: int, device: torch.device) -> None:
         self.losses = tuple(losses)
-        self._first = torch.full((len(losses), n_tasks), NEVER, device=device)
-        self._update = torch.zeros((), dtype=torch.int64, device=device)
+        # Zero, until a loss that is not finite has turned it to NaN for ever.
+        self._zero = torch.zeros(len(losses), n_tasks, device=device)
+        self._finite = torch.zeros(len(losses), n_tasks, dtype=torch.int64, device=device)
+        self._updates = torch.zeros((), dtype=torch.int64, device=device)
 
     def note(self, *losses: Tensor) -> None:
         """After each update, its losses, each `[T]`; none of the host's numbers is used."""
-        self._update += 1
-        now = torch.where(torch.stack(losses).isfinite(), NEVER, self._update)
-        torch.minimum(self._first, now, out=self._first)
+        self._updates += 1
+        self._zero.add_(torch.stack(losses), alpha=0)
+        self._finite += self._zero == 0
 
     def expect_finite(self, tasks: Sequence[str], updates: int) -> None:
         """Wait for the device, and look.
@@ -42,11 +43,11 @@ class LossWatch:
         Raises:
             RunError: naming the loss, the task and the update it began with.
         """
-        first = self._first.cpu()
-        if first.min() == NEVER:
+        finite, noted = self._finite.cpu(), int(self._updates)
+        if int(finite.min()) == noted:
             return
-        loss, task = divmod(int(first.argmin()), len(tasks))
-        update = updates - int(self._update) + int(first.min())
+        loss, task = divmod(int(finite.argmin()), len(tasks))
+        update = updates - noted + int(finite.min()) + 1
         raise RunError(
             f"{self.losses[loss]} of task {tasks[task]!r} became infinite or NaN in update {update}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrl.nets.networks import Parameters
+from mtrl.nets.params import Parameters
 
 
 def leaves(parameters: Parameters) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from mtrl.config.sections import LearnerConfig
 from mtrl.surgery.gradients import FeatureGradients, Gradients, Problem, at_least_float32
@@ -98,16 +99,16 @@ class GramianSurgery(Surgery):
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
         """Gramians `[N, T, T]` of N networks to weights `[N, T]`, without leaving the device."""
 
+    @override
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
-        """See `Surgery`."""
         found = problem.task_gradients()
         gramian = found.gramian()
-        # A solver may raise on what is not finite. The weights are NaN there, so that whoever
-        # looks at the gradient, a GradScaler say, finds that this step is none.
-        sound = gramian.isfinite().all(-1).all(-1)[:, None]
-        eye = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
-        weights = self.weights(torch.where(sound[..., None], gramian, eye), generator)
-        return found.weighted(torch.where(sound, weights, torch.nan))
+        # A solver may raise on what is not finite, and is given the Gramian of equal gradients. The
+        # weights are NaN there, so that whoever looks at the gradient, a GradScaler say, finds that
+        # this step is none.
+        zero = (gramian * 0).sum((-2, -1))[:, None]  # or NaN: 0 times ∞ is
+        weights = self.weights(torch.where(zero[..., None] == 0, gramian, 1), generator)
+        return found.weighted(weights + zero)
 
 
 class FeatureSurgery(Surgery):
@@ -125,7 +126,7 @@ class FeatureSurgery(Surgery):
             found: With `losses` and `norms`, `[N, T]`, and `means`, `[N, T, d]`.
         """
 
+    @override
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
-        """See `Surgery`."""
         found = problem.features()
         return found.weighted(self.weights(problem.tasks, found))

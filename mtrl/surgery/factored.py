@@ -13,7 +13,7 @@ no `[T, in, out]`, and one more product of the plain backward's size in the end.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,59 +34,136 @@ if TYPE_CHECKING:
     from typing import Self  # Python 3.11
 
 
+class Factor(Protocol):
+    """The tasks' gradients by one parameter, `[N, T, …]`, by what is asked of them."""
+
+    def gramian(self) -> Tensor:
+        """Their dot products, `[N, T, T]`."""
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """Σ_t w_t g_t, `[N, …]`; weights `[N, T]`."""
+
+    def along(self, direction: Tensor) -> Tensor:
+        """⟨g_t, d⟩, `[N, T]`; the direction is `[N, …]`."""
+
+    def products(self, other: Any) -> Tensor:
+        """⟨g_t, g′_t⟩ with the same parameter's on another batch, `[N, T]`."""
+
+
 @dataclass(frozen=True)
-class FactoredGradients(TaskGradients):
-    """Gradients of the layers' weights as factors, of all else formed.
+class OfLayer:
+    """X_tᵀ D_t, of a layer's matrix; of K experts N stands for N K.
 
     Attributes:
-        formed: What is no such weight, `[N, T, …]`.
-        inputs: X of each layer by its weight's name, `[N or 1, T, B, in]`.
-        at_outputs: D, `[N, T, B, out]`.
+        inputs: X, `[N or 1, T, B, in]`.
+        at_output: D, `[N, T, B, out]`.
+        experts: K, or None.
+    """
+
+    inputs: Tensor
+    at_output: Tensor
+    experts: int | None = None
+
+    def gramian(self) -> Tensor:
+        """See `Factor`."""
+        return self._summed(_layer_gramian(self.inputs, self.at_output))
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """See `Factor`."""
+        x, d = at_least_float32(self.inputs), at_least_float32(self.at_output)
+        if self.experts is not None:
+            weights = weights.repeat_interleave(self.experts, 0)
+        found = x.flatten(1, 2).mT @ (weights[..., None, None] * d).flatten(1, 2)
+        return found if self.experts is None else found.unflatten(0, (-1, self.experts))
+
+    def along(self, direction: Tensor) -> Tensor:
+        """See `Factor`: ⟨X_tᵀ D_t, d⟩ = Σ (X_t d) ∘ D_t."""
+        x, d = at_least_float32(self.inputs), at_least_float32(self.at_output)
+        direction = direction if self.experts is None else direction.flatten(0, 1)
+        return self._summed((x @ direction[:, None] * d).sum((2, 3)))
+
+    def products(self, other: OfLayer) -> Tensor:
+        """See `Factor`: ⟨X_tᵀ D_t, X′_tᵀ D′_t⟩ = Σ (X_t X′_tᵀ) ∘ (D_t D′_tᵀ)."""
+        x, d = at_least_float32(self.inputs), at_least_float32(self.at_output)
+        among_inputs = x @ other.inputs.to(x.dtype).mT
+        among_outputs = d @ other.at_output.to(d.dtype).mT
+        return self._summed((among_inputs * among_outputs).sum((2, 3)))
+
+    def _summed(self, found: Tensor) -> Tensor:
+        return found if self.experts is None else found.unflatten(0, (-1, self.experts)).sum(1)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """w_tk G_t, where a task's parameters are θ_t = Σ_k w_tk φ_k: rank one over k.
+
+    Attributes:
+        gradients: G_t = ∂L_t/∂θ_t, `[N, T, …]`.
+        mix: w, `[N, T, K]`.
+    """
+
+    gradients: Tensor
+    mix: Tensor
+
+    def gramian(self) -> Tensor:
+        """See `Factor`: (w wᵀ) ∘ (G Gᵀ)."""
+        return (self.mix @ self.mix.mT) * gramian({"": self.gradients})
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """See `Factor`."""
+        scales = (weights[..., None] * self.mix).mT  # [N, K, T]
+        found = scales @ at_least_float32(self.gradients.flatten(2))
+        return found.unflatten(2, self.gradients.shape[2:])
+
+    def along(self, direction: Tensor) -> Tensor:
+        """See `Factor`."""
+        each = at_least_float32(self.gradients.flatten(2)) @ direction.flatten(2).mT  # [N, T, K]
+        return (each * self.mix).sum(-1)
+
+    def products(self, other: Composed) -> Tensor:
+        """See `Factor`."""
+        mixes = (self.mix * other.mix).sum(-1)
+        return mixes * products({"": self.gradients}, {"": other.gradients})
+
+
+@dataclass(frozen=True)
+class FactoredGradients(TaskGradients):
+    """Gradients of matrices as factors, of all else formed.
+
+    Attributes:
+        formed: What is no such matrix, `[N, T, …]`.
+        factors: By the parameter's name.
     """
 
     formed: dict[str, Tensor]
-    inputs: dict[str, Tensor]
-    at_outputs: dict[str, Tensor]
+    factors: dict[str, Factor]
 
     @override
     def gramian(self) -> Tensor:
+        formed = [gramian(self.formed)] if self.formed else []
         with full_float32(self.losses.device):
-            parts = [
-                _layer_gramian(self.inputs[name], at_output)
-                for name, at_output in self.at_outputs.items()
-            ]
-            formed = [gramian(self.formed)] if self.formed else []
-            return torch.stack([*parts, *formed]).sum(0)
+            found = [*(factor.gramian() for factor in self.factors.values()), *formed]
+        return torch.stack(found).sum(0)
 
     @override
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
         found = combine(weights, self.formed)
         with full_float32(weights.device):
-            for name, at_output in self.at_outputs.items():
-                inputs, d = at_least_float32(self.inputs[name]), at_least_float32(at_output)
-                weighted = (weights[..., None, None] * d).flatten(1, 2)
-                found[name] = inputs.flatten(1, 2).mT @ weighted
-        return found
+            return found | {name: each.combine(weights) for name, each in self.factors.items()}
 
+    @override
     def along(self, direction: Parameters) -> Tensor:
-        """See `TaskGradients`: ⟨X_tᵀ D_t, d⟩ = Σ (X_t d) ∘ D_t."""
-        parts = [along(self.formed, direction)] if self.formed else []
+        found = [along(self.formed, direction)] if self.formed else []
         with full_float32(self.losses.device):
-            for name, at_output in self.at_outputs.items():
-                inputs, d = at_least_float32(self.inputs[name]), at_least_float32(at_output)
-                parts.append((inputs @ direction[name][:, None] * d).sum((2, 3)))
-        return torch.stack(parts).sum(0)
+            found += [each.along(direction[name]) for name, each in self.factors.items()]
+        return torch.stack(found).sum(0)
 
+    @override
     def products(self, other: Self) -> Tensor:
-        """See `TaskGradients`: ⟨X_tᵀ D_t, X′_tᵀ D′_t⟩ = Σ (X_t X′_tᵀ) ∘ (D_t D′_tᵀ)."""
-        parts = [products(self.formed, other.formed)] if self.formed else []
+        found = [products(self.formed, other.formed)] if self.formed else []
         with full_float32(self.losses.device):
-            for name in self.at_outputs:
-                x, d = at_least_float32(self.inputs[name]), at_least_float32(self.at_outputs[name])
-                among_inputs = x @ other.inputs[name].to(x.dtype).mT
-                among_outputs = d @ other.at_outputs[name].to(d.dtype).mT
-                parts.append((among_inputs * among_outputs).sum((2, 3)))
-        return torch.stack(parts).sum(0)
+            found += [each.products(other.factors[name]) for name, each in self.factors.items()]
+        return torch.stack(found).sum(0)
 
 
 def _layer_gramian(inputs: Tensor, at_output: Tensor) -> Tensor:

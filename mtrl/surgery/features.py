@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.nets.precision import trunks_in
 from mtrl.surgery.autograd import add, differentiate
@@ -23,6 +24,7 @@ class StackedFeatures(FeatureGradients):
         at_features: The mean loss's gradient by z, G_k / T.
         above: The mean loss's gradients by `leaves`, as far as these lie above z.
         leaves: Shared and per-task parameters.
+        uniform: 1/T, `[N, T]`.
     """
 
     precision: str
@@ -31,24 +33,25 @@ class StackedFeatures(FeatureGradients):
     at_features: Tensor
     above: list[dict[str, Tensor]]
     leaves: list[dict[str, Tensor]]
+    uniform: Tensor
 
+    @override
     @property
     def norms(self) -> Tensor:
-        """See `FeatureGradients`."""
         flat = at_least_float32(self.at_features).flatten(2)
         return self._n_tasks * torch.linalg.vector_norm(flat, dim=2)
 
+    @override
     @property
     def means(self) -> Tensor:
-        """See `FeatureGradients`."""
         return self._n_tasks * at_least_float32(self.at_features).mean(2)
 
+    @override
     def mean(self) -> Gradients:
-        """See `FeatureGradients`."""
-        return self._below(self.at_features, torch.full_like(self.losses, 1 / self._n_tasks))
+        return self._below(self.at_features, self.uniform)
 
     def weighted(self, weights: Tensor) -> Gradients:
-        """See `FeatureGradients`.
+        """Σ_k w_k ∇L_k on what is shared below z.
 
         The weights are factors on the tasks' rows before these go on into the trunk. What belongs
         to a task but lies below z, its bias in the first layer, goes with them: it is the one-hot's

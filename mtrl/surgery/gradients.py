@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from mtrl.nets.networks import Parameters
+from mtrl.nets.params import Parameters
 from mtrl.nets.precision import full_float32
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class TaskGradients(ABC):
 
     def weighted(self, weights: Tensor) -> Gradients:
         """Σ_t w_t g_t on what is shared; the mean loss's gradient on the tasks' own parameters."""
-        per_task = {name: value / weights.shape[-1] for name, value in self.per_task.items()}
+        means = torch._foreach_div(list(self.per_task.values()), weights.shape[-1])
+        per_task = dict(zip(self.per_task, means, strict=True))
         return Gradients(self.combine(weights), per_task, self.losses, self.auxiliary, weights)
 
 
@@ -82,20 +84,20 @@ class Jacobian(TaskGradients):
 
     shared: dict[str, Tensor]
 
+    @override
     def gramian(self) -> Tensor:
-        """See `TaskGradients`."""
         return gramian(self.shared)
 
+    @override
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
-        """See `TaskGradients`."""
         return combine(weights, self.shared)
 
+    @override
     def along(self, direction: Parameters) -> Tensor:
-        """See `TaskGradients`."""
         return along(self.shared, direction)
 
+    @override
     def products(self, other: Self) -> Tensor:
-        """See `TaskGradients`."""
         return products(self.shared, other.shared)
 
 
@@ -162,7 +164,9 @@ def gramian(gradients: Parameters) -> Tensor:
     with full_float32(device):
         if device.type != "cpu":
             return split_gramian(gradients)
-        products = [rows @ rows.mT for value in gradients.values() for rows in _chunks(value)]
+        products = [
+            torch.bmm(rows, rows.mT) for value in gradients.values() for rows in _chunks(value)
+        ]
         return torch.stack(products).double().sum(0).to(products[0].dtype)
 
 
@@ -198,13 +202,12 @@ def equal_parts(length: int) -> int:
 def combine(weights: Tensor, gradients: Parameters) -> dict[str, Tensor]:
     """Σ_t w_t g_t for each parameter, `[N, …]`; weights `[N, T]`, gradients `[N, T, …]`."""
     with full_float32(weights.device):
-        sums = {
-            name: torch.cat([weights[:, None] @ rows for rows in _chunks(value)], -1)
-            for name, value in gradients.items()
-        }
-    return {
-        name: value.view(len(weights), *gradients[name].shape[2:]) for name, value in sums.items()
-    }
+        found = {}
+        for name, value in gradients.items():
+            sums = [torch.bmm(weights[:, None], rows) for rows in _chunks(value)]
+            whole = torch.cat(sums, -1) if len(sums) > 1 else sums[0]
+            found[name] = whole.view(len(weights), *value.shape[2:])
+    return found
 
 
 def along(gradients: Parameters, direction: Parameters) -> Tensor:
@@ -237,4 +240,4 @@ def _chunks(gradient: Tensor) -> Iterator[Tensor]:
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Half floats to float32; others as they are."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.errors import UsageError, one_line, unknown
 from mtrl.surgery.base import GramianSurgery, SurgeryTarget
@@ -40,8 +41,8 @@ class PerNetwork(GramianSurgery):
             message = f"surgery: expected a method for {networks.n_tasks} tasks, got {self.name}"
             raise UsageError(f"{message}: {one_line(error)}") from None
 
+    @override
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
-        """See `GramianSurgery.weights`."""
         found = [self.function(one) for one in gramian]
         for weights in found:
             shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
@@ -60,8 +61,8 @@ class TorchJDWeighting(PerNetwork):
     back afterwards. On CUDA the host waits twice for the device: for that seed and for the Gramian.
     """
 
+    @override
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
-        """See `GramianSurgery.weights`."""
         seed = torch.randint(2**62, (), generator=generator, device=generator.device)
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(torch.Generator().manual_seed(int(seed)).get_state())

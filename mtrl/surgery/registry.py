@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from mtrl.config.sections import LearnerConfig
-from mtrl.config.surgery import check_options, choices, entry_point, parse
+from mtrl.config.spec import check_options, parse
+from mtrl.config.surgery import choices, entry_point
 from mtrl.errors import UsageError, import_attribute, one_line, unknown
 from mtrl.surgery.base import Surgery
 
@@ -58,7 +59,7 @@ def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
     Raises:
         UsageError: if there is no such method, or it does not take these options.
     """
-    name, options = parse(spec)
+    name, options = parse("surgery", spec)
     make: Any
     if ":" in name:
         make = _import(name)
@@ -72,7 +73,7 @@ def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
         variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         parameters = inspect.signature(make).parameters.values()
         accepted = tuple(p.name for p in parameters if p.kind not in variable)
-        check_options(name, options, accepted)
+        check_options("surgery", name, options, accepted)
         return make.from_config(config or LearnerConfig(), **options)
     except UsageError:
         raise

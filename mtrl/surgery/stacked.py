@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from mtrl.nets.params import Layer, Record
 from mtrl.nets.precision import trunks_in
 from mtrl.surgery.autograd import detached, differentiate, leaves
-from mtrl.surgery.factored import FactoredGradients
+from mtrl.surgery.factored import Composed, Factor, FactoredGradients, OfLayer
 from mtrl.surgery.features import StackedFeatures
 from mtrl.surgery.gradients import (
     Jacobian,
@@ -22,19 +23,25 @@ from mtrl.surgery.gradients import (
 
 
 class TrunkFunction(Protocol):
-    """From inputs `[N, T, B, in]` to features `[N, T, B, d]`.
+    """From inputs `[N, T, B, in]` to features `[N, T, B, d]`; `mtrl.nets.networks` has one.
 
-    Matrices are called `weight…`, their biases `bias…`, and both go into `shared_linear`.
+    Attributes:
+        layers: Whose matrices are among the shared parameters. A layer whose gradients are to be
+            left as factors goes through `mtrl.nets.params.Params`.
     """
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """By name."""
 
     def __call__(
         self,
         shared: Parameters,
         per_task: Parameters,
         inputs: Tensor,
-        tape: dict[str, Tensor] | None = None,
+        record: Record | None = None,
     ) -> Tensor:
-        """See `mtrl.nets.networks.Trunk`, which is one."""
+        """See `mtrl.nets.networks.TrunkFunction`."""
 
 
 TaskLoss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -59,6 +66,7 @@ class StackedProblem:
         engine: What `task_gradients` gives: `jacobian` or `factored`; `auto` is what measures
             best for these sizes.
         precision: Of the trunk's products; see `trunks_in`.
+        compiled: Fuses the trunk's operations, but where gradients are left as factors.
     """
 
     trunk: TrunkFunction
@@ -70,6 +78,7 @@ class StackedProblem:
     rotation: Tensor | None = None
     engine: str = "auto"
     precision: str = "fp32"
+    compiled: Callable[[Any], Any] = field(default=lambda trunk: trunk, repr=False)
     tasks: ClassVar[Any] = slice(None)
 
     def task_gradients(self) -> TaskGradients:
@@ -80,10 +89,11 @@ class StackedProblem:
 
             vmap(grad(loss, argnums=(0, 1)), in_dims=(None, 0, 0))(shared, per_task, batch)
 
-        at the price of the plain backward: `shared_linear` sees the view and multiplies but once.
+        at the price of the plain backward: a layer sees the view and multiplies but once.
         """
-        if self.engine == "factored" or (self.engine == "auto" and self._is_wide()):
-            return self._factors()
+        factored = self.engine == "factored" or (self.engine == "auto" and self._is_wide())
+        if factored or any(layer.composed for layer in self.trunk.layers.values()):
+            return self._factors(factored)
         return self._jacobian()
 
     def _is_wide(self) -> bool:
@@ -99,8 +109,11 @@ class StackedProblem:
         at 3,400 for fifty of 64. That is modelled, not measured. Below, bf16 halves the traffic.
         """
         _, n_tasks, n_rows, _ = self.inputs.shape
-        shapes = [v.shape[-2:] for name, v in self.shared.items() if name.startswith("weight")]
-        ratio = sum(a * b for a, b in shapes) / sum(a + b for a, b in shapes)
+        matrices = [self.shared[layer.weight] for layer in self.trunk.layers.values()]
+        sizes = [(v.numel() // len(v), *v.shape[-2:]) for v in matrices]
+        if not matrices:  # a module's, which gives no factors
+            return False
+        ratio = sum(n for n, _, _ in sizes) / sum(n // (a * b) * (a + b) for n, a, b in sizes)
         rows = 120 if self.inputs.is_cuda else 550
         return self.precision != "bf16" and ratio > max(1000, n_tasks * n_rows**2 / rows)
 
@@ -109,48 +122,55 @@ class StackedProblem:
         per_task = leaves(self.per_task)
         with torch.enable_grad(), self._precision():
             losses, auxiliary = self._losses(shared, per_task)
-            on_shared, on_own = differentiate(losses.sum(), None, shared, per_task)
+            on_shared, on_own = differentiate(losses, torch.ones_like(losses), shared, per_task)
         return Jacobian(on_own, losses.detach(), detached(auxiliary), on_shared)
 
-    def _factors(self) -> FactoredGradients:
-        """As `_jacobian`, but the backward stops at the layers' outputs, where the biases enter."""
-        weights = {name: value for name, value in self.shared.items() if name.startswith("weight")}
-        of = {name: name.replace("weight", "bias") for name in weights}
-        biases = {**self._by_task(self.shared), **self.per_task}
-        n_rows = self.inputs.shape[2]
-        outputs = leaves(
-            {name: biases[of[name]][:, :, None].expand(-1, -1, n_rows, -1) for name in weights}
-        )
-        entering = {of[name]: leaf for name, leaf in outputs.items()}
-        shared, per_task = (
-            leaves({n: v for n, v in tree.items() if n not in weights and n not in entering})
-            for tree in (self._by_task(self.shared), self.per_task)
-        )
-        tape: dict[str, Tensor] = {}
+    def _factors(self, factored: bool) -> FactoredGradients:
+        """As `_jacobian`, but for the layers' matrices the backward stops earlier.
+
+        It stops at X W + b; at a composed layer's W_t and b_t, whichever engine it is.
+        """
+        apart: set[str] = set()
+        for layer in self.trunk.layers.values():
+            if layer.composed or factored:
+                apart.add(layer.weight)
+            if layer.composed and layer.bias is not None:
+                apart.add(layer.bias)
+        constants = {name: value for name, value in self.shared.items() if name in apart}
+        others = {name: value for name, value in self._rounded().items() if name not in apart}
+        shared, per_task = leaves(self._by_task(others)), leaves(self.per_task)
+        record = Record(factored)
         with torch.enable_grad(), self._precision():
-            features = self.trunk(
-                {**weights, **shared}, {**per_task, **entering}, self.inputs, tape
-            )
+            features = self.trunk({**constants, **shared}, per_task, self.inputs, record)
             losses, auxiliary = self._heads(shared, per_task, features)
-            found = differentiate(losses.sum(), None, outputs, shared, per_task)
-        at_outputs, formed, on_own = found
-        for name in weights:
-            at_bias = at_outputs[name].sum(2)
-            (formed if of[name] in self.shared else on_own)[of[name]] = at_bias
-        return FactoredGradients(
-            on_own, losses.detach(), detached(auxiliary), formed, detached(tape), at_outputs
-        )
+            weights = {name: pair[0] for name, pair in record.composed.items()}
+            biases = {name: pair[1] for name, pair in record.composed.items()}
+            trees = record.outputs, weights, biases, shared, per_task
+            at_outputs, at_weights, at_biases, formed, on_own = differentiate(
+                losses, torch.ones_like(losses), *trees
+            )
+        factors: dict[str, Factor] = {}
+        for name, layer in self.trunk.layers.items():
+            if name in at_outputs:
+                inputs = record.inputs[name]
+                factors[layer.weight] = OfLayer(inputs, at_outputs[name], layer.experts)
+            elif layer.composed:
+                assert layer.bias is not None
+                factors[layer.weight] = Composed(at_weights[name], record.mixes[name])
+                factors[layer.bias] = Composed(at_biases[name], record.mixes[name])
+        return FactoredGradients(on_own, losses.detach(), detached(auxiliary), formed, factors)
 
     def features(self) -> StackedFeatures:
         """By the backward of the mean loss to z, which gives all G_k at once: rows are tasks'."""
         n_tasks = self.inputs.shape[1]
         shared, per_task = leaves(self._rounded()), leaves(self.per_task)
         with torch.enable_grad(), self._precision():
-            features = self.trunk(shared, per_task, self.inputs)
+            features = self.compiled(self.trunk)(shared, per_task, self.inputs)
             z = features.detach().requires_grad_()
             losses, auxiliary = self._heads(shared, per_task, z)
             # Σ_n of the networks' mean losses: each network gets its own gradient.
-            above = differentiate(losses.sum() / n_tasks, None, {"z": z}, shared, per_task)
+            each = torch.full_like(losses, 1 / n_tasks)
+            above = differentiate(losses, each, {"z": z}, shared, per_task)
         return StackedFeatures(
             losses.detach(),
             self.precision,
@@ -159,6 +179,7 @@ class StackedProblem:
             above[0]["z"],
             above[1:],
             [shared, per_task],
+            each,
         )
 
     def losses(self) -> Tensor:
@@ -188,12 +209,11 @@ class StackedProblem:
 
     def _rounded(self) -> dict[str, Tensor]:
         """Shared parameters, the trunk's matrices as they are multiplied with."""
+        if self.precision != "bf16":
+            return dict(self.shared)
+        matrices = {layer.weight for layer in self.trunk.layers.values()}
         return {
-            name: value.bfloat16()
-            if self.precision == "bf16"
-            and name.startswith("weight")
-            and value.dtype != torch.float64
-            else value
+            name: value.bfloat16() if name in matrices and value.dtype != torch.float64 else value
             for name, value in self.shared.items()
         }
 
@@ -201,7 +221,8 @@ class StackedProblem:
         return trunks_in(self.precision, self.inputs.device)
 
     def _losses(self, shared: Parameters, per_task: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._heads(shared, per_task, self.trunk(shared, per_task, self.inputs))
+        features = self.compiled(self.trunk)(shared, per_task, self.inputs)
+        return self._heads(shared, per_task, features)
 
     def _heads(
         self, shared: Parameters, per_task: Parameters, features: Tensor

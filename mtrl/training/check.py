@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mtrl.config.surgery import check as check_surgery
 from mtrl.config.train import TrainConfig, shown
+from mtrl.config.trunks import check as check_trunk
 from mtrl.errors import UsageError, import_attribute
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ def check_names(config: TrainConfig, benchmark: Benchmark | None = None) -> Benc
     for spec in (learner.surgery, learner.actor_surgery, learner.critic_surgery):
         if spec is not None:
             check_surgery(spec)
+    agent = config.agent
+    for spec in (agent.trunk, agent.actor_trunk, agent.critic_trunk):
+        if spec is not None:
+            check_trunk(spec)
     from mtrl.envs.benchmarks import get_benchmark  # brings a simulator
 
     return get_benchmark(config.benchmark, config.tasks) if benchmark is None else benchmark
@@ -132,9 +137,13 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.dev
     import torch
 
     from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE
+    from mtrl.nets.trunks import load_trunk
     from mtrl.sac.agent import MTSAC
     from mtrl.surgery import get_surgery
 
+    for spec in (config.agent.trunk, config.agent.actor_trunk, config.agent.critic_trunk):
+        if spec is not None:
+            load_trunk(spec)
     learner = config.learner
     surgeries = {
         "actor": get_surgery(learner.actor_surgery or learner.surgery, learner),

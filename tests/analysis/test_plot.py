@@ -41,10 +41,9 @@ TASKS = ("reach-v3", "push-v3", "button-press-topdown-wall-v3")
 
 
 def config(seed: int = 0, surgery: str = "none", **more: object) -> TrainConfig:
-    learner = {"surgery": surgery} | more.pop("learner", {})
-    tree = {"tasks": TASKS, "seed": seed, "learner": learner, "total_timesteps": 600_000}
     often = {"log_every": 20_000, "eval_every": 60_000, "diagnose_every": 60_000}
-    return TrainConfig.model_validate(tree | often | more)
+    tree = {"tasks": TASKS, "seed": seed, "surgery": surgery, "total_timesteps": 600_000}
+    return TrainConfig(**tree | often | more)
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +163,8 @@ def test_methods_are_named_by_what_differs(tmp_path):
         for name, settings in {
             "none_0": config(0),
             "none_1": config(1, total_timesteps=720_000, eval_every=90_000),
-            "pcgrad_0": config(0, "pcgrad", learner={"batch_size": 64}),
-            "wide_0": config(0, agent={"hidden_sizes": [512, 512]}),
+            "pcgrad_0": config(0, "pcgrad", batch_size=64),
+            "wide_0": config(0, hidden_sizes=(512, 512)),
         }.items()
     }
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 from own_tasks import REACHERS
+from small_runs import small_config
 
 from mtrl import Benchmark, TrainConfig, resume, train
 from mtrl.analysis.runs import read_run
@@ -147,25 +148,24 @@ def test_by_name(tmp_path, monkeypatch):
         "    make = partial(gym.make, 'Reacher-v5')\n"
         "    return Benchmark('both', {'a': make, 'b': make})\n"
     )
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     assert get_benchmark("mine_for_a_test:both").tasks == ("a", "b")
     assert get_benchmark("mine_for_a_test:both", ("b",)).tasks == ("b",)
     with pytest.raises(UsageError, match="tasks: unknown 'c'"):
         get_benchmark("mine_for_a_test:both", ("c",))
 
 
-def config(run_dir, **more) -> TrainConfig:
-    return TrainConfig.model_validate(
-        {
-            "total_timesteps": 360,
-            "learning_starts": 120,
-            "run_dir": run_dir,
-            "agent": {"hidden_sizes": [8]},
-            "learner": {"batch_size": 8, "surgery": "pcgrad"},
-            "environment": {"horizon": HORIZON, "workers": 1},
-            **more,
-        }
-    )
+config = partial(
+    small_config,
+    tasks=None,
+    total_timesteps=360,
+    learning_starts=120,
+    surgery="pcgrad",
+    horizon=HORIZON,
+    simulator="auto",
+    eval_every=360,
+    eval_episodes=50,
+)
 
 
 def test_trains_and_judges(tmp_path):
@@ -187,7 +187,7 @@ def test_without_success_tasks_are_judged_by_their_return(tmp_path, monkeypatch,
     name = "silent_for_a_test:pair"
     assert train_main(["--benchmark", name, "--run-dir", "run", *flags.split()]) == 0
     said = capsys.readouterr().out
-    assert "eval success" not in said and "eval return -" in said
+    assert "success" not in said and "training: return -" in said
     stored = json.loads(Path("run/eval.json").read_text())
     assert set(stored["tasks"][0]) == {"task", "episodes", "return_mean"}
     assert eval_main(["run", "--benchmark", name, "--json", "again.json"]) == 0

@@ -8,6 +8,7 @@ from torch.nn.functional import layer_norm
 
 from mtrl.nets.fused import layer
 from mtrl.nets.networks import MultiTaskNetworks, fold, head, rotate
+from mtrl.nets.trunks import MLP
 
 N, T, B, IN, OUT = 2, 3, 5, 7, 6
 HOW = [
@@ -102,8 +103,10 @@ def test_features_may_turn_in_place_of_the_head(size):
 
 def test_parameters_by_name_are_the_parameters():
     generator = torch.Generator().manual_seed(0)
-    sizes = N, T, IN, OUT, (4, 4)
-    networks = MultiTaskNetworks(*sizes, multi_head=True, head_bound=1.0, generator=generator)
+    sizes = N, T, IN, OUT
+    networks = MultiTaskNetworks(
+        *sizes, MLP((4, 4)), multi_head=True, head_bound=1.0, generator=generator
+    )
     shared, own = networks.named()
     assert shared["weight1"] is networks.shared["weight1"] and set(own) == set(networks.per_task)
     shared.clear()

@@ -6,25 +6,26 @@ import pytest
 import torch
 
 from mtrl.config.sections import AgentConfig
-from mtrl.nets.networks import MultiTaskNetworks, Trunk, head
+from mtrl.nets.networks import MultiTaskNetworks, head
 from mtrl.nets.precision import trunks_in
+from mtrl.nets.trunks import MLP, Residual
 from mtrl.sac.agent import MTSAC
 
 N, T, IN, OUT = 2, 3, 50, 20
+TRUNK = MLP((80, 60))
 
 
-def make(bound: float = 0.01, multi_head: bool = True, **options) -> MultiTaskNetworks:
+def make(bound: float = 0.01, multi_head: bool = True, trunk=TRUNK) -> MultiTaskNetworks:
     generator = torch.Generator().manual_seed(0)
     return MultiTaskNetworks(
         N,
         T,
         IN,
         OUT,
-        (80, 60),
+        trunk,
         multi_head=multi_head,
         head_bound=bound,
         generator=generator,
-        **options,
     ).requires_grad_(False)
 
 
@@ -51,12 +52,12 @@ def test_weights_begin_he_uniform_and_heads_within_their_bound(multi_head):
 
 
 def test_residual_blocks_and_embeddings_begin_likewise():
-    networks = make(trunk=Trunk(residual=True), embedding_size=10)
+    networks = make(trunk=Residual((80, 80), embedding=10))
     shared = networks.shared
     expect_uniform(shared["weight0"], math.sqrt(6 / (IN + 10)))
     expect_uniform(shared["task_weight"], math.sqrt(6 / (IN + 10)))
     expect_uniform(shared["weight1"], math.sqrt(6 / 80))
-    expect_uniform(shared["weight2"], math.sqrt(6 / 60))
+    expect_uniform(shared["weight2"], math.sqrt(6 / 80))
     assert not shared["bias0"].any() and not shared["bias2"].any()
     lengths = networks.per_task["embedding"].norm(dim=-1)
     assert torch.allclose(lengths, torch.ones(N, T))

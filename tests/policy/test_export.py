@@ -248,6 +248,10 @@ BOMB = "a: &a [x,x]\nb: &b [*a,*a]\n" + "".join(
 HEADER = {"tasks": ["a"], "observation_size": 39, "action_size": 4, "agent": {"hidden_sizes": [8]}}
 
 
+def trunk_header(trunk: str) -> str:
+    return yaml.safe_dump(HEADER | {"agent": {"trunk": trunk}})
+
+
 @pytest.mark.parametrize("load", [Policy.load, MTSAC.load, card])
 @pytest.mark.parametrize(
     ("config", "message"),
@@ -262,8 +266,17 @@ HEADER = {"tasks": ["a"], "observation_size": 39, "action_size": 4, "agent": {"h
         (yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [20_000] * 2}}), "does not hold what"),
         (yaml.safe_dump(HEADER | {"observation_size": 10**9}), "does not hold what its header"),
         (yaml.safe_dump(HEADER | {"observation_size": 10**30}), "does not hold what its header"),
-        (yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [10**6] * 9}}), "does not hold what"),
-        (yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [10**12] * 2}}), "does not hold what"),
+        (yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [10**6] * 9}}), "expected widths from"),
+        (
+            yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [10**12] * 2}}),
+            "expected widths from",
+        ),
+        (trunk_header("moore(experts=1000000)"), "expected experts from 1 to 256, got 1000000"),
+        (trunk_header("soft-modules(layers=10**9)"), "expected NAME or NAME(option=value, …)"),
+        (trunk_header("paco(sets=True)"), "expected sets from 1 to 256, got True"),
+        (trunk_header("mlp(widths='a')"), "expected widths of 1 to 256 layers"),
+        (trunk_header("mlp(" + "(" * 9_000), "trunk: expected NAME or NAME(option=value, …)"),
+        (trunk_header("os:system"), "trunk: unknown 'os:system'"),
         (yaml.safe_dump(HEADER | {"tasks": ["\x1b[2J"]}), "expected printable characters"),
         (yaml.safe_dump(HEADER | {"tasks": ["a\nb"]}), "expected printable characters"),
         (yaml.safe_dump(HEADER | {"evaluation": 3}), "evaluation"),

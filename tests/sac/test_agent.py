@@ -1,5 +1,9 @@
 """The policy: its distribution, `predict` as Stable-Baselines3 calls it, files."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +44,55 @@ def test_log_probability_against_torch_distributions():
     transform = truth.base_dist.transforms[0]
     torch.testing.assert_close(action, transform(u))
     torch.testing.assert_close(log_prob, truth.log_prob(transform(u)), atol=1e-9, rtol=1e-9)
+
+
+def test_its_gradients_are_those_of_finite_differences():
+    """Where log σ is clamped it has none; sums over actions and a batch in front are as given."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64)
+    outputs[0, 0, 4:6] = torch.tensor([-30.0, 3.0])
+    noise = torch.randn(5, 4, generator=generator, dtype=torch.float64)  # for both
+    outputs.requires_grad_()
+    assert torch.autograd.gradcheck(lambda given: squashed_gaussian(given, noise), (outputs,))
+    action, log_prob = squashed_gaussian(outputs, noise)
+    (gradient,) = torch.autograd.grad(action.sum() + log_prob.sum(), outputs)
+    assert not gradient[0, 0, 4:6].any() and gradient[0, 0, 6:].all()
+    with torch.no_grad():
+        for found, expected in zip(
+            squashed_gaussian(outputs, noise), (action, log_prob), strict=True
+        ):
+            assert torch.equal(found, expected)
+
+
+KERNELS = """
+import torch
+from mtrl.policy import distributions
+
+for n_actions in (1, 3, 4, 39):
+    generator = torch.Generator().manual_seed(n_actions)
+
+    def normal(*shape):
+        return torch.randn(2, 70, *shape, generator=generator).to(DEVICE)
+
+    outputs, noise = normal(2 * n_actions).mul_(3), normal(n_actions)
+    outputs[0, 0] = torch.tensor([3.0, -30.0]).repeat(n_actions)  # clamped, or far out
+    at_results, found = (normal(n_actions), normal()), []
+    for fused in (False, True):
+        distributions._is_fused = lambda outputs: fused
+        given = outputs.clone().requires_grad_()
+        results = distributions.squashed_gaussian(given, noise)
+        found.append((*results, *torch.autograd.grad(results, given, at_results)))
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+"""
+
+
+def test_the_kernels_are_the_operations():
+    """On a GPU as compiled; elsewhere in Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton comes with torch for CUDA alone")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    environment = os.environ | ({} if device == "cuda" else {"TRITON_INTERPRET": "1"})
+    script = KERNELS.replace("DEVICE", repr(device))
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 
 
 def test_log_probability_stays_finite_far_out():

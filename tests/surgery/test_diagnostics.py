@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mtrl.nets.linear import shared_linear
 from mtrl.nets.networks import MultiTaskNetworks, head
+from mtrl.nets.trunks import MLP
 from mtrl.surgery import StackedProblem
 from mtrl.surgery.diagnostics import (
     Diagnosis,
@@ -181,14 +182,16 @@ def test_curvature_of_a_multi_task_network_by_its_explicit_hessian(relu):
     """Gauss and Legendre on the definition; with ReLU, what the first point sees is not all."""
     generator = torch.Generator().manual_seed(0)
     networks = MultiTaskNetworks(
-        2, 3, 4, 2, (5, 4), multi_head=True, head_bound=1.0, generator=generator
+        2, 3, 4, 2, MLP((5, 4)), multi_head=True, head_bound=1.0, generator=generator
     ).double()
     x, y = normal(1, 3, 8, 4, seed=4), normal(3, 8, 2, seed=5)
     activate = torch.relu if relu else torch.tanh
 
-    def smooth(shared, per_task, inputs, tape=None):
+    def smooth(shared, per_task, inputs, record=None):
         hidden = torch.tanh(shared_linear(inputs, shared["weight0"], per_task["bias0"]))
         return torch.tanh(shared_linear(hidden, shared["weight1"], shared["bias1"]))
+
+    smooth.layers = networks.trunk.layers
 
     def task_loss(shared, per_task, features, y):
         return (head(shared, per_task, features) - y).square().mean((-2, -1)), {}

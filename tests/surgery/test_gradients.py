@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mtrl.nets.networks import Function, MultiTaskNetworks, Trunk, head
+from mtrl.nets.networks import Function, MultiTaskNetworks, TrunkFunction, head
+from mtrl.nets.trunks import MLP, Residual
 from mtrl.surgery import Jacobian, StackedProblem, combine, gramian
 from mtrl.surgery.factored import FactoredGradients
 from mtrl.surgery.gradients import equal_parts, split_gramian
@@ -14,32 +15,30 @@ N, T, B, IN, OUT = 2, 5, 9, 6, 3
 
 
 TRUNKS = {
-    "mlp": ({}, None),
-    "layer-norm": ({"layer_norm": True}, None),
-    "residual": ({"residual": True}, None),
-    "residual-layer-norm": ({"residual": True, "layer_norm": True}, None),
-    "embedding": ({}, 4),
+    "mlp": MLP(),
+    "layer-norm": MLP(layer_norm=True),
+    "residual": Residual(),
+    "residual-layer-norm": Residual(layer_norm=True),
+    "embedding": MLP(embedding=4),
 }
 
 
 def make_problem(hidden=(8, 7), multi_head=True, rows=B, trunk="mlp", **settings):
     generator = torch.Generator().manual_seed(0)
-    flags, embedding = TRUNKS[trunk]
-    if flags.get("residual"):
+    trunk = TRUNKS[trunk]
+    if isinstance(trunk, Residual):
         hidden = (max(hidden),) * len(hidden)
     networks = MultiTaskNetworks(
         N,
         T,
         IN,
         OUT,
-        hidden,
+        replace(trunk, widths=hidden),
         multi_head=multi_head,
         head_bound=1.0,
         generator=generator,
-        trunk=Trunk(**flags),
-        embedding_size=embedding,
     ).double()
-    if embedding:  # a length that the trunk is not to see
+    if trunk.embedding:  # a length that the trunk is not to see
         networks.per_task["embedding"].data *= 3
     trunk, shared, per_task = networks.requires_grad_(False).folded()
     x = torch.randn(1, T, rows, IN, generator=generator, dtype=torch.float64)
@@ -79,7 +78,7 @@ def plain(trunk, shared, per_task, x):
 
     x = torch.relu(layer(0, x))
     inner = torch.relu(layer(1, x))
-    x = x + layer(2, inner) if trunk.residual else inner
+    x = x + layer(2, inner) if isinstance(trunk, Residual) else inner
     return x, x @ parameters["head_weight"] + parameters["head_bias"]
 
 
@@ -87,7 +86,7 @@ def one_backward_per_task(problem, n, t):
     """The independent truth: autograd on one network's and one task's parameters."""
     shared = {k: v[n].clone().requires_grad_() for k, v in problem.shared.items()}
     per_task = {k: v[n, t].clone().requires_grad_() for k, v in problem.per_task.items()}
-    features, outputs = plain(problem.trunk, shared, per_task, problem.inputs[0, t])
+    features, outputs = plain(problem.trunk.trunk, shared, per_task, problem.inputs[0, t])
     features.retain_grad()
     error = outputs - problem.targets[0][t]
     loss = error.square().mean()
@@ -209,7 +208,8 @@ def test_both_engines_give_the_same(hidden, trunk, multi_head):
 
 def test_wide_trunks_are_left_as_factors():
     def of(width, **settings):
-        weights = {"weight0": torch.empty(1, 1, 1).expand(N, width, width)}  # shapes are enough
+        matrix = torch.empty(1, 1, 1).expand(N, width, width)  # shapes are enough
+        weights = {"weight0": matrix, "weight1": matrix}
         return replace(make_problem(rows=128, **settings), shared=weights)
 
     assert not of(400)._is_wide()
@@ -288,7 +288,8 @@ def test_first_layer_bias_is_the_layer_on_a_one_hot():
         "head_weight": torch.eye(8, dtype=torch.float64).expand(N, T, 8, 8),
         "head_bias": torch.zeros(N, T, 8, dtype=torch.float64),
     }
-    layer = Function(Trunk(), {"weight0": shared["weight0"]}, own)
+    trunk = TrunkFunction(MLP((8,)), problem.trunk.layers)
+    layer = Function(trunk, {"weight0": shared["weight0"]}, own)
     close(layer(problem.inputs), expected)
 
 

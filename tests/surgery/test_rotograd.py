@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import small_learner
@@ -11,6 +12,7 @@ from small_learner import make_batch
 from mtrl.config.sections import LearnerConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, fold, head
+from mtrl.nets.trunks import MLP
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import Batch
@@ -38,7 +40,7 @@ def random_rotations(*shape: int, size: int, seed: int = 0) -> torch.Tensor:
 def networks(size: int | None = None, rotate: bool = True) -> MultiTaskNetworks:
     generator = torch.Generator().manual_seed(0)
     made = MultiTaskNetworks(
-        N, T, IN, OUT, (7, D), multi_head=True, head_bound=1.0, generator=generator
+        N, T, IN, OUT, MLP((7, D)), multi_head=True, head_bound=1.0, generator=generator
     ).double()
     made.requires_grad_(False)
     if rotate:
@@ -97,6 +99,19 @@ def test_a_task_without_a_direction_is_not_turned():
     turn_along_geodesic_(rotation, u, normal(D, seed=3), 0.3)
     assert torch.equal(rotation[1], before[1])
     assert not torch.allclose(rotation[0], before[0])
+
+
+@pytest.mark.parametrize("order", [[2, 0, 1], [2, 0]])
+def test_a_task_turns_its_own_rotation_wherever_it_stands_in_the_batch(order):
+    draw = torch.Generator().manual_seed(0)
+    means = torch.randn(1, len(order), 4, generator=draw, dtype=torch.float64)
+    turned, expected = (torch.eye(4).double().repeat(1, 3, 1, 1) for _ in range(2))
+    RotoGrad(rotation_lr=0.1)._turn(SimpleNamespace(tasks=order, rotation=turned), means)
+    in_order = expected[:, order]
+    RotoGrad(rotation_lr=0.1)._turn(SimpleNamespace(tasks=slice(None), rotation=in_order), means)
+    expected[:, order] = in_order
+    torch.testing.assert_close(turned, expected)
+    assert (turned - torch.eye(4)).flatten(2).norm(dim=-1)[0, order].min() > 1e-3
 
 
 def test_geodesic_step_climbs_as_its_gradient_says():
@@ -191,7 +206,7 @@ def test_rotations_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="rotation_size: expected at most 8"):
         networks(size=9)
     single = MultiTaskNetworks(
-        1, T, IN, OUT, (7, D), multi_head=False, head_bound=1.0, generator=torch.Generator()
+        1, T, IN, OUT, MLP((7, D)), multi_head=False, head_bound=1.0, generator=torch.Generator()
     )
     with pytest.raises(UsageError, match="heads: expected 'multi'"):
         single.add_rotation()

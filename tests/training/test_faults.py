@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import TASKS, TOTAL, small_config
 
 from mtrl import Benchmark, TrainConfig, resume, train
 from mtrl.envs.benchmarks import get_benchmark
@@ -26,28 +27,6 @@ from mtrl.training.interrupt import Interrupt
 from mtrl.training.lock import locked
 from mtrl.training.run import check
 from mtrl.training.trainer import Trainer
-
-TASKS, HORIZON, TOTAL = ("reach-v3", "drawer-close-v3"), 10, 240
-
-
-def config(run_dir: Path, **more) -> TrainConfig:
-    return TrainConfig.model_validate(
-        {
-            "tasks": TASKS,
-            "total_timesteps": TOTAL,
-            "learning_starts": 40,
-            "log_every": 40,
-            "checkpoint_every": 60,
-            "eval_every": 80,
-            "eval_episodes": 1,
-            "diagnose_every": 0,
-            "run_dir": run_dir,
-            "agent": {"hidden_sizes": [8]},
-            "learner": {"batch_size": 8},
-            "environment": {"horizon": HORIZON, "workers": 1, "simulator": "metaworld"},
-            **more,
-        }
-    )
 
 
 def trainer_of(settings: TrainConfig) -> Trainer:
@@ -69,12 +48,12 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A run that nothing happened to."""
-    return train(config(tmp_path_factory.mktemp("runs") / "a")).run_dir
+    return train(small_config(tmp_path_factory.mktemp("runs") / "a")).run_dir
 
 
 def stopped(run_dir: Path, at: int) -> Path:
     """A run that was asked to stop after so many steps."""
-    trainer = trainer_of(config(run_dir))
+    trainer = trainer_of(small_config(run_dir))
     step = trainer.step
 
     def and_stop() -> None:
@@ -109,7 +88,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so(tmp_path):
 
 
 def test_a_runtime_ends_in_good_order_and_the_run_goes_on(finished, tmp_path, capsys):
-    settings = config(tmp_path / "b", max_runtime=1e-9)
+    settings = small_config(tmp_path / "b", max_runtime=1e-9)
     assert train(settings).evaluation is None
     assert "stopped after --max-runtime" in capsys.readouterr().out
     outcome = resume(tmp_path / "b", max_runtime=1.0)
@@ -134,7 +113,7 @@ def test_a_signal_does_not_wait_for_an_evaluation(final, finished, tmp_path, mon
         return original(agent, envs, seed, episodes, tick=interrupted)
 
     monkeypatch.setattr(mtrl.training.trainer, "evaluate_in", evaluate_in)
-    outcome = train(config(tmp_path / "b"))
+    outcome = train(small_config(tmp_path / "b"))
     assert outcome.signal == signal.SIGTERM and asked == [50 if final else 1]
     assert resume(tmp_path / "b").evaluation is not None
     assert same(policy(tmp_path / "b"), policy(finished))
@@ -227,7 +206,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(frequent, tmp_path):
 
 
 def test_a_folder_that_is_taken_away_stops_the_run_with_a_word(tmp_path):
-    trainer = trainer_of(config(tmp_path / "b"))
+    trainer = trainer_of(small_config(tmp_path / "b"))
     step = trainer.step
 
     def and_lose() -> None:
@@ -247,7 +226,7 @@ def test_permissions_that_are_lost_leave_the_checkpoint_before():
     with tempfile.TemporaryDirectory() as folder:  # pytest's own nobody else may look into
         Path(folder).chmod(0o755)
         run_dir = Path(folder) / "b"
-        trainer = trainer_of(config(run_dir))
+        trainer = trainer_of(small_config(run_dir))
         step, user = trainer.step, os.geteuid()
 
         def and_lose() -> None:
@@ -273,8 +252,7 @@ def test_permissions_that_are_lost_leave_the_checkpoint_before():
 
 
 def test_lost_simulators_are_replaced_counted_and_in_the_end_too_many(tmp_path):
-    environment = {"horizon": HORIZON, "workers": 1, "simulator": "metaworld", "max_restarts": 1}
-    trainer = trainer_of(config(tmp_path / "b", environment=environment))
+    trainer = trainer_of(small_config(tmp_path / "b", max_restarts=1))
     step, lost = trainer.step, (90, 150)
 
     def and_kill() -> None:
@@ -315,10 +293,8 @@ class Rich(gym.Env):
 
 def test_numbers_that_go_wrong_stop_the_run_before_anything_is_spoilt(tmp_path):
     benchmark = Benchmark("rich", {"poor": partial(Rich, False), "rich": partial(Rich, True)})
-    settings = config(tmp_path / "b", tasks=None, checkpoint_every=40, eval_every=TOTAL)
-    settings = settings.model_copy(
-        update={"environment": settings.environment.model_copy(update={"simulator": "auto"})}
-    )
+    often = {"checkpoint_every": 40, "eval_every": TOTAL}
+    settings = small_config(tmp_path / "b", tasks=None, simulator="auto", **often)
     pattern = r"critic_loss of task 'rich' became .* in update \d+, noticed after \d+ steps.* whole"
     with pytest.raises(RunError, match=pattern):
         train(settings, benchmark)

@@ -1,16 +1,17 @@
 """The loop with several environments per task: what it stores, what it learns from, and when."""
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import small_config
 
 from mtrl import resume, train
 from mtrl.config.sections import AgentConfig
-from mtrl.config.train import TrainConfig
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.metaworld import MetaWorldTask
@@ -24,32 +25,24 @@ from mtrl.training.trainer import Trainer
 TASKS, COPIES, HORIZON = ("drawer-close-v3", "reach-v3"), 2, 7
 
 
-def config(run_dir: Path, **changes) -> TrainConfig:
-    """96 vector steps of 4 environments, the first 24 of them random."""
-    workers = changes.pop("workers", None)
-    return TrainConfig.model_validate(
-        {
-            "tasks": TASKS,
-            "total_timesteps": 384,
-            "learning_starts": 96,
-            "eval_every": 160,
-            "eval_episodes": 1,
-            "log_every": 32,
-            "checkpoint_every": 100,
-            "diagnose_every": 128,
-            "run_dir": run_dir,
-            "seed": 3,
-            "agent": {"hidden_sizes": [8, 8]},
-            "learner": {"batch_size": 16, "buffer_size": 101, "surgery": "pcgrad"},
-            "environment": {
-                "horizon": HORIZON,
-                "envs_per_task": COPIES,
-                "workers": workers,
-                "simulator": "metaworld",
-            },
-        }
-        | changes
-    )
+config = partial(
+    small_config,  # here 96 vector steps of 4 environments, the first 24 of them random
+    tasks=TASKS,
+    total_timesteps=384,
+    learning_starts=96,
+    eval_every=160,
+    log_every=32,
+    checkpoint_every=100,
+    diagnose_every=128,
+    seed=3,
+    hidden_sizes=(8, 8),
+    batch_size=16,
+    buffer_size=101,
+    surgery="pcgrad",
+    horizon=HORIZON,
+    envs_per_task=COPIES,
+    workers=None,
+)
 
 
 def log(run_dir: Path) -> list[dict[str, str]]:
@@ -119,8 +112,8 @@ def test_the_learner_works_on_what_was_stored_before_while_simulators_step(tmp_p
 
 
 def test_a_run_has_its_own_threads_and_lowers_its_step_sizes(tmp_path, monkeypatch):
-    falling = {"batch_size": 16, "learning_rate": 0.01, "final_learning_rate": 0.0}
-    settings = config(tmp_path / "run", threads=1, learner=falling)
+    falling = {"learning_rate": 0.01, "final_learning_rate": 0.0}
+    settings = config(tmp_path / "run", threads=1, **falling)
     benchmark, device, resolved = check(settings)
     (tmp_path / "run").mkdir()
     trainer = Trainer(resolved, benchmark, device, tmp_path / "run")

@@ -5,6 +5,7 @@ import re
 import time
 import urllib.parse
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +25,28 @@ FEW, MORE = ("reach-v3", "push-v3"), ("reach-v3", "push-v3", "door-open-v3")
 TOTAL = 1_000
 
 
-def config(tasks: tuple[str, ...], seed: int, **learner: object) -> TrainConfig:
-    often = {"log_every": 100, "eval_every": 200, "diagnose_every": 200}
-    tree = {"tasks": tasks, "seed": seed, "total_timesteps": TOTAL, "learning_starts": 300}
-    small = {"batch_size": 8} | learner
-    return TrainConfig.model_validate(tree | often | {"learner": small})
+config = partial(
+    TrainConfig,
+    total_timesteps=TOTAL,
+    learning_starts=300,
+    log_every=100,
+    eval_every=200,
+    diagnose_every=200,
+    batch_size=8,
+)
 
 
 @pytest.fixture(scope="module")
 def logdir(tmp_path_factory) -> Path:
     """A finished run; one of more tasks that was killed; one that was killed and went on."""
     folder = tmp_path_factory.mktemp("runs")
-    write_run(folder / "finished", config(FEW, 0, surgery="pcgrad"))
-    write_run(folder / "killed", config(MORE, 1, critic_surgery="mgda"), stop_at=600)
-    resumed = write_run(folder / "resumed", config(FEW, 2), stop_at=700)
+    write_run(folder / "finished", config(tasks=FEW, seed=0, surgery="pcgrad"))
+    write_run(folder / "killed", config(tasks=MORE, seed=1, critic_surgery="mgda"), stop_at=600)
+    resumed = write_run(folder / "resumed", config(tasks=FEW, seed=2), stop_at=700)
     now = time.time()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "time", lambda: now - 3600)  # the clock was set meanwhile
-        logger = RunLogger(resumed, TOTAL, config(FEW, 2), FEW, resume_at=500)
+        logger = RunLogger(resumed, TOTAL, config(tasks=FEW, seed=2), FEW, resume_at=500)
     for steps, rate in ((600, 0.25), (TOTAL, 0.75)):
         rates = {f"eval/success_rate/{name}": rate for name in (*FEW, "mean", "worst")}
         logger.write(steps, rates)

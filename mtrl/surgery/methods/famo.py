@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.errors import expect
 from mtrl.surgery.base import FeatureSurgery, SurgeryTarget, zeros_like_tasks
@@ -47,16 +48,16 @@ class FAMO(FeatureSurgery):
         self.gamma, self.lr = gamma, lr
         self._tasks: Any = slice(None)
 
+    @override
     def prepare(self, networks: SurgeryTarget) -> None:
-        """See `Surgery`."""
         zeros = zeros_like_tasks(networks)
         for name in ("logits", "lowest", "before"):
             self.register_buffer(name, zeros.clone())
         self.register_buffer("moments", torch.stack([zeros, zeros]))
         self.register_buffer("steps", zeros.new_zeros(()))
 
+    @override
     def weights(self, tasks: Any, found: FeatureGradients) -> Tensor:
-        """See `FeatureSurgery`."""
         self._tasks = tasks
         losses = found.losses.to(self.lowest.dtype)
         finite = losses.isfinite().all(-1, keepdim=True)
@@ -67,8 +68,8 @@ class FAMO(FeatureSurgery):
         self.before[:, tasks] = torch.where(finite, log_loss, torch.nan)
         return (self.logits[:, tasks].log_softmax(-1) - log_loss).softmax(-1)
 
+    @override
     def after_step(self, losses: Callable[[], Tensor]) -> None:
-        """See `Surgery`."""
         tasks = (slice(None), self._tasks)
         fallen = self.before[tasks] - self._log(losses(), self.lowest[tasks])
         finite = fallen.isfinite().all()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.errors import expect
 from mtrl.surgery.base import FeatureSurgery, SurgeryTarget, zeros_like_tasks
@@ -45,14 +46,14 @@ class GradNorm(FeatureSurgery):
         expect(0 < lr < float("inf"), "lr > 0 for gradnorm", lr)
         self.alpha, self.lr = alpha, lr
 
+    @override
     def prepare(self, networks: SurgeryTarget) -> None:
-        """See `Surgery`."""
         zeros = zeros_like_tasks(networks)
         self.register_buffer("log_weights", zeros)
         self.register_buffer("initial_losses", torch.full_like(zeros, torch.nan))
 
+    @override
     def weights(self, tasks: Any, found: FeatureGradients) -> Tensor:
-        """See `FeatureSurgery`."""
         finite = (found.losses + found.norms).isfinite().all(-1, keepdim=True)
         initial = self.initial_losses[:, tasks]
         initial = torch.where(initial.isnan() & finite, found.losses.to(initial), initial)

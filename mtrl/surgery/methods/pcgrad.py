@@ -35,28 +35,43 @@ class PCGrad(GramianSurgery):
 
     @override
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
-        n_tasks = gramian.shape[-1]
-        squared_norms = gramian.diagonal(dim1=-2, dim2=-1)
-        tiny = torch.finfo(gramian.dtype).tiny
-        inverse = torch.where(squared_norms > tiny, 1 / squared_norms, 0)
-        orders = random_orders(len(gramian), n_tasks, generator)
+        keys = random_keys(len(gramian), gramian.shape[-1], generator)
         if gramian.is_cuda and _HAS_TRITON:
             from mtrl.surgery.methods.pcgrad_triton import projected
 
-            return projected(gramian, inverse, orders).mean(-2)
-        return _projected(gramian, inverse, orders).mean(-2)
+            return projected(gramian, keys).mean(-2)
+        return _projected(gramian, _orders(keys)).mean(-2)
 
 
-def _projected(gramian: Tensor, inverse: Tensor, orders: Tensor) -> Tensor:
-    """As `projection.projected`, on any device, in T − 1 rounds of small operations."""
-    coefficients = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
+def _projected(gramian: Tensor, orders: Tensor) -> Tensor:
+    """As `pcgrad_triton.projected`, on any device, in T − 1 rounds of three small operations.
+
+    G is put in each task's order first. Then in its round s a task's products with those it is yet
+    to meet are at hand, and what it gives up changes them along row s.
+    """
+    n_networks, n_tasks, n_others = orders.shape
+    squared_norms = gramian.diagonal(dim1=-2, dim2=-1)
+    tiny = torch.finfo(gramian.dtype).tiny
+    negative = torch.where(squared_norms > tiny, -1 / squared_norms, 0)
+    negative = negative[:, None].expand_as(gramian).gather(-1, orders)
+    products = gramian.gather(-1, orders)
+    rows = gramian.gather(-2, orders.flatten(1)[..., None].expand(-1, -1, n_tasks))
+    among = rows.view(n_networks, n_tasks, n_others, n_tasks).gather(
+        -1, orders[:, :, None].expand(-1, -1, n_others, -1)
+    )
+    given = []
+    for s in range(n_others):
+        given.append(products[..., s].clamp(max=0).mul_(negative[..., s]))
+        products.addcmul_(given[-1][..., None], among[:, :, s])
+    coefficients = torch.eye(n_tasks, dtype=gramian.dtype, device=gramian.device)
     coefficients = coefficients.expand_as(gramian).clone()
-    for j in orders.unbind(-1):  # j[n, i]: whom task i of network n meets in this step
-        rows = gramian.gather(-2, j[..., None].expand_as(gramian))
-        dots = (coefficients * rows).sum(-1)
-        step = dots.clamp(max=0) * inverse.gather(-1, j)
-        coefficients.scatter_add_(-1, j[..., None], -step[..., None])
-    return coefficients
+    return coefficients.scatter_(-1, orders, torch.stack(given, -1)) if given else coefficients
+
+
+def random_keys(n_networks: int, n_tasks: int, generator: torch.Generator) -> Tensor:
+    """Numbers uniform in [0, 1) on the generator's device, `[N, T, T]`: orders, to be sorted."""
+    shape = (n_networks, n_tasks, n_tasks)
+    return torch.rand(shape, generator=generator, device=generator.device)
 
 
 def random_orders(n_networks: int, n_tasks: int, generator: torch.Generator) -> Tensor:
@@ -65,7 +80,10 @@ def random_orders(n_networks: int, n_tasks: int, generator: torch.Generator) -> 
     Returns:
         Task indices, `[N, T, T - 1]`.
     """
-    shape = (n_networks, n_tasks, n_tasks)
-    rank = torch.rand(shape, generator=generator, device=generator.device)
-    rank.diagonal(dim1=-2, dim2=-1).fill_(2.0)  # sorts a task itself last, where it is left out
-    return rank.argsort(-1)[..., :-1]
+    return _orders(random_keys(n_networks, n_tasks, generator))
+
+
+def _orders(keys: Tensor) -> Tensor:
+    """All the other tasks in ascending order of each task's keys."""
+    keys.diagonal(dim1=-2, dim2=-1).fill_(2.0)  # sorts a task itself last, where it is left out
+    return keys.argsort(-1)[..., :-1]

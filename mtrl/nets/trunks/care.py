@@ -1,0 +1,65 @@
+"""Attention over encoders, by what is known of the task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mtrl.nets.params import Build, Params
+from mtrl.nets.trunks.base import Trunk
+from mtrl.nets.trunks.registry import register_trunk
+
+
+@register_trunk("care")
+@dataclass(frozen=True)
+class CARE(Trunk):
+    """Contextual attention-based representation (Sodhani et al. 2021, arXiv 2102.06177, section 4).
+
+    The context c_t is computed from an embedding of the task; k encoders see the observation, and
+    a sample attends to those whose output the context resembles:
+
+        c_t = C(e_t),    a = softmax_j ⟨E_j(s), stop(c_t)⟩,    z = torso([c_t, Σ_j a_j E_j(s)]).
+
+    No gradient goes from the attention into the context, as in the paper: C learns by the torso.
+
+    Deviations: the embedding e_t is learned; the paper's is a frozen language model's, of a
+    description of the task.
+
+    Args:
+        widths: Of the torso.
+        encoders: k; default: the paper's 6, and 10 for more than 10 tasks.
+        size: Width of the two layers of C, and of those of each encoder.
+        embedding: Length of e_t.
+    """
+
+    encoders: int | None = None
+    size: int = 50
+    embedding: int = 50
+
+    def for_tasks(self, n_tasks: int) -> CARE:
+        """See `Trunk`."""
+        return self if self.encoders else replace(self, encoders=6 if n_tasks <= 10 else 10)
+
+    def build(self, make: Build, n_inputs: int) -> None:
+        """See `Trunk`."""
+        size = self.size
+        make.table("embedding", self.embedding)
+        make.layers_in_a_row("context", self.embedding, size, size)
+        make.layers_in_a_row("encoder", n_inputs, size, size, experts=self.encoders)
+        make.layers_in_a_row("torso", 2 * size, *self.widths)
+
+    def __call__(self, p: Params, inputs: Tensor) -> Tensor:
+        """See `Trunk`."""
+        norm = self.layer_norm
+        context = p.linear("context0", p["embedding"][:, :, None], norm=norm, relu=True)
+        context = p.linear("context1", context)  # [N, T, 1, size]
+        encoded = p.linear("encoder0", inputs, norm=norm, relu=True)
+        encoded = p.linear("encoder1", encoded)  # [N, k, T, B, size]
+        likeness = (encoded * context.detach()[:, None]).sum(-1, keepdim=True)
+        attended = (encoded * likeness.softmax(1)).sum(1)
+        z = torch.cat([context.expand_as(attended), attended], -1)
+        for number in range(len(self.widths)):
+            z = p.linear(f"torso{number}", z, norm=norm, relu=True)
+        return z

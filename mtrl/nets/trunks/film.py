@@ -1,0 +1,58 @@
+"""Layers that the task scales and shifts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtrl.nets.params import Build, Params
+from mtrl.nets.trunks.base import Trunk
+from mtrl.nets.trunks.registry import register_trunk
+
+MODULATION_BOUND = 1e-2
+"""The last layer of γ and β begins uniform in ± this, so that a layer begins nearly as it is."""
+
+
+@register_trunk("film")
+@dataclass(frozen=True)
+class FiLM(Trunk):
+    """Feature-wise linear modulation (Perez et al. 2018, arXiv 1709.07871, eqs. 1–2).
+
+    With e_t a learned embedding of task t,
+
+        [γ, β] = W₂ relu(W₁ e_t + b₁) + b₂,        z_l = relu((1 + γ_l) ∘ (W z_{l−1} + b) + β_l):
+
+    a factor and a shift for every unit of every layer, before its ReLU.
+
+    Deviations: the network that gives γ and β sees the task, not a question in words; it is one
+    for all layers; fully connected layers stand for convolutions, LayerNorm (if asked for) for
+    batch normalisation. Public code for RL with one scalar per layer is another, weaker method.
+
+    Args:
+        embedding: Size of e_t, and of the layer on it; 50 as in CARE's experiments with FiLM.
+    """
+
+    embedding: int = 50
+
+    def build(self, make: Build, n_inputs: int) -> None:
+        """See `Trunk`."""
+        size = self.embedding
+        make.table("embedding", size)
+        make.linear("film0", size, size)
+        make.linear("film1", size, 2 * sum(self.widths), bound=MODULATION_BOUND)
+        make.layers_in_a_row("layer", n_inputs, *self.widths)
+
+    def __call__(self, p: Params, inputs: Tensor) -> Tensor:
+        """See `Trunk`."""
+        hidden = p.linear("film0", p["embedding"][:, :, None], relu=True)  # [N, T, 1, e]
+        factors, shifts = p.linear("film1", hidden).chunk(2, -1)
+        widths = list(self.widths)
+        z = inputs
+        for number, (factor, shift) in enumerate(
+            zip(factors.split(widths, -1), shifts.split(widths, -1), strict=True)
+        ):
+            z = p.linear(f"layer{number}", z, norm=self.layer_norm)
+            z = torch.addcmul(shift, 1 + factor, z).relu()
+        return z

@@ -1,0 +1,69 @@
+"""Fully connected layers with ReLU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mtrl.nets.params import Build, Params
+from mtrl.nets.trunks.base import Trunk
+from mtrl.nets.trunks.registry import register_trunk
+
+
+@register_trunk("mlp")
+@dataclass(frozen=True)
+class MLP(Trunk):
+    """Layers with ReLU in a row: with a head per task the multi-head network of Yu et al. 2020.
+
+    The task enters as the bias of the first layer. That is the layer on [inputs, one-hot] without
+    multiplying by zeros: row t of the bias is the one-hot's column t, plus the layer's own bias.
+    With a learned embedding of the task, it is the layer on [inputs, embedding / its norm].
+
+    Weights are He-uniform with zero bias; the one-hot, or the embedding, counts among the first
+    layer's inputs.
+
+    Deviation from LayerNorm (Ba et al. 2016): no factor and no shift are learned after it; the bias
+    before it and the weights behind it do their work.
+
+    Args:
+        embedding: Size of a learned embedding that takes the one-hot's place.
+    """
+
+    embedding: int | None = None
+
+    def build(self, make: Build, n_inputs: int) -> None:
+        """See `Trunk`."""
+        bound = math.sqrt(6 / (n_inputs + (self.embedding or make.n_tasks)))
+        first = self.layer_widths()[0]
+        if self.embedding is None:
+            make.linear("0", n_inputs, first, bias="task", bound=bound)
+        else:
+            make.linear("0", n_inputs, first, bound=bound)
+            make.linear("task", self.embedding, first, bias=None, bound=bound)
+            make.table("embedding", self.embedding, unit=True)
+        for number, (a, b) in enumerate(pairwise(self.layer_widths()), start=1):
+            make.linear(str(number), a, b)
+
+    def layer_widths(self) -> Sequence[int]:
+        """Of all layers one after the other."""
+        return self.widths
+
+    def first(self, p: Params, inputs: Tensor, **how: Any) -> Tensor:
+        """The layer that sees inputs and task."""
+        if self.embedding is None:
+            return p.linear("0", inputs, **how)
+        directions = normalize(p["embedding"], dim=-1)[:, :, None]  # [N, T, 1, e]
+        return p.linear("0", inputs, offset=p.linear("task", directions).squeeze(2), **how)
+
+    def __call__(self, p: Params, inputs: Tensor) -> Tensor:
+        """See `Trunk`."""
+        z = self.first(p, inputs, norm=self.layer_norm, relu=True)
+        for number in range(1, len(self.widths)):
+            z = p.linear(str(number), z, norm=self.layer_norm, relu=True)
+        return z

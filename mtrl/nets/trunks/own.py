@@ -1,0 +1,161 @@
+"""Any module of the user's as a trunk."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from mtrl.errors import UsageError, one_line
+from mtrl.nets.params import Build, Params
+from mtrl.nets.trunks.base import Trunk
+
+PREFIX = "module:"
+"""In front of the module's parameters' names, in which dots become colons."""
+
+
+@dataclass(frozen=True)
+class OwnModule(Trunk):
+    """A `torch.nn.Module` from observations `[B, in]` to features `[B, d]`, for every task.
+
+    For gradients per task it is called for each network and task with views of the parameters
+    (`torch.func.functional_call` under two `vmap`), so one ordinary backward gives each task's.
+    It does not see which task it is: heads tell tasks apart.
+
+    Args:
+        module: Its class, called as `module(n_inputs, **options)`.
+        name: Under which it is registered.
+        options: Those of `--trunk "name(option=value)"`.
+    """
+
+    module: type[nn.Module] = nn.Identity
+    name: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    sees_task: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """No option here is a size of ours."""
+
+    @property
+    def n_features(self) -> int:
+        """See `Trunk`; known once it is built."""
+        size: int = self.__dict__["_n_features"]
+        return size
+
+    def build(self, make: Build, n_inputs: int) -> None:
+        """See `Trunk`.
+
+        Raises:
+            UsageError: if the module cannot be made, keeps a state beside its parameters, or does
+                something that cannot be done for many networks and tasks at once.
+        """
+        modules = self._make(make, n_inputs)
+        first = modules[0]
+        if buffers := [name for name, _ in first.named_buffers()]:
+            raise UsageError(
+                f"trunk: expected a module with parameters alone, got {self.name!r} with the "
+                f"buffer {buffers[0]!r}"
+            )
+        if not list(first.parameters()):
+            raise UsageError(f"trunk: expected a module with parameters, got {self.name!r}")
+        for name, _ in first.named_parameters():
+            values = [module.get_parameter(name).detach() for module in modules]
+            stacked = torch.stack(values)
+            make.shared[_stored(name)] = stacked if stacked.ndim > 1 else stacked[:, None]
+        object.__setattr__(self, "_template", first.requires_grad_(False))
+        object.__setattr__(self, "_n_features", self._try(make, n_inputs))
+
+    def _make(self, make: Build, n_inputs: int) -> list[nn.Module]:
+        """N modules, whose initial weights follow from the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(make.seed())
+            try:
+                return [self.module(n_inputs, **self.options) for _ in range(make.n_networks)]
+            except Exception as error:
+                raise UsageError(
+                    f"trunk: cannot make {self.name}({n_inputs}, …): {one_line(error)}"
+                ) from None
+
+    def _try(self, make: Build, n_inputs: int) -> int:
+        """Its features' length, by calling it once for all networks and tasks."""
+        rows = 2
+        inputs = torch.linspace(-1, 1, make.n_tasks * rows * n_inputs)
+        inputs = inputs.view(1, make.n_tasks, rows, n_inputs).requires_grad_()
+        views = {
+            name: value[:, None].expand(-1, make.n_tasks, *value.shape[1:]).requires_grad_()
+            for name, value in make.shared.items()
+        }
+        try:
+            with torch.enable_grad():
+                found = self(Params({}, views, {}), inputs)
+                first = found[:, :, 0].sum()
+                wanted = [inputs, *views.values()]
+                by_inputs, *used = torch.autograd.grad(first, wanted, allow_unused=True)
+        except Exception as error:
+            raise UsageError(
+                f"trunk: {self.name!r} cannot be computed for many networks and tasks at once: "
+                f"{one_line(error)}{_where(error)}"
+            ) from None
+        shape = tuple(found.shape)
+        if len(shape) != 4 or shape[2] != rows:
+            raise UsageError(
+                f"trunk: expected features of shape ({rows}, d) from {self.name!r} for {rows} "
+                f"observations, got {shape[2:]}"
+            )
+        if by_inputs is not None and not by_inputs.is_meta and by_inputs[:, :, 1].any():
+            raise UsageError(
+                f"trunk: expected features of one observation from {self.name!r}, got some that "
+                "depend on others of the batch"
+            )
+        for name, gradient in zip(views, used, strict=True):
+            if gradient is None:
+                unused = name.removeprefix(PREFIX).replace(":", ".")
+                raise UsageError(
+                    f"trunk: expected features that depend on every parameter of {self.name!r}, "
+                    f"got some without {unused!r}"
+                )
+        return shape[-1]
+
+    def __call__(self, p: Params, inputs: Tensor) -> Tensor:
+        """See `Trunk`."""
+        template: nn.Module = self.__dict__["_template"]
+        parameters = {}  # [N, T or 1, …]; a single number is stored as a vector of one
+        for name, value in template.named_parameters():
+            found = p.shared(_stored(name), max(value.ndim, 1))
+            parameters[name] = found if value.ndim else found.squeeze(-1)
+        n_networks, n_views = next(iter(parameters.values())).shape[:2]
+        if n_views == 1:  # one function for all rows, whatever their task: one batch
+            n_tasks, n_rows = inputs.shape[1:3]
+            batches = inputs.flatten(1, 2)
+            features = [
+                self._call({k: v[n, 0] for k, v in parameters.items()}, batches[n % len(batches)])
+                for n in range(n_networks)
+            ]
+            return torch.stack(features).unflatten(1, (n_tasks, n_rows))
+        several = len(inputs) > 1
+        of_networks = vmap(vmap(self._call), in_dims=(0, 0 if several else None))
+        result: Tensor = of_networks(parameters, inputs if several else inputs[0])
+        return result
+
+    def _call(self, parameters: dict[str, Tensor], rows: Tensor) -> Tensor:
+        found: Tensor = functional_call(self.__dict__["_template"], parameters, (rows,))
+        return found
+
+
+def _stored(name: str) -> str:
+    return PREFIX + name.replace(".", ":")
+
+
+def _where(error: Exception) -> str:
+    """The line outside of PyTorch and this package that was being executed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if "/torch/" not in f.filename and f.filename != __file__]
+    if not theirs:
+        return ""
+    return f" ({theirs[-1].filename}, line {theirs[-1].lineno}: {theirs[-1].line})"

@@ -1,0 +1,52 @@
+"""Tasks as compositions of parameter sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from mtrl.nets.params import Build, Params
+from mtrl.nets.trunks.base import Trunk
+from mtrl.nets.trunks.registry import register_trunk
+
+
+@register_trunk("paco")
+@dataclass(frozen=True)
+class PaCo(Trunk):
+    """Parameter-compositional multi-task RL (Sun et al. 2022, arXiv 2210.11653, section 3).
+
+    K sets of parameters are what tasks share, and a task has K numbers of its own: every layer's
+    weights and biases are θ_t = Σ_k w_tk φ_k. The task does not enter the inputs. A task's gradient
+    on the sets is w_tk ∂L_t/∂θ_t, so surgery needs ∂L_t/∂θ_t and w_t alone:
+
+        ⟨g_s, g_t⟩ = ⟨w_s, w_t⟩ ⟨∂L_s/∂θ_s, ∂L_t/∂θ_t⟩.
+
+    Deviations: heads are not composed but each task's own, or with `heads: single` the same for
+    all; w_t has the optimiser and the learning rate of all parameters, and begins as a random unit
+    vector, by which composed weights begin as large as a plain layer's. Tasks with extreme losses
+    are not masked, nor is their w_t drawn anew: what surgery does about them is its method's.
+
+    Args:
+        sets: K; default: the paper's 5, and 20 for more than 10 tasks.
+    """
+
+    sets: int | None = None
+
+    def for_tasks(self, n_tasks: int) -> PaCo:
+        """See `Trunk`."""
+        return self if self.sets else replace(self, sets=5 if n_tasks <= 10 else 20)
+
+    def build(self, make: Build, n_inputs: int) -> None:
+        """See `Trunk`."""
+        assert self.sets is not None
+        make.table("mix", self.sets, unit=True)
+        widths = n_inputs, *self.widths
+        make.layers_in_a_row("layer", *widths, experts=self.sets, composed=True)
+
+    def __call__(self, p: Params, inputs: Tensor) -> Tensor:
+        """See `Trunk`."""
+        z, mix = inputs, p["mix"]
+        for number in range(len(self.widths)):
+            z = p.linear(f"layer{number}", z, mix=mix, norm=self.layer_norm, relu=True)
+        return z

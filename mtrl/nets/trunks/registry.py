@@ -1,0 +1,136 @@
+"""Trunks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import TypeVar
+
+from torch import nn
+
+from mtrl.config.sections import AgentConfig
+from mtrl.config.spec import check_options, parse
+from mtrl.errors import UsageError, import_attribute, one_line, unknown
+from mtrl.nets.trunks.base import Trunk
+from mtrl.nets.trunks.own import OwnModule
+
+Made = type[Trunk] | type[nn.Module]
+AnyTrunk = TypeVar("AnyTrunk", bound=Made)
+_TRUNKS: dict[str, Made] = {}
+
+
+def register_trunk(name: str) -> Callable[[AnyTrunk], AnyTrunk]:
+    """Class decorator that makes a trunk known to `--trunk`, and to files that name it.
+
+    The class is a `Trunk`, or any `torch.nn.Module` as in `OwnModule`.
+
+    Example:
+        >>> @register_trunk("two-layers")
+        ... class TwoLayers(nn.Sequential):
+        ...     def __init__(self, n_inputs, width=64):
+        ...         super().__init__(nn.Linear(n_inputs, width), nn.SiLU(), nn.Linear(width, width))
+        >>> get_trunk("two-layers(width=32)").options
+        {'width': 32}
+
+    Raises:
+        ValueError: if another class has the name.
+    """
+
+    def add(trunk: AnyTrunk) -> AnyTrunk:
+        if _TRUNKS.get(name, trunk) is not trunk:
+            raise ValueError(f"trunk: expected a new name, got {name!r} a second time")
+        _TRUNKS[name] = trunk
+        return trunk
+
+    return add
+
+
+def available_trunks() -> list[str]:
+    """The names that are registered."""
+    return sorted(_TRUNKS)
+
+
+def load_trunk(spec: str) -> None:
+    """Import and register the class at `package.module:name`, where `spec` names one.
+
+    Raises:
+        UsageError: if it cannot be imported, or is no module and no trunk.
+    """
+    name, _ = parse("trunk", spec)
+    if ":" not in name or name in _TRUNKS:
+        return
+    found = import_attribute("trunk", name)
+    if not (isinstance(found, type) and issubclass(found, nn.Module | Trunk)):
+        raise UsageError(f"trunk: expected a class of torch.nn.Module at {name!r}, got {found!r}")
+    register_trunk(name)(found)
+
+
+def import_trunks(names: Iterable[str]) -> None:
+    """Import modules that register trunks, and register classes at `package.module:name`.
+
+    Raises:
+        UsageError: if one cannot be imported.
+    """
+    for name in names:
+        if ":" in name:
+            load_trunk(name)
+        else:
+            import_attribute("imports", name)
+
+
+def get_trunk(
+    spec: str,
+    *,
+    widths: tuple[int, ...] | None = None,
+    layer_norm: bool = False,
+    embedding: int | None = None,
+) -> Trunk:
+    """Make the trunk that a text describes. Nothing is imported, whatever a file asks for.
+
+    Args:
+        spec: A registered name; options may follow, `moore(experts=4)`.
+        widths: Its layers' widths, unless `spec` gives them; default: the trunk's own.
+        layer_norm: Likewise.
+        embedding: Size of the task's embedding, likewise.
+
+    Raises:
+        UsageError: if there is no such trunk, or it does not take these options.
+    """
+    name, options = parse("trunk", spec)
+    if name not in _TRUNKS:
+        raise UsageError(unknown("trunk", name, available_trunks()))
+    make = _TRUNKS[name]
+    if embedding is not None and issubclass(make, nn.Module):
+        raise UsageError(
+            f"task_embedding: expected none with {name!r}, which does not see the task"
+        )
+    if issubclass(make, nn.Module):
+        return OwnModule(module=make, name=name, options=options)
+    accepted = tuple(field.name for field in fields(make))
+    check_options("trunk", name, options, accepted)
+    if embedding is not None and "embedding" not in accepted:
+        raise UsageError(
+            f"task_embedding: expected a trunk with an embedding of the task, got {name!r}"
+        )
+    given = {"widths": widths, "layer_norm": layer_norm or None, "embedding": embedding}
+    known = {key: value for key, value in given.items() if value is not None}
+    try:
+        return make(**(known | options))
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"trunk: {spec!r}: {one_line(error)}") from None
+
+
+def trunk_of(config: AgentConfig, network: str) -> Trunk:
+    """The trunk that a configuration gives the `actor` or the `critic`.
+
+    Raises:
+        UsageError: as `get_trunk`.
+    """
+    return get_trunk(
+        getattr(config, f"{network}_trunk") or config.trunk,
+        widths=getattr(config, f"{network}_hidden_sizes") or config.hidden_sizes,
+        layer_norm=config.layer_norm,
+        embedding=config.task_embedding,
+    )

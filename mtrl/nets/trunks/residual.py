@@ -1,0 +1,46 @@
+"""Residual blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mtrl.errors import UsageError
+from mtrl.nets.params import Params
+from mtrl.nets.trunks.mlp import MLP
+from mtrl.nets.trunks.registry import register_trunk
+
+
+@register_trunk("residual")
+@dataclass(frozen=True)
+class Residual(MLP):
+    """A layer, then blocks z + W₂ relu(W₁ z): BroNet (Nauman et al. 2024, arXiv 2405.16158).
+
+    With LayerNorm each W z is normalised. A width stands for the first layer, and for each block,
+    so all are equal. All else is as in `MLP`.
+
+    Raises:
+        UsageError: if widths differ.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.widths)) > 1:
+            raise UsageError(
+                f"trunk: expected one width throughout a residual trunk, got {self.widths}"
+            )
+
+    def layer_widths(self) -> Sequence[int]:
+        """Two for each block."""
+        return [self.widths[0], *(width for width in self.widths[1:] for _ in range(2))]
+
+    def __call__(self, p: Params, inputs: Tensor) -> Tensor:
+        """See `Trunk`."""
+        norm = self.layer_norm
+        z = self.first(p, inputs, norm=norm, relu=True)
+        for number in range(1, 2 * len(self.widths) - 1, 2):
+            inner = p.linear(str(number), z, norm=norm, relu=True)
+            z = p.linear(str(number + 1), inner, norm=norm, residual=z)
+        return z

@@ -1,0 +1,107 @@
+"""Modules, and a route through them for each sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mtrl.nets.params import Build, Params
+from mtrl.nets.trunks.base import Trunk
+from mtrl.nets.trunks.registry import register_trunk
+
+ROUTE_BOUND = 1e-3
+"""Layers that give routes begin uniform in ± this: all routes begin alike."""
+
+
+@register_trunk("soft-modules")
+@dataclass(frozen=True)
+class SoftModules(Trunk):
+    """Soft modularization (Yang et al. 2020, arXiv 2003.13661, section 4).
+
+    f is layers on the observation, the last one linear, z_t a vector of the task, and
+    e = V₂ relu(V₁ relu(z_t ∘ f)) what the routing knows. Of L layers of n modules, those of the
+    first are given relu(f). Routes are probabilities over the *sources* j of each target i:
+
+        p¹ = softmax_j W¹ relu(e),        p^{l+1} = softmax_j W^{l+1} relu(e ∘ U^{l+1} [p¹ … p^l]).
+
+    Module i of layer l + 1 is given relu(Σ_j p^l_ij m_j), and z = relu(Σ_j p^L_j m_j).
+
+    Deviations: z_t is a table, normal at first, and not a layer on the one-hot; a head per task
+    follows where the paper has one (`heads: single` is the paper's). Weights of the losses by
+    softmax(−log α_t), a balance of training and no part of the network, are left to surgery.
+    LayerNorm, if asked for, stands before the ReLU of the layers on the observation.
+
+    Args:
+        widths: All but the last are those of the layers on the observation; modules stand in the
+            last one's place.
+        layers: L; default: the paper's 2, and 4 for more than 10 tasks.
+        modules: n in each layer; likewise 2 and 4.
+        width: Of a module's output; likewise 256 and 128.
+        size: Length of e.
+    """
+
+    layers: int | None = None
+    modules: int | None = None
+    width: int | None = None
+    size: int = 256
+
+    def for_tasks(self, n_tasks: int) -> SoftModules:
+        """See `Trunk`."""
+        layers, modules, width = (2, 2, 256) if n_tasks <= 10 else (4, 4, 128)
+        return replace(
+            self,
+            layers=self.layers or layers,
+            modules=self.modules or modules,
+            width=self.width or width,
+        )
+
+    @property
+    def n_features(self) -> int:
+        """See `Trunk`."""
+        assert self.width is not None
+        return self.width
+
+    def build(self, make: Build, n_inputs: int) -> None:
+        """See `Trunk`."""
+        assert self.layers
+        assert self.modules
+        assert self.width
+        n, n_known, observed = self.modules, self.size, self._observed[-1]
+        make.table("task", observed)
+        make.layers_in_a_row("observe", n_inputs, *self._observed)
+        make.layers_in_a_row("join", observed, n_known, n_known)
+        for number in range(self.layers):
+            n_targets = 1 if number == self.layers - 1 else n
+            make.linear(f"route{number}", n_known, n * n_targets, bound=ROUTE_BOUND)
+            if number:
+                make.linear(f"before{number}", number * n * n, n_known)
+            make.linear(
+                f"module{number}", self.width if number else observed, self.width, experts=n
+            )
+
+    @property
+    def _observed(self) -> tuple[int, ...]:
+        return self.widths[:-1] or self.widths
+
+    def __call__(self, p: Params, inputs: Tensor) -> Tensor:
+        """See `Trunk`."""
+        assert self.layers
+        assert self.modules
+        f, last = inputs, len(self._observed) - 1
+        for number in range(last):
+            f = p.linear(f"observe{number}", f, norm=self.layer_norm, relu=True)
+        f = p.linear(f"observe{last}", f, norm=self.layer_norm)
+        known = p.linear("join0", (p["task"][:, :, None] * f).relu(), relu=True)
+        known = p.linear("join1", known)
+        z = f.relu()
+        routes: list[Tensor] = []
+        for number in range(self.layers):
+            about = known * p.linear(f"before{number}", torch.cat(routes, -1)) if routes else known
+            logits = p.linear(f"route{number}", about.relu())
+            shares = logits.unflatten(-1, (-1, self.modules)).softmax(-1)  # [N, T, B, i, j]
+            outputs = p.linear(f"module{number}", z)  # [N, j, T, B, width]
+            z = torch.einsum("njtbd,ntbij->nitbd", outputs, shares).relu()
+            routes.append(shares.flatten(-2))
+        return z.squeeze(1)

@@ -1,0 +1,147 @@
+"""A user's module as a trunk: against the module itself, called for one network and task."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import own_trunks
+import pytest
+import torch
+from torch.func import functional_call
+
+from mtrl.config.sections import AgentConfig
+from mtrl.errors import UsageError
+from mtrl.nets.networks import MultiTaskNetworks, head
+from mtrl.nets.trunks import get_trunk, load_trunk
+from mtrl.policy.export import export_policy
+from mtrl.policy.policy import Policy
+from mtrl.sac.agent import MTSAC
+from mtrl.surgery import StackedProblem, combine, gramian
+
+N, T, B, IN, OUT = 2, 3, 5, 4, 2
+NAME = "own_trunks:Attentive"
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    load_trunk(f"{NAME}(width=6)")
+
+
+def make(spec: str = NAME, n_tasks: int = T, multi_head: bool = True) -> MultiTaskNetworks:
+    load_trunk(spec)
+    networks = MultiTaskNetworks(
+        N,
+        n_tasks,
+        IN,
+        OUT,
+        get_trunk(spec),
+        multi_head=multi_head,
+        head_bound=1.0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return networks.double().requires_grad_(False)
+
+
+def task_loss(shared, per_task, features, y):
+    return (head(shared, per_task, features) - y).square().mean((-2, -1)), {}
+
+
+@pytest.mark.parametrize("n_tasks", [T, 1])
+@pytest.mark.parametrize("engine", ["auto", "factored"])
+def test_gradients_are_the_modules_own(n_tasks, engine):
+    networks = make(n_tasks=n_tasks)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(1, n_tasks, B, IN, generator=generator, dtype=torch.float64)
+    y = torch.randn(n_tasks, B, OUT, generator=generator, dtype=torch.float64)
+    function, shared, per_task = networks.folded()
+    problem = StackedProblem(function, task_loss, shared, per_task, x, (y,), engine=engine)
+    module = own_trunks.Attentive(IN).double()
+    rows, features = [], []
+    for n in range(N):
+        for t in range(n_tasks):
+            own = {
+                k.removeprefix("module:").replace(":", "."): v[n].clone().requires_grad_()
+                for k, v in shared.items()
+            }
+            values = {k: v if k != "scale" else v.squeeze() for k, v in own.items()}
+            z = functional_call(module, values, (x[0, t],))
+            outputs = z @ per_task["head_weight"][n, t] + per_task["head_bias"][n, t]
+            (outputs - y[t]).square().mean().backward()
+            rows.append({k: own[k.removeprefix("module:").replace(":", ".")].grad for k in shared})
+            features.append(z.detach())
+    expected = {k: torch.stack([r[k] for r in rows]).unflatten(0, (N, n_tasks)) for k in shared}
+    close = torch.testing.assert_close
+    close(function(shared, per_task, x), torch.stack(features).unflatten(0, (N, n_tasks)))
+    found = problem.task_gradients()
+    close(found.gramian(), gramian(expected))
+    weights = torch.linspace(-1, 2, N * n_tasks, dtype=torch.float64).view(N, n_tasks)
+    for name, value in combine(weights, expected).items():
+        close(found.weighted(weights).shared[name], value)
+        close(problem.features().weighted(weights).shared[name], value)
+    several = replace(problem, inputs=x.expand(N, -1, -1, -1))
+    close(several.task_gradients().gramian(), found.gramian())
+
+
+def test_networks_begin_apart_and_from_the_seed():
+    one, again = make(), make()
+    for name, value in one.shared.items():
+        assert torch.equal(value, again.shared[name])
+    weight = one.shared["module:out:0:weight"]
+    assert not torch.equal(weight[0], weight[1])
+
+
+def test_a_policy_of_it_is_a_file_like_others(tmp_path):
+    agent = MTSAC(("a", "b"), AgentConfig(trunk=f"{NAME}(width=5)"), 7, 3, seed=2)
+    agent.save(tmp_path / "a.safetensors")
+    rows = np.random.default_rng(0).normal(size=(2, 7))
+    for loaded in (Policy.load(tmp_path / "a.safetensors"), MTSAC.load(tmp_path / "a.safetensors")):
+        found, expected = (p.predict(rows, deterministic=True)[0] for p in (loaded, agent))
+        assert np.array_equal(found, expected)
+    if torch.__version__ >= "2.7":
+        export_policy(tmp_path / "a.safetensors", tmp_path / "a.pt2")
+        program = torch.export.load(tmp_path / "a.pt2").module()
+        given = np.concatenate([rows, np.eye(2)], 1).astype(np.float32)
+        actions = program(torch.from_numpy(given)).detach().numpy()
+        np.testing.assert_allclose(actions, expected, atol=1e-6)
+    assert copy.deepcopy(agent).predict(rows, deterministic=True)[0].shape == (2, 3)
+
+
+def test_a_file_imports_nothing(tmp_path):
+    agent = MTSAC(("a",), AgentConfig(trunk=f"{NAME}(width=5)"), 7, 3)
+    config = agent.config.model_copy(update={"trunk": "own_trunks:Refuses"})
+    agent.config = config
+    agent.save(tmp_path / "a.safetensors")
+    with pytest.raises(UsageError, match=r"a.safetensors: trunk: unknown 'own_trunks:Refuses'"):
+        Policy.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("own_trunks:Waits", r".item\(\).*own_trunks.py, line 31: return self.layer"),
+        ("own_trunks:Branches", r"control flow.*own_trunks.py, line 37: return y if y.sum\(\) > 0"),
+        ("own_trunks:Averages", r"parameters alone, got 'own_trunks:Averages' with the buffer '1"),
+        ("own_trunks:Flat", r"expected features of shape \(2, d\) from .* got \(2,\)"),
+        ("own_trunks:Idle", r"depend on every parameter of .* got some without 'layer.weight'"),
+        ("own_trunks:Empty", r"expected a module with parameters"),
+        ("own_trunks:Refuses(width=4)", r"cannot make own_trunks:Refuses\(4, …\): width 4"),
+        ("own_trunks:Refuses(depth=4)", r"cannot make own_trunks:Refuses\(4, …\): .*'depth'"),
+        ("own_trunks:torch", r"expected a class of torch.nn.Module at 'own_trunks:torch'"),
+        ("own_trunks:None", r"trunk: cannot import 'own_trunks:None'"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_is_in_the_way_is_told(spec, message, device):
+    with pytest.raises(UsageError, match=message) as refused, torch.device(device):
+        make(spec)
+    assert "\n" not in str(refused.value)
+
+
+def test_rows_are_each_for_itself():
+    with pytest.raises(UsageError, match="features of one observation from 'own_trunks:Mixes'"):
+        make("own_trunks:Mixes")
+
+
+def test_one_head_cannot_tell_tasks_apart():
+    with pytest.raises(UsageError, match="heads: expected 'multi'"):
+        make(multi_head=False)

@@ -1,0 +1,29 @@
+"""Configurations whose runs take seconds."""
+
+from pathlib import Path
+from typing import Any
+
+from mtrl import TrainConfig
+
+TASKS, HORIZON, TOTAL = ("reach-v3", "drawer-close-v3"), 10, 240
+
+
+def small_config(run_dir: Path, **leaves: Any) -> TrainConfig:
+    """120 vector steps of two tasks, the first 20 of them random; `leaves` replace any of these."""
+    small = {
+        "tasks": TASKS,
+        "total_timesteps": TOTAL,
+        "learning_starts": 40,
+        "log_every": 40,
+        "checkpoint_every": 60,
+        "eval_every": 80,
+        "eval_episodes": 1,
+        "diagnose_every": 0,
+        "run_dir": run_dir,
+        "hidden_sizes": (8,),
+        "batch_size": 8,
+        "horizon": HORIZON,
+        "workers": 1,
+        "simulator": "metaworld",
+    }
+    return TrainConfig(**small | leaves)
