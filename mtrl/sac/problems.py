@@ -105,6 +105,7 @@ def _problem(
         inputs=inputs[None],
         targets=targets,
         rotation=networks.rotation,
+        fixed=networks.fixed_inputs(),
         engine=engine,
         precision=precision,
         compiled=compiled,
