@@ -6,8 +6,7 @@ A linear layer's weight gradient of task t is D_tᵀ X: X `[B, in]` is the layer
 
     ⟨g_s, g_t⟩ = Σ (X Xᵀ) ∘ (D_s D_tᵀ) = ⟨D_s, X Xᵀ D_t⟩,        Σ_t w_t g_t = (Σ_t w_t D_t)ᵀ X,
 
-so no weight gradient is formed but the one that the optimiser gets. Where the T gradients are
-smaller than these products, they are formed, beside each other in one matrix.
+so no weight gradient is formed but the one that the optimiser gets. Where the T gradients cost less than these products, they are left to autograd.
 
 Layers are found in the autograd graph, not among modules: what a graph does not show to be the only
 use of a weight, by a layer of a known kind, is left to autograd.
@@ -230,7 +229,7 @@ def _convolution(node: Any, weight: Tensor, n_tasks: int) -> Layer | None:
     """As a linear layer on patches."""
     if weight.ndim != 4 or node._saved_transposed or node._saved_groups != 1:
         return None
-    inputs = node._saved_input.detach()
+    inputs = at_least_float32(node._saved_input.detach())  # `unfold` has no half floats on a CPU
     kernel, stride = weight.shape[2:], node._saved_stride
     padding, dilation = node._saved_padding, node._saved_dilation
     sizes = zip(inputs.shape[2:], kernel, stride, padding, dilation, strict=True)
