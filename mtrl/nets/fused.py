@@ -194,7 +194,7 @@ _constants: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
 def _ones_and_zeros(x: Tensor) -> tuple[Tensor, Tensor]:
     """A factor and a shift for LayerNorm that do nothing, in at least float32."""
-    key = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
+    key = x.shape[-1], torch.float64 if x.dtype == torch.float64 else torch.float32
     if type(x) is not Tensor or torch.compiler.is_compiling():  # not to be kept: traced
         return x.new_ones(key[0], dtype=key[1]), x.new_zeros(key[0], dtype=key[1])
     if key not in _constants:

@@ -33,9 +33,10 @@ class ReplayBuffer:
     may start from makes the draw uniform over the stored transitions, without rejection.
 
     Nothing here waits for the device, and `sample` holds no number of the host's that changes: it
-    can be captured in a CUDA graph once and replayed while the buffer fills. It takes seven kernels
-    on a GPU, where each costs as long as thousands of these numbers: the list is kept twice in a
-    row and the ring has a row beyond its end, so that no index has to be wrapped.
+    can be captured in a CUDA graph once and replayed while the buffer fills. It takes six kernels
+    on a GPU, and one more where rewards are scaled; each costs as long as thousands of these
+    numbers: the list is kept twice in a row and the ring has a row beyond its end, so that no index
+    has to be wrapped.
 
     Args:
         capacity: Transitions kept per task; of E copies of a task, whole vector steps of E.
@@ -170,7 +171,9 @@ class ReplayBuffer:
         here, there = self._rows.flatten(0, 1)[places + self._away]
         observations, actions, rewards, terminated = here.split(self._split, -1)
         next_observations = there[..., : self._split[0]]
-        rewards = rewards[..., 0] * self.scale.factors[:, None]
+        rewards = rewards[..., 0]
+        if self.scale.changes:
+            rewards = rewards * self.scale.factors[:, None]
         return Batch(observations, actions, rewards, terminated[..., 0], next_observations)
 
     def state_dict(self) -> dict[str, Any]:

@@ -57,6 +57,11 @@ class RewardScale:
         self._past = np.zeros((n_tasks, memory or 0))  # peaks of the last episodes
         self._episodes = np.zeros(n_tasks, np.int64)
 
+    @property
+    def changes(self) -> bool:
+        """Whether a factor may be another than 1."""
+        return self.magnitude is not None or self.constant != 1
+
     def observe(self, rewards: np.ndarray, done: np.ndarray) -> None:
         """Take in a vector step's rewards and ends of episodes, `[T·E]`."""
         if self.magnitude is None:

@@ -103,11 +103,11 @@ class GramianSurgery(Surgery):
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
         found = problem.task_gradients()
         gramian = found.gramian()
-        # A solver may raise on what is not finite. The weights are NaN there, so that whoever
-        # looks at the gradient, a GradScaler say, finds that this step is none.
+        # A solver may raise on what is not finite, and is given the Gramian of equal gradients. The
+        # weights are NaN there, so that whoever looks at the gradient, a GradScaler say, finds that
+        # this step is none.
         zero = (gramian * 0).sum((-2, -1))[:, None]  # or NaN: 0 times ∞ is
-        eye = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
-        weights = self.weights(torch.where(zero[..., None] == 0, gramian, eye), generator)
+        weights = self.weights(torch.where(zero[..., None] == 0, gramian, 1), generator)
         return found.weighted(weights + zero)
 
 

@@ -164,7 +164,9 @@ def gramian(gradients: Parameters) -> Tensor:
     with full_float32(device):
         if device.type != "cpu":
             return split_gramian(gradients)
-        products = [rows @ rows.mT for value in gradients.values() for rows in _chunks(value)]
+        products = [
+            torch.bmm(rows, rows.mT) for value in gradients.values() for rows in _chunks(value)
+        ]
         return torch.stack(products).double().sum(0).to(products[0].dtype)
 
 
@@ -202,7 +204,7 @@ def combine(weights: Tensor, gradients: Parameters) -> dict[str, Tensor]:
     with full_float32(weights.device):
         found = {}
         for name, value in gradients.items():
-            sums = [weights[:, None] @ rows for rows in _chunks(value)]
+            sums = [torch.bmm(weights[:, None], rows) for rows in _chunks(value)]
             whole = torch.cat(sums, -1) if len(sums) > 1 else sums[0]
             found[name] = whole.view(len(weights), *value.shape[2:])
     return found
@@ -238,4 +240,4 @@ def _chunks(gradient: Tensor) -> Iterator[Tensor]:
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Half floats to float32; others as they are."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

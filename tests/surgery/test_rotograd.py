@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import small_learner
@@ -98,6 +99,19 @@ def test_a_task_without_a_direction_is_not_turned():
     turn_along_geodesic_(rotation, u, normal(D, seed=3), 0.3)
     assert torch.equal(rotation[1], before[1])
     assert not torch.allclose(rotation[0], before[0])
+
+
+@pytest.mark.parametrize("order", [[2, 0, 1], [2, 0]])
+def test_a_task_turns_its_own_rotation_wherever_it_stands_in_the_batch(order):
+    draw = torch.Generator().manual_seed(0)
+    means = torch.randn(1, len(order), 4, generator=draw, dtype=torch.float64)
+    turned, expected = (torch.eye(4).double().repeat(1, 3, 1, 1) for _ in range(2))
+    RotoGrad(rotation_lr=0.1)._turn(SimpleNamespace(tasks=order, rotation=turned), means)
+    in_order = expected[:, order]
+    RotoGrad(rotation_lr=0.1)._turn(SimpleNamespace(tasks=slice(None), rotation=in_order), means)
+    expected[:, order] = in_order
+    torch.testing.assert_close(turned, expected)
+    assert (turned - torch.eye(4)).flatten(2).norm(dim=-1)[0, order].min() > 1e-3
 
 
 def test_geodesic_step_climbs_as_its_gradient_says():

@@ -110,10 +110,12 @@ class RotoGrad(Surgery):
     @override
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
         found = problem.features()
-        gradients = found.weighted(self.weights(problem.tasks, found.norms))
+        norms = found.norms
+        gradients = found.weighted(self.weights(problem.tasks, norms))
+        sound = _zero(norms) == 0
         if self.rotates:  # after the backward, which needs R_k as it was in the forward
-            self._turn(problem, found.means)
-        self.updates += found.norms.isfinite().all()  # else this step is none, and none is counted
+            self._turn(problem, torch.where(sound[..., None], found.means, 0))  # 0 turns nothing
+        self.updates += sound.all()  # else this step is none, and none is counted
         return gradients
 
     def maintain(self, networks: SurgeryTarget) -> None:
@@ -135,9 +137,9 @@ class RotoGrad(Surgery):
         if not self.scales:
             return torch.full_like(norms, 1 / n_tasks)
         initial = self.initial_norms[:, tasks]
-        sound = norms.isfinite().all(-1, keepdim=True)
-        anew = ~(initial > 0) | (self.updates % self.reset_every == 0)
-        initial = torch.where(anew & sound, norms, initial)
+        zero = _zero(norms)
+        anew = (initial <= 0) | (self.updates % self.reset_every == 0)
+        initial = torch.where(anew & (zero == 0), norms, initial)
         self.initial_norms[:, tasks] = initial
         tiny = torch.finfo(norms.dtype).tiny
         floor = (FLOOR * initial.mean(-1, keepdim=True)).clamp(min=tiny)
@@ -145,24 +147,30 @@ class RotoGrad(Surgery):
         alpha = progress / progress.sum(-1, keepdim=True).clamp(min=tiny)
         magnitude = (alpha * norms).sum(-1, keepdim=True)
         weights = torch.where(norms > 0, magnitude / norms, 0) / n_tasks
-        return torch.where(sound, weights, torch.nan)
+        return weights + zero
 
     def _turn(self, problem: Problem, means: Tensor) -> None:
         """One step of all rotations; `means` is ḡ, `[N, T, d]`."""
         rotation = problem.rotation
         assert rotation is not None  # `prepare` has seen to it
         size = rotation.shape[-1]
-        sound = means.isfinite().all(-1).all(-1)[:, None, None]
-        means = torch.where(sound, means, 0)[..., :size].to(rotation.dtype)  # 0 turns nothing
-        u = means.new_zeros(rotation.shape[:3])
-        u[:, problem.tasks] = normalize(means, dim=-1, eps=torch.finfo(means.dtype).tiny)
-        v = u[:, problem.tasks].mean(1)
+        means = means[..., :size].to(rotation.dtype)
+        directions = normalize(means, dim=-1, eps=torch.finfo(means.dtype).tiny)
+        v, u = directions.mean(1), directions
+        if not isinstance(problem.tasks, slice):  # the batch lacks some, or has them as they come
+            u = means.new_zeros(rotation.shape[:3])
+            u[:, problem.tasks] = directions
         step = self.rotation_lr * self.rotation_decay ** self.updates.double()
         if self.exponentials:
             for n, exponential in enumerate(self.exponentials):
                 exponential.turn_(rotation[n], u[n], v[n], step)
         else:
             turn_along_geodesic_(rotation, u, v, step)
+
+
+def _zero(norms: Tensor) -> Tensor:
+    """0 for each network, or NaN where a norm is not finite, for 0 times ∞ is: `[N, 1]`."""
+    return (norms * 0).sum(-1, keepdim=True)
 
 
 @register("rotograd-scale")
