@@ -1,12 +1,17 @@
 """Time of a step of `MultiTaskModel`, beside a plain step, naive PCGrad and TorchJD.
 
-    python scripts/bench_model.py [--quick] [--json FILE] [--only NAME …] [--threads N]
+    python scripts/bench_model.py [--quick] [--json FILE] [--only NAME …] [--threads N] [--clock C]
 
 Forward, backward and surgery on one batch, without an optimiser. Each is the median of one run in
 which all take turns. `plain` is the sum of the losses and autograd, the same network without
 surgery. `naive` is what people write: a backward for each task, vectors of all the trunk's
 parameters, projections pair by pair. `torchjd` is TorchJD's `mtl_backward` and `jac_to_grad` with
 its PCGrad, by the faster of its two ways: all tasks at once, or one after the other.
+
+The limit where tasks share inputs: T passes of gradients at the layers' outputs, half a backward
+each, since no method is known to tell T gradients apart without them. What surgery adds are dot
+products by the layers' inputs, and one weight gradient. `--clock cpu` counts this process's time,
+which others on the same cores disturb less.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timing import Found, interleaved, show
+from timing import CLOCKS, Found, interleaved, show
 from torch import Tensor, nn
 from torchjd.aggregation import PCGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
@@ -161,6 +166,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(CASES), choices=CASES, metavar="NAME")
     parser.add_argument("--threads", type=int, metavar="N", help="of torch [all]")
     parser.add_argument("--rounds", type=int, default=30, metavar="N")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall, or this process's")
     parser.add_argument("--quick", action="store_true", help="few rounds")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
@@ -168,7 +174,8 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     found: Found = {}
     for name in arguments.only:
-        times = interleaved(ways(CASES[name])[0], 2 if arguments.quick else arguments.rounds, "cpu")
+        rounds = 2 if arguments.quick else arguments.rounds
+        times = interleaved(ways(CASES[name])[0], rounds, "cpu", arguments.clock)
         times["torchjd"] = min(times.pop(way) for way in list(times) if way.startswith("torchjd"))
         ratios = {f"{way} / plain": value / times["plain"] for way, value in times.items()}
         del ratios["plain / plain"]

@@ -81,5 +81,5 @@ class Case:
     def critics(self, learner: Learner, batch: Batch, noise: Tensor) -> StackedProblem:
         """What the learner's critics minimise on this batch."""
         alpha = learner.agent.log_alpha.exp()
-        arguments = (learner.agent, learner.config, batch, noise[0], alpha)
-        return critic_problem(*arguments, learner.precision)
+        how: Any = {"noise": noise[0], "alpha": alpha, "precision": learner.precision}
+        return critic_problem(learner.agent, learner.config, batch, **how)

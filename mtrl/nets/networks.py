@@ -6,16 +6,18 @@ Then come the tasks and the samples of a task: `[N, T, B, …]`. Weights are sto
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mtrl.errors import UsageError
+from mtrl.nets.build import Build, Layer
 from mtrl.nets.linear import own_linear, own_product, shared_linear
-from mtrl.nets.params import Build, Layer, Parameters, Params, Record
+from mtrl.nets.params import Parameters, Params, Record
 from mtrl.nets.precision import float32_products, full_float32
 from mtrl.nets.trunks.base import Trunk
 
@@ -108,13 +110,14 @@ class MultiTaskNetworks(nn.Module):
     `shared` holds the trunk, and the head if there is a single one: `[N, …]`, subject to surgery.
     `per_task` holds what of the trunk is a task's own, such as the one-hot's column, and with
     several heads each task's head: `[N, T, …]`, never touched by surgery. `rotation` is
-    `[N, T, m, m]` where a method puts one between trunk and heads, and is no parameter: no loss
-    trains it.
+    `[N, T, m, m]` where a method puts one between trunk and heads, and `fixed` what a trunk is told
+    of the tasks, `[N, T, …]`: no loss trains them.
 
     The trunk's parameters begin as it says; the head is uniform in ± `head_bound`.
 
     Args:
         trunk: From inputs to features; sizes it leaves open become its paper's for T tasks.
+        descriptions: See `Build`.
     """
 
     def __init__(
@@ -128,6 +131,7 @@ class MultiTaskNetworks(nn.Module):
         multi_head: bool,
         head_bound: float,
         generator: torch.Generator,
+        descriptions: Callable[[], np.ndarray | None] = lambda: None,
     ) -> None:
         super().__init__()
         self.n_networks, self.n_tasks = n_networks, n_tasks
@@ -135,7 +139,7 @@ class MultiTaskNetworks(nn.Module):
             raise UsageError(
                 "heads: expected 'multi', a head per task, for a trunk that does not see the task"
             )
-        make = Build(n_networks, n_tasks, generator)
+        make = Build(n_networks, n_tasks, generator, descriptions)
         trunk = trunk.for_tasks(n_tasks)
         trunk.build(make, n_inputs)
         self.trunk = TrunkFunction(trunk, make.layers)
@@ -150,6 +154,9 @@ class MultiTaskNetworks(nn.Module):
         self.register_buffer("rotation", None)  # see `add_rotation`
         self.shared = nn.ParameterDict(shared)
         self.per_task = nn.ParameterDict(per_task)
+        self.fixed = nn.Module()
+        for name, value in make.fixed.items():
+            self.fixed.register_buffer(name, value)
 
     def add_rotation(self, size: int | None = None) -> None:
         """Put a rotation R_k between the trunk and the head of each task, the identity at first.
@@ -179,13 +186,17 @@ class MultiTaskNetworks(nn.Module):
         shared, per_task = (module._parameters for module in (self.shared, self.per_task))
         return cast(dict[str, Tensor], {**shared}), cast(dict[str, Tensor], {**per_task})
 
+    def fixed_inputs(self) -> dict[str, Tensor]:
+        """What nothing trains, by name."""
+        return cast(dict[str, Tensor], {**self.fixed._buffers})
+
     def rotations(self) -> list[Tensor]:
         """Each network's rotations as views, `[T, m, m]`; empty without."""
         return [] if self.rotation is None else list(self.rotation)
 
     def folded(self) -> Function:
-        """The function that is computed, heads behind their rotation."""
+        """The function that is computed, heads behind their rotation; what is fixed is a task's."""
         shared, per_task = self.named()
         if self.rotation is not None:
             per_task["head_weight"] = fold(self.rotation, per_task["head_weight"])
-        return Function(self.trunk, shared, per_task)
+        return Function(self.trunk, shared, per_task | self.fixed_inputs())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -14,6 +15,7 @@ from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError, unknown
 from mtrl.nets.networks import MultiTaskNetworks
 from mtrl.nets.trunks import Trunk, trunk_of
+from mtrl.policy.descriptions import vectors
 from mtrl.policy.distributions import squashed_gaussian
 from mtrl.policy.file import PREFIX, PolicyHeader, open_policy
 from mtrl.policy.normalizer import ObservationNormalizer
@@ -76,6 +78,7 @@ class Policy(nn.Module):
             multi_head=self.config.heads == "multi",
             head_bound=bound,
             generator=self._generator,
+            descriptions=partial(vectors, self.tasks),
         ).requires_grad_(False)  # surgery differentiates with respect to views of its own
 
     def networks(self) -> dict[str, MultiTaskNetworks]:

@@ -58,8 +58,8 @@ def _problems(twin: Learner, replay: ReplayBuffer) -> dict[str, StackedProblem]:
     batch = Batch(**{name: value.double() for name, value in vars(batch).items()})
     batch, alpha = twin.normalized(batch), twin.agent.log_alpha.exp()
     return {
-        "critics": critic_problem(twin.agent, twin.config, batch, noise[0], alpha),
-        "actor": actor_problem(twin.agent, twin.config, batch, noise[1], alpha),
+        "critics": critic_problem(twin.agent, twin.config, batch, noise=noise[0], alpha=alpha),
+        "actor": actor_problem(twin.agent, twin.config, batch, noise=noise[1], alpha=alpha),
     }
 
 

@@ -167,12 +167,12 @@ class Learner:
         agent, config = self.agent, self.config
         batch, alpha = self.normalized(batch), agent.log_alpha.exp()
 
-        how = self.precision, self._compiled
-        problem = critic_problem(agent, config, batch, noise[0], alpha, *how)
+        how: Any = {"alpha": alpha, "precision": self.precision, "compiled": self._compiled}
+        problem = critic_problem(agent, config, batch, noise=noise[0], **how)
         critics = self.descend("critics", problem)
         # Rotations do not average, but what a head and its rotation do together does.
         folded = agent.critics.folded()
-        problem = actor_problem(agent, config, batch, noise[1], alpha, *how, critics=folded)
+        problem = actor_problem(agent, config, batch, noise=noise[1], critics=folded, **how)
         actor = self.descend("actor", problem)
 
         agent.log_alpha.grad = temperature_gradient(

@@ -6,6 +6,8 @@ features, so that surgery can see both their gradients and the parameters'.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ def td_target(
     target_critics: Function,
     value: Value,
     batch: Batch,
+    *,
     noise: Tensor,
     alpha: Tensor,
     gamma: float,
@@ -63,15 +66,26 @@ def critic_loss(
     return value.loss(head(shared, per_task, features), target).mean(-1), {}
 
 
+class ActorTargets(NamedTuple):
+    """What an actor is judged by.
+
+    Attributes:
+        critics: All of them.
+        value: What their outputs mean.
+        observations: `[T, B, observation]`.
+        noise: `[T, B, A]`.
+        alpha: The temperatures, `[T]`.
+    """
+
+    critics: Function
+    value: Value
+    observations: Tensor
+    noise: Tensor
+    alpha: Tensor
+
+
 def actor_loss(
-    shared: Parameters,
-    per_task: Parameters,
-    features: Tensor,
-    critics: Function,
-    value: Value,
-    observations: Tensor,
-    noise: Tensor,
-    alpha: Tensor,
+    shared: Parameters, per_task: Parameters, features: Tensor, targets: ActorTargets
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """α log π(a|s) − min_i Q_i(s, a), a ~ π(·|s), averaged over a task's batch: eqs. 7 and 9.
 
@@ -79,20 +93,17 @@ def actor_loss(
         shared: The actor's shared parameters.
         per_task: The actor's parameters of each task.
         features: Of the observations, `[1, T, B, d]`.
-        critics: All of them.
-        value: What their outputs mean.
-        observations: `[T, B, observation]`.
-        noise: `[T, B, A]`.
-        alpha: The temperatures, `[T]`.
+        targets: What judges the actions.
 
     Returns:
         The losses, `[1, T]`, and beside them the batch means of log π, which the temperature needs.
     """
-    action, log_prob = squashed_gaussian(head(shared, per_task, features), noise)
-    values = value.mean(critics(torch.cat([observations[None], action], -1)))
+    action, log_prob = squashed_gaussian(head(shared, per_task, features), targets.noise)
+    judged = torch.cat([targets.observations[None], action], -1)
+    values = targets.value.mean(targets.critics(judged))
     log_prob = log_prob.mean(-1)
     least = values.min(0).values  # whose backward takes half of amin's operations
-    return alpha * log_prob - least.mean(-1), {"log_prob": log_prob}
+    return targets.alpha * log_prob - least.mean(-1), {"log_prob": log_prob}
 
 
 def temperature_gradient(log_prob: Tensor, target_entropy: float) -> Tensor:

@@ -12,7 +12,7 @@ from mtrl.config.sections import LearnerConfig
 from mtrl.nets.networks import Function, MultiTaskNetworks
 from mtrl.nets.precision import trunks_in
 from mtrl.sac.agent import MTSAC
-from mtrl.sac.losses import actor_loss, critic_loss, td_target
+from mtrl.sac.losses import ActorTargets, actor_loss, critic_loss, td_target
 from mtrl.sac.replay import Batch
 from mtrl.surgery.stacked import StackedProblem, TaskLoss
 
@@ -29,6 +29,7 @@ def critic_problem(
     agent: MTSAC,
     config: LearnerConfig,
     batch: Batch,
+    *,
     noise: Tensor,
     alpha: Tensor,
     precision: str = "fp32",
@@ -41,19 +42,26 @@ def critic_problem(
             agent.target_critics.folded(),
             agent.value,
             batch,
-            noise,
-            alpha,
-            config.gamma,
+            noise=noise,
+            alpha=alpha,
+            gamma=config.gamma,
         )
-    inputs = torch.cat([batch.observations, batch.actions], -1)
-    parts = compiled(critic_loss), inputs, (agent.value, target)
-    return _problem(agent.critics, *parts, config.gradient_engine, precision, compiled)
+    return _problem(
+        agent.critics,
+        compiled(critic_loss),
+        inputs=torch.cat([batch.observations, batch.actions], -1),
+        targets=(agent.value, target),
+        engine=config.gradient_engine,
+        precision=precision,
+        compiled=compiled,
+    )
 
 
 def actor_problem(
     agent: MTSAC,
     config: LearnerConfig,
     batch: Batch,
+    *,
     noise: Tensor,
     alpha: Tensor,
     precision: str = "fp32",
@@ -65,19 +73,40 @@ def actor_problem(
     Args:
         critics: The agent's, where they are folded already.
     """
-    targets = (critics or agent.critics.folded(), agent.value, batch.observations, noise, alpha)
-    parts = compiled(actor_loss), batch.observations, targets
-    return _problem(agent.actor, *parts, config.gradient_engine, precision, compiled)
+    critics = critics or agent.critics.folded()
+    targets = ActorTargets(critics, agent.value, batch.observations, noise=noise, alpha=alpha)
+    return _problem(
+        agent.actor,
+        compiled(actor_loss),
+        inputs=batch.observations,
+        targets=(targets,),
+        engine=config.gradient_engine,
+        precision=precision,
+        compiled=compiled,
+    )
 
 
 def _problem(
     networks: MultiTaskNetworks,
     loss: TaskLoss,
+    *,
     inputs: Tensor,
     targets: tuple[Any, ...],
-    *how: Any,
+    engine: str,
+    precision: str,
+    compiled: Compiled,
 ) -> StackedProblem:
     shared, per_task = networks.named()
     return StackedProblem(
-        networks.trunk, loss, shared, per_task, inputs[None], targets, networks.rotation, *how
+        trunk=networks.trunk,
+        loss=loss,
+        shared=shared,
+        per_task=per_task,
+        inputs=inputs[None],
+        targets=targets,
+        rotation=networks.rotation,
+        fixed=networks.fixed_inputs(),
+        engine=engine,
+        precision=precision,
+        compiled=compiled,
     )

@@ -21,6 +21,10 @@ from torch.autograd.function import once_differentiable
 Wanted = dict[int, list[Tensor | None]]
 """What each task, by its index, wants of each feature tensor."""
 
+Uses = dict[Any, list[tuple[Any, int]]]
+"""A graph: for each node those that take what it gives, with the place there; None is the caller.
+"""
+
 
 class Crossing:
     """One call of the trunk: where its features cross over to the heads.
@@ -33,6 +37,7 @@ class Crossing:
         shared: The parameters that surgery is about: the trunk's below these features; if it has
             none there, all that are below.
         hidden: Whether a node below hides parameters, as reentrant checkpointing does.
+        uses: The graph below, as far as `Weigh` is there.
         closed: Whether nothing but the trunk's parameters is learned below. The graph is then cut
             at the features, and `Weigh` gives these parameters their gradients itself.
     """
@@ -40,6 +45,7 @@ class Crossing:
     def __init__(self, tasks: list[int], features: list[Tensor]) -> None:
         self.tasks, self.features = tasks, features
         self.shared: list[Tensor] = []
+        self.uses: Uses = {}
         self.hidden = self.closed = False
         self._wanted: tuple[int, Wanted] | None = None
         self._moves: tuple[int, list[tuple[int, int, Tensor]]] | None = None
@@ -52,7 +58,8 @@ class Crossing:
             trunk: The trunk's parameters.
             weigh: Called in the backward, once all else that is ready has run.
         """
-        leaves, names = _below(self.features)
+        self.uses, leaves = _below(self.features)
+        names = {type(node).__name__ for node in self.uses}
         own = {id(parameter) for parameter in trunk}
         self.shared = [leaf for leaf in leaves if id(leaf) in own] or leaves
         self.hidden = "CheckpointFunctionBackward" in names or not leaves
@@ -111,6 +118,7 @@ class Crossing:
         self._wanted = self._moves = None
         if not retains_graph():
             self.features = [z.detach() for z in self.features]
+            self.uses = {}
 
 
 class Split(torch.autograd.Function):
@@ -221,17 +229,18 @@ def _walk(tensors: list[Tensor]) -> Iterator[tuple[Any, int]]:
         seen.update((edge, node))
 
 
-def _below(features: list[Tensor]) -> tuple[list[Tensor], set[str]]:
-    """The leaves under the features, and the names of all kinds of nodes."""
-    nodes: list[Any] = list(dict.fromkeys(z.grad_fn for z in features if z.grad_fn is not None))
-    seen = set(nodes)
+def _below(features: list[Tensor]) -> tuple[Uses, list[Tensor]]:
+    """The graph under the features, and its leaves."""
+    uses: Uses = {z.grad_fn: [(None, i)] for i, z in enumerate(features) if z.grad_fn is not None}
+    nodes = list(uses)
     for node in nodes:  # grows meanwhile
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
+        for place, (parent, _) in enumerate(node.next_functions):
+            if parent is None:
+                continue
+            if parent not in uses:
+                uses[parent] = []
                 nodes.append(parent)
-    names = [type(node).__name__ for node in nodes]
-    pairs = zip(nodes, names, strict=True)
-    leaves = [node.variable for node, name in pairs if name == "AccumulateGrad"]
+            uses[parent].append((node, place))
+    leaves = [node.variable for node in nodes if type(node).__name__ == "AccumulateGrad"]
     bare = [z for z in features if z.grad_fn is None]  # parameters that are features themselves
-    return bare + leaves, set(names)
+    return uses, bare + leaves

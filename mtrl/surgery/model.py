@@ -175,18 +175,12 @@ class MultiTaskModel(nn.Module):
             total.backward()
 
     def after_step(self, losses: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Let a method see what the optimiser's step has brought; only `famo` looks.
+        """Let a method see what the optimiser's step has brought; only `famo` looks, and needs it.
 
         Args:
             losses: Computes the losses of the last `backward` anew: its tasks, on its batch.
         """
-
-        def ordered() -> Tensor:
-            with torch.no_grad():
-                found = losses()
-            return torch.stack([found[task].detach() for task in self.heads if task in found])[None]
-
-        self.surgery.after_step(ordered)
+        self._surgeon.after_step(losses)
 
     @torch.compiler.disable
     def _outputs(self, names: list[str], output: Any) -> dict[str, Any]:

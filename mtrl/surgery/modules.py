@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from typing_extensions import override
+from torch.autograd.graph import GradientEdge
 
 from mtrl.errors import UsageError
-from mtrl.surgery.gradients import (
-    FeatureGradients,
-    Gradients,
-    Parameters,
-    TaskGradients,
-    at_least_float32,
-)
-from mtrl.surgery.graph import Crossing, added, retains_graph, without_hooks
+from mtrl.surgery.gradients import at_least_float32
+from mtrl.surgery.graph import Crossing, Wanted, added, retains_graph, without_hooks
+from mtrl.surgery.layers import layers_of
+from mtrl.surgery.module_gradients import ModuleFeatures, ModuleGradients
 from mtrl.surgery.ranks import in_any_rank, mean_of_ranks, world_size
 from mtrl.surgery.rows import Row, TaskRows, rows_added
-
-if TYPE_CHECKING:
-    from typing import Self  # Python 3.11
 
 
 class ModuleProblem:
@@ -32,7 +24,7 @@ class ModuleProblem:
     Args:
         crossings: The forward passes, each with what its tasks want.
         n_tasks: All tasks.
-        names: Of the trunk's parameters, by their `id`.
+        trunk: Its parameters.
         rotation: `[1, T, m, m]`, or None.
         losses: By task, if they are known.
         kept: Problems of the backwards before, whose gradients count with these.
@@ -42,13 +34,15 @@ class ModuleProblem:
         self,
         crossings: Sequence[Crossing],
         n_tasks: int,
-        names: Mapping[int, str],
+        trunk: Mapping[str, Tensor],
         *,
         rotation: Tensor | None = None,
         losses: dict[int, Tensor] | None = None,
         kept: Sequence[ModuleProblem] = (),
     ) -> None:
-        self.crossings, self.names, self.rotation = crossings, names, rotation
+        self.crossings, self.rotation = crossings, rotation
+        self.trunk = list(trunk.values())
+        self.names = {id(p): name for name, p in trunk.items()}
         self._losses, self.kept = losses, kept
         self.wanted = [crossing.wanted or {} for crossing in crossings]
         self.device = crossings[0].features[0].device
@@ -95,8 +89,31 @@ class ModuleProblem:
 
     @cached_property
     def jacobian(self) -> TaskRows:
-        """The rows of all tasks."""
-        return TaskRows([self.rows[task] for task in self.tasks])
+        """The rows of all tasks, averaged over all processes."""
+        one = self.crossings[0]
+        if len(self.crossings) == 1 and one.closed and not self.kept and world_size() == 1:
+            return self._jacobian_by_layers(one, self.wanted[0])
+        shared = {id(p): p for p in self.trunk}
+        shared |= {id(p): p for c in self.crossings for p in c.shared if id(p) not in shared}
+        return TaskRows([self.rows[task] for task in self.tasks], shared=list(shared.values()))
+
+    def _jacobian_by_layers(self, crossing: Crossing, wanted: Wanted) -> TaskRows:
+        """Of the only forward pass, whose layers' inputs are the same for all tasks."""
+        n_tasks = len(self.tasks)
+        layers = layers_of(crossing.uses, crossing.shared, n_tasks) if n_tasks > 1 else []
+        taken = {id(parameter) for layer in layers for parameter in layer.parameters}
+        others = [p for p in crossing.shared if id(p) not in taken]
+        targets: list[Tensor | GradientEdge] = [*others, *(layer.output for layer in layers)]
+        rows = []
+        for number, task in enumerate(self.tasks):
+            retain = number < n_tasks - 1 or retains_graph()
+            found = self._differentiate(targets, {0: wanted[task]}, retain)
+            pairs = zip(others, found[: len(others)], strict=True)
+            rows.append({id(p): gradient for p, gradient in pairs if gradient is not None})
+            for layer, gradient in zip(layers, found[len(others) :], strict=True):
+                if gradient is not None:
+                    layer.see(number, gradient)
+        return TaskRows(rows, [layer for layer in layers if layer.seen])
 
     def weighted(self, weights: Tensor, closed: bool) -> dict[int, list[Tensor | None]]:
         """Σ_k w_k G_k for each feature tensor of the crossings that are closed, or are not."""
@@ -114,7 +131,7 @@ class ModuleProblem:
 
     def into_shared(self, weights: Tensor) -> Row:
         """Σ_k w_k ∇L_k on what is shared, below the crossings that are closed."""
-        if "rows" in self.__dict__ and all(c.closed for c in self.crossings):
+        if "jacobian" in self.__dict__ and all(c.closed for c in self.crossings):
             return self.jacobian.combined(weights)
         here = self._into_shared(self.weighted(weights, closed=True), retains_graph())
         if not self.kept:
@@ -124,20 +141,34 @@ class ModuleProblem:
 
     def _into_shared(self, gradients: dict[int, list[Tensor | None]], retain: bool) -> Row:
         """Of these crossings, the product of the trunk's transposed Jacobian and the gradients."""
+        shared = list({id(p): p for i in gradients for p in self.crossings[i].shared}.values())
+        found = self._differentiate(shared, gradients, retain)
+        return {id(p): g for p, g in zip(shared, found, strict=True) if g is not None}
+
+    def _differentiate(
+        self,
+        targets: Sequence[Tensor | GradientEdge],
+        gradients: dict[int, list[Tensor | None]],
+        retain: bool,
+    ) -> Sequence[Tensor | None]:
+        """What comes of these crossings' gradients at leaves and layers' outputs below."""
         pairs = [
             (z, g)
             for i, row in gradients.items()
             for z, g in zip(self.crossings[i].features, row, strict=True)
             if g is not None
         ]
-        shared = list({id(p): p for i in gradients for p in self.crossings[i].shared}.values())
-        if not pairs or not shared:
-            return {}
+        if not pairs or not targets:
+            return [None] * len(targets)
         outputs, given = zip(*pairs, strict=True)
-        with without_hooks(shared):
+        with without_hooks([target for target in targets if isinstance(target, Tensor)]):
             try:
-                found = torch.autograd.grad(
-                    outputs, shared, given, retain_graph=retain, allow_unused=True
+                return torch.autograd.grad(
+                    outputs,
+                    targets,  # type: ignore[arg-type]  # a mixture of both is fine
+                    given,
+                    retain_graph=retain,
+                    allow_unused=True,
                 )
             except RuntimeError as error:
                 if "donated" not in str(error):
@@ -147,103 +178,3 @@ class ModuleProblem:
                     "compiled for a single time; before that, "
                     "set torch._functorch.config.donated_buffer = False"
                 ) from error
-        return {id(p): g for p, g in zip(shared, found, strict=True) if g is not None}
-
-
-class ModuleGradients(TaskGradients):
-    """Every task's gradient, formed."""
-
-    def __init__(self, problem: ModuleProblem) -> None:
-        nan = torch.full((1, len(problem.tasks)), torch.nan, device=problem.device)
-        super().__init__({}, nan, {})  # a plain backward does not know the losses
-        object.__setattr__(self, "problem", problem)
-
-    problem: ModuleProblem
-
-    @override
-    def gramian(self) -> Tensor:
-        for crossing in self.problem.crossings:
-            if crossing.hidden:
-                raise UsageError(
-                    "trunk: expected autograd to see its parameters below the features, for a "
-                    "method that looks at them; checkpointing needs use_reentrant=False"
-                )
-        found = self.problem.jacobian.gramian()
-        self.problem.seen = mean_of_ranks(found.to(self.problem.device))
-        return self.problem.seen
-
-    @override
-    def combine(self, weights: Tensor) -> dict[str, Tensor]:
-        found = self.problem.jacobian.combined(weights[0])
-        return {self.problem.names[p]: value[None] for p, value in found.items()}
-
-    @override
-    def along(self, direction: Parameters) -> Tensor:
-        here = {key: direction[name][0] for key, name in self.problem.names.items()}
-        return self._with([here] * len(self.problem.tasks))
-
-    @override
-    def products(self, other: Self) -> Tensor:
-        return self._with([other.problem.rows.get(task, {}) for task in self.problem.tasks])
-
-    def _with(self, others: list[Row]) -> Tensor:
-        zero = torch.zeros((), device=self.problem.device)
-        rows = [self.problem.rows[task] for task in self.problem.tasks]
-        sums = [
-            sum(((g * other[key]).sum() for key, g in row.items() if key in other), zero)
-            for row, other in zip(rows, others, strict=True)
-        ]
-        return torch.stack(sums)[None]
-
-    def weighted(self, weights: Tensor) -> Gradients:
-        """The weights: what is shared is left to the graph, see `MultiTaskModel`."""
-        return Gradients({}, {}, self.losses, {}, weights)
-
-
-class ModuleFeatures(FeatureGradients):
-    """What the tasks want of the features, of all forward passes together."""
-
-    def __init__(self, problem: ModuleProblem) -> None:
-        self.problem = problem
-
-    @override
-    @property
-    def losses(self) -> Tensor:
-        return self.problem.losses
-
-    @cached_property
-    def norms(self) -> Tensor:
-        """‖G_k‖, `[1, T]`, over the batch of all processes together."""
-        squares = [
-            added(torch.linalg.vector_norm(at_least_float32(g)).square() for g in self._of(task))
-            for task in self.problem.tasks
-        ]
-        zero = torch.zeros((), device=self.problem.device)  # of a task that other ranks have
-        found = torch.stack([zero if square is None else square for square in squares])
-        return (mean_of_ranks(found[None]) / world_size()).sqrt()
-
-    @override
-    @cached_property
-    def means(self) -> Tensor:
-        means = {
-            task: torch.cat([at_least_float32(g.flatten(0, -2)) for g in found]).mean(0)
-            for task in self.problem.tasks
-            if (found := self._of(task))
-        }
-        zero = torch.zeros_like(next(iter(means.values())))
-        rows = torch.stack([means.get(task, zero) for task in self.problem.tasks])
-        return mean_of_ranks(rows[None]) / world_size()
-
-    @override
-    def mean(self) -> Gradients:
-        n = len(self.problem.tasks)
-        return self.weighted(torch.full((1, n), 1 / n, device=self.problem.device))
-
-    def weighted(self, weights: Tensor) -> Gradients:
-        """The weights; what is shared is left to the graph, see `MultiTaskModel`."""
-        return Gradients({}, {}, torch.full_like(weights, torch.nan), {}, weights)
-
-    def _of(self, task: int) -> list[Tensor]:
-        problems = [*self.problem.kept, self.problem]
-        rows = [wanted[task] for p in problems for wanted in p.wanted if task in wanted]
-        return [g for row in rows for g in row if g is not None]

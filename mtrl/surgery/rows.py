@@ -8,11 +8,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mtrl.surgery.gradients import combine, gramian
+from mtrl.surgery.gradients import at_least_float32, gramian
 from mtrl.surgery.graph import added
+from mtrl.surgery.layers import Layer, weighted_sum
+from mtrl.surgery.ranks import in_any_rank, mean_of_ranks, world_size
 
 Row = dict[int, Tensor]
 """A task's gradient on the shared parameters it depends on, by their `id`."""
+
+LARGE = 2**15
+"""Numbers of a gradient from which on a call costs less than a copy."""
 
 
 def rows_added(rows: Sequence[Row]) -> Row:
@@ -27,24 +32,55 @@ def rows_added(rows: Sequence[Row]) -> Row:
 class TaskRows:
     """T rows; where a task does without a parameter, its gradient is zero.
 
-    Dense gradients of one dtype are copied into one matrix `[T, P]`: one product then makes the
-    Gramian and one their combination, however many parameters there are.
+    Small dense gradients of one dtype are copied into one matrix `[T, P]`: one product then makes
+    the Gramian and one their combination, however many parameters there are.
+
+    Args:
+        rows: As far as they are formed by autograd.
+        layers: Those that hold what is not in the rows.
+        shared: The shared parameters, in an order that is the same in all processes: the Gramian
+            is then that of the rows' mean over these. None: of the rows.
     """
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        layers: Sequence[Layer] = (),
+        shared: Sequence[Tensor] | None = None,
+    ) -> None:
+        self._rows, self._layers = rows, layers
         like: Row = {}
         for row in rows:
             for key, gradient in row.items():
                 if key not in like or like[key].is_sparse:
                     like[key] = gradient
+        self._averaged = shared is not None and world_size() > 1
+        self._own = set(like)
+        if shared is not None and self._averaged:
+            like = _in_any_rank(shared, like)
         self._like = like
         self._sparse = [key for key in like if like[key].is_sparse]
+        dense = [key for key in like if not like[key].is_sparse]
+        self._large = [] if self._averaged else [k for k in dense if like[k].numel() >= LARGE]
+        self._groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+        for key in dense:
+            if key not in self._large:
+                group = _flat(like[key]).dtype, like[key].device
+                self._groups.setdefault(group, []).append(key)
 
     def gramian(self) -> Tensor:
         """⟨g_s, g_t⟩, `[1, T, T]`; of complex numbers the real part."""
         n_tasks = len(self._rows)
-        parts = [gramian({"": matrix[None]}) for matrix in self._matrices.values()]
+        matrices = list(self._matrices.values())
+        if self._averaged:
+            matrices = [mean_of_ranks(matrix) for matrix in matrices]
+        parts = [gramian({"": matrix[None]}) for matrix in matrices]
+        parts += [layer.gramian()[None] for layer in self._layers]
+        for key in self._large:
+            rows = [_flat(self._of(row, key)) for row in self._rows]
+            size = 2**15 if rows[0].device.type == "cpu" else 2**22
+            pieces = zip(*(row.split(size) for row in rows), strict=True)
+            parts += [gramian({"": torch.stack(piece)[None]}) for piece in pieces]
         for rows in map(self._sparse_rows, self._sparse):
             products = [(a * b).coalesce().values().sum() for a in rows for b in rows]
             parts.append(torch.stack(products).view(1, n_tasks, n_tasks))
@@ -54,34 +90,30 @@ class TaskRows:
         return found
 
     def combined(self, weights: Tensor) -> Row:
-        """Σ_t w_t g_t; weights are `[T]`."""
+        """Σ_t w_t g_t, of this process; weights are `[T]`."""
         found: Row = {}
         for group, matrix in self._matrices.items():
-            dtype = torch.promote_types(matrix.dtype, torch.float32)
-            vector = combine(weights[None].to(matrix.device, dtype), {"": matrix[None]})[""][0]
+            vector = weighted_sum(weights.to(matrix.device), matrix)
             keys = self._groups[group]
             sizes = [_flat(self._like[key]).numel() for key in keys]
-            for key, part in zip(keys, vector.to(matrix.dtype).split(sizes), strict=True):
-                like = self._like[key]
-                found[key] = (
-                    torch.view_as_complex(part.view(*like.shape, 2))
-                    if like.is_complex()
-                    else part.view(like.shape)
-                )
+            for key, part in zip(keys, vector.split(sizes), strict=True):
+                if key in self._own:
+                    found[key] = _shaped(part, self._like[key])
+        for key in self._large:
+            found[key] = self._sum(key, weights.to(self._like[key].device))
         for key in self._sparse:
             pairs = zip(weights, self._sparse_rows(key), strict=True)
             total = added((weight * row).to(row.dtype) for weight, row in pairs)
             assert total is not None
             found[key] = total.coalesce()
+        for layer in self._layers:
+            parts = layer.combined(weights.to(layer.parameters[0].device))
+            found |= {id(p): part for p, part in zip(layer.parameters, parts, strict=True)}
         return found
 
-    @cached_property
-    def _groups(self) -> dict[tuple[torch.dtype, torch.device], list[int]]:
-        groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-        for key, like in self._like.items():
-            if not like.is_sparse:
-                groups.setdefault((_flat(like).dtype, like.device), []).append(key)
-        return groups
+    def each(self) -> list[Row]:
+        """The rows one by one, all formed."""
+        return [self.combined(weights) for weights in torch.eye(len(self._rows))]
 
     @cached_property
     def _matrices(self) -> dict[tuple[torch.dtype, torch.device], Tensor]:
@@ -94,6 +126,16 @@ class TaskRows:
             found[group] = matrix
         return found
 
+    def _sum(self, key: int, weights: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for weight, row in zip(weights, self._rows, strict=True):
+            if key in row:
+                gradient = at_least_float32(_flat(self._of(row, key)))
+                weight = weight.to(gradient.dtype)
+                total = gradient * weight if total is None else total.addcmul_(gradient, weight)
+        assert total is not None
+        return _shaped(total.to(_flat(self._like[key]).dtype), self._like[key])
+
     def _of(self, row: Row, key: int) -> Tensor:
         if key not in row:
             return torch.zeros_like(self._like[key])
@@ -103,5 +145,18 @@ class TaskRows:
         return [row.get(key, torch.zeros_like(self._like[key])) for row in self._rows]
 
 
+def _in_any_rank(shared: Sequence[Tensor], like: Row) -> Row:
+    """What the rows of any process have, in one order, all dense."""
+    here = [i for i, parameter in enumerate(shared) if id(parameter) in like]
+    there = in_any_rank(here, len(shared), shared[0].device)
+    return {id(shared[i]): shared[i].detach() for i in there}
+
+
 def _flat(gradient: Tensor) -> Tensor:
     return (torch.view_as_real(gradient) if gradient.is_complex() else gradient).flatten()
+
+
+def _shaped(flat: Tensor, like: Tensor) -> Tensor:
+    if like.is_complex():
+        return torch.view_as_complex(flat.view(*like.shape, 2))
+    return flat.view(like.shape)

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from mtrl.nets.params import Layer, Record
+from mtrl.nets.build import Layer
+from mtrl.nets.params import Record
 from mtrl.nets.precision import trunks_in
 from mtrl.surgery.autograd import detached, differentiate, leaves
 from mtrl.surgery.factored import Composed, Factor, FactoredGradients, OfLayer
@@ -66,6 +67,7 @@ class StackedProblem:
         engine: What `task_gradients` gives: `jacobian` or `factored`; `auto` is what measures
             best for these sizes.
         precision: Of the trunk's products; see `trunks_in`.
+        fixed: What the trunk is told beside, `[N, T, …]`, as constants.
         compiled: Fuses the trunk's operations, but where gradients are left as factors.
     """
 
@@ -78,6 +80,7 @@ class StackedProblem:
     rotation: Tensor | None = None
     engine: str = "auto"
     precision: str = "fp32"
+    fixed: Parameters = field(default_factory=dict)
     compiled: Callable[[Any], Any] = field(default=lambda trunk: trunk, repr=False)
     tasks: ClassVar[Any] = slice(None)
 
@@ -141,7 +144,9 @@ class StackedProblem:
         shared, per_task = leaves(self._by_task(others)), leaves(self.per_task)
         record = Record(factored)
         with torch.enable_grad(), self._precision():
-            features = self.trunk({**constants, **shared}, per_task, self.inputs, record)
+            features = self.trunk(
+                {**constants, **shared}, {**per_task, **self.fixed}, self.inputs, record
+            )
             losses, auxiliary = self._heads(shared, per_task, features)
             weights = {name: pair[0] for name, pair in record.composed.items()}
             biases = {name: pair[1] for name, pair in record.composed.items()}
@@ -165,7 +170,7 @@ class StackedProblem:
         n_tasks = self.inputs.shape[1]
         shared, per_task = leaves(self._rounded()), leaves(self.per_task)
         with torch.enable_grad(), self._precision():
-            features = self.compiled(self.trunk)(shared, per_task, self.inputs)
+            features = self._features(shared, per_task)
             z = features.detach().requires_grad_()
             losses, auxiliary = self._heads(shared, per_task, z)
             # Σ_n of the networks' mean losses: each network gets its own gradient.
@@ -195,6 +200,7 @@ class StackedProblem:
             self,
             shared={name: value[part] for name, value in self.shared.items()},
             per_task={name: value[part] for name, value in self.per_task.items()},
+            fixed={name: value[part] for name, value in self.fixed.items()},
             inputs=inputs,
             rotation=None if self.rotation is None else self.rotation[part],
         )
@@ -221,8 +227,12 @@ class StackedProblem:
         return trunks_in(self.precision, self.inputs.device)
 
     def _losses(self, shared: Parameters, per_task: Parameters) -> tuple[Tensor, dict[str, Tensor]]:
-        features = self.compiled(self.trunk)(shared, per_task, self.inputs)
-        return self._heads(shared, per_task, features)
+        return self._heads(shared, per_task, self._features(shared, per_task))
+
+    def _features(self, shared: Parameters, per_task: Parameters) -> Tensor:
+        known = {**per_task, **self.fixed}
+        found: Tensor = self.compiled(self.trunk)(shared, known, self.inputs)
+        return found
 
     def _heads(
         self, shared: Parameters, per_task: Parameters, features: Tensor

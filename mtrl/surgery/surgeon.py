@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,7 +20,11 @@ from mtrl.surgery.graph import Crossing, Total, splits_below
 from mtrl.surgery.heads import Features, Heads
 from mtrl.surgery.methods.none import NoSurgery
 from mtrl.surgery.modules import ModuleProblem
+from mtrl.surgery.ranks import mean_of_ranks, world_size
 from mtrl.surgery.rows import Row
+
+PATIENCE = 10
+"""Backwards without `after_step` until a method that needs it is said to learn nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Surgeon:
         self.last: Outcome | None = None
         self._generator: torch.Generator | Tensor | None = None
         self._n_backwards = 0
+        self._stepped = False
         self._forget()
 
     def _forget(self) -> None:
@@ -120,6 +126,23 @@ class Surgeon:
 
         return Total.apply(tell, *ordered)
 
+    def after_step(self, losses: Callable[[], Mapping[str, Tensor]]) -> None:
+        """See `MultiTaskModel.after_step`."""
+        self._stepped = True
+
+        def ordered() -> Tensor:
+            with torch.no_grad():
+                found = losses()
+            here = [task for task in self.model.heads if task in found]
+            if world_size() > 1 and self.last is not None:  # another process may have others
+                here = list(self.last.weights)
+            zero = torch.zeros((), device=next(iter(found.values())).device)
+            return mean_of_ranks(
+                torch.stack([found.get(task, zero).detach() for task in here])[None]
+            )
+
+        self.model.surgery.after_step(ordered)
+
     @contextmanager
     def keeping(self) -> Iterator[None]:
         """Inside, a backward leaves the trunk's gradients for a later one."""
@@ -152,9 +175,9 @@ class Surgeon:
             return
         losses, self._losses = self._losses, None
         kept = [] if self._keeps else self._kept
-        names = {id(p): name for name, p in self.model.trunk.named_parameters()}
+        trunk = dict(self.model.trunk.named_parameters())
         problem = ModuleProblem(
-            here, self.model.n_tasks, names, rotation=self.model.rotation, losses=losses, kept=kept
+            here, self.model.n_tasks, trunk, rotation=self.model.rotation, losses=losses, kept=kept
         )
         if self._keeps:
             self._keep(problem)
@@ -174,8 +197,20 @@ class Surgeon:
         self._passed = {crossing: passed.get(i, []) for i, crossing in enumerate(here)}
         self._kept = []
         self._n_backwards += 1
+        self._expect_steps()
         if self._n_backwards % MAINTAIN_EVERY == 0:
             self.model.surgery.maintain(self.model)
+
+    def _expect_steps(self) -> None:
+        method = type(self.model.surgery)
+        if method.after_step is Surgery.after_step or self._stepped:
+            return
+        if self._n_backwards == PATIENCE:
+            warnings.warn(
+                f"{method.__name__}: expected model.after_step(losses) after each optimiser step, "
+                f"got none in {PATIENCE} backwards: its weights are learned there",
+                stacklevel=2,
+            )
 
     def _random_numbers(self, device: torch.device) -> torch.Generator:
         if not isinstance(self._generator, torch.Generator):
@@ -219,4 +254,5 @@ class Surgeon:
         """Forward passes begin anew."""
         self.model, self.last = state["model"], state["last"]
         self._n_backwards, self._generator = state["n_backwards"], state["generator"]
+        self._stepped = False
         self._forget()

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, head
-from mtrl.nets.trunks import get_trunk, load_trunk
+from mtrl.nets.trunks import get_trunk, load_trunk, registry
 from mtrl.policy.export import export_policy
 from mtrl.policy.policy import Policy
 from mtrl.sac.agent import MTSAC
@@ -23,7 +23,8 @@ NAME = "own_trunks:Attentive"
 
 
 @pytest.fixture(autouse=True)
-def _registered():
+def _registered(monkeypatch):
+    monkeypatch.setattr(registry, "_TRUNKS", dict(registry._TRUNKS))
     load_trunk(f"{NAME}(width=6)")
 
 

@@ -52,7 +52,8 @@ def test_captured_updates_are_the_eager_ones(surgery, precision):
     replays = [filled_replay("cuda") for _ in learners]
     for i in range(20):
         metrics = [
-            learner.step(*pair) for learner, pair in zip(learners, zip(replays), strict=True)
+            learner.step(*pair)
+            for learner, pair in zip(learners, zip(replays, strict=True), strict=True)
         ]
         for name in metrics[0]:
             torch.testing.assert_close(metrics[0][name], metrics[1][name], msg=f"{name}, {i}")

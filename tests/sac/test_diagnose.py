@@ -7,7 +7,7 @@ import torch
 from small_learner import BATCH, TASKS, filled_replay, make_learner
 
 from mtrl.sac.diagnose import diagnose
-from mtrl.sac.losses import actor_loss, critic_loss, td_target
+from mtrl.sac.losses import ActorTargets, actor_loss, critic_loss, td_target
 from mtrl.surgery import available
 
 
@@ -71,7 +71,9 @@ def test_whom_a_step_opposes_by_one_backward_per_task_and_adams_formula(max_grad
     agent = copy.deepcopy(learner.agent).double()
     alpha = agent.log_alpha.exp()
     functions = agent.actor.folded(), agent.target_critics.folded()
-    target = td_target(*functions, agent.value, batch, noise[0], alpha, learner.config.gamma)
+    how = {"noise": noise[0], "alpha": alpha, "gamma": learner.config.gamma}
+    target = td_target(*functions, agent.value, batch, **how)
+    critics = agent.critics.folded()
     both = torch.cat([batch.observations, batch.actions], -1)
     problems = {
         "critics": (agent.critics, both, critic_loss, (agent.value, target)),
@@ -79,7 +81,7 @@ def test_whom_a_step_opposes_by_one_backward_per_task_and_adams_formula(max_grad
             agent.actor,
             batch.observations,
             actor_loss,
-            (agent.critics.folded(), agent.value, batch.observations, noise[1], alpha),
+            (ActorTargets(critics, agent.value, batch.observations, noise[1], alpha),),
         ),
     }
     for which, (networks, inputs, loss, targets) in problems.items():

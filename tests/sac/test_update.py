@@ -148,7 +148,7 @@ def test_next_action_is_sampled_at_the_next_observation():
 
     def target(batch: Batch) -> torch.Tensor:
         networks = agent.actor.folded(), agent.target_critics.folded()
-        return td_target(*networks, agent.value, batch, noise[0], alpha, 0.99)
+        return td_target(*networks, agent.value, batch, noise=noise[0], alpha=alpha, gamma=0.99)
 
     moved = Batch(**{**vars(batch), "observations": batch.observations + 1})
     assert torch.equal(target(batch), target(moved))
@@ -301,7 +301,7 @@ def test_a_method_hears_the_losses_after_the_step(monkeypatch):
     learner = make_learner(3, surgery="famo")
     with torch.no_grad():
         alpha = learner.agent.log_alpha.exp()
-        before = critic_problem(learner.agent, learner.config, batch, noise[0], alpha)
+        before = critic_problem(learner.agent, learner.config, batch, noise=noise[0], alpha=alpha)
         learner.update(batch, noise)
         critics, actor = heard.values()
         assert critics.shape == (2, 3) and actor.shape == (1, 3)

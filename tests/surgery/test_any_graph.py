@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import warnings
 import weakref
 
 import pytest
@@ -723,6 +724,24 @@ def test_methods_that_look_at_losses_ask_for_them(method):
     model.zero_grad()
     model.total(shared_input(model)).backward()
     assert model.trunk[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_that_learns_after_the_step_says_so_once(method):
+    def train(after):
+        model = make(method)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            for _ in range(25):
+                model.backward(shared_input(model))
+                if after:
+                    model.after_step(lambda: shared_input(model))
+        return [str(w.message) for w in seen if "after_step" in str(w.message)]
+
+    assert train(after=True) == []
+    found = train(after=False)
+    assert len(found) == (method == "famo")
+    assert not found or "expected model.after_step(losses) after each optimiser step" in found[0]
 
 
 def test_batch_norm():

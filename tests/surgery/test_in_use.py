@@ -1,6 +1,5 @@
 """`MultiTaskModel` where people train: Lightning, Hugging Face, Accelerate, DDP, AMP, compile."""
 
-import copy
 import socket
 import warnings
 
@@ -12,6 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import transformers
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -194,7 +195,8 @@ def test_accelerate():
 
 
 RANKS = 2
-METHODS = ["none", "pcgrad", "aligned-mtl", "rotograd", "gradnorm"]
+METHODS = ["none", "pcgrad", "cagrad", "aligned-mtl", "rotograd", "gradnorm", "famo"]
+SHARDED = ["none", "pcgrad", "rotograd-scale"]
 
 
 def _rank(rank, port, folder):
@@ -205,82 +207,89 @@ def _rank(rank, port, folder):
     for method in METHODS:
         model = make(method)
         parallel = DistributedDataParallel(model, find_unused_parameters=method == "none")
-        grams = []
         for step in range(3):
             x, y = (part.chunk(RANKS)[rank] for part in data(seed=step))
-            model.zero_grad()
-            found = losses(parallel(x), y)
-            (sum(found.values()) if method == "none" else model.total(found)).backward()
-            grams.append(None if model.last is None else model.last.gramian)
-            with torch.no_grad():
-                for p in model.parameters():
-                    p -= 0.05 * p.grad
-        torch.save({"state": model.state_dict(), "grams": grams}, f"{folder}/{method}{rank}.pt")
+            _step(method, model, parallel, x, y)
+        torch.save(model.state_dict(), f"{folder}/{method}{rank}.pt")
+    for method in SHARDED:
+        model = make(method)
+        fully_shard(model.trunk, mesh=(mesh := init_device_mesh("cpu", (RANKS,))))
+        fully_shard(model, mesh=mesh)
+        for step in range(3):
+            _step(method, model, model, *(part.chunk(RANKS)[rank] for part in data(seed=step)))
+        whole = {name: getattr(value, "full_tensor", lambda value=value: value)()
+                 for name, value in model.state_dict().items()}  # fmt: skip
+        torch.save(whole, f"{folder}/{method} sharded{rank}.pt")
+    _without_a_task(rank, folder)
     dist.barrier()
     dist.destroy_process_group()
 
 
-def test_two_processes_weigh_alike_and_as_one_on_the_joined_batch(tmp_path):
-    """Feature methods and `none` give what one process gives on the joined batch.
+def _step(method, model, called, x, y):
+    model.zero_grad()
+    found = losses(called(x), y)
+    (sum(found.values()) if method == "none" else model.total(found)).backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.05 * p.grad
+    model.after_step(lambda: losses(model(x), y))
 
-    A Gramian is the mean of the ranks', here made by hand from their halves of the batch.
-    """
+
+def _without_a_task(rank, folder):
+    """The first rank has no loss of b, and the second none of a that reaches the first layer."""
+    model = _skipping()
+    x, y = (part.chunk(RANKS)[rank] for part in data())
+    parallel = DistributedDataParallel(model, find_unused_parameters=True)
+    found = losses(parallel(x, skip=rank == 1), y)
+    (found["a"] if rank == 0 else found["a"] + found["b"]).backward()
+    torch.save([p.grad for p in model.trunk.parameters()], f"{folder}/skipping{rank}.pt")
+
+
+class Skipping(nn.Module):
+    """A trunk of which a batch may skip a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, D)
+
+    def forward(self, x, skip=False):
+        return self.second(x if skip else self.first(x).tanh())
+
+
+def _skipping():
+    model = make("pcgrad")
+    torch.manual_seed(1)
+    model.trunk = Skipping()
+    return model
+
+
+def test_two_processes_are_one_on_the_joined_batch(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(_rank, (port, str(tmp_path)), nprocs=RANKS)
     torch.set_default_dtype(torch.float64)
     try:
-        for method in METHODS:
-            ranks = [torch.load(tmp_path / f"{method}{r}.pt") for r in range(RANKS)]
-            for name, value in ranks[0]["state"].items():
-                assert torch.equal(value, ranks[1]["state"][name]), (method, name)
-            one = _one_process(method, ranks[0]["grams"])
-            for name, value in one.state_dict().items():
-                torch.testing.assert_close(ranks[0]["state"][name], value, msg=f"{method} {name}")
+        for name in [*METHODS, *(f"{method} sharded" for method in SHARDED)]:
+            method = name.split()[0]
+            ranks = [torch.load(tmp_path / f"{name}{r}.pt") for r in range(RANKS)]
+            one = make(method)
+            for step in range(3):
+                _step(method, one, one, *data(seed=step))
+            for key, value in one.state_dict().items():
+                assert torch.equal(ranks[0][key], ranks[1][key]), (name, key)
+                torch.testing.assert_close(ranks[0][key], value, msg=f"{name} {key}")
+        one = _skipping()
+        (x1, x2), (y1, y2) = (part.chunk(RANKS) for part in data())
+        first, second = one(x1), one(x2, skip=True)
+        a = (losses(first, y1)["a"] + losses(second, y2)["a"]) / 2
+        (a + losses(second, y2)["b"] / 2).backward()
+        for rank in range(RANKS):
+            found = torch.load(tmp_path / f"skipping{rank}.pt")
+            for p, gradient in zip(one.trunk.parameters(), found, strict=True):
+                torch.testing.assert_close(gradient, p.grad)
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-def _one_process(method, grams):
-    model = make(method)
-    reference = copy.deepcopy(model.surgery)
-    generator = torch.Generator().manual_seed(0)
-    for step in range(3):
-        x, y = data(seed=step)
-        model.zero_grad()
-        if method in ("none", "rotograd", "gradnorm"):
-            model.backward(losses(model(x), y))
-        else:
-            halves = [
-                _rows(model, *half) for half in zip(*(t.chunk(2) for t in (x, y)), strict=True)
-            ]
-            gramian = sum(rows @ rows.T for rows in halves) / RANKS
-            torch.testing.assert_close(grams[step], gramian)
-            weights = 2 * reference.weights(gramian[None], generator)[0]
-            sum(losses(_heads(model, model.trunk(x).detach()), y).values()).backward()
-            combined = weights @ (sum(halves) / RANKS)
-            parameters = list(model.trunk.parameters())
-            parts = combined.split([p.numel() for p in parameters])
-            for p, part in zip(parameters, parts, strict=True):
-                p.grad = part.view_as(p)
-        with torch.no_grad():
-            for p in model.parameters():
-                p -= 0.05 * p.grad
-    return model
-
-
-def _heads(model, z):
-    return {task: head(z) for task, head in model.heads.items()}
-
-
-def _rows(model, x, y):
-    found = losses(_heads(model, model.trunk(x)), y)
-    parameters = list(model.trunk.parameters())
-    return torch.stack([
-        torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)])
-        for loss in found.values()
-    ])  # fmt: skip
 
 
 # ------------------------------------------------------------------------ AMP and compile

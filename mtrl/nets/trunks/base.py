@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from mtrl.errors import UsageError
-from mtrl.nets.params import Build, Params
+from mtrl.nets.build import Build
+from mtrl.nets.params import Params
 
 WIDEST = 2**16
 """Largest number of units."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mtrl.nets.params import Build, Params
+from mtrl.nets.build import Build
+from mtrl.nets.params import Params
 from mtrl.nets.trunks.base import Trunk
 from mtrl.nets.trunks.registry import register_trunk
 
@@ -17,26 +18,27 @@ from mtrl.nets.trunks.registry import register_trunk
 class CARE(Trunk):
     """Contextual attention-based representation (Sodhani et al. 2021, arXiv 2102.06177, section 4).
 
-    The context c_t is computed from an embedding of the task; k encoders see the observation, and
+    The context c_t is computed from e_t, a sentence model's embedding of a description of the task
+    that nothing trains; k encoders see the observation, and
     a sample attends to those whose output the context resembles:
 
         c_t = C(e_t),    a = softmax_j ⟨E_j(s), stop(c_t)⟩,    z = torso([c_t, Σ_j a_j E_j(s)]).
 
     No gradient goes from the attention into the context, as in the paper: C learns by the torso.
 
-    Deviations: the embedding e_t is learned; the paper's is a frozen language model's, of a
-    description of the task.
+    Deviations: the descriptions are ours, and all-MiniLM-L6-v2 embeds them in place of RoBERTa.
 
     Args:
         widths: Of the torso.
         encoders: k; default: the paper's 6, and 10 for more than 10 tasks.
         size: Width of the two layers of C, and of those of each encoder.
-        embedding: Length of e_t.
+        embedding: Length of an e_t that is learned, in the description's place: the paper's
+            ablation, and what tasks without descriptions have.
     """
 
     encoders: int | None = None
     size: int = 50
-    embedding: int = 50
+    embedding: int | None = None
 
     def for_tasks(self, n_tasks: int) -> CARE:
         """See `Trunk`."""
@@ -45,15 +47,20 @@ class CARE(Trunk):
     def build(self, make: Build, n_inputs: int) -> None:
         """See `Trunk`."""
         size = self.size
-        make.table("embedding", self.embedding)
-        make.layers_in_a_row("context", self.embedding, size, size)
+        given = self.embedding
+        if given is None:
+            given = make.description("description")
+        else:
+            make.table("embedding", given)
+        make.layers_in_a_row("context", given, size, size)
         make.layers_in_a_row("encoder", n_inputs, size, size, experts=self.encoders)
         make.layers_in_a_row("torso", 2 * size, *self.widths)
 
     def __call__(self, p: Params, inputs: Tensor) -> Tensor:
         """See `Trunk`."""
         norm = self.layer_norm
-        context = p.linear("context0", p["embedding"][:, :, None], norm=norm, relu=True)
+        known = p["embedding" if self.embedding else "description"]
+        context = p.linear("context0", known[:, :, None], norm=norm, relu=True)
         context = p.linear("context1", context)  # [N, T, 1, size]
         encoded = p.linear("encoder0", inputs, norm=norm, relu=True)
         encoded = p.linear("encoder1", encoded)  # [N, k, T, B, size]

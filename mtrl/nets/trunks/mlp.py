@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mtrl.nets.params import Build, Params
+from mtrl.nets.build import Build
+from mtrl.nets.params import Params
 from mtrl.nets.trunks.base import Trunk
 from mtrl.nets.trunks.registry import register_trunk
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from mtrl.errors import UsageError, one_line
-from mtrl.nets.params import Build, Params
+from mtrl.nets.build import Build
+from mtrl.nets.params import Params
 from mtrl.nets.trunks.base import Trunk
 
 PREFIX = "module:"

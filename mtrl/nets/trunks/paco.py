@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from mtrl.nets.params import Build, Params
+from mtrl.nets.build import Build
+from mtrl.nets.params import Params
 from mtrl.nets.trunks.base import Trunk
 from mtrl.nets.trunks.registry import register_trunk
 

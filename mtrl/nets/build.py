@@ -1,0 +1,133 @@
+"""How a trunk's parameters are declared, and how they begin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mtrl.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What `Build.linear` declared.
+
+    Attributes:
+        weight: Name of the matrix in a file.
+        bias: Name of the bias, or None.
+        experts: K matrices beside each other, or None for a single one.
+        composed: Whether a task's matrix is Σ_k w_tk φ_k.
+    """
+
+    weight: str
+    bias: str | None
+    experts: int | None = None
+    composed: bool = False
+
+
+class Build:
+    """Collects a trunk's parameters.
+
+    Attributes:
+        layers: By the name that the trunk gives them.
+        shared: `[N, …]`, subject to surgery.
+        own: `[N, T, …]`, each task's own.
+        fixed: `[N, T, …]`, numbers of each task that nothing trains.
+
+    Args:
+        descriptions: Gives the tasks' descriptions as vectors, `[T, e]`, if they have some.
+    """
+
+    def __init__(
+        self,
+        n_networks: int,
+        n_tasks: int,
+        generator: torch.Generator,
+        descriptions: Callable[[], np.ndarray | None] = lambda: None,
+    ) -> None:
+        self.n_networks, self.n_tasks, self._generator = n_networks, n_tasks, generator
+        self._descriptions = descriptions
+        self.fixed: dict[str, Tensor] = {}
+        self.layers: dict[str, Layer] = {}
+        self.shared: dict[str, Tensor] = {}
+        self.own: dict[str, Tensor] = {}
+
+    def linear(
+        self,
+        name: str,
+        n_inputs: int,
+        n_outputs: int,
+        *,
+        experts: int | None = None,
+        composed: bool = False,
+        bias: str | None = "shared",
+        bound: float | None = None,
+    ) -> None:
+        """A linear layer that the tasks share: He-uniform weights and a bias of zeros.
+
+        Its parameters are called `name_weight` and `name_bias`, of a numbered layer `weight0` and
+        `bias0`.
+
+        Args:
+            experts: So many layers beside each other, all on the same inputs or each on its own.
+            composed: A task's layer is a weighted sum of the experts' parameters.
+            bias: "shared"; "task", one for each task, uniform like the weights, which makes the
+                layer one on the inputs with the task's one-hot; or None.
+            bound: Weights are uniform in ± this; default: √(6 / n_inputs) (He et al. 2015).
+        """
+        weight, offset = f"{name}_weight", f"{name}_bias"
+        if name.isdigit():
+            weight, offset = f"weight{name}", f"bias{name}"
+        self.layers[name] = Layer(weight, offset if bias else None, experts, composed)
+        bound = math.sqrt(6 / n_inputs) if bound is None else bound
+        lead = () if experts is None else (experts,)
+        self.shared[weight] = self.uniform(bound, *lead, n_inputs, n_outputs)
+        if bias == "task":
+            self.own[offset] = self.uniform(bound, self.n_tasks, *lead, n_outputs)
+        elif bias == "shared":
+            self.shared[offset] = torch.zeros(self.n_networks, *lead, n_outputs)
+
+    def layers_in_a_row(self, name: str, *widths: int, **how: Any) -> None:
+        """Layers `name0`, `name1`, … from each width to the next; see `linear`."""
+        for number, (n_inputs, n_outputs) in enumerate(pairwise(widths)):
+            self.linear(f"{name}{number}", n_inputs, n_outputs, **how)
+
+    def table(self, name: str, *shape: int, unit: bool = False) -> None:
+        """A task's own numbers, `[N, T, *shape]`: normal, or random directions of unit length."""
+        drawn = torch.empty(self.n_networks, self.n_tasks, *shape)
+        drawn.normal_(generator=self._generator)
+        self.own[name] = normalize(drawn, dim=-1) if unit else drawn
+
+    def description(self, name: str) -> int:
+        """The tasks' descriptions as a table that nothing trains; returns their vectors' length.
+
+        Raises:
+            UsageError: if the tasks have none.
+        """
+        known = self._descriptions()
+        if known is None:
+            raise UsageError(
+                "trunk: expected tasks with descriptions, which Meta-World's have, or an embedding "
+                "to be learned in their place, as in care(embedding=50)"
+            )
+        self.fixed[name] = torch.from_numpy(known).repeat(self.n_networks, 1, 1)
+        return known.shape[-1]
+
+    def seed(self) -> int:
+        """A number drawn for what has a generator of its own."""
+        drawn = torch.randint(2**62, (), generator=self._generator, device="cpu")
+        return int(drawn)
+
+    def uniform(self, bound: float, *shape: int) -> Tensor:
+        """`[N, *shape]`, uniform in ± bound."""
+        return torch.empty(self.n_networks, *shape).uniform_(
+            -bound, bound, generator=self._generator
+        )
