@@ -26,7 +26,7 @@ NEVER = {
 }
 """What a package must not reach, through others neither; and nothing imports `cli`."""
 
-LARGE = {"sac/learner.py"}
+LARGE = {"sac/learner.py", "surgery/surgeon.py"}
 """Files over 250 lines that are still to be shortened."""
 
 

@@ -49,6 +49,12 @@ def read_final(path: Path) -> dict[str, Any] | None:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
 
 
+def custom_name(path: Path) -> str | None:
+    """The name of a run's custom benchmark; None for Meta-World's tasks, or if it is unknown."""
+    record = read_benchmark(path)
+    return record.name if record is not None and record.environments == "custom" else None
+
+
 def tasks_of(
     path: Path, config: TrainConfig, stored: Mapping[str, Any] | None, rows: Rows
 ) -> tuple[str, ...]:

@@ -117,6 +117,9 @@ def differences(methods: Sequence[Method]) -> list[str]:
 
 
 def _like_the_first(run: Run, first: Run) -> Run:
+    if run.custom != first.custom:
+        names = [f"{each.custom or 'Meta-World'} of {each.path}" for each in (first, run)]
+        raise UsageError(f"runs: expected tasks of one benchmark, got {' and '.join(names)}")
     if set(run.tasks) != set(first.tasks):
         raise UsageError(
             f"runs: expected the same tasks, got the {len(first.tasks)} of {first.path} and the "

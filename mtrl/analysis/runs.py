@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mtrl.analysis.logs import BROKEN, Unevaluated, read_final, read_log, tasks_of
+from mtrl.analysis.logs import BROKEN, Unevaluated, custom_name, read_final, read_log, tasks_of
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
 from mtrl.folder import STEP
@@ -49,6 +49,7 @@ class Run:
         clock: Steps, updates and hours of its log rows, `[3, L]`.
         final: None if the run has not reached its end.
         score: What `scores` are.
+        custom: Name of the benchmark, if its tasks are custom.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Run:
     clock: np.ndarray
     final: Final | None
     score: Score = "success_rate"
+    custom: str | None = None
 
     @property
     def last_step(self) -> float:
@@ -136,7 +138,7 @@ def read_run(path: Path, score: Score | None = None) -> Run:
     except BROKEN as error:
         raise UsageError(f"runs: cannot read the logs in {path}: {error!r}") from None
     times = np.array(clock or [(np.nan,) * 3]).T
-    return Run(path, config, tasks, steps, scores, times, final, score)
+    return Run(path, config, tasks, steps, scores, times, final, score, custom_name(path))
 
 
 def _final(stored: Mapping[str, Any], tasks: Sequence[str], score: Score) -> Final:

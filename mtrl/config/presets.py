@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mtrl.config.section import leaves
 from mtrl.config.train import TrainConfig, shown
 from mtrl.errors import UsageError, unknown
 
@@ -99,7 +100,7 @@ def override(config: TrainConfig, changes: Mapping[str, Any]) -> tuple[TrainConf
     A field of `config` that takes precedence over a changed one, and is not changed itself, would
     silently undo the change; it returns to its default.
     """
-    flat, lines = config.flat(), []
+    flat, changes, lines = config.flat(), leaves(config, changes), []
     reset: dict[str, None] = {}
     for general, specific in SPECIFIC.items():
         for name in specific:

@@ -54,7 +54,8 @@ class Section(BaseModel):
         """A copy with some fields replaced, by pydantic's name but validated.
 
         Args:
-            update: New values; a field of a section within may be named without it.
+            update: New values; a field of a section within may be named without it. A section as
+                a dict changes the fields in it, as an object all of them.
             deep: As pydantic's.
 
         Raises:
@@ -65,9 +66,25 @@ class Section(BaseModel):
         return validate(type(self), merged(self, update))
 
 
+def leaves(section: Section, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` with the fields of each section that is given as a dict in its place.
+
+    Raises:
+        UsageError: if a field is given twice, alone and in its section.
+    """
+    found: dict[str, Any] = {}
+    for name, value in changes.items():
+        inside = isinstance(value, Mapping) and isinstance(getattr(section, name, None), Section)
+        for leaf, new in value.items() if inside else [(name, value)]:
+            if leaf in found:
+                raise UsageError(f"{leaf}: expected one value, got it twice")
+            found[leaf] = new
+    return found
+
+
 def merged(section: Section, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The tree of `section` with `changes`, whose leaves may be named without their sections."""
-    tree = section.model_dump()
+    tree, changes = section.model_dump(), leaves(section, changes)
     homes = {leaf: name for name in tree if isinstance(tree[name], dict) for leaf in tree[name]}
     for name, value in changes.items():
         if name not in homes:

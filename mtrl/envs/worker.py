@@ -182,7 +182,8 @@ def _failure(error: BaseException) -> Failure:
     if isinstance(error, NotFinite):
         return Failure(str(error), is_lost=True)
     summary = f"{type(error).__name__}: {one_line(error)}"
-    return Failure(f"{summary}\n{''.join(traceback.format_exception(error))}", is_lost=True)
+    trace = "".join(traceback.format_exception(error)).rstrip()
+    return Failure(f"{summary}\n{trace}", is_lost=True)
 
 
 class NotFinite(ArithmeticError):

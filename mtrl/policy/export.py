@@ -150,7 +150,9 @@ def _card(header: PolicyHeader) -> str:
     ]
     if header.evaluation:
         lines += [*_table(header.evaluation), ""]
-    return "\n".join([*lines, _USE.format(task=tasks[0])])
+    # A file only names custom tasks: whoever evaluates it says where they are.
+    benchmark = " --benchmark MODULE:NAME" if header.environments == "custom" else ""
+    return "\n".join([*lines, _USE.format(task=tasks[0], benchmark=benchmark)])
 
 
 def _table(figures: Figures) -> list[str]:
@@ -195,5 +197,5 @@ In Python, and judged again (the file's name for FILE):
     policy = Policy.load("FILE")
     action, _ = policy.predict(observation, deterministic=True, task="{task}")
 
-    mtrl-eval FILE
+    mtrl-eval FILE{benchmark}
 """

@@ -297,6 +297,18 @@ def test_tasks_judged_by_return_are_compared_by_return(returns, tmp_path):
         expect_legible(figure)
 
 
+def test_equal_names_of_other_benchmarks_are_other_tasks(returns, tmp_path):
+    """Custom tasks may be called alike; Meta-World's, too."""
+    shutil.copytree(returns / "none_0", tmp_path / "b")
+    record = tmp_path / "b/benchmark.json"
+    record.write_text(record.read_text().replace('"reachers"', '"other"'))
+    with pytest.raises(UsageError, match=r"of one benchmark, got reachers of .* and other of .*b"):
+        mtrl.plot([returns / "none_0", tmp_path / "b"])
+    record.write_text(record.read_text().replace('"custom"', '"metaworld"'))
+    with pytest.raises(UsageError, match=r"got Meta-World of .*b and reachers of"):
+        mtrl.plot([tmp_path / "b", returns / "none_0"])
+
+
 def test_the_score_can_be_chosen_and_is_one_for_all(runs, returns, tmp_path, capsys):
     both = read_run(runs / "none_0", "return")
     stored = json.loads((runs / "none_0/eval.json").read_text())["tasks"]

@@ -33,6 +33,25 @@ def test_a_copy_is_validated_and_finds_the_section():
         learner.model_copy(update={"tau": 7})
 
 
+def test_a_section_as_a_dict_changes_the_fields_in_it():
+    """Not the whole section, whose other fields would silently return to the defaults."""
+    before = preset("quickstart")
+    for found in (
+        before.model_copy(update={"learner": {"surgery": "pcgrad"}, "seed": 4}),
+        preset("quickstart", learner={"surgery": "pcgrad"}, seed=4),
+        before.model_copy(update={"surgery": "pcgrad", "seed": 4}),
+    ):
+        assert found.flat() == before.flat() | {"surgery": "pcgrad", "seed": 4}
+    wide = preset("quickstart", agent={"hidden_sizes": (64, 64)})
+    assert wide.agent.actor_hidden_sizes is None and wide.agent.critic_bins == 101
+    with pytest.raises(UsageError, match="surgery: expected one value, got it twice"):
+        before.model_copy(update={"surgery": "none", "learner": {"surgery": "pcgrad"}})
+    with pytest.raises(UsageError, match="unknown 'surgrey'; did you mean 'surgery'"):
+        before.model_copy(update={"learner": {"surgrey": "pcgrad"}})
+    with pytest.raises(UsageError, match="learner: input should be a mapping"):
+        before.model_copy(update={"learner": 3})
+
+
 def test_a_change_resets_what_would_take_precedence_over_it():
     start = preset("mt10_cpu")
     assert start.agent.actor_hidden_sizes == (192, 192)

@@ -200,7 +200,9 @@ def test_without_success_tasks_are_judged_by_their_return(tmp_path, monkeypatch,
     assert not any(tag.startswith("rollout/success_rate") for tag in tags)
     assert {task.score for task in read_benchmark(Path("run")).tasks} == {"return"}
     assert export_main(["run", "-o", "policy.safetensors", "--card"]) == 0
-    assert "| a | 50 | – | – | -" in capsys.readouterr().out
+    card = capsys.readouterr().out
+    assert "| a | 50 | – | – | -" in card
+    assert "mtrl-eval FILE --benchmark MODULE:NAME" in card
     assert eval_main(["policy.safetensors"]) == 2
     assert "custom tasks of pair, which a file only names" in capsys.readouterr().err
     assert eval_main(["run", "--benchmark", name, "--video", "films"]) == 2

@@ -96,16 +96,14 @@ def test_a_run_whose_streams_are_closed(tmp_path):
 
 
 def test_warnings_of_ours_are_one_line(capsys):
-    def warn(arguments):
-        warnings.warn_explicit("not this code", UserWarning, report.__file__, 3)
-        warnings.warn_explicit("this place", UserWarning, "/theirs.py", 3)
+    def show(arguments):
+        for text, file in (("not this code", report.__file__), ("this place", "/theirs.py")):
+            print(warnings.formatwarning(text, UserWarning, file, 3), end="")
         return 0
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = warnings._showwarning_orig  # type: ignore[attr-defined]
-        assert run("mtrl-train", warn, None) == 0
-    ours, theirs = capsys.readouterr().err.splitlines()
+    before = warnings.formatwarning
+    assert run("mtrl-train", show, None) == 0 and warnings.formatwarning is before
+    ours, theirs = capsys.readouterr().out.splitlines()
     assert ours == "warning: not this code" and theirs == "/theirs.py:3: UserWarning: this place"
 
 
