@@ -62,7 +62,7 @@ def test_command_lines_are_understood(readme, request, monkeypatch):
         "mtrl-export": export_main,
     }
     lines = re.findall(r"^    (?:.*&& )?(mtrl-(?:\w+) .*)$", readme, re.MULTILINE)
-    assert len(lines) >= 20
+    assert len(lines) >= 18
     for line in lines:
         program, *arguments = shlex.split(line)
         assert mains[program](arguments) == 2
