@@ -20,6 +20,7 @@ from mtrl.sac.optimizers import (
     clip_by_network_,
     load_moments_,
     make_optimizer,
+    moments,
     set_learning_rate,
 )
 from mtrl.sac.problems import Compiled, actor_problem, as_it_is, critic_problem
@@ -72,24 +73,18 @@ class Learner:
         apart = int(np.random.SeedSequence([seed, _SURGERY_STREAM]).generate_state(1)[0])
         self.surgery_generator = torch.Generator(agent.device).manual_seed(apart)
         self.precision = resolve_precision(config.precision, agent.device)
-        surgeries = self.surgeries.values()
-        self.captures = (
-            config.capture
-            and agent.device.type == "cuda"
-            and all(surgery.capturable for surgery in surgeries)
-        )
+        capturable = all(surgery.capturable for surgery in self.surgeries.values())
+        self.captures = config.capture and agent.device.type == "cuda" and capturable
         self.updates = 0
         self.watch = LossWatch(("critic_loss", "actor_loss"), len(agent.tasks), agent.device)
         self.threads: ThreadChoice | None = None
         self.last_batch: Batch | None = None
         self._graph: tuple[ReplayBuffer, int, Captured[dict[str, Tensor]]] | None = None
-        # Not dynamic: a second method in one process would make sizes symbolic, which torch 2.11
-        # cannot differentiate here.
+        # Not dynamic: torch 2.11 cannot differentiate the symbolic sizes of a second method.
         compiled = cache(partial(torch.compile, dynamic=False))
         self._compiled: Compiled = compiled if config.compile else as_it_is
-        self.target_entropy = (
-            -float(agent.action_size) if config.target_entropy is None else config.target_entropy
-        )
+        usual = -float(agent.action_size)
+        self.target_entropy = usual if config.target_entropy is None else config.target_entropy
         self.optimizers = {
             name: make_optimizer(dict(module.named_parameters()), config)
             for name, module in agent.networks().items()
@@ -103,9 +98,8 @@ class Learner:
             progress: How much of the run is over, 0 to 1.
         """
         first, last = self.config.learning_rate, self.config.final_learning_rate
-        if last is not None:
-            for optimizer in self.optimizers.values():
-                set_learning_rate(optimizer, first + (last - first) * progress)
+        for optimizer in self.optimizers.values():
+            set_learning_rate(optimizer, first + ((last or first) - first) * progress)
 
     def step(self, replay: ReplayBuffer, updates: int = 1) -> dict[str, Tensor]:
         """Sample batches and update on them; on CUDA all launched as one graph.
@@ -134,9 +128,8 @@ class Learner:
 
     def _graph_of(self, replay: ReplayBuffer, updates: int) -> Captured[dict[str, Tensor]]:
         if self._graph is None:
-            work = partial(self._steps, replay, updates)
             drawn_from = {self.generator, self.surgery_generator, replay.generator}
-            captured = Captured(work, list(drawn_from))
+            captured = Captured(partial(self._steps, replay, updates), list(drawn_from))
             self._graph = replay, updates, captured
         before, count, captured = self._graph
         if before is not replay or count != updates:
@@ -166,7 +159,6 @@ class Learner:
         """
         agent, config = self.agent, self.config
         batch, alpha = self.normalized(batch), agent.log_alpha.exp()
-
         how: Any = {"alpha": alpha, "precision": self.precision, "compiled": self._compiled}
         problem = critic_problem(agent, config, batch, noise=noise[0], **how)
         critics = self.descend("critics", problem)
@@ -175,22 +167,19 @@ class Learner:
         problem = actor_problem(agent, config, batch, noise=noise[1], critics=folded, **how)
         actor = self.descend("actor", problem)
 
-        agent.log_alpha.grad = temperature_gradient(
-            actor.auxiliary["log_prob"][0], self.target_entropy
-        )
+        log_prob = actor.auxiliary["log_prob"][0]
+        agent.log_alpha.grad = temperature_gradient(log_prob, self.target_entropy)
         self.optimizers["temperature"].step()
         if config.min_temperature > 0:
             agent.log_alpha.clamp_(min=math.log(config.min_temperature))
-
         targets, sources = (
             [*found.shared.values(), *found.per_task.values()]
             for found in (agent.target_critics.folded(), folded)
         )
         torch._foreach_lerp_(targets, sources, config.tau)
-        critic_loss, actor_loss = critics.losses.mean(0), actor.losses[0]
+        critic_loss, actor_loss, n_tasks = critics.losses.mean(0), actor.losses[0], len(alpha)
         self.watch.note(critic_loss, actor_loss)
         self.last_batch = batch
-        n_tasks = len(alpha)
         return {
             "critic_loss": critic_loss,
             "actor_loss": actor_loss,
@@ -202,17 +191,14 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Moments of the optimisers, and generators; the agent is saved on its own."""
         state = {
-            "optimizers": {
-                name: {str(i): state for i, state in optimizer.state_dict()["state"].items()}
-                for name, optimizer in self.optimizers.items()
-            },
+            "optimizers": {name: moments(found) for name, found in self.optimizers.items()},
             "updates": self.updates,
             "generator": self.generator.get_state(),
             "diagnosis_generator": self.diagnosis_generator.get_state(),
             "surgeries": {name: dict(s.state_dict()) for name, s in self.surgeries.items()},
         }
-        if self.threads is not None and self.threads.chosen is not None:
-            state["threads"] = self.threads.chosen
+        if (threads := self.threads) is not None and threads.chosen is not None:
+            state["threads"] = threads.chosen
         if self.surgery_generator is not self.generator:
             state["surgery_generator"] = self.surgery_generator.get_state()
         return state
@@ -220,10 +206,7 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; step sizes and the like stay those of the config."""
         for name, optimizer in self.optimizers.items():
-            moments = {
-                int(i): moment for i, moment in state.get("optimizers", {}).get(name, {}).items()
-            }
-            load_moments_(optimizer, moments)
+            load_moments_(optimizer, state.get("optimizers", {}).get(name, {}))
         for name, surgery in self.surgeries.items():
             surgery.load_state_dict(state.get("surgeries", {}).get(name, {}))
         if self.threads is not None:
@@ -246,9 +229,9 @@ class Learner:
 
     def noise(self, batch: Batch) -> Tensor:
         """What `update` needs for a batch, drawn anew."""
-        shape = (2, *batch.actions.shape)
-        dtype, device = batch.actions.dtype, batch.actions.device
-        return torch.randn(shape, generator=self.generator, dtype=dtype, device=device)
+        like = batch.actions
+        how: Any = {"generator": self.generator, "dtype": like.dtype, "device": like.device}
+        return torch.randn((2, *like.shape), **how)
 
     def descend(self, name: str, problem: StackedProblem) -> Gradients:
         """Surgery, clipping of each network's gradient, and a step of the optimiser."""
@@ -259,9 +242,9 @@ class Learner:
         found = {key: value.contiguous() for key, value in tree.items()}
         if self.config.max_grad_norm > 0:
             clip_by_network_(list(found.values()), self.config.max_grad_norm)
-        shared, per_task = networks.named()
-        for key, parameter in {**shared, **per_task}.items():
-            parameter.grad = found[key]
+        for part in networks.named():
+            for key, parameter in part.items():
+                parameter.grad = found[key]
         self.optimizers[name].step()
         surgery.after_step(problem.losses)
         return gradients

@@ -79,23 +79,26 @@ def make_optimizer(
     )
 
 
-def load_moments_(
-    optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Any]]
-) -> None:
-    """Take over what `optimizer.state_dict()["state"]` gave; settings stay as they are.
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """What an optimiser remembers of each parameter, by the parameter's number as text."""
+    return {str(i): found for i, found in optimizer.state_dict()["state"].items()}
+
+
+def load_moments_(optimizer: torch.optim.Optimizer, saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Take over what `moments` gave; settings stay as they are.
 
     In place where there are moments already, for a captured graph holds on to these tensors, which
-    torch's own `load_state_dict` would replace by others. What `moments` lacks is zero.
+    torch's own `load_state_dict` would replace by others. What `saved` lacks is zero.
 
     Raises:
         IndexError: if there are moments of a parameter that does not exist.
         RuntimeError: if they have another shape than the parameter.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for i in moments.keys() - set(range(len(parameters))):
-        raise IndexError(f"moments of parameter {i}, where there are {len(parameters)}")
+    for unknown in saved.keys() - {str(i) for i in range(len(parameters))}:
+        raise IndexError(f"moments of parameter {unknown}, where there are {len(parameters)}")
     for i, parameter in enumerate(parameters):
-        given, held = moments.get(i, {}), optimizer.state[parameter]
+        given, held = saved.get(str(i), {}), optimizer.state[parameter]
         for name in held.keys() - given.keys():
             held[name].zero_()
         for name, value in given.items():

@@ -14,8 +14,9 @@ from mtrl.errors import UsageError
 from mtrl.surgery.base import Surgery
 from mtrl.surgery.gradients import at_least_float32
 from mtrl.surgery.heads import Features, Heads
+from mtrl.surgery.outcome import Outcome
 from mtrl.surgery.registry import get_surgery
-from mtrl.surgery.surgeon import Outcome, Surgeon
+from mtrl.surgery.surgeon import Surgeon
 
 
 class MultiTaskModel(nn.Module):

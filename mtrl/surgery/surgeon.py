@@ -6,7 +6,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,35 +14,16 @@ from torch.autograd.graph import GradientEdge
 
 from mtrl.errors import UsageError, unknown
 from mtrl.surgery.base import MAINTAIN_EVERY, Surgery, SurgeryTarget
-from mtrl.surgery.diagnostics import cosines
 from mtrl.surgery.graph import Crossing, Total, splits_below
 from mtrl.surgery.heads import Features, Heads
 from mtrl.surgery.methods.none import NoSurgery
 from mtrl.surgery.modules import ModuleProblem
+from mtrl.surgery.outcome import Outcome
 from mtrl.surgery.ranks import mean_of_ranks, world_size
 from mtrl.surgery.rows import Row
 
 PATIENCE = 10
 """Backwards without `after_step` until a method that needs it is said to learn nothing."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What surgery did in one backward.
-
-    Attributes:
-        weights: Of each task's gradient on the trunk; all 1 is the sum of the losses.
-        gramian: Of the tasks' gradients on the trunk, `[T, T]` of these tasks in this order; None
-            where the method does not look at them, see `MultiTaskModel.watch`.
-    """
-
-    weights: dict[str, Tensor]
-    gramian: Tensor | None
-
-    @property
-    def cosines(self) -> Tensor | None:
-        """Cos φ between the tasks' gradients, `[T, T]`; below zero is a conflict."""
-        return None if self.gramian is None else cosines(self.gramian)
 
 
 class Patient(SurgeryTarget, Protocol):
