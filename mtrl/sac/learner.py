@@ -98,8 +98,10 @@ class Learner:
             progress: How much of the run is over, 0 to 1.
         """
         first, last = self.config.learning_rate, self.config.final_learning_rate
+        if last is None:
+            return
         for optimizer in self.optimizers.values():
-            set_learning_rate(optimizer, first + ((last or first) - first) * progress)
+            set_learning_rate(optimizer, first + (last - first) * progress)
 
     def step(self, replay: ReplayBuffer, updates: int = 1) -> dict[str, Tensor]:
         """Sample batches and update on them; on CUDA all launched as one graph.
@@ -229,9 +231,7 @@ class Learner:
 
     def noise(self, batch: Batch) -> Tensor:
         """What `update` needs for a batch, drawn anew."""
-        like = batch.actions
-        how: Any = {"generator": self.generator, "dtype": like.dtype, "device": like.device}
-        return torch.randn((2, *like.shape), **how)
+        return batch.actions.new_empty(2, *batch.actions.shape).normal_(generator=self.generator)
 
     def descend(self, name: str, problem: StackedProblem) -> Gradients:
         """Surgery, clipping of each network's gradient, and a step of the optimiser."""
