@@ -16,7 +16,7 @@ import numpy as np
 
 from mtrl.envs import worker
 
-START_TIMEOUT, STEP_TIMEOUT = 120.0, 15.0
+START_TIMEOUT, STEP_TIMEOUT = 120.0, 60.0
 """Longest time in one call of an environment that is taken for work [seconds]: to make or reset it,
 and to step it. A dead process is noticed at once."""
 CLOSE_TIMEOUT = 5.0
