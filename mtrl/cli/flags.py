@@ -127,6 +127,9 @@ def _surroundings() -> Iterator[None]:
             os.fstat(number)
         except OSError:  # the lowest number that is free is this one
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:  # NumPy 2.0 asks for it when it is imported
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
     warnings.formatwarning = _formatted
     unhandled, threading.excepthook = threading.excepthook, _unhandled
     path, sys.path = sys.path, [os.getcwd(), *sys.path]

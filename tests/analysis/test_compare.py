@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from scipy.stats import binomtest, bootstrap, mannwhitneyu
 
 from mtrl.analysis.methods import Method
@@ -41,6 +43,9 @@ def test_agrees_with_rliable(statistic, scores, value, ends):
     assert interval(statistic, "stratified", *scores) == pytest.approx(ends, abs=0.0126)
 
 
+RANDOM = "rng" if Version(scipy.__version__) >= Version("1.15") else "random_state"
+
+
 @pytest.mark.parametrize(("how", "paired"), [("stratified", False), ("runs", True)])
 @pytest.mark.parametrize("statistic", [mean, interquartile_mean])
 def test_intervals_are_scipys(how, paired, statistic):
@@ -52,7 +57,7 @@ def test_intervals_are_scipys(how, paired, statistic):
         paired=paired,
         method="percentile",
         n_resamples=20_000,
-        rng=0,
+        **{RANDOM: 0},
     ).confidence_interval
     ours = interval(statistic, how, scores)
     assert ours == pytest.approx((theirs.low, theirs.high), abs=0.01)

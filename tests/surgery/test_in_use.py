@@ -196,7 +196,8 @@ def test_accelerate():
 
 RANKS = 2
 METHODS = ["none", "pcgrad", "cagrad", "aligned-mtl", "rotograd", "gradnorm", "famo"]
-SHARDED = ["none", "pcgrad", "rotograd-scale"]
+# torch 2.6 cannot shard on a CPU.
+SHARDED = [] if torch.__version__.startswith("2.6.") else ["none", "pcgrad", "rotograd-scale"]
 
 
 def _rank(rank, port, folder):

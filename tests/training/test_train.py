@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +224,7 @@ def test_an_exported_run_is_judged_as_the_run_is(finished, tmp_path):
     assert rows[0] == rows[1]
     _, header = Policy.load_with_header(shared)
     stored = json.loads((run_dir / "eval.json").read_text())
-    assert header.evaluation is not None and header.versions["torch"] == torch.__version__
+    assert header.evaluation is not None and header.versions["torch"] == version("torch")
     means = [row.return_mean for row in header.evaluation.tasks]
     assert means == [row["return_mean"] for row in stored["tasks"]]
     agent = MTSAC.load(run_dir / "policy_final.safetensors")
