@@ -77,6 +77,9 @@ OUT_OF_RECIPE: dict[str, Fields] = {
     "target entropy -2": {"target_entropy": None},
 }
 
+TRUNKS = "film", "soft-modules", "moore", "care", "paco"
+"""In place of residual blocks, of the same widths."""
+
 SURGERY = ("pcgrad", "rotograd", "rotograd-scale", "aligned-mtl", "torchjd:UPGrad")
 
 
@@ -85,6 +88,10 @@ def variants() -> dict[str, Fields]:
     found: dict[str, Fields] = {"recipe": {}, "plain": PLAIN}
     found |= {f"recipe - {part}": change for part, change in OUT_OF_RECIPE.items()}
     found |= {f"recipe + {method}": {"surgery": method} for method in SURGERY}
+    found |= {
+        f"recipe with {trunk}": {"trunk": trunk, "actor_hidden_sizes": (128, 128, 128)}
+        for trunk in TRUNKS
+    }
     found |= {f"plain + {part}": PLAIN | change for part, change in INTO_PLAIN.items()}
     found |= {f"recipe + {part}": change for part, change in BESIDES.items()}
     return found
