@@ -80,6 +80,11 @@ def _train(arguments: Sequence[str] | None) -> int:
 
     found = _start(chosen, resolve_device(config.device).type)
     config, lines = presets.override(found.config, given)
+    if config.transfer.init_from is not None:
+        from mtrl.sac.transfer import adopted
+
+        config, _, replaced = adopted(config, insisted=given)
+        lines += replaced
     note = "\n".join([found.line(config), *lines])
     return _exit_code(train(config, note=note, resume_if_exists=may_exist))
 

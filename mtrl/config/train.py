@@ -3,7 +3,8 @@
     TrainConfig
     ├── agent: AgentConfig              the networks
     ├── learner: LearnerConfig          losses, optimisers, replay, surgery
-    └── environment: EnvironmentConfig  the simulator
+    ├── environment: EnvironmentConfig  the simulator
+    └── transfer: TransferConfig        what a run begins from
 
 Every leaf has a unique name, so a field is the same word everywhere: `learner.batch_size` in YAML,
 `--batch-size` on the command line (`imports` is `--import`). Counts called *timesteps* are
@@ -28,6 +29,7 @@ from mtrl.config.schedule import Schedule as Schedule
 from mtrl.config.section import Section, validate
 from mtrl.config.sections import AgentConfig as AgentConfig
 from mtrl.config.sections import LearnerConfig as LearnerConfig
+from mtrl.config.transfer import TransferConfig as TransferConfig
 from mtrl.errors import UsageError, one_line
 
 Camera = Literal[
@@ -153,6 +155,7 @@ class TrainConfig(Section):
     agent: AgentConfig = Field(default_factory=AgentConfig)
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
+    transfer: TransferConfig = Field(default_factory=TransferConfig)
 
     @field_validator("run_dir")
     @classmethod
@@ -182,37 +185,8 @@ class TrainConfig(Section):
         return found
 
     def schedule(self, n_tasks: int) -> Schedule:
-        """The step counts for `n_tasks` tasks, checked against each other.
-
-        Raises:
-            UsageError: if the run could never learn from what it collects.
-        """
-        filled = {
-            name: n_tasks * per_task if getattr(self, name) is None else getattr(self, name)
-            for name, per_task in Schedule.PER_TASK.items()
-        }
-        schedule = Schedule(**filled)
-        if schedule.learning_starts >= schedule.total_timesteps:
-            raise UsageError(
-                "learning_starts: expected less than total_timesteps "
-                f"({schedule.total_timesteps}), got {schedule.learning_starts}"
-            )
-        copies = self.environment.envs_per_task
-        capacity = self.learner.buffer_size // copies * copies  # whole vector steps
-        if not capacity:
-            raise UsageError(
-                f"envs_per_task: expected at most buffer_size ({self.learner.buffer_size}), got "
-                f"{copies}"
-            )
-        stored = min(schedule.learning_starts // n_tasks, capacity)
-        if self.learner.batch_size > stored:
-            raise UsageError(
-                f"batch_size: expected at most the {stored} transitions per task that "
-                f"learning_starts ({schedule.learning_starts} steps over {n_tasks} tasks) and "
-                f"buffer_size ({self.learner.buffer_size}) leave in the replay, got "
-                f"{self.learner.batch_size}"
-            )
-        return schedule
+        """The step counts for `n_tasks` tasks; see `Schedule.of`."""
+        return Schedule.of(self, n_tasks)
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> TrainConfig:

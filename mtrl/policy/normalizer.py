@@ -1,4 +1,4 @@
-"""Running scales: of observations, and of the rewards of tasks whose returns differ."""
+"""A running scale of observations."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ class ObservationNormalizer(nn.Module):
     """Subtracts the mean of all observations seen, over all tasks, and divides by their deviation.
 
     Merges batches by Chan et al. 1979, in float64, on the device and without waiting for it.
+
+    Attributes:
+        frozen: Whether whoever collects observations is to leave it as it is.
     """
 
     mean: Tensor
@@ -24,6 +27,7 @@ class ObservationNormalizer(nn.Module):
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("variance", torch.ones(size, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.frozen = False
 
     @torch.no_grad()
     def observe(self, observations: Tensor) -> None:

@@ -136,7 +136,6 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.dev
     """
     import torch
 
-    from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE
     from mtrl.nets.trunks import load_trunk
     from mtrl.sac.agent import MTSAC
     from mtrl.surgery import get_surgery
@@ -149,11 +148,9 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.dev
         "actor": get_surgery(learner.actor_surgery or learner.surgery, learner),
         "critics": get_surgery(learner.critic_surgery or learner.surgery, learner),
     }
-    spaces = benchmark.spaces or (OBSERVATION_SPACE, ACTION_SPACE)
-    sizes = [space.shape[0] for space in spaces]
     try:
         with torch.device("meta"):
-            agent = MTSAC(benchmark.tasks, config.agent, *sizes)
+            agent = MTSAC(benchmark.tasks, config.agent, *sizes_of(benchmark))
             for name, networks in agent.networks().items():
                 surgeries[name].prepare(networks)
     except UsageError:
@@ -167,6 +164,14 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.dev
         ) from None
     _check_memory(config, agent, device)
     _check_simulators(config, benchmark)
+
+
+def sizes_of(benchmark: Benchmark) -> tuple[int, int]:
+    """How many numbers an observation and an action have, of a benchmark that was examined."""
+    from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE
+
+    observations, actions = benchmark.spaces or (OBSERVATION_SPACE, ACTION_SPACE)
+    return observations.shape[0], actions.shape[0]
 
 
 def _check_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mtrl.config.train import TrainConfig, shown
+from mtrl.config.train import AgentConfig, TrainConfig, shown
 from mtrl.errors import RunError, UsageError, one_line
 from mtrl.folder import newest_or_none
 
@@ -43,6 +43,8 @@ def begun(config: TrainConfig, compare_tasks: bool) -> Path | None:
     resolved = {"run_dir", "precision", "compile", *MAY_CHANGE}
     resolved |= {name for name, value in ours.items() if value is None}  # by default
     resolved |= set() if compare_tasks else {"benchmark", "tasks"}
+    if config.transfer.init_from is not None:  # whose networks the run took
+        resolved |= AgentConfig.model_fields.keys()
     for name, value in ours.items():
         if name not in resolved and value != before[name]:
             raise UsageError(
