@@ -1,4 +1,4 @@
-"""Linear layers of N networks and T tasks, of all tasks together or of each for itself."""
+"""Linear layers of N networks and T tasks, with shared or per-task weights."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from mtrl.nets.fused import layer
 
 
 def shared_linear(inputs: Tensor, weight: Tensor, bias: Tensor, exact: bool = False) -> Tensor:
-    """A layer all tasks share: X W + b, one product per network whatever T is; see `layer`."""
+    """Apply a layer shared by all tasks: X W + b, one product per network for any T."""
     return layer(inputs, weight, bias, exact=exact)
 
 
 def own_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A layer each task has for itself: X_t W_t + b_t, in the weight's type.
+    """Apply a layer with weights per task: X_t W_t + b_t, in the weight's type.
 
     Args:
         inputs: `[N, T, B, in]`.
@@ -30,7 +30,7 @@ def own_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def own_product(inputs: Tensor, weight: Tensor) -> Tensor:
-    """`[…, B, in] @ […, in, out]`, forward and backward in one precision of float32."""
+    """Compute `[…, B, in] @ […, in, out]` with the same float32 setting forward and backward."""
     rows = inputs.reshape(-1, 1, *inputs.shape[-2:])
     weights = weight.reshape(-1, *weight.shape[-2:])
     outputs = layer(rows, weights, weights.new_zeros(len(weights), weight.shape[-1]), exact=True)

@@ -1,4 +1,4 @@
-"""Running scales: of observations, and of the rewards of tasks whose returns differ."""
+"""Running normalisation of observations."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 CLIP = 10.0
-"""Observations are clipped to so many standard deviations."""
+"""Normalised observations are clipped to ± this [standard deviations]."""
 
 
 class ObservationNormalizer(nn.Module):
-    """Subtracts the mean of all observations seen, over all tasks, and divides by their deviation.
+    """Normalises observations by the running mean and standard deviation over all tasks.
 
-    Merges batches by Chan et al. 1979, in float64, on the device and without waiting for it.
+    Batches are merged as in Chan et al. 1979, in float64, on the device and without synchronising.
     """
 
     mean: Tensor
@@ -27,7 +27,7 @@ class ObservationNormalizer(nn.Module):
 
     @torch.no_grad()
     def observe(self, observations: Tensor) -> None:
-        """Take in observations `[n, d]`."""
+        """Update the statistics with observations `[n, d]`."""
         rows = observations.to(self.mean.dtype)
         n, mean, variance = len(rows), rows.mean(0), rows.var(0, correction=0)
         total, away = self.count + n, mean - self.mean
@@ -37,6 +37,6 @@ class ObservationNormalizer(nn.Module):
         self.count += n
 
     def forward(self, observations: Tensor) -> Tensor:
-        """`[…, d]` on their common scale; one that never varies is 0."""
+        """Normalise observations `[…, d]`; a component that never varied becomes 0."""
         deviation = (self.variance + 1e-8).sqrt().to(observations.dtype)
         return ((observations - self.mean.to(observations.dtype)) / deviation).clamp(-CLIP, CLIP)

@@ -473,7 +473,7 @@ def test_nothing_heavy_is_imported():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "runs: expected a run folder, or --cosine with one, got none"),
+        ("", "runs: expected a run folder, or --cosine with a run folder, got none"),
         ("RUNS/none_0", "required: -o/--out"),
         ("RUNS -o OUT", "runs: expected a run folder with config.yaml and progress.json or"),
         ("RUNS/none_0 TMP/copy -o OUT", "expected every seed of a method once, got"),

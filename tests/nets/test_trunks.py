@@ -310,7 +310,7 @@ def test_actor_and_critics_may_differ():
         ("moore(experts=None, widths=())", "trunk: expected widths of 1 to 256 layers, got ()"),
         ("mlp(widths=(3, 0))", "trunk: expected widths from 1 to 65536, got 0"),
         ("mlp(layer_norm=1)", "trunk: expected layer_norm True or False, got 1"),
-        ("residual(widths=(3, 4))", "trunk: expected one width throughout a residual trunk"),
+        ("residual(widths=(3, 4))", "trunk: expected equal widths for a residual trunk"),
     ],
 )
 def test_a_wrong_description_is_refused(spec, message):
@@ -321,7 +321,7 @@ def test_a_wrong_description_is_refused(spec, message):
 
 def test_an_embedding_is_for_trunks_that_have_one():
     assert get_trunk("care", embedding=9).embedding == 9
-    with pytest.raises(UsageError, match="task_embedding: expected a trunk with an embedding"):
+    with pytest.raises(UsageError, match="task_embedding: expected a trunk with a task embedding"):
         get_trunk("moore", embedding=9)
 
 
