@@ -187,32 +187,7 @@ class TrainConfig(Section):
         Raises:
             UsageError: if the run could never learn from what it collects.
         """
-        filled = {
-            name: n_tasks * per_task if getattr(self, name) is None else getattr(self, name)
-            for name, per_task in Schedule.PER_TASK.items()
-        }
-        schedule = Schedule(**filled)
-        if schedule.learning_starts >= schedule.total_timesteps:
-            raise UsageError(
-                "learning_starts: expected less than total_timesteps "
-                f"({schedule.total_timesteps}), got {schedule.learning_starts}"
-            )
-        copies = self.environment.envs_per_task
-        capacity = self.learner.buffer_size // copies * copies  # whole vector steps
-        if not capacity:
-            raise UsageError(
-                f"envs_per_task: expected at most buffer_size ({self.learner.buffer_size}), got "
-                f"{copies}"
-            )
-        stored = min(schedule.learning_starts // n_tasks, capacity)
-        if self.learner.batch_size > stored:
-            raise UsageError(
-                f"batch_size: expected at most the {stored} transitions per task that "
-                f"learning_starts ({schedule.learning_starts} steps over {n_tasks} tasks) and "
-                f"buffer_size ({self.learner.buffer_size}) leave in the replay, got "
-                f"{self.learner.batch_size}"
-            )
-        return schedule
+        return Schedule.of(self, n_tasks)
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> TrainConfig:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mtrl.errors import UsageError
 from mtrl.nets.build import Build, Layer
-from mtrl.nets.linear import own_linear, own_product, shared_linear
+from mtrl.nets.fused import layer
 from mtrl.nets.params import Parameters, Params, Record
 from mtrl.nets.precision import float32_products, full_float32
 from mtrl.nets.trunks.base import Trunk
@@ -60,7 +60,7 @@ def head(shared: Parameters, per_task: Parameters, features: Tensor) -> Tensor:
     """
     with float32_products("highest"):
         if "head_weight" in shared:
-            return shared_linear(features, shared["head_weight"], shared["head_bias"], exact=True)
+            return layer(features, shared["head_weight"], shared["head_bias"], exact=True)
         weight, bias = per_task["head_weight"], per_task["head_bias"]
         if "rotation" in per_task:
             rotation = per_task["rotation"]
@@ -90,6 +90,31 @@ def rotate(rotation: Tensor, features: Tensor) -> Tensor:
     turned = own_product(features[..., :size], rotation.mT)
     rest = features[..., size:].to(turned.dtype)
     return torch.cat([turned, rest], -1) if size < features.shape[-1] else turned
+
+
+def own_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Apply a layer with weights per task: X_t W_t + b_t, in the weight's type.
+
+    Args:
+        inputs: `[N, T, B, in]`.
+        weight: `[N, T, in, out]`.
+        bias: `[N, T, out]`.
+
+    Returns:
+        `[N, T, B, out]`.
+    """
+    n_networks, n_tasks = weight.shape[:2]
+    rows = inputs.reshape(n_networks * n_tasks, 1, *inputs.shape[2:])
+    outputs = layer(rows, weight.flatten(0, 1), bias.flatten(0, 1), exact=True)
+    return outputs.view(n_networks, n_tasks, *outputs.shape[2:])
+
+
+def own_product(inputs: Tensor, weight: Tensor) -> Tensor:
+    """Compute `[…, B, in] @ […, in, out]` with the same float32 setting forward and backward."""
+    rows = inputs.reshape(-1, 1, *inputs.shape[-2:])
+    weights = weight.reshape(-1, *weight.shape[-2:])
+    outputs = layer(rows, weights, weights.new_zeros(len(weights), weight.shape[-1]), exact=True)
+    return outputs.view(*inputs.shape[:-1], weight.shape[-1])
 
 
 class Function(NamedTuple):

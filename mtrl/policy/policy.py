@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.config.sections import AgentConfig
-from mtrl.errors import UsageError, unknown
+from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks
 from mtrl.nets.trunks import Trunk, trunk_of
 from mtrl.policy.descriptions import vectors
 from mtrl.policy.distributions import squashed_gaussian
 from mtrl.policy.file import PREFIX, PolicyHeader, open_policy
-from mtrl.policy.normalizer import ObservationNormalizer
+from mtrl.policy.inputs import ObservationNormalizer, by_task
 
 ACTOR_HEAD_BOUND = 1e-3
 """Initial weights of the actor's heads are uniform in ± this, so that actions start near 0."""
@@ -148,27 +148,7 @@ class Policy(nn.Module):
         Raises:
             ValueError: If the task of a row is not given.
         """
-        rows = np.atleast_2d(np.asarray(observation, np.float32))
-        n_tasks, size = len(self.tasks), self.observation_size
-        if rows.ndim != 2 or rows.shape[-1] not in (size, size + n_tasks):
-            raise ValueError(
-                f"observation: expected length {size}, or {size + n_tasks} with the task's "
-                f"one-hot, got shape {np.shape(observation)}"
-            )
-        if rows.shape[-1] == size + n_tasks:
-            index = rows[:, size:].argmax(-1)
-            rows = rows[:, :size]
-        elif task is not None:
-            if task not in self.tasks:
-                raise ValueError(unknown("task", task, self.tasks))
-            index = np.full(len(rows), self.tasks.index(task))
-        elif n_tasks == 1 or len(rows) in (0, n_tasks):
-            index = np.arange(len(rows)) % n_tasks
-        else:
-            raise ValueError(
-                f"observation: expected one row for each of the {n_tasks} tasks, rows that end "
-                f"with the task's one-hot, or `task=...`, got {len(rows)} rows"
-            )
+        rows, index = by_task(observation, self.tasks, self.observation_size, task)
         if not len(rows):
             return np.empty((0, self.action_size), np.float32), state
         noise = None

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from mtrl.config.registry import TRUNKS
 from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, head
-from mtrl.nets.trunks import get_trunk, load_trunk, registry
+from mtrl.nets.trunks import get_trunk, load_trunk
 from mtrl.policy.export import export_policy
 from mtrl.policy.policy import Policy
 from mtrl.sac.agent import MTSAC
@@ -24,7 +25,7 @@ NAME = "own_trunks:Attentive"
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
-    monkeypatch.setattr(registry, "_TRUNKS", dict(registry._TRUNKS))
+    monkeypatch.setattr(TRUNKS, "classes", dict(TRUNKS.classes))
     load_trunk(f"{NAME}(width=6)")
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
+from mtrl.config.registry import TRUNKS as REGISTRY
 from mtrl.config.sections import AgentConfig
-from mtrl.config.trunks import OPTIONS, check
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, TrunkFunction, head
 from mtrl.nets.params import Params
@@ -49,9 +49,9 @@ each_trunk = pytest.mark.parametrize("trunk", CASES, ids=NAMES)
 
 def test_all_architectures_are_here():
     ours = set(available_trunks()) - {"two-layers"}  # which a docstring registers
-    assert {name.split(",")[0] for name in TRUNKS} == ours == set(OPTIONS)
-    for name in OPTIONS:
-        assert set(OPTIONS[name]) == {field.name for field in fields(get_trunk(name))}
+    assert {name.split(",")[0] for name in TRUNKS} == ours == set(REGISTRY.options)
+    for name in REGISTRY.options:
+        assert set(REGISTRY.options[name]) == {field.name for field in fields(get_trunk(name))}
 
 
 def make(trunk, n_tasks=T, multi_head=True) -> MultiTaskNetworks:
@@ -326,10 +326,10 @@ def test_an_embedding_is_for_trunks_that_have_one():
 
 
 def test_names_are_checked_without_the_registry():
-    for name in OPTIONS:
-        check(name)
+    for name in REGISTRY.options:
+        REGISTRY.check(name)
     with pytest.raises(UsageError, match="option of care: unknown 'expert'"):
-        check("care(expert=4)")
+        REGISTRY.check("care(expert=4)")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

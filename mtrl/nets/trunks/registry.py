@@ -8,15 +8,14 @@ from typing import TypeVar
 
 from torch import nn
 
+from mtrl.config.registry import TRUNKS, check_options, parse
 from mtrl.config.sections import AgentConfig
-from mtrl.config.spec import check_options, parse
-from mtrl.errors import UsageError, import_attribute, one_line, unknown
+from mtrl.errors import UsageError, import_attribute, one_line
 from mtrl.nets.trunks.base import Trunk
 from mtrl.nets.trunks.own import OwnModule
 
 Made = type[Trunk] | type[nn.Module]
 AnyTrunk = TypeVar("AnyTrunk", bound=Made)
-_TRUNKS: dict[str, Made] = {}
 
 
 def register_trunk(name: str) -> Callable[[AnyTrunk], AnyTrunk]:
@@ -35,19 +34,12 @@ def register_trunk(name: str) -> Callable[[AnyTrunk], AnyTrunk]:
     Raises:
         ValueError: If another class has this name.
     """
-
-    def add(trunk: AnyTrunk) -> AnyTrunk:
-        if _TRUNKS.get(name, trunk) is not trunk:
-            raise ValueError(f"trunk: expected a new name, got {name!r}, which is registered")
-        _TRUNKS[name] = trunk
-        return trunk
-
-    return add
+    return TRUNKS.register(name)
 
 
 def available_trunks() -> list[str]:
     """Return the registered names, sorted."""
-    return sorted(_TRUNKS)
+    return sorted(TRUNKS.classes)
 
 
 def load_trunk(spec: str) -> None:
@@ -57,7 +49,7 @@ def load_trunk(spec: str) -> None:
         UsageError: If it cannot be imported, or is neither a `torch.nn.Module` nor a `Trunk`.
     """
     name, _ = parse("trunk", spec)
-    if ":" not in name or name in _TRUNKS:
+    if ":" not in name or name in TRUNKS.classes:
         return
     found = import_attribute("trunk", name)
     if not (isinstance(found, type) and issubclass(found, nn.Module | Trunk)):
@@ -97,9 +89,9 @@ def get_trunk(
         UsageError: If there is no such trunk, or it does not have these options.
     """
     name, options = parse("trunk", spec)
-    if name not in _TRUNKS:
-        raise UsageError(unknown("trunk", name, available_trunks()))
-    make = _TRUNKS[name]
+    if name not in TRUNKS.classes:
+        raise TRUNKS.unknown(name)
+    make: Made = TRUNKS.classes[name]
     if embedding is not None and issubclass(make, nn.Module):
         raise UsageError(
             f"task_embedding: expected none with {name!r}, which does not take the task"

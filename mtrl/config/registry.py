@@ -1,0 +1,170 @@
+"""Methods of surgery and trunks by name, and what can be said of a name without PyTorch."""
+
+from __future__ import annotations
+
+import ast
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from mtrl.errors import UsageError, import_attribute, unknown
+
+AnyClass = TypeVar("AnyClass", bound=type)
+
+
+class Registry:
+    """Classes by name: those of this package, of modules that register theirs, and of others.
+
+    Args:
+        field: What begins an error's text: the configuration's field.
+        group: Entry points under which installed packages offer classes.
+        options: The built-in names and the options of each, known before their modules are
+            imported; a test compares them with the classes.
+        others: What else may stand in a description.
+
+    Attributes:
+        classes: As registered so far.
+    """
+
+    def __init__(
+        self, field: str, group: str, options: Mapping[str, tuple[str, ...]], *others: str
+    ) -> None:
+        self.field, self.group, self.options, self.others = field, group, options, others
+        self.classes: dict[str, Any] = {}
+
+    def register(self, name: str) -> Callable[[AnyClass], AnyClass]:
+        """Class decorator that adds a class.
+
+        Raises:
+            ValueError: if another class has the name.
+        """
+
+        def add(found: AnyClass) -> AnyClass:
+            if self.classes.get(name, found) is not found:
+                raise ValueError(f"{self.field}: expected a new name, got {name!r} a second time")
+            self.classes[name] = found
+            return found
+
+        return add
+
+    def check(self, spec: str) -> None:
+        """Refuse what can be refused without PyTorch: a bad form, an unknown name or option.
+
+        A name with a colon is imported.
+
+        Raises:
+            UsageError: with the nearest name.
+        """
+        name, options = parse(self.field, spec)
+        if name in self.options:
+            check_options(self.field, name, options, self.options[name])
+        elif ":" in name:
+            if name.partition(":")[0] + ":NAME" not in self.others:
+                import_attribute(self.field, name)
+        elif not (name in self.classes or self.entry_point(name)):
+            raise self.unknown(name)
+
+    def unknown(self, name: str) -> UsageError:
+        """The error for a name that does not exist, with the nearest one that does."""
+        names = sorted({*self.options, *self.classes})
+        return UsageError(unknown(self.field, name, [*names, *self.others]))
+
+    def entry_point(self, name: str) -> EntryPoint | None:
+        """What an installed package offers under this name, if one does."""
+        return next(iter(entry_points(group=self.group, name=name)), None)
+
+    def load(self, name: str, kind: type | tuple[type, ...], expected: str) -> bool:
+        """Import and register what an installed package offers under this name, if one does.
+
+        Args:
+            name: As in a description, without options.
+            kind: What it has to be a class of.
+            expected: This in words.
+
+        Returns:
+            Whether the name is registered now.
+
+        Raises:
+            UsageError: if it cannot be imported, or is something else.
+        """
+        if name not in self.classes and (point := self.entry_point(name)) is not None:
+            found = import_attribute(self.field, point.value)
+            if not (isinstance(found, type) and issubclass(found, kind)):
+                raise UsageError(
+                    f"{self.field}: expected {expected} at {point.value}, got {found!r}"
+                )
+            self.classes.setdefault(name, found)  # unless its decorator has done so
+        return name in self.classes
+
+
+def parse(field: str, spec: str) -> tuple[str, dict[str, Any]]:
+    """Split `name(key=value, …)`, such as `cagrad(c=0.4)`; values are Python literals.
+
+    Raises:
+        UsageError: if it has another form; the text begins with the field's name.
+    """
+    name, bracket, _ = spec.partition("(")
+    try:
+        call = ast.parse(f"f{spec[len(name) :] if bracket else '()'}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError
+        options = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        shown = reprlib.repr(spec) if len(spec) > 200 else repr(spec)
+        raise UsageError(f"{field}: expected NAME or NAME(option=value, …), got {shown}") from None
+    return name.strip(), options
+
+
+def check_options(field: str, name: str, options: dict[str, Any], accepted: Sequence[str]) -> None:
+    """Refuse an option that `name` does not have.
+
+    Raises:
+        UsageError: with the nearest option.
+    """
+    for option in options:
+        if not accepted:
+            raise UsageError(f"{field}: expected no options for {name}, got {option!r}")
+        if option not in accepted:
+            raise UsageError(unknown(f"{field}: option of {name}", option, accepted))
+
+
+_ROTOGRAD = ("rotation_lr", "rotation_decay", "rotation_size", "rotation_step", "reset_every")
+METHODS = Registry(
+    "surgery",
+    "mtrl.surgery",
+    {
+        "none": (),
+        "pcgrad": (),
+        "rotograd": _ROTOGRAD,
+        "rotograd-scale": _ROTOGRAD,
+        "rotograd-rotate": _ROTOGRAD,
+        "cagrad": ("c",),
+        "mgda": (),
+        "imtl-g": (),
+        "aligned-mtl": (),
+        "fairgrad": ("alpha",),
+        "gradnorm": ("alpha", "lr"),
+        "famo": ("gamma", "lr"),
+    },
+    "torchjd:NAME",
+    "MODULE:NAME",
+)
+"""Methods of surgery; `mtrl.surgery.registry` makes them."""
+
+_TRUNK = ("widths", "layer_norm")
+TRUNKS = Registry(
+    "trunk",
+    "mtrl.trunks",
+    {
+        "mlp": (*_TRUNK, "embedding"),
+        "residual": (*_TRUNK, "embedding"),
+        "film": (*_TRUNK, "embedding"),
+        "soft-modules": (*_TRUNK, "layers", "modules", "width", "size"),
+        "moore": (*_TRUNK, "experts"),
+        "care": (*_TRUNK, "encoders", "size", "embedding"),
+        "paco": (*_TRUNK, "sets"),
+    },
+    "MODULE:NAME",
+)
+"""Trunks; `mtrl.nets.trunks.registry` makes them."""
