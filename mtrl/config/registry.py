@@ -1,4 +1,4 @@
-"""Methods of surgery and trunks by name, and what can be said of a name without PyTorch."""
+"""Registries of surgery methods and trunks by name, with checks that need no PyTorch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ AnyClass = TypeVar("AnyClass", bound=type)
 
 
 class Registry:
-    """Classes by name: those of this package, of modules that register theirs, and of others.
+    """Classes by name: built-in, registered by users' modules, or offered by installed packages.
 
     Args:
-        field: What begins an error's text: the configuration's field.
-        group: Entry points under which installed packages offer classes.
-        options: The built-in names and the options of each, known before their modules are
-            imported; a test compares them with the classes.
-        others: What else may stand in a description.
+        field: Configuration field, with which error messages begin.
+        group: Entry point group under which installed packages offer classes.
+        options: Built-in names with their options, known before their modules are imported; a test
+            compares them with the classes.
+        others: Other forms of a description, listed in error messages.
 
     Attributes:
-        classes: As registered so far.
+        classes: Classes registered so far, by name.
     """
 
     def __init__(
@@ -34,27 +34,27 @@ class Registry:
         self.classes: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[AnyClass], AnyClass]:
-        """Class decorator that adds a class.
+        """Return a class decorator that registers a class under this name.
 
         Raises:
-            ValueError: if another class has the name.
+            ValueError: If another class has this name.
         """
 
         def add(found: AnyClass) -> AnyClass:
             if self.classes.get(name, found) is not found:
-                raise ValueError(f"{self.field}: expected a new name, got {name!r} a second time")
+                raise ValueError(f"{self.field}: expected a new name, got {name!r} again")
             self.classes[name] = found
             return found
 
         return add
 
     def check(self, spec: str) -> None:
-        """Refuse what can be refused without PyTorch: a bad form, an unknown name or option.
+        """Check the form, name and options of a description without importing PyTorch.
 
         A name with a colon is imported.
 
         Raises:
-            UsageError: with the nearest name.
+            UsageError: With the nearest name, if a name or option is unknown.
         """
         name, options = parse(self.field, spec)
         if name in self.options:
@@ -66,27 +66,27 @@ class Registry:
             raise self.unknown(name)
 
     def unknown(self, name: str) -> UsageError:
-        """The error for a name that does not exist, with the nearest one that does."""
+        """Return the error for an unknown name, which suggests the nearest known one."""
         names = sorted({*self.options, *self.classes})
         return UsageError(unknown(self.field, name, [*names, *self.others]))
 
     def entry_point(self, name: str) -> EntryPoint | None:
-        """What an installed package offers under this name, if one does."""
+        """Return the entry point of this name in installed packages, if any."""
         return next(iter(entry_points(group=self.group, name=name)), None)
 
     def load(self, name: str, kind: type | tuple[type, ...], expected: str) -> bool:
-        """Import and register what an installed package offers under this name, if one does.
+        """Import and register the class that an installed package offers under this name, if any.
 
         Args:
-            name: As in a description, without options.
-            kind: What it has to be a class of.
-            expected: This in words.
+            name: Name in a description, without options.
+            kind: Required base class or classes.
+            expected: Description of `kind` for the error message.
 
         Returns:
-            Whether the name is registered now.
+            Whether the name is now registered.
 
         Raises:
-            UsageError: if it cannot be imported, or is something else.
+            UsageError: If it cannot be imported, or is of another kind.
         """
         if name not in self.classes and (point := self.entry_point(name)) is not None:
             found = import_attribute(self.field, point.value)
@@ -94,7 +94,7 @@ class Registry:
                 raise UsageError(
                     f"{self.field}: expected {expected} at {point.value}, got {found!r}"
                 )
-            self.classes.setdefault(name, found)  # unless its decorator has done so
+            self.classes.setdefault(name, found)  # unless a decorator has registered it
         return name in self.classes
 
 
@@ -102,7 +102,7 @@ def parse(field: str, spec: str) -> tuple[str, dict[str, Any]]:
     """Split `name(key=value, …)`, such as `cagrad(c=0.4)`; values are Python literals.
 
     Raises:
-        UsageError: if it has another form; the text begins with the field's name.
+        UsageError: If it has another form; the message begins with the field's name.
     """
     name, bracket, _ = spec.partition("(")
     try:
@@ -117,10 +117,10 @@ def parse(field: str, spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def check_options(field: str, name: str, options: dict[str, Any], accepted: Sequence[str]) -> None:
-    """Refuse an option that `name` does not have.
+    """Check that `name` has these options.
 
     Raises:
-        UsageError: with the nearest option.
+        UsageError: If it does not; the message suggests the nearest option.
     """
     for option in options:
         if not accepted:
@@ -150,7 +150,7 @@ METHODS = Registry(
     "torchjd:NAME",
     "MODULE:NAME",
 )
-"""Methods of surgery; `mtrl.surgery.registry` makes them."""
+"""Methods of surgery; `mtrl.surgery.registry` creates them."""
 
 _TRUNK = ("widths", "layer_norm")
 TRUNKS = Registry(
@@ -167,4 +167,4 @@ TRUNKS = Registry(
     },
     "MODULE:NAME",
 )
-"""Trunks; `mtrl.nets.trunks.registry` makes them."""
+"""Trunks; `mtrl.nets.trunks.registry` creates them."""

@@ -1,4 +1,4 @@
-"""The step counts of a run, checked against each other."""
+"""Step counts of a run, checked against each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mtrl.config.train import TrainConfig
 
 MAX_COUNT = 10**12
-"""Bound of step counts: a checkpoint's name has twelve digits."""
+"""Upper bound of step counts: the name of a checkpoint has twelve digits."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Schedule:
         "log_every": 2_000,
         "diagnose_every": 20_000,
     }
-    """The defaults, per task."""
+    """Defaults per task."""
 
     total_timesteps: int
     learning_starts: int
@@ -37,10 +37,10 @@ class Schedule:
 
     @classmethod
     def of(cls, config: TrainConfig, n_tasks: int) -> Schedule:
-        """The step counts that a configuration gives `n_tasks` tasks.
+        """Compute the step counts of a configuration for `n_tasks` tasks.
 
         Raises:
-            UsageError: if the run could never learn from what it collects.
+            UsageError: If the run could never learn from the transitions it collects.
         """
         given = {name: getattr(config, name) for name in cls.PER_TASK}
         schedule = cls(
@@ -63,6 +63,6 @@ class Schedule:
             raise UsageError(
                 f"batch_size: expected at most the {stored} transitions per task that "
                 f"learning_starts ({schedule.learning_starts} steps over {n_tasks} tasks) and "
-                f"buffer_size ({size}) leave in the replay, got {config.learner.batch_size}"
+                f"buffer_size ({size}) leave in the replay buffer, got {config.learner.batch_size}"
             )
         return schedule
