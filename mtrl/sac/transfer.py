@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mtrl.config.registry import parse
 from mtrl.config.sections import AgentConfig
-from mtrl.config.spec import parse
 from mtrl.config.train import TrainConfig, shown
 from mtrl.errors import UsageError
 from mtrl.folder import find_policy
