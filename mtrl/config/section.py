@@ -45,8 +45,8 @@ class Section(BaseModel):
         """Accept `1e6` as an integer, which pydantic does not, and no bool, which it does."""
         kinds = leaf_types(cls.model_fields[str(info.field_name)].annotation)
         if isinstance(value, list | tuple):
-            return type(value)(_read_number(part, kinds) for part in value)
-        return _read_number(value, kinds)
+            return type(value)(read_number(part, kinds) for part in value)
+        return read_number(value, kinds)
 
     def model_copy(
         self: AnySection, *, update: Mapping[str, Any] | None = None, deep: bool = False
@@ -102,7 +102,8 @@ def leaf_types(annotation: Any) -> set[type]:
     return {annotation} if isinstance(annotation, type) else set()
 
 
-def _read_number(value: Any, kinds: set[type]) -> Any:
+def read_number(value: Any, kinds: set[type]) -> Any:
+    """Turn text such as `1e6` into an integer, if `kinds` have one; leave other values alone."""
     if bool in kinds or not kinds & {int, float}:
         return value
     if isinstance(value, bool):

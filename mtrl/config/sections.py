@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
+from mtrl.config.rates import Nats, total
 from mtrl.config.section import Section
 
 
@@ -191,10 +192,10 @@ class LearnerConfig(Section):
     tau: float = Field(
         default=0.005, gt=0, le=1, description="Polyak coefficient of target critics [per update]."
     )
-    target_entropy: float | None = Field(
+    target_entropy: Nats | None = Field(
         default=None,
-        description="Target entropy of each task's temperature [nats] (default: minus the number "
-        "of action dimensions).",
+        description="Target entropy of each task's temperature [nats, or X/action for each action "
+        "dimension] (default: -1/action).",
     )
     min_temperature: float = Field(
         default=0.0,
@@ -226,5 +227,7 @@ class LearnerConfig(Section):
         return self
 
     def entropy_of(self, n_actions: int) -> float:
-        """The target entropy for so many action dimensions [nats]."""
-        return -float(n_actions) if self.target_entropy is None else self.target_entropy
+        """Return the target entropy for so many action dimensions [nats]."""
+        if self.target_entropy is None:
+            return -float(n_actions)
+        return float(total(self.target_entropy, n_actions, float))

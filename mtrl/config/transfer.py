@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from mtrl.config.schedule import MAX_COUNT
+from mtrl.config.rates import MAX_COUNT
 from mtrl.config.section import Section
 
 Part = Literal["trunk", "actor-trunk", "critic-trunk", "actor", "critic", "normalizer"]

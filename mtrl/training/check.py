@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mtrl.config.registry import METHODS, TRUNKS
 from mtrl.config.train import TrainConfig, shown
@@ -102,7 +102,10 @@ def check(
     compiles = config.learner.compile and device.type == "cuda"
     if compiles != config.learner.compile:
         warnings.warn("compile: left out on a CPU, where it makes updates slower", stacklevel=2)
-    learner = config.learner.model_copy(update={"precision": precision, "compile": compiles})
+    resolved: dict[str, Any] = {"precision": precision, "compile": compiles}
+    if isinstance(config.learner.target_entropy, str):  # per action dimension
+        resolved["target_entropy"] = config.learner.entropy_of(sizes_of(benchmark)[1])
+    learner = config.learner.model_copy(update=resolved)
     schedule = config.schedule(len(benchmark.tasks))
     horizon = steps_of_an_episode(benchmark, config.environment.horizon)
     environment = config.environment.model_copy(update={"horizon": horizon})

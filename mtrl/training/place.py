@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mtrl.config.train import AgentConfig, TrainConfig, shown
+from mtrl.config.rates import total
+from mtrl.config.train import AgentConfig, Schedule, TrainConfig, shown
 from mtrl.errors import RunError, UsageError, one_line
-from mtrl.folder import newest_or_none
+from mtrl.folder import newest_or_none, read_benchmark
 
 MAY_CHANGE = ("total_timesteps", "max_runtime", "max_restarts")
 """Fields that a resumed run may change."""
@@ -42,6 +43,10 @@ def begun(config: TrainConfig, compare_tasks: bool) -> Path | None:
     ours, before = config.flat(), TrainConfig.from_yaml(run_dir / "config.yaml").flat()
     resolved = {"run_dir", "precision", "compile", *MAY_CHANGE}
     resolved |= {name for name, value in ours.items() if value is None}  # by default
+    if (record := read_benchmark(run_dir)) is not None:
+        ours |= {name: total(ours[name], len(record.tasks)) for name in Schedule.PER_TASK}
+    if isinstance(ours["target_entropy"], str):  # per action, of which nothing is known here
+        resolved.add("target_entropy")
     resolved |= set() if compare_tasks else {"benchmark", "tasks"}
     if config.transfer.init_from is not None:  # whose networks the run took
         resolved |= AgentConfig.model_fields.keys()

@@ -22,7 +22,17 @@ from mtrl.nets.precision import resolve_precision
 from mtrl.training.run import check
 
 CPUINFO = Path("/proc/cpuinfo")
-TINY = ["--tasks", "reach-v3", "push-v3", "--batch-size", "8", "--hidden-sizes", "8"]
+TINY = [
+    "--config",
+    "plain",
+    "--tasks",
+    "reach-v3",
+    "push-v3",
+    "--batch-size",
+    "8",
+    "--hidden-sizes",
+    "8",
+]
 
 
 def run_python(code: str) -> str:
@@ -105,12 +115,15 @@ def test_plain_presets_are_the_published_protocol():
     for name in ("mt10", "mt50"):
         defaults = TrainConfig(benchmark=name, target_entropy=-4.0)  # actions have four numbers
         assert check(defaults)[2] == check(preset(f"{name}_plain"))[2]
+        assert check(defaults)[2] == check(preset("plain", benchmark=name))[2]
 
 
 def test_a_run_without_a_configuration_starts_from_the_best_for_its_device(monkeypatch):
     assert presets.best("mt10", "cpu").name == "mt10_cpu"
     assert presets.best("mt10", "cuda").name == "mt10"
-    assert presets.best(None, "cpu") == presets.best("mt1:reach-v3", "cpu") == (None, TrainConfig())
+    for others in (None, "mt1:reach-v3", "mt25", "module:benchmark"):
+        assert presets.best(others, "cpu") == ("recipe_cpu", preset("recipe_cpu"))
+        assert presets.best(others, "cuda").name == "recipe_gpu"
 
     started, notes = [], []
 
@@ -123,18 +136,19 @@ def test_a_run_without_a_configuration_starts_from_the_best_for_its_device(monke
     assert train_main(["--benchmark", "mt10", "--surgery", "pcgrad", "--device", "cpu"]) == 2
     assert train_main(["--tasks", "reach-v3", "--device", "cpu"]) == 2
     assert notes[0].startswith("configuration: mt10_cpu (")
-    assert notes[1] == "configuration: defaults"
+    assert notes[1] == "configuration: recipe_cpu"
     assert train_main(["--config", "quickstart", "--total-timesteps", "1e9"]) == 2
     assert train_main(["--config", "quickstart", "--seed", "4"]) == 2
     assert notes[2:] == [
         "configuration: quickstart",  # no time: it is that of the preset's own length
         "configuration: quickstart (about ten minutes on two CPU cores)",
     ]
-    found, plain, *_ = started
+    found, recipe, *_ = started
     learner = preset("mt10_cpu").learner.model_copy(update={"surgery": "pcgrad"})
     changes = {"device": "cpu", "learner": learner}
     assert found == preset("mt10_cpu").model_copy(update=changes)
-    assert plain == TrainConfig(tasks=("reach-v3",), device="cpu")
+    assert recipe == preset("recipe_cpu", tasks=("reach-v3",), device="cpu")
+    assert recipe.schedule(1).total_timesteps == 280_000
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -183,7 +183,8 @@ def test_without_success_tasks_are_judged_by_their_return(tmp_path, monkeypatch,
         "pair = Benchmark('pair', dict.fromkeys('ab', partial(gym.make, 'Reacher-v5')))\n"
     )
     monkeypatch.chdir(tmp_path)
-    flags = "--total-timesteps 200 --learning-starts 80 --hidden-sizes 8 --batch-size 8 --workers 1"
+    flags = "--config plain --total-timesteps 200 --learning-starts 80"
+    flags += " --hidden-sizes 8 --batch-size 8 --workers 1"
     name = "silent_for_a_test:pair"
     assert train_main(["--benchmark", name, "--run-dir", "run", *flags.split()]) == 0
     said = capsys.readouterr().out

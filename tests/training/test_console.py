@@ -29,7 +29,8 @@ class Equal(GramianSurgery):
         return gramian.new_full(gramian.shape[:2], 1 / gramian.shape[-1])
 """
 FLAGS = (
-    "--tasks reach-v3 push-v3 --hidden-sizes 8 --batch-size 8 --total-timesteps 160 "
+    "--config plain --tasks reach-v3 push-v3 --hidden-sizes 8 --batch-size 8 "
+    "--total-timesteps 160 "
     "--learning-starts 80 --horizon 10 --eval-every 80 --eval-episodes 1 --log-every 40 "
     "--simulator metaworld --workers 1 --device cpu --diagnose-every 80"
 ).split()

@@ -186,6 +186,8 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(frequent, tmp_path):
             "-c",
             code,
             "40000",
+            "--config",
+            "plain",
             "--tasks",
             *TASKS,
             *flags.split(),
@@ -344,7 +346,7 @@ def test_killed_at_fifty_random_moments_it_goes_on_each_time(tmp_path):
     program = [sys.executable, "-m", "mtrl.cli.train"]
 
     def begin(run_dir: Path) -> list[str]:
-        return [*program, "--tasks", *TASKS, *flags, "--run-dir", str(run_dir)]
+        return [*program, "--config", "plain", "--tasks", *TASKS, *flags, "--run-dir", str(run_dir)]
 
     subprocess.run(begin(tmp_path / "a"), check=True, capture_output=True)
     run_dir, kills = tmp_path / "b", 0
@@ -403,7 +405,8 @@ def test_nobody_is_left_behind(signals, code, tmp_path):
         "--total-timesteps 1000000 --learning-starts 40 --horizon 10 --hidden-sizes 8 "
         "--batch-size 8 --checkpoint-every 40"
     )
-    command = [sys.executable, "-c", FAILS, "--tasks", *TASKS, *flags.split()]
+    command = [sys.executable, "-c", FAILS, "--config", "plain", "--tasks", *TASKS]
+    command += flags.split()
     command += ["--run-dir", str(tmp_path / "b"), *([] if signals else ["--fails"])]
     with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
         deadline = time.monotonic() + 120

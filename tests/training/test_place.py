@@ -20,7 +20,8 @@ from mtrl.training.lock import locked
 from mtrl.training.place import make_folder, nothing_left
 
 FLAGS = (
-    "--tasks reach-v3 --hidden-sizes 8 --batch-size 8 --total-timesteps 120 --learning-starts 40 "
+    "--config plain --tasks reach-v3 --hidden-sizes 8 --batch-size 8 "
+    "--total-timesteps 120 --learning-starts 40 "
     "--horizon 10 --eval-every 60 --eval-episodes 1 --log-every 40 --checkpoint-every 40 "
     "--diagnose-every 0 --simulator metaworld --workers 1"
 ).split()

@@ -34,7 +34,8 @@ from mtrl.training.pace import STAGES
 
 TASKS = ("drawer-close-v3", "reach-v3")
 SETTINGS = (
-    "--surgery rotograd --rotation-lr 0.1 --trunk residual --hidden-sizes 16 16 --layer-norm true "
+    "--config plain --surgery rotograd --rotation-lr 0.1 "
+    "--trunk residual --hidden-sizes 16 16 --layer-norm true "
     "--task-embedding 4 --normalize-observations true --critic-bins 21 --return-scale 5 "
     "--return-memory 3 --weight-decay 0.01 --total-timesteps 1200 --learning-starts 300 "
     "--horizon 30 --batch-size 16 --eval-every 500 --eval-episodes 2 "
