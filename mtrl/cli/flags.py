@@ -24,12 +24,13 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from mtrl.config.section import flag_of
 from mtrl.errors import RunError, UsageError, unknown
 
 _format_warning = warnings.formatwarning
-
-FLAGS = {"imports": "import", "json_file": "json", "csv_file": "csv"}
-"""Flags whose word Python or pydantic keeps from being a field's name."""
+_ENDING = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
 
 
 class _Version(argparse.Action):
@@ -117,7 +118,8 @@ def _surroundings() -> Iterator[None]:
 
     - Modules in the working directory can be imported, as with `python -m`.
     - Characters that the terminal's encoding lacks become question marks.
-    - SIGTERM and a closed terminal interrupt as SIGINT does: what was begun is put in order.
+    - SIGTERM, SIGUSR1 and a closed terminal interrupt as SIGINT does: what was begun is put in
+      order.
     - Standard streams that the caller has closed lead nowhere. Otherwise the next file that is
       opened takes their number, and programs that are started write into it.
     - Warnings of ours are one line without the code they come from.
@@ -140,7 +142,7 @@ def _surroundings() -> Iterator[None]:
             stream.reconfigure(errors="replace")
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        for number in _ENDING:
             if signal.getsignal(number) is signal.SIG_DFL:
                 handlers[number] = signal.signal(number, _interrupt)
     try:
@@ -184,9 +186,20 @@ def _unhandled(error: threading.ExceptHookArgs) -> None:
 
 
 def add_flags(
-    parser: argparse.ArgumentParser, defaults: BaseModel, leave_out: Sequence[str] = ()
+    parser: argparse.ArgumentParser,
+    defaults: BaseModel,
+    leave_out: Sequence[str] = (),
+    *,
+    several: bool = False,
 ) -> None:
-    """One flag per leaf of the tree; values stay strings, for pydantic to read."""
+    """One flag per leaf of the tree; values stay strings, for pydantic to read.
+
+    Args:
+        parser: It gets the flags.
+        defaults: Shown in --help.
+        leave_out: Fields without a flag.
+        several: Every flag takes several values, and a switch needs its `true`.
+    """
     for group, name, field, default in _leaves(defaults):
         if name in leave_out:
             continue
@@ -195,11 +208,11 @@ def add_flags(
         is_switch = field.annotation is bool  # `--flag` alone is true
         text = (field.description or "").replace("%", "%%")
         target.add_argument(
-            "--" + FLAGS.get(name, name).replace("_", "-"),
+            flag_of(name),
             dest=name,
             metavar=_metavar(field.annotation),
-            nargs="+" if _is_tuple(field.annotation) else "?" if is_switch else None,
-            const="true" if is_switch else None,
+            nargs="+" if several or _is_tuple(field.annotation) else "?" if is_switch else None,
+            const="true" if is_switch and not several else None,
             default=argparse.SUPPRESS,
             help=text if default is None else f"{text} (default: {shown})",
         )

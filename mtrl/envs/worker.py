@@ -158,14 +158,16 @@ def run(
 
 
 def _stay_until_told() -> None:
-    """Survive a Ctrl-C or a scheduler's SIGTERM; the parent decides when to stop."""
+    """Survive a Ctrl-C or a scheduler's signals; the parent decides when to stop."""
     if hasattr(os, "setpgid"):
         # A group of its own, so that it can be killed with the programs its environments started,
         # and so that no Ctrl-C reaches those.
         os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Not SIG_IGN, which those programs would inherit: nobody could end them then.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: None)
     # An environment may start processes of its own, which multiprocessing refuses to daemons. This
     # one still is its parent's daemon; only here it does not count as one.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
