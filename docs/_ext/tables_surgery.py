@@ -10,11 +10,9 @@ from dataclasses import fields
 from md import code, plain, table
 from tables_speed import read
 
-import mtrl.surgery  # registers the methods
-from mtrl.config.surgery import OPTIONS
-from mtrl.nets.trunks.base import Trunk
-from mtrl.nets.trunks.registry import _TRUNKS
-from mtrl.surgery.registry import _METHODS
+from mtrl.config.registry import METHODS, TRUNKS
+from mtrl.nets.trunks import Trunk
+from mtrl.surgery import Surgery
 
 PAGES = {
     "none": "index",
@@ -38,15 +36,14 @@ YEAR = re.compile(r"\(([^()]*? \d{4})")
 
 
 def methods() -> str:
-    """A row for each built-in method, in the order of `OPTIONS`."""
-    assert mtrl.surgery
+    """A row for each built-in method, in the order of the registry."""
     found = read("bench_update.json")
     ratios, memory = found["ratios"], found["MiB"]
     rows = []
-    for name in OPTIONS:
-        make = _METHODS[name]
+    for name, accepted in METHODS.options.items():
+        make: type[Surgery] = METHODS.classes[name]
         parameters = inspect.signature(make).parameters.values()
-        options = [f"`{p.name}={p.default!r}`" for p in parameters if p.name in OPTIONS[name]]
+        options = [f"`{p.name}={p.default!r}`" for p in parameters if p.name in accepted]
         ratio = [ratios.get(f"{b}/{name}/none", 1.0) for b in ("mt10", "mt50")]
         more = [memory[f"{b}/{name}"] for b in ("mt10", "mt50")]
         rows.append(
@@ -67,9 +64,8 @@ def trunks() -> str:
     """A row for each built-in trunk."""
     common = {field.name for field in fields(Trunk)}
     rows = []
-    for name, make in _TRUNKS.items():
-        if not (isinstance(make, type) and issubclass(make, Trunk)):
-            continue
+    for name in TRUNKS.options:
+        make: type[Trunk] = TRUNKS.classes[name]
         options = [
             f"`{field.name}`" + ("" if field.default is None else f" = {code(field.default)}")
             for field in fields(make)
@@ -82,9 +78,9 @@ def trunks() -> str:
 def _summary(make: type) -> str:
     """The first sentence of a class's docstring, without its citation."""
     first = (make.__doc__ or "").strip().split("\n\n")[0]
-    first = re.sub(r"\s+", " ", first)
+    first = re.sub(r"\s+", " ", first).removeprefix("Algorithm 1: ")
     first = re.sub(r" ?\([^()]*(?:arXiv|\d{4})[^()]*\)", "", first).replace(" see `RotoGrad`", "")
-    return plain(first.rstrip(";.:")).replace("\\`", "`")
+    return plain(first[:1].upper() + first[1:].rstrip(";.:")).replace("\\`", "`")
 
 
 def _paper(make: type) -> str:

@@ -1,4 +1,4 @@
-"""How a policy plays episodes so that a task's do not depend on what is played beside them."""
+"""Acting in episodes such that a task's results do not depend on the tasks evaluated with it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from mtrl.devices import cpu_threads
 from mtrl.policy.policy import Policy
 
 ROWS = 10
-"""Rows whose actions are computed together, always so many.
+"""Number of rows whose actions are computed together.
 
-A product of matrices rounds otherwise with another number of rows, or where threads share them out,
-and an episode soon follows the last digit. With a fixed number and one thread, what a policy does
-in a task does not depend on the other tasks.
+Matrix products round differently with another number of rows or of threads, and an episode soon
+diverges from a difference in the last digit. With a fixed number of rows and one thread, the
+actions in a task do not depend on the other tasks.
 """
 
 
 class Play:
-    """An episode that is under way.
+    """An episode in progress.
 
     Args:
-        name: The task.
-        seed: Of the goals.
-        episode: Its number, and so its goal's.
-        action_size: A.
+        name: Task name.
+        seed: Seed of the goals.
+        episode: Number of the episode and of its goal.
+        action_size: Length A of an action.
     """
 
     def __init__(self, name: str, seed: int, episode: int, action_size: int) -> None:
@@ -35,18 +35,18 @@ class Play:
         self.begin(episode)
 
     def begin(self, episode: int) -> None:
-        """Another one, or the same one anew."""
+        """Start another episode, or restart the same one."""
         self.episode = episode
         self.first_success = 0
         self.actions: list[np.ndarray] = []
-        self._dice = np.random.default_rng([*self._key, episode])
+        self._generator = np.random.default_rng([*self._key, episode])
 
     def noise(self) -> np.ndarray:
-        """Standard normal, `[A]`."""
-        return self._dice.standard_normal(self._size, np.float32)
+        """Draw standard normal noise, `[A]`."""
+        return self._generator.standard_normal(self._size, np.float32)
 
     def note(self, action: np.ndarray, success: bool) -> None:
-        """What was done, and the flag it led to."""
+        """Record an action and the success flag of its step."""
         self.actions.append(action)
         if success and not self.first_success:
             self.first_success = len(self.actions)
@@ -55,7 +55,7 @@ class Play:
 def act(
     policy: Policy, observations: np.ndarray, tasks: np.ndarray, noise: np.ndarray | None
 ) -> np.ndarray:
-    """Actions `[n, A]` for rows of any tasks, `ROWS` at a time."""
+    """Compute actions `[n, A]` for rows of any tasks, `ROWS` at a time."""
 
     def blocks(rows: np.ndarray) -> tuple[torch.Tensor, ...]:
         missing = np.zeros((-len(rows) % ROWS, *rows.shape[1:]), rows.dtype)

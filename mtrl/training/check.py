@@ -7,9 +7,8 @@ import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mtrl.config.surgery import check as check_surgery
+from mtrl.config.registry import METHODS, TRUNKS
 from mtrl.config.train import TrainConfig, shown
-from mtrl.config.trunks import check as check_trunk
 from mtrl.errors import UsageError, import_attribute
 
 if TYPE_CHECKING:
@@ -36,11 +35,11 @@ def check_names(config: TrainConfig, benchmark: Benchmark | None = None) -> Benc
     learner = config.learner
     for spec in (learner.surgery, learner.actor_surgery, learner.critic_surgery):
         if spec is not None:
-            check_surgery(spec)
+            METHODS.check(spec)
     agent = config.agent
     for spec in (agent.trunk, agent.actor_trunk, agent.critic_trunk):
         if spec is not None:
-            check_trunk(spec)
+            TRUNKS.check(spec)
     from mtrl.envs.benchmarks import get_benchmark  # brings a simulator
 
     return get_benchmark(config.benchmark, config.tasks) if benchmark is None else benchmark

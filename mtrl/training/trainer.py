@@ -25,9 +25,9 @@ from mtrl.training import report
 from mtrl.training.checkpoint import CheckpointWriter, what_is_left
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.logger import RunLogger
-from mtrl.training.outcome import Outcome as Outcome
 from mtrl.training.pace import Pace, TimeLeft, shown
 from mtrl.training.place import quoted
+from mtrl.training.report import Outcome as Outcome
 from mtrl.training.state import RunState
 
 

@@ -15,10 +15,9 @@ from mtrl.cli.eval import main as eval_main
 from mtrl.cli.export import main as export_main
 from mtrl.cli.plot import main as plot_main
 from mtrl.cli.train import main as train_main
+from mtrl.config.registry import METHODS, TRUNKS
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
-from mtrl.nets.trunks import registry as trunks
-from mtrl.surgery import registry as methods
 from mtrl.training.run import check
 
 MAINS = {
@@ -56,8 +55,8 @@ def my_module(tmp_path, monkeypatch):
     for folder in ("configs", "results", "scripts"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
-    monkeypatch.setattr(trunks, "_TRUNKS", dict(trunks._TRUNKS))
+    for registry in (METHODS, TRUNKS):
+        monkeypatch.setattr(registry, "classes", dict(registry.classes))
     yield tmp_path
     sys.modules.pop("my_module", None)
 

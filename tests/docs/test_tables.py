@@ -7,9 +7,8 @@ import pytest
 from doc_pages import ROOT
 
 from mtrl.config.presets import EXPECTED, preset
-from mtrl.config.surgery import OPTIONS as METHODS
+from mtrl.config.registry import METHODS, TRUNKS
 from mtrl.config.train import TrainConfig
-from mtrl.config.trunks import OPTIONS as TRUNKS
 
 sys.path.append(str(ROOT / "docs/_ext"))
 config = importlib.import_module("tables_config")
@@ -54,13 +53,13 @@ def test_commands(command):
 
 def test_methods_and_trunks():
     methods = [line.split("`")[1] for line in surgery.methods().splitlines()[2:]]
-    assert methods == list(METHODS)
+    assert methods == list(METHODS.options)
     assert all((ROOT / f"docs/surgery/{page}.md").is_file() for page in surgery.PAGES.values())
-    assert surgery.PAGES.keys() == METHODS.keys()
+    assert surgery.PAGES.keys() == METHODS.options.keys()
     papers = surgery.methods()
     for paper in ("2001.06782", "2103.02631", "2110.14048", "IMPnRXEWpvr", "2402.15638"):
         assert paper in papers
-    assert rows(surgery.trunks()).keys() == TRUNKS.keys()
+    assert rows(surgery.trunks()).keys() == TRUNKS.options.keys()
     assert "2311.11385" in rows(surgery.trunks())["moore"][1]
 
 
