@@ -25,6 +25,7 @@ NEVER = {
     "evaluation": {"sac", "training"},
     "sac": {"training", "envs"},
     "analysis": {"torch", "envs", "training"},
+    "sweep": LEARNING | SIMULATORS | {"envs"},
 }
 """What a package must not reach, through others neither; and nothing imports `cli`."""
 

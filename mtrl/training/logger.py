@@ -1,6 +1,6 @@
 """Where a run's numbers go: Stable-Baselines3's TensorBoard, CSV and JSON writers.
 
-The step of every number is environment steps over all tasks. The README explains every tag.
+The step of every number is environment steps over all tasks. docs/tensorboard.md explains every tag.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def make_folder(config: TrainConfig, benchmark: str, may_exist: bool) -> list[Pa
     Raises:
         UsageError: if it exists or cannot be made.
     """
-    name = f"{_file_name(benchmark)}_{_file_name(config.learner.surgery)}_seed{config.seed}"
+    name = f"{file_name(benchmark)}_{file_name(config.learner.surgery)}_seed{config.seed}"
     default = Path("runs") / f"{name}_{time.strftime('%Y%m%d-%H%M%S')}"
     for attempt in range(1, 1_000):
         run_dir = config.run_dir or default
@@ -131,7 +131,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
     """`torchjd:CAGrad(c=0.4)` without what a shell or a file system would mind, and not long."""
     name = re.sub(r"[^\w.-]+", "-", text).strip("-.").encode()[:80]
     return name.decode(errors="ignore")

@@ -27,7 +27,7 @@ BENCHMARK = get_benchmark("", TASKS)
 PASSED = [task for task, verdict in verdicts()["tasks"].items() if verdict["passed"]]
 FAILED = [task for task in verdicts()["tasks"] if task not in PASSED]
 on_tested_versions = pytest.mark.skipif(
-    simulator_versions() != verdicts()["versions"], reason="verdicts are for other versions"
+    simulator_versions() != verdicts()["versions"], reason="verdicts are of other versions"
 )
 
 

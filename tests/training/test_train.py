@@ -253,7 +253,7 @@ def curve(run_dir: Path) -> list[tuple[int, float]]:
     return [(e.step, e.value) for e in events.Scalars(f"train/critic_loss/{TASKS[0]}")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
 def test_interrupted_and_resumed_is_the_same_run(finished, tmp_path, number):
     """Weights, logs and evaluation of a run that was stopped equal those of one that was not."""
     run_dir, _ = finished

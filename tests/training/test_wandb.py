@@ -1,4 +1,4 @@
-"""Weights & Biases, as the README has it, without a network; where wandb is installed."""
+"""Weights & Biases, as docs/training.md has it, without a network; where wandb is installed."""
 
 import os
 import re
