@@ -1,4 +1,4 @@
-"""The section of a configuration about what a run begins from. Every field states its unit.
+"""Configuration section of what a run begins from and which tasks it has when.
 
 Imports neither torch nor MuJoCo, so that `--help` answers at once.
 """
@@ -6,20 +6,22 @@ Imports neither torch nor MuJoCo, so that `--help` answers at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from mtrl.config.base import read_file
 from mtrl.config.rates import MAX_COUNT
 from mtrl.config.section import Section
+from mtrl.errors import UsageError
 
 Part = Literal["trunk", "actor-trunk", "critic-trunk", "actor", "critic", "normalizer"]
 """What can be frozen."""
 
 
 class TransferConfig(Section):
-    """What a run begins from, and what of that stays as it is."""
+    """Policy that a run begins from, what of it stays frozen, and tasks by stages."""
 
     init_from: Path | None = Field(
         default=None,
@@ -42,6 +44,46 @@ class TransferConfig(Section):
         "(default: never).",
     )
 
+    curriculum: dict[int, tuple[str, ...]] | None = Field(
+        default=None,
+        min_length=1,
+        description="YAML file with one line for each stage of the run, `STEP: [task, …]`: from so "
+        "many environment steps on these tasks, instead of one list for the whole run. Tasks that "
+        "stay keep their heads, replay and temperatures; new ones begin afresh.",
+    )
+
+    @field_validator("curriculum", mode="before")
+    @classmethod
+    def _read_stages(cls, value: Any) -> Any:
+        if not isinstance(value, str | Path):
+            return value
+        try:
+            return read_file("curriculum", value) or {}
+        except UsageError as error:
+            text = str(error).removeprefix("curriculum: ")
+            raise PydanticCustomError("file", "{text}", {"text": text}) from None
+
+    @field_validator("curriculum")
+    @classmethod
+    def _begins_and_goes_on(
+        cls, stages: dict[int, tuple[str, ...]] | None
+    ) -> dict[int, tuple[str, ...]] | None:
+        if stages is None:
+            return None
+        steps = list(stages)
+        if steps[0] != 0 or steps != sorted(steps):
+            raise PydanticCustomError("stages", "expected steps that begin with 0 and increase")
+        for step, tasks in stages.items():
+            if not tasks:
+                raise PydanticCustomError(
+                    "stages", "expected tasks for the stage from {step} on", {"step": step}
+                )
+            if len(set(tasks)) < len(tasks):
+                raise PydanticCustomError(
+                    "stages", "expected every task once in the stage from {step} on", {"step": step}
+                )
+        return stages
+
     @field_validator("init_from")
     @classmethod
     def _expand_user(cls, path: Path | None) -> Path | None:
@@ -58,6 +100,13 @@ class TransferConfig(Section):
                 "freeze", "freeze: expected actor or critic, or both with freeze_until"
             )
         return self
+
+    @property
+    def tasks(self) -> tuple[str, ...] | None:
+        """All tasks of the curriculum, as they come."""
+        if self.curriculum is None:
+            return None
+        return tuple(dict.fromkeys(task for stage in self.curriculum.values() for task in stage))
 
     def frozen_at(self, steps: int) -> frozenset[str]:
         """What stays as it is after so many environment steps."""

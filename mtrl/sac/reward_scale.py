@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -93,6 +95,13 @@ class RewardScale:
         """Restore a state from `state_dict`."""
         for name in self._STATE:
             setattr(self, f"_{name}", state[name].numpy().copy())
+        self._set()
+
+    def take_over(self, other: RewardScale, tasks: Sequence[tuple[int, int]]) -> None:
+        """Copy the statistics of some tasks; `tasks` has each one's index here and there."""
+        for here, there in tasks:
+            for name in self._STATE:
+                getattr(self, f"_{name}")[here] = getattr(other, f"_{name}")[there]
         self._set()
 
     def _scale(self) -> np.ndarray:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mtrl.config.registry import METHODS, TRUNKS
 from mtrl.config.train import TrainConfig, shown
 from mtrl.errors import UsageError, import_attribute
+from mtrl.training.memory import expect_memory, expect_memory_for_simulators
 
 if TYPE_CHECKING:
     import torch
 
     from mtrl.envs.benchmarks import Benchmark
     from mtrl.sac.agent import MTSAC
-
-SIMULATOR_MEMORY = 20 * 2**20
-"""The least that an environment of Meta-World takes [bytes]: 20 to 34 MiB were measured."""
 
 LONGEST_TEMPORARY_FOLDER = 75
 """What a socket's address, of at most 107 bytes, leaves of the folder it is in [bytes]."""
@@ -42,7 +42,14 @@ def check_names(config: TrainConfig, benchmark: Benchmark | None = None) -> Benc
             TRUNKS.check(spec)
     from mtrl.envs.benchmarks import get_benchmark  # brings a simulator
 
-    return get_benchmark(config.benchmark, config.tasks) if benchmark is None else benchmark
+    if benchmark is not None:
+        return benchmark
+    if config.transfer.tasks is None:
+        return get_benchmark(config.benchmark, config.tasks)
+    if config.tasks is not None:
+        raise UsageError("curriculum: expected no tasks beside it, got both")
+    with _about("curriculum"):
+        return get_benchmark(config.benchmark, config.transfer.tasks)
 
 
 def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
@@ -54,7 +61,12 @@ def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
     from mtrl.envs.make import steps_of_an_episode
     from mtrl.envs.parity import choose_simulators
 
-    config.schedule(len(benchmark.tasks))
+    schedule = config.schedule(len(benchmark.tasks))
+    if (last := max(config.transfer.curriculum or {0: ()})) >= schedule.total_timesteps:
+        raise UsageError(
+            f"curriculum: expected stages that begin before total_timesteps "
+            f"({schedule.total_timesteps}), got one from {last} on"
+        )
     steps_of_an_episode(benchmark, config.environment.horizon)
     choose_simulators(benchmark, config.environment)
     if config.eval_video and benchmark.custom:
@@ -90,12 +102,19 @@ def check(
     from mtrl.envs.examine import examined
     from mtrl.envs.make import steps_of_an_episode
     from mtrl.nets.precision import resolve_precision
+    from mtrl.nets.trunks import load_trunk, with_sizes
 
+    for spec in (config.agent.trunk, config.agent.actor_trunk, config.agent.critic_trunk):
+        if spec is not None:
+            load_trunk(spec)
+    if config.transfer.curriculum is not None:  # one size of networks for all stages
+        sized = with_sizes(config.agent, len(benchmark.tasks))
+        config = config.model_copy(update={"agent": sized})
     device = resolve_device(config.device)
     precision = resolve_precision(config.learner.precision, device)
     benchmark = examined(benchmark)
-    _check_memory(config, _check_networks(config, benchmark), device)
-    _check_simulators(config, benchmark)
+    expect_memory(config, _check_networks(config, benchmark), device)
+    expect_memory_for_simulators(config, benchmark)
     if config.eval_video:
         from mtrl.evaluation.video import find_backend
 
@@ -130,6 +149,15 @@ def check_elsewhere(config: TrainConfig) -> Benchmark:
     return benchmark
 
 
+@contextmanager
+def _about(field: str) -> Iterator[None]:
+    """Make errors about `tasks` name the field that they come from."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{field}: {str(error).removeprefix('tasks: ')}") from None
+
+
 def _named(benchmark: Benchmark, config: TrainConfig) -> tuple[Benchmark, TrainConfig]:
     """The tasks of `benchmark` that `config` chooses, and `config` such that it names them.
 
@@ -141,8 +169,11 @@ def _named(benchmark: Benchmark, config: TrainConfig) -> tuple[Benchmark, TrainC
     benchmark = with_source(benchmark)
     if config.tasks is not None:
         benchmark = select(benchmark, config.tasks)
+    if config.transfer.tasks is not None:
+        with _about("curriculum"):
+            benchmark = select(benchmark, config.transfer.tasks)
     name = benchmark.source or benchmark.name
-    whole = benchmark.custom or NAMED.get(name) == benchmark.tasks
+    whole = benchmark.custom or NAMED.get(name) == benchmark.tasks or config.transfer.tasks
     tasks = config.tasks if whole else benchmark.tasks
     return benchmark, config.model_copy(update={"benchmark": name, "tasks": tasks})
 
@@ -158,13 +189,9 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
     """
     import torch
 
-    from mtrl.nets.trunks import load_trunk
     from mtrl.sac.agent import MTSAC
     from mtrl.surgery import get_surgery
 
-    for spec in (config.agent.trunk, config.agent.actor_trunk, config.agent.critic_trunk):
-        if spec is not None:
-            load_trunk(spec)
     learner = config.learner
     surgeries = {
         "actor": get_surgery(learner.actor_surgery or learner.surgery, learner),
@@ -193,48 +220,3 @@ def sizes_of(benchmark: Benchmark) -> tuple[int, int]:
 
     observations, actions = benchmark.spaces or (OBSERVATION_SPACE, ACTION_SPACE)
     return observations.shape[0], actions.shape[0]
-
-
-def _check_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> None:
-    """Compare the least that training needs with all the memory there is."""
-    from mtrl.devices import total_memory
-
-    memory = total_memory(device)
-    if memory is None:
-        return
-    # Parameters, gradients and two moments; targets, which have none of these, stand for buffers.
-    networks = 4 * sum(4 * parameter.numel() for parameter in agent.parameters())
-    if networks > memory:
-        raise UsageError(
-            f"agent: expected networks that fit in {memory / 2**30:,.1f} GiB of memory, got "
-            f"{networks / 2**30:,.1f} GiB of parameters, gradients and moments; smaller "
-            "hidden_sizes or critic_bins need less"
-        )
-    # Observation, action, reward and end of each transition.
-    row = 4 * len(agent.tasks) * (agent.observation_size + agent.action_size + 2)
-    fits = int((memory - networks) // row)
-    if config.learner.buffer_size > fits:
-        raise UsageError(
-            f"buffer_size: expected at most the {fits:,} transitions per task that "
-            f"{memory / 2**30:,.1f} GiB of memory hold, got {config.learner.buffer_size:,}"
-        )
-
-
-def _check_simulators(config: TrainConfig, benchmark: Benchmark) -> None:
-    """Compare the memory of Meta-World's reference environments with all the machine has."""
-    import torch
-
-    from mtrl.devices import total_memory
-    from mtrl.envs.parity import choose_simulators
-
-    memory = total_memory(torch.device("cpu"))
-    n_tasks = choose_simulators(benchmark, config.environment).by_task.count("metaworld")
-    if memory is None or not n_tasks:
-        return
-    fits = memory // (n_tasks * SIMULATOR_MEMORY)
-    if config.environment.envs_per_task > fits:
-        raise UsageError(
-            f"envs_per_task: expected at most the {fits:,} environments of each of {n_tasks} tasks "
-            f"that {memory / 2**30:,.1f} GiB of memory hold, got "
-            f"{config.environment.envs_per_task:,}"
-        )

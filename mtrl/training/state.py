@@ -33,13 +33,16 @@ class RunState:
         benchmark: The tasks.
         device: Of networks and replay.
         saved: What `state_dict` gave; default: a new run.
+        stage: Number of the curriculum's stage.
 
     Attributes:
         steps: Environment steps so far, over all tasks.
         elapsed: Time so far [s].
         score: Of the last evaluation, in words; empty before the first.
         evaluation_pending: Whether one was begun and not ended.
-        known: Tasks that the policy knew before the run, and so acts in from the start.
+        known: Tasks that the policy knew before the stage, and so acts in from its start.
+        learns_at: Steps after which updates begin.
+        metrics: What the last update returned; empty before the stage's first.
 
     Raises:
         UsageError: if `saved` is not of a run with this configuration.
@@ -51,13 +54,17 @@ class RunState:
         benchmark: Benchmark,
         device: torch.device,
         saved: dict[str, Any] | None = None,
+        *,
+        stage: int = 0,
     ) -> None:
-        self.config, self.benchmark = config, benchmark
+        self.config, self.benchmark, self.stage = config, benchmark, stage
         n_tasks = len(benchmark.tasks)
         # Independent streams for everything random, all from the one seed.
         weights, learner, replay, exploration = (
             int(sequence.generate_state(1)[0])
-            for sequence in np.random.SeedSequence(config.seed).spawn(4)
+            for sequence in np.random.SeedSequence(
+                [config.seed, stage] if stage else config.seed
+            ).spawn(4)
         )
         environment = config.environment
         self.simulators = choose_simulators(benchmark, environment)
@@ -104,15 +111,12 @@ class RunState:
         # What steps of one say of success, both know.
         self.eval_envs.tells_success = self.envs.tells_success
         self.known: tuple[str, ...] = ()
-        if saved is None and config.transfer.init_from is not None:
-            self.known = transfer(self.agent, read_source(config.transfer.init_from))
-        self.steps = 0
+        self.metrics: dict[str, torch.Tensor] = {}
+        self.steps = self.learns_at = 0
         self.elapsed = 0.0
         self.score = ""
         self.evaluation_pending = False
-        if saved is None:
-            self.collector.reset(config.seed)
-        else:
+        if saved is not None:
             try:
                 self._load(saved)
             except UsageError:
@@ -122,6 +126,24 @@ class RunState:
                     "resume: expected the state of a run with this configuration, got another: "
                     f"{one_line(error)}"
                 ) from None
+
+    def begin(self, learns_at: int) -> None:
+        """Begin a run: from a policy, if there is one to begin from."""
+        if (path := self.config.transfer.init_from) is not None:
+            self.known = transfer(self.agent, read_source(path))
+        self.learns_at = learns_at
+        self.collector.reset(self.config.seed)
+
+    def take_over(self, before: RunState) -> None:
+        """Go on from the stage before, whose simulators may still be running."""
+        ours, theirs = self.benchmark.tasks, before.benchmark.tasks
+        self.known = transfer(self.agent, before.agent)
+        tasks = [(ours.index(task), theirs.index(task)) for task in self.known]
+        self.replay.take_over(before.replay, tasks)
+        self.collector.take_over(before.collector, tasks, self.config.seed)
+        self.learner.updates, self.learner.threads = before.learner.updates, before.learner.threads
+        self.steps, self.elapsed, self.score = before.steps, before.elapsed, before.score
+        self.learns_at = before.learns_at
 
     def close(self) -> None:
         """End the simulators."""
@@ -163,6 +185,8 @@ class RunState:
             "score": self.score,
             "evaluation_pending": self.evaluation_pending,
             "known": list(self.known),
+            "stage": self.stage,
+            "learns_at": self.learns_at,
         }
 
     def description(self) -> dict[str, Any]:
@@ -186,3 +210,6 @@ class RunState:
         self.score = state.get("score", "")  # not in checkpoints from before it was kept
         self.evaluation_pending = state["evaluation_pending"]
         self.known = tuple(state.get("known", ()))
+        n_tasks = len(self.benchmark.tasks)  # in an older state all those of the run
+        starts = self.config.schedule(n_tasks).learning_starts
+        self.learns_at = state.get("learns_at", starts)

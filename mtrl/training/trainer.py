@@ -15,7 +15,6 @@ from mtrl.devices import cpu_threads
 from mtrl.envs.benchmarks import N_GOALS, Benchmark
 from mtrl.envs.metaworld import MAX_STEPS
 from mtrl.envs.processes import WorkerError
-from mtrl.envs.record import record_of
 from mtrl.errors import RunError
 from mtrl.evaluation.protocol import evaluate_in
 from mtrl.evaluation.scores import Evaluation
@@ -23,12 +22,12 @@ from mtrl.folder import FINAL, write_atomically, write_benchmark
 from mtrl.sac.diagnose import diagnose
 from mtrl.training import report
 from mtrl.training.checkpoint import CheckpointWriter, what_is_left
+from mtrl.training.curriculum import Curriculum
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.logger import RunLogger
 from mtrl.training.pace import Pace, TimeLeft, shown
 from mtrl.training.place import quoted
 from mtrl.training.report import Outcome as Outcome
-from mtrl.training.state import RunState
 
 
 class _Stop(Exception):
@@ -62,9 +61,9 @@ class Trainer:
     ) -> None:
         self.config, self.benchmark, self.run_dir = config, benchmark, run_dir
         self.schedule = config.schedule(len(benchmark.tasks))
-        self.state = RunState(config, benchmark, device, saved)
+        self.curriculum = Curriculum(config, benchmark, device)
+        self.state = self.curriculum.begin(saved)
         self.checkpoints = CheckpointWriter(run_dir)
-        self._metrics: dict[str, torch.Tensor] = {}
         self.pace = Pace(self.state.steps, self.state.learner.updates)
         # Environment steps of an episode of every task; a guess where environments end it.
         self._judged = len(benchmark.tasks) * (config.environment.horizon or MAX_STEPS)
@@ -132,6 +131,7 @@ class Trainer:
         while state.steps < schedule.total_timesteps:
             if self.interrupt.wanted:
                 raise _Stop
+            self.state = state = self.curriculum.following(self.state)
             self.step()
             self.checkpoints.check()
             state.elapsed = time.monotonic() - start
@@ -141,9 +141,9 @@ class Trainer:
             if state.due(schedule.log_every):
                 self._log()
                 to_tell = True
-            if state.due(schedule.diagnose_every) and self._metrics:
+            if state.due(schedule.diagnose_every) and state.metrics:
                 found = diagnose(state.learner, state.replay)
-                report.diagnosis(self.logger, state.steps, self.benchmark.tasks, found)
+                report.diagnosis(self.logger, state.steps, state.benchmark.tasks, found)
             if not at_end:  # which has its own
                 if state.due(schedule.eval_every):
                     self._evaluate_on_the_way()
@@ -159,14 +159,14 @@ class Trainer:
         The order of what depends on what is fixed, so that a run does not depend on who is faster.
         """
         state = self.state
-        learning = state.steps >= self.schedule.learning_starts
+        learning = state.steps >= state.learns_at
         state.learner.freeze(self.config.transfer.frozen_at(state.steps))
         with self.pace.stage("act"):
             state.collector.act(uniform=not learning and state.unknown())
         with self.pace.stage("learn"):
             if learning:
                 state.learner.anneal(state.steps / self.schedule.total_timesteps)
-                self._metrics = state.learner.step(state.replay, self.config.learner.gradient_steps)
+                state.metrics = state.learner.step(state.replay, self.config.learner.gradient_steps)
         with self.pace.stage("wait"):
             answer = state.collector.wait()
         with self.pace.stage("store"):
@@ -187,8 +187,8 @@ class Trainer:
             "time/restarts": float(state.envs.restarts + state.eval_envs.restarts),
             **state.collector.statistics.values(state.envs.tells_success),
         }
-        metrics = {**self._metrics, "reward_scale": state.replay.scale.factors}
-        tasks = self.benchmark.tasks
+        metrics = {**state.metrics, "reward_scale": state.replay.scale.factors}
+        tasks = state.benchmark.tasks
         report.training(self.logger, state.steps, tasks, values, metrics=metrics)
 
     def _tell(self) -> None:
@@ -216,7 +216,7 @@ class Trainer:
         result = evaluate_in(policy, state.eval_envs, self.config.seed, episodes, tick=tick)
         self._left.judging(episodes * self._judged, time.monotonic() - start)
         state.score = result.summary
-        write_benchmark(self.run_dir, record_of(self.benchmark, state.envs.tells_success.tolist()))
+        write_benchmark(self.run_dir, self.curriculum.record(state))
         report.evaluation(self.logger, state.steps, result, self.config.eval_video)
         return result
 
