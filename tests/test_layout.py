@@ -25,6 +25,7 @@ NEVER = {
     "evaluation": {"sac", "training"},
     "sac": {"training", "envs"},
     "analysis": {"torch", "envs", "training"},
+    "sweep": LEARNING | SIMULATORS | {"envs"},
 }
 """Packages that a package must not import, directly or indirectly; and nothing imports `cli`."""
 

@@ -224,3 +224,7 @@ class LearnerConfig(Section):
         if self.return_memory is not None and self.return_scale is None:
             raise PydanticCustomError("memory", "return_memory: expected return_scale with it")
         return self
+
+    def entropy_of(self, n_actions: int) -> float:
+        """The target entropy for so many action dimensions [nats]."""
+        return -float(n_actions) if self.target_entropy is None else self.target_entropy

@@ -3,7 +3,8 @@
     TrainConfig
     ├── agent: AgentConfig              networks
     ├── learner: LearnerConfig          losses, optimisers, replay, surgery
-    └── environment: EnvironmentConfig  simulator
+    ├── environment: EnvironmentConfig  simulator
+    └── transfer: TransferConfig        policy that a run begins from
 
 Every leaf has a unique name, so a field has the same name everywhere: `learner.batch_size` in YAML
 is `--batch-size` on the command line (`imports` is `--import`). *Timesteps* are environment steps
@@ -28,6 +29,7 @@ from mtrl.config.schedule import Schedule as Schedule
 from mtrl.config.section import Section, validate
 from mtrl.config.sections import AgentConfig as AgentConfig
 from mtrl.config.sections import LearnerConfig as LearnerConfig
+from mtrl.config.transfer import TransferConfig as TransferConfig
 from mtrl.errors import UsageError, one_line
 
 Camera = Literal[
@@ -153,6 +155,7 @@ class TrainConfig(Section):
     agent: AgentConfig = Field(default_factory=AgentConfig)
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
+    transfer: TransferConfig = Field(default_factory=TransferConfig)
 
     @field_validator("run_dir")
     @classmethod

@@ -94,7 +94,8 @@ def check(
     device = resolve_device(config.device)
     precision = resolve_precision(config.learner.precision, device)
     benchmark = examined(benchmark)
-    _check_networks(config, benchmark, device)
+    _check_memory(config, _check_networks(config, benchmark), device)
+    _check_simulators(config, benchmark)
     if config.eval_video:
         from mtrl.evaluation.video import find_backend
 
@@ -108,6 +109,22 @@ def check(
     environment = config.environment.model_copy(update={"horizon": horizon})
     update = asdict(schedule) | {"learner": learner, "environment": environment}
     return benchmark, device, config.model_copy(update=update)
+
+
+def check_elsewhere(config: TrainConfig) -> Benchmark:
+    """Check what does not depend on this machine, for a run on another.
+
+    Raises:
+        UsageError: if a name is unknown, numbers do not fit together, or a method cannot do with
+            the networks.
+    """
+    benchmark = check_names(config)
+    check_plan(config, benchmark)
+    from mtrl.envs.examine import examined
+
+    benchmark = examined(benchmark)
+    _check_networks(config, benchmark)
+    return benchmark
 
 
 def _named(benchmark: Benchmark, config: TrainConfig) -> tuple[Benchmark, TrainConfig]:
@@ -127,15 +144,17 @@ def _named(benchmark: Benchmark, config: TrainConfig) -> tuple[Benchmark, TrainC
     return benchmark, config.model_copy(update={"benchmark": name, "tasks": tasks})
 
 
-def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.device) -> None:
+def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
     """Make networks and methods without memory: a method says what it cannot do with them.
 
+    Returns:
+        The agent, on the meta device.
+
     Raises:
-        UsageError: from the method, or if networks or replay would not fit in memory.
+        UsageError: from the method, or if networks are beyond all memory.
     """
     import torch
 
-    from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE
     from mtrl.nets.trunks import load_trunk
     from mtrl.sac.agent import MTSAC
     from mtrl.surgery import get_surgery
@@ -148,11 +167,9 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.dev
         "actor": get_surgery(learner.actor_surgery or learner.surgery, learner),
         "critics": get_surgery(learner.critic_surgery or learner.surgery, learner),
     }
-    spaces = benchmark.spaces or (OBSERVATION_SPACE, ACTION_SPACE)
-    sizes = [space.shape[0] for space in spaces]
     try:
         with torch.device("meta"):
-            agent = MTSAC(benchmark.tasks, config.agent, *sizes)
+            agent = MTSAC(benchmark.tasks, config.agent, *sizes_of(benchmark))
             for name, networks in agent.networks().items():
                 surgeries[name].prepare(networks)
     except UsageError:
@@ -164,8 +181,15 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.dev
             "agent: expected networks that fit in memory, got hidden_sizes "
             f"{shown(config.agent.hidden_sizes)}"
         ) from None
-    _check_memory(config, agent, device)
-    _check_simulators(config, benchmark)
+    return agent
+
+
+def sizes_of(benchmark: Benchmark) -> tuple[int, int]:
+    """How many numbers an observation and an action have, of a benchmark that was examined."""
+    from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE
+
+    observations, actions = benchmark.spaces or (OBSERVATION_SPACE, ACTION_SPACE)
+    return observations.shape[0], actions.shape[0]
 
 
 def _check_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> None:

@@ -19,6 +19,7 @@ from mtrl.folder import (
     write_text,
 )
 from mtrl.training.check import check as check
+from mtrl.training.check import sizes_of
 from mtrl.training.console import say
 from mtrl.training.lock import locked
 from mtrl.training.place import MAY_CHANGE, begun, make_folder, nothing_left, quoted
@@ -56,14 +57,22 @@ def train(
     if before is not None:
         changes = {name: config.flat()[name] for name in MAY_CHANGE}
         return _locked_resume(before, changes, benchmark, may_be_complete=True)
+    lines = [] if note is None else [note]
+    if config.transfer.init_from is not None:
+        from mtrl.sac.transfer import adopted, expect_sizes
+
+        config, header, replaced = adopted(config)
+        lines += replaced
     benchmark, device, config = check(config, benchmark)
+    if config.transfer.init_from is not None:
+        expect_sizes(header, *sizes_of(benchmark))
     made = make_folder(config, benchmark.name, resume_if_exists)
     run_dir = config.run_dir or made[0]
     with locked(run_dir) as warning:
         with nothing_left(made):
             logdir = run_dir if config.run_dir else run_dir.parent
             watch = f"run folder: {run_dir}\nwatch: tensorboard --logdir {quoted(logdir)}"
-            for text in (note, warning, watch):
+            for text in (*lines, warning, watch):
                 if text is not None:
                     say(text)
             write_text(run_dir / "config.yaml", config.to_yaml())

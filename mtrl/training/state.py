@@ -19,6 +19,7 @@ from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.sac.reward_scale import RewardScale
 from mtrl.sac.threads import ThreadChoice
+from mtrl.sac.transfer import read_source, transfer
 from mtrl.sac.watch import expect_finite
 from mtrl.training.checkpoint import keep_batch, what_is_left
 from mtrl.training.rollout import Collector
@@ -38,6 +39,7 @@ class RunState:
         elapsed: Time so far [s].
         score: Of the last evaluation, in words; empty before the first.
         evaluation_pending: Whether one was begun and not ended.
+        known: Tasks that the policy knew before the run, and so acts in from the start.
 
     Raises:
         UsageError: if `saved` is not of a run with this configuration.
@@ -101,6 +103,9 @@ class RunState:
         )
         # What steps of one say of success, both know.
         self.eval_envs.tells_success = self.envs.tells_success
+        self.known: tuple[str, ...] = ()
+        if saved is None and config.transfer.init_from is not None:
+            self.known = transfer(self.agent, read_source(config.transfer.init_from))
         self.steps = 0
         self.elapsed = 0.0
         self.score = ""
@@ -122,6 +127,10 @@ class RunState:
         """End the simulators."""
         self.envs.close()
         self.eval_envs.close()
+
+    def unknown(self) -> np.ndarray:
+        """Tasks in which the policy has nothing to act by yet, `[T]`."""
+        return np.array([task not in self.known for task in self.benchmark.tasks])
 
     def due(self, every: int) -> bool:
         """Whether the last vector step reached a multiple of so many steps; never if 0."""
@@ -153,6 +162,7 @@ class RunState:
             "elapsed": self.elapsed,
             "score": self.score,
             "evaluation_pending": self.evaluation_pending,
+            "known": list(self.known),
         }
 
     def description(self) -> dict[str, Any]:
@@ -175,3 +185,4 @@ class RunState:
         self.elapsed = state["elapsed"]
         self.score = state.get("score", "")  # not in checkpoints from before it was kept
         self.evaluation_pending = state["evaluation_pending"]
+        self.known = tuple(state.get("known", ()))

@@ -139,7 +139,7 @@ def test_importing_changes_no_search_path(tmp_path, monkeypatch):
     assert sys.path == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_before_training_gives_a_message_and_leaves_nothing(number, tmp_path):
     with subprocess.Popen(
         [*PROGRAM, *FLAGS], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

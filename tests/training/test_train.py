@@ -252,7 +252,7 @@ def curve(run_dir: Path) -> list[tuple[int, float]]:
     return [(e.step, e.value) for e in events.Scalars(f"train/critic_loss/{TASKS[0]}")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, number):
     """Weights, logs and evaluation of both are equal."""
     run_dir, _ = finished

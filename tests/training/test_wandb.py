@@ -1,4 +1,4 @@
-"""Weights & Biases as in the README, offline, if wandb is installed."""
+"""Weights & Biases as in docs/training.md, offline, if wandb is installed."""
 
 import os
 import re
