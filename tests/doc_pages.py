@@ -7,6 +7,19 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted(p for p in ROOT.glob("docs/**/*.md") if p.name != "contributing.md")]
 
+TESTED_ELSEWHERE = {
+    "any_model",
+    "clusters",
+    "custom_tasks",
+    "demonstrations",
+    "fine_tuning",
+    "hooks",
+}
+"""Pages whose commands and examples are tested beside the code they are about."""
+
+SHOWN = [page for page in PAGES if page.stem not in TESTED_ELSEWHERE]
+"""Pages whose commands and examples are tested with the manual."""
+
 
 def read(path: Path) -> str:
     return path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The configuration: one tree from YAML and flags, and one line for whatever is wrong with it."""
+"""Configuration: one tree from YAML and flags, and one-line errors."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ TINY = [
 
 
 def run_python(code: str) -> str:
-    """What a fresh interpreter prints; it must not fail."""
+    """Return the output of a new interpreter, which must not fail."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -71,7 +71,7 @@ def test_a_config_file_becomes_the_defaults_that_help_shows(tmp_path, capsys):
     assert "(default: 77)" in shown and "(default: 41)" in shown and "(default: 1e-05)" in shown
 
 
-def test_yaml_gives_the_tree_back(tmp_path):
+def test_yaml_round_trip(tmp_path):
     config = TrainConfig(tasks=("push-v3",), agent=AgentConfig(hidden_sizes=(3, 4)), seed=8)
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
@@ -140,7 +140,7 @@ def test_a_run_without_a_configuration_starts_from_the_best_for_its_device(monke
     assert train_main(["--config", "quickstart", "--total-timesteps", "1e9"]) == 2
     assert train_main(["--config", "quickstart", "--seed", "4"]) == 2
     assert notes[2:] == [
-        "configuration: quickstart",  # no time: it is that of the preset's own length
+        "configuration: quickstart",  # no time: its length is not the preset's
         "configuration: quickstart (about ten minutes on two CPU cores)",
     ]
     found, recipe, *_ = started
@@ -276,13 +276,13 @@ def test_wrong_config_files(text, message, tmp_path):
         (["--stochastic", "maybe"], "stochastic: input should be a valid boolean"),
     ],
 )
-def test_wrong_evaluations(arguments, message, policy, capsys):
+def test_invalid_arguments_of_eval(arguments, message, policy, capsys):
     assert eval_main([str(policy), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
 
-def test_policies_that_are_none(tmp_path, capsys):
+def test_paths_without_a_policy(tmp_path, capsys):
     foreign = tmp_path / "foreign.safetensors"
     save_file({"x": torch.zeros(2)}, foreign)
     broken = tmp_path / "broken.safetensors"
@@ -296,7 +296,7 @@ def test_policies_that_are_none(tmp_path, capsys):
         assert error.startswith("mtrl-eval: error: ") and error.count("\n") == 1
 
 
-def test_names_at_the_top_are_what_they_say():
+def test_top_level_names():
     code = (
         "from mtrl import MTSAC, Benchmark, TrainConfig, evaluate, get_benchmark, resume, train\n"
         "assert all(map(callable, (evaluate, get_benchmark, resume, train)))\n"
@@ -306,7 +306,7 @@ def test_names_at_the_top_are_what_they_say():
     run_python(code)
 
 
-def test_precision_is_what_the_device_can_do(monkeypatch):
+def test_precision_follows_the_device(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert [resolve_precision("auto", device) for device in (cpu, cuda)] == ["fp32", "tf32"]
     monkeypatch.setattr(precision, "multiplies_bf16", lambda: True)
@@ -315,12 +315,12 @@ def test_precision_is_what_the_device_can_do(monkeypatch):
     assert resolve_precision("bf16", cuda) == "bf16"
     with pytest.warns(UserWarning, match="precision: using fp32 instead of bf16"):
         _, _, config = check(preset("mt10_cpu").model_copy(update={"device": "cpu"}))
-    assert config.learner.precision == "fp32"  # the run folder says what was used
+    assert config.learner.precision == "fp32"  # the run folder records the precision in use
     with pytest.raises(UsageError, match="precision: expected 'fp32' or 'bf16' on a CPU"):
         resolve_precision("tf32", cpu)
 
 
 @pytest.mark.skipif(not CPUINFO.exists(), reason="Linux says what a processor can do in /proc")
-def test_bf16_where_the_processor_has_instructions_for_it():
+def test_bf16_if_the_cpu_supports_it():
     flags = CPUINFO.read_text().split()
     assert precision.multiplies_bf16() == ("avx512_bf16" in flags or "amx_tile" in flags)

@@ -9,7 +9,7 @@ import sys
 from itertools import pairwise
 
 import pytest
-from doc_pages import PAGES, README, ROOT, commands, name, python_blocks, read
+from doc_pages import PAGES, README, ROOT, SHOWN, commands, name, python_blocks, read
 
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.export import main as export_main
@@ -40,8 +40,7 @@ HEAVY = (
 
 EXAMPLES = [
     pytest.param(block, id=f"{name(page)}-{number}")
-    for page in PAGES
-    if name(page) != "docs/any_model.md"  # surgery/test_docs.py runs it
+    for page in SHOWN
     for number, block in enumerate(python_blocks(read(page)))
 ]
 
@@ -76,7 +75,7 @@ def test_our_commands_are_understood(my_module, monkeypatch):
         monkeypatch.setattr(heavy, start)
     monkeypatch.setattr("mtrl.evaluation.video.find_backend", lambda: "egl")
     ours = [
-        (line, page) for page in PAGES for line in commands(page) if shlex.split(line)[0] in MAINS
+        (line, page) for page in SHOWN for line in commands(page) if shlex.split(line)[0] in MAINS
     ]
     assert len(ours) >= 30
     for line, page in ours:
@@ -86,7 +85,7 @@ def test_our_commands_are_understood(my_module, monkeypatch):
         started.clear()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", SHOWN, ids=name)
 def test_scripts_take_the_flags_that_pages_show(page):
     for line in commands(page):
         program, *arguments = shlex.split(line, comments=True)
