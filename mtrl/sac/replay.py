@@ -207,9 +207,8 @@ class ReplayBuffer:
         self._rows[: len(rows)] = rows
         if len(rows) == self._n_rows:  # an older state, in which the last row's successor is row 0
             self._rows[-1] = rows[0]
-        self._held = np.full(self.n_tasks, len(starts))
-        if "held" in state:  # not in an older state, in which all tasks have all
-            self._held = state["held"].numpy().copy()
+        everything = torch.full((self.n_tasks,), len(starts))  # as in older states
+        self._held = state.get("held", everything).numpy().copy()
         self._place(starts, int(state["next_row"]))
         self.generator.set_state(state["generator"].cpu())
         self.scale.load_state_dict(state["scale"])
@@ -221,7 +220,8 @@ class ReplayBuffer:
             other: Buffer to copy from.
             tasks: Each task's index here and there.
         """
-        mine, theirs = (self._split_by_task(buffer._rows) for buffer in (self, other))
+        by_task = (-1, self.envs_per_task)
+        mine, theirs = (buffer._rows.unflatten(1, by_task) for buffer in (self, other))
         self._held[:] = 0
         for here, there in tasks:
             mine[:, here] = theirs[:, there]
@@ -232,9 +232,6 @@ class ReplayBuffer:
         self._place(starts, (other._next_row + apart) % self._n_rows)
         self.scale.take_over(other.scale, tasks)
         self.scale.forget(np.ones(self._rows.shape[1], bool))
-
-    def _split_by_task(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(1, (-1, self.envs_per_task))
 
     def _place(self, starts: Tensor, next_row: int) -> None:
         self._stored = deque(starts.tolist())

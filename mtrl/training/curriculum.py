@@ -64,11 +64,8 @@ class Curriculum:
 
     def record(self, state: RunState) -> BenchmarkRecord:
         """Return the record of all tasks, after what `state` has seen of success."""
-        by_success = dict(
-            zip(state.benchmark.tasks, state.envs.tells_success.tolist(), strict=True)
-        )
-        for task in self._benchmark.tasks:
-            self._by_success[task] = by_success.get(task, False) or self._by_success[task]
+        for task, told in zip(state.benchmark.tasks, state.envs.tells_success, strict=True):
+            self._by_success[task] |= bool(told)
         return record_of(self._benchmark, list(self._by_success.values()))
 
     def _state(self, stage: int, saved: dict[str, Any] | None = None) -> RunState:
