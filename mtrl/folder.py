@@ -3,6 +3,7 @@
 <run_dir>/
 ├── config.yaml               the resolved configuration; `--config` accepts it
 ├── benchmark.json            the tasks, how each is scored, where they came from
+├── demonstrations.npz        with `--demonstrations`, all of them; see mtrl/demonstrations/data.py
 ├── run.json                  command lines, package versions, each task's simulator, machine
 ├── progress.csv, progress.json, events.out.tfevents.*    the logs
 ├── cosines.jsonl             cosines between the tasks' gradients at each diagnosis
@@ -58,6 +59,7 @@ FINAL = "policy_final.safetensors"
 STEP = "time/total_timesteps"
 COSINES = "cosines.jsonl"
 BENCHMARK = "benchmark.json"
+DEMONSTRATIONS = "demonstrations.npz"
 
 POLICY_FORMAT = "mtrl-policy-1"
 """What a policy file says it is; so do a checkpoint and an exported file."""

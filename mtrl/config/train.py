@@ -150,6 +150,17 @@ class TrainConfig(Section):
         description="Modules to import first, for the methods of surgery that they register; the "
         "working directory is searched, too.",
     )
+    callbacks: tuple[str, ...] = Field(
+        default=(),
+        description="What to do beside training: 'package.module:Name' of mtrl.Callback classes, "
+        "whose options follow in brackets: 'Name(every=1000)'.",
+    )
+    demonstrations: tuple[str, ...] = Field(
+        default=(),
+        description="Episodes to learn from beside those of the policy, as [TASK=]SOURCE. A source "
+        "is a file of mtrl-collect's, or expert:N, for N episodes of Meta-World's own scripted "
+        "policies; without a task it is for all tasks that no other source is for.",
+    )
     agent: AgentConfig = Field(default_factory=AgentConfig)
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
@@ -182,37 +193,8 @@ class TrainConfig(Section):
         return found
 
     def schedule(self, n_tasks: int) -> Schedule:
-        """The step counts for `n_tasks` tasks, checked against each other.
-
-        Raises:
-            UsageError: if the run could never learn from what it collects.
-        """
-        filled = {
-            name: n_tasks * per_task if getattr(self, name) is None else getattr(self, name)
-            for name, per_task in Schedule.PER_TASK.items()
-        }
-        schedule = Schedule(**filled)
-        if schedule.learning_starts >= schedule.total_timesteps:
-            raise UsageError(
-                "learning_starts: expected less than total_timesteps "
-                f"({schedule.total_timesteps}), got {schedule.learning_starts}"
-            )
-        copies = self.environment.envs_per_task
-        capacity = self.learner.buffer_size // copies * copies  # whole vector steps
-        if not capacity:
-            raise UsageError(
-                f"envs_per_task: expected at most buffer_size ({self.learner.buffer_size}), got "
-                f"{copies}"
-            )
-        stored = min(schedule.learning_starts // n_tasks, capacity)
-        if self.learner.batch_size > stored:
-            raise UsageError(
-                f"batch_size: expected at most the {stored} transitions per task that "
-                f"learning_starts ({schedule.learning_starts} steps over {n_tasks} tasks) and "
-                f"buffer_size ({self.learner.buffer_size}) leave in the replay, got "
-                f"{self.learner.batch_size}"
-            )
-        return schedule
+        """The step counts for `n_tasks` tasks; see `Schedule.of`."""
+        return Schedule.of(self, n_tasks)
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> TrainConfig:

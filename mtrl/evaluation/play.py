@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from mtrl.devices import cpu_threads
+from mtrl.envs.vector import TaskVectorEnv
 from mtrl.policy.policy import Policy
 
 ROWS = 10
@@ -20,6 +23,18 @@ in a task does not depend on the other tasks.
 """
 
 
+class Step(NamedTuple):
+    """One step of one environment."""
+
+    observation: np.ndarray  # [d]
+    action: np.ndarray  # [A]
+    reward: float
+    following: np.ndarray  # [d], before any reset
+    terminated: bool
+    truncated: bool
+    success: bool
+
+
 class Play:
     """An episode that is under way.
 
@@ -27,29 +42,79 @@ class Play:
         name: The task.
         seed: Of the goals.
         episode: Its number, and so its goal's.
-        action_size: A.
+
+    Attributes:
+        first_success: The step that first was successful, counted from 1; 0 if none was.
+        total_reward: Of the whole episode, once it has ended.
     """
 
-    def __init__(self, name: str, seed: int, episode: int, action_size: int) -> None:
-        self._key, self._size = (seed, zlib.crc32(name.encode())), action_size
-        self.begin(episode)
-
-    def begin(self, episode: int) -> None:
-        """Another one, or the same one anew."""
-        self.episode = episode
-        self.first_success = 0
+    def __init__(self, name: str, seed: int, episode: int) -> None:
+        self.name, self.seed, self.episode = name, seed, episode
+        self.first_success, self.total_reward = 0, 0.0
         self.actions: list[np.ndarray] = []
-        self._dice = np.random.default_rng([*self._key, episode])
+        self._dice = np.random.default_rng([seed, zlib.crc32(name.encode()), episode])
 
-    def noise(self) -> np.ndarray:
-        """Standard normal, `[A]`."""
-        return self._dice.standard_normal(self._size, np.float32)
+    def noise(self, size: int) -> np.ndarray:
+        """Standard normal, `[size]`."""
+        return self._dice.standard_normal(size, np.float32)
 
-    def note(self, action: np.ndarray, success: bool) -> None:
-        """What was done, and the flag it led to."""
-        self.actions.append(action)
-        if success and not self.first_success:
+    def note(self, step: Step) -> None:
+        """What was done, and what came of it."""
+        self.actions.append(step.action)
+        if step.success and not self.first_success:
             self.first_success = len(self.actions)
+
+
+AnyPlay = TypeVar("AnyPlay", bound=Play)
+Choose = Callable[[np.ndarray, Sequence[Play]], np.ndarray]
+"""Actions `[n, A]` for observations `[n, d]` of the episodes under way."""
+
+
+def played(
+    envs: TaskVectorEnv,
+    seed: int,
+    episodes: Sequence[int],
+    choose: Choose,
+    *,
+    begin: Callable[[str, int, int], AnyPlay],
+    tick: Callable[[int], object] = int,
+) -> Iterator[AnyPlay]:
+    """Play the first episodes of each task, and yield each when it has ended.
+
+    An episode that was lost with its simulator begins again.
+
+    Args:
+        envs: Reset here.
+        seed: Of the goals.
+        episodes: How many of each task.
+        choose: Who acts.
+        begin: Makes a `Play`, or one that notes more, from task, seed and number.
+        tick: Told after each vector step of how many environment steps it was.
+    """
+    copies = envs.envs_per_task
+    plays = [begin(name, seed, copy) for name in envs.names for copy in range(copies)]
+    wanted = np.repeat(episodes, copies).tolist()
+    observations, _ = envs.reset(seed=seed)
+    while any(play.episode < n for play, n in zip(plays, wanted, strict=True)):
+        actions = choose(observations, plays)
+        before = observations
+        observations, rewards, terminated, truncated, infos = envs.step(actions)
+        ended = infos.get("_final_obs", np.zeros(len(plays), bool))
+        following = observations
+        if ended.any():
+            following = np.where(ended[:, None], infos["final_obs"], observations)
+        columns = (before, actions, rewards, following, terminated, truncated, infos["success"])
+        for play, *step in zip(plays, *columns, strict=True):
+            play.note(Step(*step))
+        for row in np.flatnonzero(infos.get("restarted", ())).tolist():
+            plays[row] = begin(plays[row].name, seed, plays[row].episode)
+        for row in np.flatnonzero(ended).tolist():
+            play = plays[row]
+            play.total_reward = float(infos["final_info"]["episode"]["r"][row])
+            plays[row] = begin(play.name, seed, play.episode + copies)
+            if play.episode < wanted[row]:
+                yield play
+        tick(len(plays))
 
 
 def act(

@@ -161,6 +161,8 @@ class MultiTaskNetworks(nn.Module):
     def add_rotation(self, size: int | None = None) -> None:
         """Put a rotation R_k between the trunk and the head of each task, the identity at first.
 
+        One that is there already goes into the heads, so what is computed stays the same.
+
         Args:
             size: Turn the first so many features; default: all.
 
@@ -178,6 +180,9 @@ class MultiTaskNetworks(nn.Module):
                 f"got {size}"
             )
         like = self.per_task["head_weight"]
+        if self.rotation is not None:
+            with torch.no_grad():
+                like.copy_(fold(self.rotation, like))
         eye = torch.eye(size, dtype=like.dtype, device=like.device)
         self.rotation = eye.repeat(self.n_networks, self.n_tasks, 1, 1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,6 +23,10 @@ class RewardScale:
     the extreme alone; or, with a `memory`, the mean over the last episodes. The first bounds the
     values. The second does not, but one lucky episode of a task that is hardly ever solved does not
     make all its other returns, and so its share in the networks, vanish.
+
+    Demonstrations count too: in the largest as any episode, and in the mean by their share of a
+    batch. Otherwise a policy that has seen nothing yet would set a scale under which an expert's
+    values are beyond what a categorical critic represents.
 
     Args:
         n_tasks: T.
@@ -56,6 +62,8 @@ class RewardScale:
         self._largest = np.zeros(n_tasks)  # of all
         self._past = np.zeros((n_tasks, memory or 0))  # peaks of the last episodes
         self._episodes = np.zeros(n_tasks, np.int64)
+        self._demonstrated = np.zeros(n_tasks)  # the demonstrations' mean peak
+        self._share = np.zeros(n_tasks)  # what it counts
 
     @property
     def changes(self) -> bool:
@@ -78,6 +86,27 @@ class RewardScale:
         if (self._scale() != before).any():
             self._set()
 
+    def peak(self, rewards: np.ndarray) -> float:
+        """The largest discounted return of an episode up to any of its steps; rewards `[n]`."""
+        found = total = 0.0
+        for reward in rewards.tolist():
+            total = self.gamma * total + reward
+            found = max(found, abs(total))
+        return found
+
+    def demonstrate(self, peaks: Sequence[np.ndarray], share: float) -> None:
+        """Take in demonstrations, which are not part of `state_dict`.
+
+        Args:
+            peaks: Each task's episodes' `peak`s; none for a task without demonstrations.
+            share: Of a batch that is drawn from them.
+        """
+        for task, found in enumerate(peaks):
+            if len(found):
+                self._demonstrated[task], self._share[task] = found.mean(), share
+                self._largest[task] = max(self._largest[task], found.max())
+        self._set()
+
     def forget(self, rows: np.ndarray) -> None:
         """Episodes of these rows, `[T·E]`, are over."""
         ended = rows.reshape(self._returns.shape)
@@ -99,7 +128,8 @@ class RewardScale:
             return self._largest
         counted = np.minimum(self._episodes, self.memory)
         mean = self._past.sum(1) / np.maximum(counted, 1)
-        return np.where(counted > 0, mean, self._largest)
+        own = np.where(counted > 0, mean, self._largest)
+        return self._share * self._demonstrated + (1 - self._share) * own
 
     def _set(self) -> None:
         if self.magnitude is not None:
