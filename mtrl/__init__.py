@@ -4,7 +4,7 @@
     >>> TrainConfig(benchmark="mt10").learner.batch_size
     128
 
-Names are imported when they are first used, so that the command line starts at once.
+Names are imported on first use, so that the command line starts quickly.
 """
 
 from importlib import import_module
@@ -66,7 +66,7 @@ __all__ = list(_HOMES)
 
 
 def __dir__() -> list[str]:
-    """What a notebook or an editor completes: the names above."""
+    """Return the names above, for completion in notebooks and editors."""
     return sorted(__all__)
 
 

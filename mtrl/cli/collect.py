@@ -1,4 +1,4 @@
-"""`mtrl-collect`: play episodes with a policy or with Meta-World's experts, and keep them."""
+"""`mtrl-collect`: collect episodes of a policy or of Meta-World's experts in a file."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if typing.TYPE_CHECKING:
 
 
 class CollectConfig(Section):
-    """The options of mtrl-collect."""
+    """Options of mtrl-collect."""
 
     source: str = Field(
-        description="Who plays: 'expert', Meta-World's own scripted policies; or a run folder, a "
-        "checkpoint or a policy file."
+        description="'expert' for Meta-World's scripted policies, or a run folder, checkpoint or "
+        "policy file."
     )
-    output: Path = Field(description="File to write, in NumPy's format: NAME.npz.")
+    output: Path = Field(description="File to write, NAME.npz.")
     episodes: int = Field(
         default=10, gt=0, le=10_000, description="Episodes of each task [episodes per task]."
     )
     tasks: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="Tasks to play (default: all of the policy's)."
+        default=None, min_length=1, description="Tasks (default: all tasks of the policy)."
     )
     benchmark: str | None = Field(
         default=None,
-        description="Task set of the expert's; or of custom tasks, as package.module:attribute "
-        "(default: the one that the run folder records).",
+        description="Task set for the expert, or custom tasks as package.module:attribute "
+        "(default: those that the run folder records).",
     )
     imports: tuple[str, ...] = Field(
         default=(),
@@ -45,8 +45,8 @@ class CollectConfig(Section):
         default=None,
         ge=0,
         lt=2**32,
-        description="Random seed of the goals and samples (default: the seed of the training run, "
-        "and so its goals; 0 for the expert).",
+        description="Random seed of goals and sampled actions (default: the seed of the training "
+        "run, and so its goals; 0 for the expert).",
     )
     horizon: int | None = Field(
         default=None,
@@ -65,8 +65,7 @@ class CollectConfig(Section):
     )
     stochastic: bool = Field(
         default=False,
-        description="Sample actions from the policy instead of taking its mode; the seed decides "
-        "the samples.",
+        description="Sample actions from the policy instead of taking its mode.",
     )
 
 
@@ -79,7 +78,7 @@ def _collect(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="mtrl-collect",
         allow_abbrev=False,
-        description="Play episodes on the reference simulator and write every transition to a "
+        description="Collect episodes on the reference simulator and write their transitions to a "
         "file, for mtrl-train --demonstrations.",
     )
     fields = CollectConfig.model_fields

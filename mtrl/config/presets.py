@@ -1,6 +1,6 @@
-"""The configurations that come with the package, and which of them a command starts from.
+"""Presets, the configurations that come with the package, and the choice of a default one.
 
-Their files are in `presets/`; `configs/` at the top of a checkout links there.
+Their files are in `presets/`; `configs/` at the top of a checkout is a link to it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ FOLDER = Path(__file__).parent / "presets"
 EXPECTED = {
     "quickstart": "about ten minutes on two CPU cores",
     "mt10_cpu": "little more than an hour on two CPU cores",
-    "mt50_cpu": "some seven hours on two CPU cores, by the time of an update; not yet run whole",
+    "mt50_cpu": "about seven hours on two CPU cores, estimated by the time of an update; not yet "
+    "run to its end",
     "mt10": "for a GPU; not timed yet",
     "mt50": "for a GPU; not timed yet",
     "mt10_plain": "for a GPU; not timed yet",
     "mt50_plain": "for a GPU; not timed yet",
 }
-"""How long a run takes, where it has been measured."""
+"""Time a run takes, if it has been measured."""
 
 
 SAME_TIME = frozenset(
     "seed device run_dir imports surgery max_runtime max_restarts checkpoint_every".split()
 )
-"""Fields that hardly change how long a run takes."""
+"""Fields that hardly change the time a run takes."""
 
 
 BEST = {
@@ -39,22 +40,22 @@ BEST = {
     ("mt50", "cpu"): "mt50_cpu",
     ("mt50", "cuda"): "mt50",
 }
-"""The best preset known for a benchmark on a device."""
+"""Best known preset for a benchmark on a device."""
 
 
 class Start(NamedTuple):
-    """The configuration that a command line's flags change.
+    """Configuration that the flags of a command line change.
 
     Attributes:
-        name: Of the preset or file; None for the defaults, those of the published protocol.
-        config: Its values.
+        name: Name of the preset or file; None for the defaults, those of the published protocol.
+        config: Configuration.
     """
 
     name: str | None
     config: TrainConfig
 
     def line(self, changed: TrainConfig) -> str:
-        """One line with its name, and the time a run takes unless `changed` takes another."""
+        """Return a line with the name, and the expected time if `changed` should not alter it."""
         before, after = self.config.flat(), changed.flat()
         is_as_timed = all(after[name] == before[name] for name in before.keys() - SAME_TIME)
         expected = EXPECTED.get(self.name or "")
@@ -67,17 +68,17 @@ SPECIFIC = {
     "hidden_sizes": ("actor_hidden_sizes", "critic_hidden_sizes"),
     "surgery": ("actor_surgery", "critic_surgery"),
 }
-"""Fields that take precedence over a more general one."""
+"""Fields that take precedence over a more general field, by that field."""
 
 
 def preset(name: str, **changes: Any) -> TrainConfig:
-    """A configuration of `presets/`, with other values for some of its fields.
+    """Load a preset, with other values for some of its fields.
 
-    A change also resets the preset's more specific fields: with `hidden_sizes=(256, 256)`, actor
-    and critics have these widths even if the preset gives the actor others.
+    A change also resets more specific fields of the preset: with `hidden_sizes=(256, 256)`, actor
+    and critics have these widths even if the preset sets others for the actor.
 
     Args:
-        name: Of the preset.
+        name: Name of the preset.
         changes: Fields by name, with or without their section.
 
     Example:
@@ -87,7 +88,7 @@ def preset(name: str, **changes: Any) -> TrainConfig:
         'pcgrad'
 
     Raises:
-        UsageError: if there is no such preset or field, or a value does not fit.
+        UsageError: If there is no such preset or field, or a value is invalid.
     """
     if name not in EXPECTED:
         raise UsageError(unknown("config", name, [*EXPECTED, "a file that ends in .yaml"]))
@@ -95,10 +96,10 @@ def preset(name: str, **changes: Any) -> TrainConfig:
 
 
 def override(config: TrainConfig, changes: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
-    """`config` with `changes`, and a line for each field that they reset.
+    """Apply `changes` to `config`; return it with a line for each field that they reset.
 
-    A field of `config` that takes precedence over a changed one, and is not changed itself, would
-    silently undo the change; it returns to its default.
+    A field that takes precedence over a changed one, and is not changed itself, would silently undo
+    the change. It is therefore reset to its default.
     """
     flat, changes, lines = config.flat(), leaves(config, changes), []
     reset: dict[str, None] = {}
@@ -112,10 +113,10 @@ def override(config: TrainConfig, changes: Mapping[str, Any]) -> tuple[TrainConf
 
 
 def named(text: str) -> Start:
-    """A preset by its name, or a file by its path.
+    """Load a preset by its name, or a file by its path.
 
     Raises:
-        UsageError: if there is neither, or the file cannot be read.
+        UsageError: If there is neither, or the file cannot be read.
     """
     path = Path(text).expanduser()
     is_file = path.suffix in (".yaml", ".yml") or path.exists()
@@ -123,10 +124,10 @@ def named(text: str) -> Start:
 
 
 def best(benchmark: str | None, device: str) -> Start:
-    """The configuration of a run that names none.
+    """Return the default configuration for a benchmark and device.
 
     Args:
-        benchmark: Its name; None for tasks chosen one by one.
+        benchmark: Name of the benchmark; None for a list of tasks.
         device: `cpu` or `cuda`.
     """
     name = BEST.get((benchmark or "", device))

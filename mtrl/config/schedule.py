@@ -1,4 +1,4 @@
-"""The step counts of a run."""
+"""Step counts of a run, checked against each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mtrl.config.train import TrainConfig
 
 MAX_COUNT = 10**12
-"""Bound of step counts: a checkpoint's name has twelve digits."""
+"""Upper bound of step counts: the name of a checkpoint has twelve digits."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Schedule:
         "log_every": 2_000,
         "diagnose_every": 20_000,
     }
-    """The defaults, per task."""
+    """Defaults per task."""
 
     total_timesteps: int
     learning_starts: int
@@ -37,15 +37,16 @@ class Schedule:
 
     @classmethod
     def of(cls, config: TrainConfig, n_tasks: int) -> Schedule:
-        """Those of a configuration for `n_tasks` tasks, checked against each other.
+        """Compute the step counts of a configuration for `n_tasks` tasks.
 
         Raises:
-            UsageError: if the run could never learn from what it collects.
+            UsageError: If the run could never learn from the transitions it collects.
         """
+        given = {name: getattr(config, name) for name in cls.PER_TASK}
         schedule = cls(
             **{
-                name: n_tasks * per_task if getattr(config, name) is None else getattr(config, name)
-                for name, per_task in cls.PER_TASK.items()
+                name: n_tasks * cls.PER_TASK[name] if steps is None else steps
+                for name, steps in given.items()
             }
         )
         if schedule.learning_starts >= schedule.total_timesteps:
@@ -53,18 +54,15 @@ class Schedule:
                 "learning_starts: expected less than total_timesteps "
                 f"({schedule.total_timesteps}), got {schedule.learning_starts}"
             )
-        learner, copies = config.learner, config.environment.envs_per_task
-        capacity = learner.buffer_size // copies * copies  # whole vector steps
+        copies, size = config.environment.envs_per_task, config.learner.buffer_size
+        capacity = size // copies * copies  # whole vector steps
         if not capacity:
-            raise UsageError(
-                f"envs_per_task: expected at most buffer_size ({learner.buffer_size}), got {copies}"
-            )
+            raise UsageError(f"envs_per_task: expected at most buffer_size ({size}), got {copies}")
         stored = min(schedule.learning_starts // n_tasks, capacity)
-        if learner.batch_size > stored:
+        if config.learner.batch_size > stored:
             raise UsageError(
                 f"batch_size: expected at most the {stored} transitions per task that "
                 f"learning_starts ({schedule.learning_starts} steps over {n_tasks} tasks) and "
-                f"buffer_size ({learner.buffer_size}) leave in the replay, got "
-                f"{learner.batch_size}"
+                f"buffer_size ({size}) leave in the replay buffer, got {config.learner.batch_size}"
             )
         return schedule

@@ -1,1 +1,1 @@
-"""Episodes that somebody else has played: files of them, and how they are made."""
+"""Demonstrations: episodes of other policies, their files, and collecting them."""

@@ -1,4 +1,4 @@
-"""Playing the episodes that become demonstrations: a policy's, an expert's, any function's."""
+"""Collecting demonstrations from policies, experts and other functions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mtrl.evaluation.protocol import expect_sizes
 from mtrl.policy.policy import Policy
 
 Actor = Callable[[np.ndarray], np.ndarray]
-"""From an observation `[d]` to an action `[A]`; it is clipped to [-1, 1]."""
+"""Function from an observation `[d]` to an action `[A]`, which is clipped to [-1, 1]."""
 
 
 def experts(tasks: Sequence[str]) -> dict[str, Actor]:
-    """Meta-World's own scripted policies (`metaworld.policies`) for these of its tasks."""
+    """Return Meta-World's scripted policies (`metaworld.policies`) for these tasks."""
     known: dict[str, Any] = ENV_POLICY_MAP
     return {task: known[task]().get_action for task in tasks}
 
@@ -40,25 +40,25 @@ def collect(
     stochastic: bool = False,
     progress: bool = False,
 ) -> Demonstrations:
-    """Play episodes of training on the reference simulator, and keep every transition.
+    """Collect episodes on the reference simulator.
 
-    What comes out for a task depends on the actor, the seed, the horizon and `stochastic` alone.
+    The episodes of a task depend only on the actor, the seed, the horizon and `stochastic`.
 
     Args:
-        actor: A policy that was trained for the tasks, or a function for each task, such as those
-            of `experts`.
+        actor: Policy trained for the tasks, or a function for each task, such as those of
+            `experts`.
         benchmark: The tasks.
-        episodes: Of each task, from its first on; one number stands for all.
-        seed: Of the goals, which are those of a run with this seed, and of the samples.
-        horizon: Steps after which an episode is truncated; default: Meta-World's 500, or as long as
-            a custom environment goes on.
-        workers: Simulator processes; default: one per core.
-        stochastic: Sample a policy's actions instead of taking the mode.
-        progress: Show a bar on a terminal.
+        episodes: Episodes per task; one number for all tasks, or one for each.
+        seed: Seed of the goals, which are the training goals of this seed, and of sampled actions.
+        horizon: Steps after which an episode is truncated; default: 500 for Meta-World, unlimited
+            for custom environments.
+        workers: Number of simulator processes; default: one per core.
+        stochastic: Whether to sample a policy's actions instead of taking the mode.
+        progress: Whether to show a progress bar on a terminal.
 
     Raises:
-        UsageError: if there is nobody to act in a task, if more episodes of a Meta-World task are
-            asked for than differ, or if a function fails or returns no action.
+        UsageError: If a task has no actor, if there are more episodes than goals and so episodes
+            would repeat, or if a function fails or returns anything but an action.
     """
     names = benchmark.tasks
     counts = [episodes] * len(names) if isinstance(episodes, int) else list(episodes)
@@ -91,12 +91,12 @@ def collect(
             ended.extend(bar)
     finally:
         envs.close()
-    # In the order of tasks and episodes, not that in which they happened to end.
+    # In the order of tasks and episodes, whatever the order in which they ended.
     return _joined(names, sorted(ended, key=lambda play: (names.index(play.name), play.episode)))
 
 
 class _Recorded(Play):
-    """An episode of which everything is kept."""
+    """An episode that records every step."""
 
     def __init__(self, name: str, seed: int, episode: int) -> None:
         super().__init__(name, seed, episode)

@@ -1,21 +1,21 @@
-"""Transitions that a learner did not make itself, and the file they are kept in.
+"""Demonstrations in memory and on disk.
 
-The file is NumPy's `.npz`, for `numpy.load` and `numpy.savez_compressed`:
+The file is in NumPy's `.npz` format, as `numpy.savez_compressed` writes it:
 
-| array | shape | what it holds |
+| array | shape | content |
 |---|---|---|
 | `observations` | `[n, observation]` | s |
 | `actions` | `[n, action]` | a, in [-1, 1] |
-| `rewards` | `[n]` | r, as the environment gave it, not scaled |
-| `next_observations` | `[n, observation]` | s′; after an episode's last step, before the reset |
+| `rewards` | `[n]` | r, as the environment returned it, not scaled |
+| `next_observations` | `[n, observation]` | s′; at an episode's end, the one before the reset |
 | `terminated` | `[n]` | whether the episode truly ended at this step |
 | `truncated` | `[n]` | whether a time limit ended it |
 | `tasks` | `[T]` | names |
-| `task` | `[n]` | each row's index into `tasks`; may be left out if there is one task |
-| `success` | `[n]` | whether the step was successful; may be left out |
+| `task` | `[n]` | index of each row's task in `tasks`; optional if there is one task |
+| `success` | `[n]` | whether the step was successful; optional |
 
-Rows of an episode stand one after the other, in the order they were played. An episode ends where
-one of the two flags is set, before a row of another task, and at the end.
+The rows of an episode follow each other. An episode ends where `terminated` or `truncated` is set,
+before a row of another task, and at the end of the file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mtrl.errors import UsageError, one_line
 from mtrl.folder import write_atomically
 
 REQUIRED = "observations actions rewards next_observations terminated truncated tasks".split()
-"""Arrays that every file has."""
+"""Arrays that every file must have."""
 
 _UNREADABLE = (
     OSError,
@@ -44,7 +44,7 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What NumPy raises for a file that is none of its, or damaged."""
+"""Errors of NumPy for damaged files and other formats."""
 
 _DIMENSIONS = {"observations": 2, "actions": 2, "next_observations": 2}
 _FLAGS = ("terminated", "truncated", "success")
@@ -52,21 +52,21 @@ _FLAGS = ("terminated", "truncated", "success")
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """Whole episodes of some tasks; see the top of this file.
+    """Episodes of some tasks; see the top of this file.
 
     Attributes:
-        tasks: T names.
-        task: Each row's index into `tasks`, int64 `[n]`.
+        tasks: Names of the T tasks.
+        task: Index of each row's task in `tasks`, int64 `[n]`.
         observations: float32 `[n, observation]`.
         actions: float32 `[n, action]` in [-1, 1].
         rewards: float32 `[n]`.
         next_observations: float32 `[n, observation]`.
         terminated: bool `[n]`.
         truncated: bool `[n]`.
-        success: bool `[n]`; None: nobody knows.
+        success: bool `[n]`, or None if unknown.
 
     Raises:
-        UsageError: if the arrays do not fit together, or a number is not finite.
+        UsageError: If the arrays do not fit together, or a number is not finite.
     """
 
     tasks: tuple[str, ...]
@@ -100,11 +100,11 @@ class Demonstrations:
         _expect(len(set(self.tasks)) == len(self.tasks), "every task once", self.tasks)
 
     def __len__(self) -> int:
-        """Transitions, n."""
+        """Return the number n of transitions."""
         return len(self.observations)
 
     def episodes(self, task: str) -> list[slice]:
-        """Rows of each of the task's episodes."""
+        """Return the rows of each episode of a task."""
         ends = self.terminated | self.truncated
         ends[:-1] |= self.task[1:] != self.task[:-1]
         ends[-1] = True
@@ -114,13 +114,13 @@ class Demonstrations:
         return [slice(int(a), int(b)) for a, b in zip(starts[mine], after[mine], strict=True)]
 
     def solved(self, task: str) -> int | None:
-        """How many of the task's episodes had a successful step; None: nobody knows."""
+        """Return how many episodes of a task had a successful step, or None if unknown."""
         if self.success is None:
             return None
         return sum(bool(self.success[rows].any()) for rows in self.episodes(task))
 
     def __str__(self) -> str:
-        """Episodes and successes of each task, in a line."""
+        """Return one line with the episodes and successes of each task."""
         parts = []
         for task in self.tasks:
             n, solved = len(self.episodes(task)), self.solved(task)
@@ -129,7 +129,7 @@ class Demonstrations:
         return "; ".join(parts)
 
     def select(self, tasks: Sequence[str]) -> Demonstrations:
-        """The rows of these tasks, which become 0, 1, … in this order."""
+        """Return the rows of these tasks, in this order of tasks."""
         parts = [np.flatnonzero(self.task == self.tasks.index(task)) for task in tasks]
         rows = np.concatenate(parts)
         columns = {name: getattr(self, name)[rows] for name in REQUIRED if name != "tasks"}
@@ -139,10 +139,10 @@ class Demonstrations:
 
     @classmethod
     def joined(cls, parts: Sequence[Demonstrations]) -> Demonstrations:
-        """All episodes of all parts; success where every part knows it.
+        """Return all episodes of all parts, with `success` if all parts have it.
 
         Raises:
-            UsageError: if observations or actions differ in length.
+            UsageError: If observations or actions differ in length.
         """
         tasks = tuple(dict.fromkeys(task for part in parts for task in part.tasks))
         for name in ("observations", "actions"):
@@ -175,10 +175,10 @@ class Demonstrations:
 
     @classmethod
     def load(cls, path: Path | str) -> Demonstrations:
-        """Read a `.npz` file; nothing in it is executed.
+        """Read a `.npz` file, without executing anything in it.
 
         Raises:
-            UsageError: if it cannot be read, or does not hold what it should.
+            UsageError: If it cannot be read, or an array is missing or wrong.
         """
         try:
             opened = np.load(Path(path).expanduser(), allow_pickle=False)
@@ -204,7 +204,7 @@ class Demonstrations:
             raise UsageError(f"demonstrations: {path}: {reason}") from None
 
     def digest(self) -> str:
-        """A checksum over everything that a learner sees."""
+        """Return a checksum of everything that affects training."""
         found = hashlib.sha256("\n".join(self.tasks).encode())
         for name in ("task", *REQUIRED):
             if name != "tasks":
@@ -213,7 +213,7 @@ class Demonstrations:
 
 
 def _array(name: str, values: object, n: int) -> np.ndarray:
-    """As float32 or bool, once its shape and numbers are right."""
+    """Return the values as float32 or bool, after checking shape and numbers."""
     found = np.asarray(values)
     dimensions = _DIMENSIONS.get(name, 1)
     kinds = "biuf" if name in _FLAGS else "iuf"

@@ -1,4 +1,4 @@
-"""Where a run's demonstrations come from: what `--demonstrations` names."""
+"""Sources of demonstrations, as `--demonstrations` names them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE
 from mtrl.errors import UsageError, unknown
 
 EXPERT = "expert"
-"""Stands for Meta-World's scripted policies."""
+"""Name of Meta-World's scripted policies as a source."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What was read from files, and what is still to be played.
+    """Demonstrations read from files, and episodes that experts have to play.
 
     Attributes:
-        files: Of the run's tasks.
-        experts: By task how many episodes of its scripted expert.
+        files: Demonstrations of the run's tasks.
+        experts: Number of episodes of the expert, by task.
     """
 
     files: tuple[Demonstrations, ...]
@@ -30,7 +30,7 @@ class Sources:
     def gather(
         self, benchmark: Benchmark, seed: int, horizon: int | None, workers: int | None
     ) -> Demonstrations:
-        """All of it, in the order of the benchmark's tasks; arguments are those of `collect`."""
+        """Return all demonstrations, in task order; arguments are those of `collect`."""
         parts = list(self.files)
         if self.experts:
             from mtrl.demonstrations.collect import collect, experts  # brings PyTorch
@@ -43,17 +43,17 @@ class Sources:
 
 
 def sources(entries: Sequence[str], benchmark: Benchmark) -> Sources:
-    """Read what `[TASK=]FILE` and `[TASK=]expert:N` name.
+    """Read entries of the form `[TASK=]FILE` or `[TASK=]expert:N`.
 
-    An entry without a task is for all tasks that no other entry names: those that the file holds.
+    An entry without a task serves all tasks that no other entry names.
 
     Args:
-        entries: At least one.
-        benchmark: The tasks; custom ones `examined`, if sizes are to be compared.
+        entries: One or more entries.
+        benchmark: The tasks. Sizes are compared only if custom tasks are `examined`.
 
     Raises:
-        UsageError: if an entry has another form, names an unknown task or an expert that there is
-            not, or a file cannot be read or does not fit.
+        UsageError: If an entry has another form, names an unknown task, asks for an expert that
+            does not exist, or names a file that cannot be read or does not fit the tasks.
     """
     named, rest = [], []
     for entry in entries:

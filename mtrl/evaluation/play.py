@@ -1,4 +1,4 @@
-"""How a policy plays episodes so that a task's do not depend on what is played beside them."""
+"""Acting in episodes such that a task's results do not depend on the tasks evaluated with it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mtrl.envs.vector import TaskVectorEnv
 from mtrl.policy.policy import Policy
 
 ROWS = 10
-"""Rows whose actions are computed together, always so many.
+"""Number of rows whose actions are computed together.
 
-A product of matrices rounds otherwise with another number of rows, or where threads share them out,
-and an episode soon follows the last digit. With a fixed number and one thread, what a policy does
-in a task does not depend on the other tasks.
+Matrix products round differently with another number of rows or of threads, and an episode soon
+diverges from a difference in the last digit. With a fixed number of rows and one thread, the
+actions in a task do not depend on the other tasks.
 """
 
 
@@ -36,30 +36,30 @@ class Step(NamedTuple):
 
 
 class Play:
-    """An episode that is under way.
+    """An episode in progress.
 
     Args:
-        name: The task.
-        seed: Of the goals.
-        episode: Its number, and so its goal's.
+        name: Task name.
+        seed: Seed of the goals.
+        episode: Number of the episode and of its goal.
 
     Attributes:
-        first_success: The step that first was successful, counted from 1; 0 if none was.
-        total_reward: Of the whole episode, once it has ended.
+        first_success: First successful step, counted from 1; 0 if there was none.
+        total_reward: Sum of the rewards, once the episode has ended.
     """
 
     def __init__(self, name: str, seed: int, episode: int) -> None:
         self.name, self.seed, self.episode = name, seed, episode
         self.first_success, self.total_reward = 0, 0.0
         self.actions: list[np.ndarray] = []
-        self._dice = np.random.default_rng([seed, zlib.crc32(name.encode()), episode])
+        self._generator = np.random.default_rng([seed, zlib.crc32(name.encode()), episode])
 
     def noise(self, size: int) -> np.ndarray:
-        """Standard normal, `[size]`."""
-        return self._dice.standard_normal(size, np.float32)
+        """Draw standard normal noise, `[size]`."""
+        return self._generator.standard_normal(size, np.float32)
 
     def note(self, step: Step) -> None:
-        """What was done, and what came of it."""
+        """Record a step."""
         self.actions.append(step.action)
         if step.success and not self.first_success:
             self.first_success = len(self.actions)
@@ -67,7 +67,7 @@ class Play:
 
 AnyPlay = TypeVar("AnyPlay", bound=Play)
 Choose = Callable[[np.ndarray, Sequence[Play]], np.ndarray]
-"""Actions `[n, A]` for observations `[n, d]` of the episodes under way."""
+"""Function that returns actions `[n, A]` for observations `[n, d]` of episodes in progress."""
 
 
 def played(
@@ -79,17 +79,17 @@ def played(
     begin: Callable[[str, int, int], AnyPlay],
     tick: Callable[[int], object] = int,
 ) -> Iterator[AnyPlay]:
-    """Play the first episodes of each task, and yield each when it has ended.
+    """Play the first episodes of each task, and yield each when it ends.
 
-    An episode that was lost with its simulator begins again.
+    An episode restarts if its simulator process fails.
 
     Args:
-        envs: Reset here.
-        seed: Of the goals.
-        episodes: How many of each task.
-        choose: Who acts.
-        begin: Makes a `Play`, or one that notes more, from task, seed and number.
-        tick: Told after each vector step of how many environment steps it was.
+        envs: Environments, which are reset first.
+        seed: Seed of the goals.
+        episodes: Number of episodes of each task.
+        choose: Function that chooses actions.
+        begin: Function that makes a `Play`, or an object of a subclass, from task, seed and number.
+        tick: Called after each vector step with its number of environment steps.
     """
     copies = envs.envs_per_task
     plays = [begin(name, seed, copy) for name in envs.names for copy in range(copies)]
@@ -120,7 +120,7 @@ def played(
 def act(
     policy: Policy, observations: np.ndarray, tasks: np.ndarray, noise: np.ndarray | None
 ) -> np.ndarray:
-    """Actions `[n, A]` for rows of any tasks, `ROWS` at a time."""
+    """Compute actions `[n, A]` for rows of any tasks, `ROWS` at a time."""
 
     def blocks(rows: np.ndarray) -> tuple[torch.Tensor, ...]:
         missing = np.zeros((-len(rows) % ROWS, *rows.shape[1:]), rows.dtype)

@@ -1,4 +1,4 @@
-"""Transitions that stay: the part of every batch that comes from demonstrations."""
+"""Sampling a share of every batch from demonstrations."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from mtrl.sac.reward_scale import RewardScale
 
 
 class Demonstrated:
-    """Demonstrations beside a replay, from which a fixed share of each batch is drawn.
+    """Demonstrations that provide a fixed share of each batch of a replay buffer.
 
-    Half of each batch from other people's data and half from one's own is the symmetric sampling of
-    RLPD (Ball et al. 2023, arXiv 2302.02948, section 4.1). The share does not fall as the replay
-    fills, and nothing overwrites the demonstrations, which in a ring would be gone after
-    `buffer_size` steps. Rows are drawn uniformly with replacement, each task from its own; a task
-    without demonstrations learns from its replay alone.
+    With a share of one half this is the symmetric sampling of RLPD (Ball et al. 2023, arXiv
+    2302.02948, section 4.1). The share does not fall as the buffer fills, and demonstrations are
+    never overwritten, as they would be in the ring. Rows are sampled uniformly with replacement
+    from the demonstrations of each task. A task without demonstrations uses the buffer only.
 
     Args:
-        demonstrations: Of some of the tasks; others in it are left out.
-        tasks: The replay's.
-        share: Of each batch, in (0, 1), at least one transition.
-        device: The replay's.
+        demonstrations: Demonstrations of some of the tasks; other tasks in them are ignored.
+        tasks: Tasks of the buffer.
+        share: Share of each batch, in (0, 1); at least one transition.
+        device: Device of the buffer.
 
     Raises:
-        UsageError: if none of the tasks is demonstrated, or the share is out of its range.
+        UsageError: If there are demonstrations of none of the tasks, or the share is out of range.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Demonstrated:
         lengths = np.bincount(data.task, minlength=len(shown))
         firsts = np.cumsum(lengths) - lengths
         place = [tasks.index(task) for task in shown]
-        # Tasks without any draw row 0, which is not used.
+        # Tasks without demonstrations draw row 0, which `fill` ignores.
         counts, first, has = np.ones(len(tasks)), np.zeros(len(tasks)), np.zeros(len(tasks))
         counts[place], first[place], has[place] = lengths, firsts, 1
         self._counts = torch.from_numpy(counts.astype(np.int64)[:, None]).to(device)
@@ -65,15 +64,15 @@ class Demonstrated:
 
     @property
     def observations(self) -> Tensor:
-        """What is seen in them, `[n, observation]`."""
+        """Observations of all demonstrations, `[n, observation]`."""
         return self._rows[:, : self._data.observations.shape[1]]
 
     def fill(self, batch: Tensor, generator: torch.Generator) -> Tensor:
-        """`batch` with its first transitions replaced, for the tasks that have demonstrations.
+        """Replace the first transitions of a batch, for tasks that have demonstrations.
 
         Args:
             batch: `[T, B, observation | action | reward | terminated | next observation]`.
-            generator: Where the draw comes from.
+            generator: Generator of the sample.
         """
         n = max(1, round(self.share * batch.shape[1]))
         shape, device = (len(batch), n), batch.device
@@ -83,7 +82,7 @@ class Demonstrated:
         return torch.cat([mixed, batch[:, n:]], 1)
 
     def tell(self, scale: RewardScale) -> None:
-        """Have the rewards' scale take in the returns."""
+        """Include the returns of the demonstrations in a reward scale."""
         returns: list[np.ndarray] = [np.zeros(0)] * len(self._tasks)
         for task in self._shown:
             episodes = self._data.episodes(task)

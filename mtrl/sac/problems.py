@@ -1,4 +1,4 @@
-"""What an SAC update minimises, as problems for surgery: the critics' and the actor's."""
+"""Losses of an SAC update as problems for surgery: the critics' and the actor's."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mtrl.sac.replay import Batch
 from mtrl.surgery.stacked import StackedProblem, TaskLoss
 
 Compiled = Callable[[Any], Any]
-"""From a function to the same one, fused by torch.compile or as it is."""
+"""Maps a function to its torch.compiled version, or to itself."""
 
 
 def as_it_is(function: Any) -> Any:
-    """Not compiled."""
+    """Return the function without compiling it."""
     return function
 
 
@@ -35,7 +35,7 @@ def critic_problem(
     precision: str = "fp32",
     compiled: Compiled = as_it_is,
 ) -> StackedProblem:
-    """What the critics minimise; `noise` is that of the next actions, `[T, B, A]`."""
+    """Build the critics' problem; `noise` is for the next actions, `[T, B, A]`."""
     with trunks_in(precision, agent.device):
         target = compiled(td_target)(
             agent.actor.folded(),
@@ -68,10 +68,10 @@ def actor_problem(
     compiled: Compiled = as_it_is,
     critics: Function | None = None,
 ) -> StackedProblem:
-    """What the actor minimises; `noise` is that of the current actions, `[T, B, A]`.
+    """Build the actor's problem; `noise` is for the current actions, `[T, B, A]`.
 
     Args:
-        critics: The agent's, where they are folded already.
+        critics: The agent's critics, if they are already folded.
     """
     critics = critics or agent.critics.folded()
     targets = ActorTargets(critics, agent.value, batch.observations, noise=noise, alpha=alpha)

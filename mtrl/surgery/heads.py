@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from mtrl.errors import unknown
+
 
 class Heads(nn.Module):
     """Modules by task, whatever the tasks are called: `type` and `v1.0` too.
@@ -45,6 +47,22 @@ class Heads(nn.Module):
     def items(self) -> Iterator[tuple[str, nn.Module]]:
         """Tasks and their heads."""
         return ((task, self[task]) for task in self)
+
+    def expect(self, losses: Mapping[str, Tensor]) -> None:
+        """Refuse what are no losses of these tasks.
+
+        Raises:
+            ValueError: if there is none, one of another task, or one that is no scalar.
+        """
+        if not losses:
+            raise ValueError("losses: expected at least one task's, got none")
+        for task, loss in losses.items():
+            if task not in self:
+                raise ValueError(unknown("losses", task, list(self)))
+            if loss.ndim:
+                raise ValueError(
+                    f"losses: expected a scalar for {task!r}, got shape {tuple(loss.shape)}"
+                )
 
 
 class Features:

@@ -14,9 +14,8 @@ from mtrl.errors import UsageError
 from mtrl.surgery.base import Surgery
 from mtrl.surgery.gradients import at_least_float32
 from mtrl.surgery.heads import Features, Heads
-from mtrl.surgery.outcome import Outcome
 from mtrl.surgery.registry import get_surgery
-from mtrl.surgery.surgeon import Surgeon
+from mtrl.surgery.surgeon import Outcome, Surgeon
 
 
 class MultiTaskModel(nn.Module):

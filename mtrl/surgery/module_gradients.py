@@ -18,8 +18,7 @@ from mtrl.surgery.gradients import (
     at_least_float32,
 )
 from mtrl.surgery.graph import added
-from mtrl.surgery.ranks import mean_of_ranks, world_size
-from mtrl.surgery.rows import Row
+from mtrl.surgery.rows import Row, mean_of_ranks, world_size
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11

@@ -14,8 +14,7 @@ from mtrl.surgery.gradients import at_least_float32
 from mtrl.surgery.graph import Crossing, Wanted, added, retains_graph, without_hooks
 from mtrl.surgery.layers import layers_of
 from mtrl.surgery.module_gradients import ModuleFeatures, ModuleGradients
-from mtrl.surgery.ranks import in_any_rank, mean_of_ranks, world_size
-from mtrl.surgery.rows import Row, TaskRows, rows_added
+from mtrl.surgery.rows import Row, TaskRows, in_any_rank, mean_of_ranks, rows_added, world_size
 
 
 class ModuleProblem:

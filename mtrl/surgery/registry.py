@@ -7,14 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+from mtrl.config.registry import METHODS, check_options, parse
 from mtrl.config.sections import LearnerConfig
-from mtrl.config.spec import check_options, parse
-from mtrl.config.surgery import choices, entry_point
-from mtrl.errors import UsageError, import_attribute, one_line, unknown
+from mtrl.errors import UsageError, import_attribute, one_line
 from mtrl.surgery.base import Surgery
 
 Method = TypeVar("Method", bound=type[Surgery])
-_METHODS: dict[str, type[Surgery]] = {}
 
 
 def register(name: str) -> Callable[[Method], Method]:
@@ -32,19 +30,12 @@ def register(name: str) -> Callable[[Method], Method]:
     Raises:
         ValueError: if another class has the name.
     """
-
-    def add(method: Method) -> Method:
-        if _METHODS.get(name, method) is not method:
-            raise ValueError(f"surgery: expected a new name, got {name!r} a second time")
-        _METHODS[name] = method
-        return method
-
-    return add
+    return METHODS.register(name)
 
 
 def available() -> list[str]:
     """The names that are registered."""
-    return sorted(_METHODS)
+    return sorted(METHODS.classes)
 
 
 def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
@@ -63,10 +54,10 @@ def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
     make: Any
     if ":" in name:
         make = _import(name)
-    elif name in _METHODS or _installed(name):
-        make = _METHODS[name]
+    elif METHODS.load(name, Surgery, "a Surgery class"):
+        make = METHODS.classes[name]
     else:
-        raise UsageError(unknown("surgery", name, choices(_METHODS)))
+        raise METHODS.unknown(name)
     try:
         if not (isinstance(make, type) and issubclass(make, Surgery)):
             return make(**options)
@@ -79,18 +70,6 @@ def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
         raise
     except (TypeError, ValueError) as error:
         raise UsageError(f"surgery: {spec!r}: {one_line(error)}") from None
-
-
-def _installed(name: str) -> bool:
-    """Load the entry point of this name, if there is one, and register its class."""
-    point = entry_point(name)
-    if point is None:
-        return False
-    found = import_attribute("surgery", point.value)
-    if not (isinstance(found, type) and issubclass(found, Surgery)):
-        raise UsageError(f"surgery: expected a Surgery class at {point.value}, got {found!r}")
-    _METHODS.setdefault(name, found)  # unless its decorator has done so
-    return True
 
 
 def _import(name: str) -> type[Surgery] | Callable[..., Surgery]:

@@ -6,18 +6,42 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mtrl.surgery.gradients import at_least_float32, gramian
 from mtrl.surgery.graph import added
 from mtrl.surgery.layers import Layer, weighted_sum
-from mtrl.surgery.ranks import in_any_rank, mean_of_ranks, world_size
 
 Row = dict[int, Tensor]
 """A task's gradient on the shared parameters it depends on, by their `id`."""
 
 LARGE = 2**15
 """Numbers of a gradient from which on a call costs less than a copy."""
+
+
+def world_size() -> int:
+    """Processes, 1 without `torch.distributed`."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_of_ranks(tensor: Tensor) -> Tensor:
+    """Over all processes."""
+    if world_size() == 1:
+        return tensor
+    tensor = tensor.clone()
+    dist.all_reduce(tensor)
+    return tensor / world_size()
+
+
+def in_any_rank(tasks: list[int], n_tasks: int, device: torch.device) -> list[int]:
+    """The tasks that are there in any process."""
+    if world_size() == 1:
+        return tasks
+    here = torch.zeros(n_tasks, dtype=torch.int32, device=device)
+    here[tasks] = 1
+    dist.all_reduce(here)
+    return here.nonzero().flatten().tolist()
 
 
 def rows_added(rows: Sequence[Row]) -> Row:

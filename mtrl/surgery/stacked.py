@@ -13,9 +13,8 @@ from torch import Tensor
 from mtrl.nets.build import Layer
 from mtrl.nets.params import Record
 from mtrl.nets.precision import trunks_in
-from mtrl.surgery.autograd import detached, differentiate, leaves
 from mtrl.surgery.factored import Composed, Factor, FactoredGradients, OfLayer
-from mtrl.surgery.features import StackedFeatures
+from mtrl.surgery.features import StackedFeatures, detached, differentiate, leaves
 from mtrl.surgery.gradients import (
     Jacobian,
     Parameters,

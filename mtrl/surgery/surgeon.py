@@ -6,24 +6,43 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from mtrl.errors import UsageError, unknown
+from mtrl.errors import UsageError
 from mtrl.surgery.base import MAINTAIN_EVERY, Surgery, SurgeryTarget
+from mtrl.surgery.diagnostics import cosines
 from mtrl.surgery.graph import Crossing, Total, splits_below
 from mtrl.surgery.heads import Features, Heads
 from mtrl.surgery.methods.none import NoSurgery
 from mtrl.surgery.modules import ModuleProblem
-from mtrl.surgery.outcome import Outcome
-from mtrl.surgery.ranks import mean_of_ranks, world_size
-from mtrl.surgery.rows import Row
+from mtrl.surgery.rows import Row, mean_of_ranks, world_size
 
 PATIENCE = 10
 """Backwards without `after_step` until a method that needs it is said to learn nothing."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What surgery did in one backward.
+
+    Attributes:
+        weights: Of each task's gradient on the trunk; all 1 is the sum of the losses.
+        gramian: Of the tasks' gradients on the trunk, `[T, T]` of these tasks in this order; None
+            where the method does not look at them, see `MultiTaskModel.watch`.
+    """
+
+    weights: dict[str, Tensor]
+    gramian: Tensor | None
+
+    @property
+    def cosines(self) -> Tensor | None:
+        """Cos φ between the tasks' gradients, `[T, T]`; below zero is a conflict."""
+        return None if self.gramian is None else cosines(self.gramian)
 
 
 class Patient(SurgeryTarget, Protocol):
@@ -76,7 +95,7 @@ class Surgeon:
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The sum of the tasks' losses, in whose backward surgery knows each."""
-        self._check(losses)
+        self.model.heads.expect(losses)
         names = [task for task in self.model.heads if task in losses and losses[task].requires_grad]
         if not names:
             raise ValueError("losses: expected one that depends on the model's outputs, got none")
@@ -206,17 +225,6 @@ class Surgeon:
         problem.rows  # noqa: B018  # while the graph is there
         self._kept = [*self._kept, problem]
         self._found, self._passed = {}, {c: [] for c in problem.crossings}
-
-    def _check(self, losses: Mapping[str, Tensor]) -> None:
-        if not losses:
-            raise ValueError("losses: expected at least one task's, got none")
-        for task, loss in losses.items():
-            if task not in self.model.heads:
-                raise ValueError(unknown("losses", task, list(self.model.heads)))
-            if loss.ndim:
-                raise ValueError(
-                    f"losses: expected a scalar for {task!r}, got shape {tuple(loss.shape)}"
-                )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the forward passes: a graph is neither copied nor saved."""

@@ -1,4 +1,4 @@
-"""What users have a run do beside training. Importing this brings no PyTorch."""
+"""Base class of callbacks. This module does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtrl.config.spec import parse
+from mtrl.config.registry import parse
 from mtrl.errors import UsageError, import_attribute
 
 if TYPE_CHECKING:
@@ -20,20 +20,19 @@ if TYPE_CHECKING:
     from mtrl.sac.learner import Learner
     from mtrl.sac.replay import ReplayBuffer
     from mtrl.training.logger import RunLogger
-    from mtrl.training.outcome import Outcome
+    from mtrl.training.report import Outcome
     from mtrl.training.rollout import Episode
     from mtrl.training.trainer import Trainer
 
 
 class Callback:
-    """Base of a user's own; override the hooks that are needed.
+    """Base class of callbacks; override the hooks that you need.
 
     Hooks and attributes have the names of Stable-Baselines3's `BaseCallback` where they mean the
-    same. Hooks are called in the loop's thread, between two vector steps, callback by callback in
-    their order. All but `on_training_start` and `on_training_end` may return False: the run then
-    stops as at an interrupt, with a checkpoint, and can be resumed. None and True go on.
-
-    A hook that raises stops the run in the same way, and `train` raises a `RunError` that names it.
+    same. Hooks are called between two vector steps, in the thread of the training loop. If a hook
+    returns False, the run stops as at an interrupt: it writes a checkpoint and can be resumed. The
+    run goes on after None and True. If a hook raises, the run stops in the same way, and `train`
+    raises a `RunError` that names the hook.
 
     Example:
         >>> class Patience(Callback):
@@ -45,45 +44,45 @@ class Callback:
     _trainer: Trainer | None = None
 
     def on_training_start(self) -> None:
-        """The run is about to begin, or to go on: everything is there."""
+        """Called before the first step of a run or of a resumed run."""
 
     def on_step(self) -> bool | None:
-        """A vector step was made and stored, and the updates beside it."""
+        """Called after each vector step and its updates."""
 
     def on_rollout_end(self, episodes: Sequence[Episode]) -> bool | None:
-        """These episodes of training have ended, in the vector step of the last `on_step`."""
+        """Called after `on_step` with the training episodes that ended in the step, if any."""
 
     def on_log(self, values: Mapping[str, float]) -> bool | None:
-        """A row was logged: tags and numbers, with those that were `record`ed."""
+        """Called after a row of the logs was written, with its tags and numbers."""
 
     def on_eval(self, evaluation: Evaluation) -> bool | None:
-        """The policy was evaluated; the last time after the last step, on all 50 goals."""
+        """Called after each evaluation, including the final one on all 50 goals."""
 
     def on_checkpoint(self, path: Path) -> bool | None:
-        """A checkpoint is whole and on the disk.
+        """Called after a checkpoint was written completely.
 
-        It holds what `state_dict` gave before. The loop waits until it is written, which it
-        otherwise does not.
+        The checkpoint holds what `state_dict` returned before. If any callback has this hook, the
+        loop waits until the file is written.
         """
 
     def on_training_end(self, outcome: Outcome) -> None:
-        """The run is complete, or has stopped in good order."""
+        """Called when the run is complete or has stopped without an error; returns nothing."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run is to know again: tensors, arrays, plain values, dicts of these."""
+        """Return what a checkpoint shall hold: tensors, arrays, plain values, dicts of these."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; arrays come as tensors, before `on_training_start`."""
+        """Restore a `state_dict`, with tensors for arrays, before `on_training_start`."""
 
     @property
     def state_key(self) -> str:
-        """Under which a checkpoint keeps the state; another for a second object of one class."""
+        """Name of the state in a checkpoint; must differ between two objects of one class."""
         return type(self).__qualname__
 
     @property
     def model(self) -> MTSAC:
-        """The agent: `predict`, `save`, networks and temperatures."""
+        """Agent, with `predict`, `save`, networks and temperatures."""
         return self._of_run.state.agent
 
     @property
@@ -93,27 +92,27 @@ class Callback:
 
     @property
     def replay_buffer(self) -> ReplayBuffer:
-        """What it learns from."""
+        """Replay buffer."""
         return self._of_run.state.replay
 
     @property
     def training_env(self) -> TaskVectorEnv:
-        """E copies of each of T tasks. Whoever steps or resets it changes the run."""
+        """Vector environment of training. Stepping or resetting it changes the run."""
         return self._of_run.state.envs
 
     @property
     def last_step(self) -> tuple[Any, ...]:
-        """What `training_env.step` returned: observations, rewards, … `[T·E, …]`, and infos."""
+        """Last result of `training_env.step`: observations, rewards, … `[T·E, …]`, and infos."""
         return self._of_run.last_step
 
     @property
     def metrics(self) -> Mapping[str, Tensor]:
-        """Of the last update, `[T]` by name as in the `train/` tags; on the device."""
+        """Results of the last update, `[T]` on the device, by name as in the `train/` tags."""
         return self._of_run.metrics
 
     @property
     def logger(self) -> RunLogger:
-        """`record(name, value)` adds a number to the next row of the logs."""
+        """Logger; `record(name, value)` adds a number to the next row of the logs."""
         return self._of_run.logger
 
     @property
@@ -128,7 +127,7 @@ class Callback:
 
     @property
     def config(self) -> TrainConfig:
-        """All of it resolved."""
+        """Resolved configuration."""
         return self._of_run.config
 
     @property
@@ -138,7 +137,7 @@ class Callback:
 
     @property
     def run_dir(self) -> Path:
-        """The run's folder."""
+        """Folder of the run."""
         return self._of_run.run_dir
 
     @property
@@ -149,10 +148,10 @@ class Callback:
 
 
 def check(spec: str) -> Any:
-    """The class or function that `package.module:Name` or `package.module:Name(x=1)` names.
+    """Return the class or function that `package.module:Name` or `package.module:Name(x=1)` names.
 
     Raises:
-        UsageError: if it cannot be imported or called.
+        UsageError: If it cannot be imported or called.
     """
     name, _ = parse("callbacks", spec)
     if ":" not in name:

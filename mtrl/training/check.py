@@ -7,9 +7,8 @@ import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mtrl.config.surgery import check as check_surgery
+from mtrl.config.registry import METHODS, TRUNKS
 from mtrl.config.train import AgentConfig, TrainConfig, shown
-from mtrl.config.trunks import check as check_trunk
 from mtrl.errors import UsageError, import_attribute
 from mtrl.training.callbacks import check as check_callback
 from mtrl.training.memory import expect_memory, expect_memory_for_simulators
@@ -35,11 +34,11 @@ def check_names(config: TrainConfig, benchmark: Benchmark | None = None) -> Benc
     learner = config.learner
     for spec in (learner.surgery, learner.actor_surgery, learner.critic_surgery):
         if spec is not None:
-            check_surgery(spec)
+            METHODS.check(spec)
     agent = config.agent
     for spec in (agent.trunk, agent.actor_trunk, agent.critic_trunk):
         if spec is not None:
-            check_trunk(spec)
+            TRUNKS.check(spec)
     for spec in config.callbacks:
         check_callback(spec)
     from mtrl.envs.benchmarks import get_benchmark  # brings a simulator
@@ -181,7 +180,7 @@ def sizes_of(benchmark: Benchmark) -> tuple[int, int]:
 def expect_agent(
     agent: Any, benchmark: Benchmark | None = None, config: AgentConfig | None = None
 ) -> MTSAC:
-    """Refuse an agent that is none, or not one of these tasks, sizes and networks.
+    """Refuse anything but an agent of these tasks, sizes and networks.
 
     Raises:
         UsageError: `agent: …`.

@@ -1,4 +1,4 @@
-"""Calling users' callbacks such that nothing of a run is lost, whatever they do."""
+"""Calling callbacks such that a run loses nothing if one of them fails."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.logger import Logger
 
-from mtrl.config.spec import parse
+from mtrl.config.registry import parse
 from mtrl.errors import RunError, UsageError, one_line
 from mtrl.folder import STEP
 from mtrl.training.callbacks import Callback, check
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def made(specs: Sequence[str], given: Sequence[Callback]) -> list[Callback]:
-    """All callbacks of a run: those that its configuration names, then those that were given.
+    """Return the callbacks of a run: those that its configuration names, then the given ones.
 
     Raises:
-        UsageError: if one cannot be made, or is none; or two would keep their states in one place.
+        UsageError: If one cannot be created, is not a callback, or has the state key of another.
     """
     found: list[Any] = []
     for spec in specs:
@@ -54,7 +54,7 @@ def made(specs: Sequence[str], given: Sequence[Callback]) -> list[Callback]:
 
 
 class _Mirror(Callback):
-    """Gives every row to another logger."""
+    """Sends every row to another logger."""
 
     def __init__(self, logger: Logger) -> None:
         self._to = logger
@@ -66,10 +66,10 @@ class _Mirror(Callback):
 
 
 def mirror(logger: Any) -> Callback:
-    """A callback that gives every row to Stable-Baselines3's logger, too.
+    """Return a callback that sends every row to a logger of Stable-Baselines3.
 
     Raises:
-        UsageError: if it is none of those.
+        UsageError: If it is another object.
     """
     if not isinstance(logger, Logger):
         kind = type(logger).__name__
@@ -80,21 +80,21 @@ def mirror(logger: Any) -> Callback:
 
 
 class Hooks:
-    """The callbacks of one run, which a hook's answer or error asks to stop.
+    """Callbacks of a run, their answers and the first error.
 
-    The first error keeps all further hooks from being called; it is raised once the run has been
-    put in order, so that no evaluation and no row of the logs is missed by a resumed run.
+    After an error no further hook is called. The error is raised after the run has finished its
+    step and written a checkpoint. So a resumed run misses no evaluation and no row of the logs.
 
     Args:
-        callbacks: In the order they are called.
-        states: Of the checkpoint that the run goes on from, by `state_key`.
+        callbacks: Callbacks in the order of their calls.
+        states: States in the checkpoint to resume from, by `state_key`.
 
     Attributes:
-        notes: What there is to say to whoever watches.
-        stopped_by: The hook that returned False, as `Class.on_eval`.
+        notes: Messages to print.
+        stopped_by: Hook that returned False, such as `Patience.on_eval`.
 
     Raises:
-        UsageError: if a callback does not take its state.
+        UsageError: If a callback does not accept its state.
     """
 
     def __init__(self, callbacks: Sequence[Callback], states: dict[str, Any]) -> None:
@@ -120,14 +120,14 @@ class Hooks:
 
     @property
     def wanted(self) -> bool:
-        """Whether the run is to stop."""
+        """Whether the run shall stop."""
         return self.stopped_by is not None or self._failure is not None
 
     def begin(self, trainer: Trainer) -> None:
-        """Show the callbacks the run, and call `on_training_start`.
+        """Attach the callbacks to a run and call `on_training_start`.
 
         Raises:
-            RunError: if one fails; the trainer is closed then.
+            RunError: If one fails; the trainer is closed then.
         """
         self._run_dir = trainer.run_dir
         for callback in self._callbacks:
@@ -138,12 +138,12 @@ class Hooks:
             self.expect_none_failed()
 
     def listens(self, hook: str) -> bool:
-        """Whether any callback has overridden the hook."""
+        """Return whether any callback overrides the hook."""
         base = getattr(Callback, hook)
         return any(getattr(type(callback), hook) is not base for callback in self._callbacks)
 
     def call(self, hook: str, *arguments: Any) -> None:
-        """Call the hook of each callback; its answer and its error are noted."""
+        """Call a hook of all callbacks and note their answers and errors."""
         for callback in self._callbacks:
             if self._failure is not None:
                 return
@@ -159,7 +159,7 @@ class Hooks:
                 self.stopped_by = name
 
     def state_dict(self) -> dict[str, Any]:
-        """Of all callbacks that have one."""
+        """Return the states of all callbacks that have one."""
         states = {}
         for callback in self._callbacks:
             try:
@@ -172,10 +172,10 @@ class Hooks:
         return {"callbacks": states} if states else {}
 
     def expect_none_failed(self) -> None:
-        """Raise the first error, if there was one.
+        """Raise the first error of a hook, if any.
 
         Raises:
-            RunError: naming the hook, and what there is to go on from.
+            RunError: With the hook, the error and the latest checkpoint.
         """
         if self._failure is not None:
             name, error = self._failure
@@ -184,7 +184,7 @@ class Hooks:
 
 
 def _expect_plain(state: dict[str, Any]) -> None:
-    """Refuse what a checkpoint would not give back as it was."""
+    """Refuse a state that a checkpoint cannot hold."""
     for key, value in state.items():
         if not isinstance(key, str) or "/" in key:
             raise TypeError(f"expected strings without '/' as keys, got {key!r}")
@@ -195,7 +195,7 @@ def _expect_plain(state: dict[str, Any]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The error and the line it comes from."""
+    """Return the error with the line that raised it."""
     where = traceback.extract_tb(error.__traceback__)
     line = f" ({where[-1].filename}, line {where[-1].lineno})" if where else ""
     return f"{type(error).__name__}: {one_line(error)}{line}"

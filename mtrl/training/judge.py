@@ -1,4 +1,4 @@
-"""A run's evaluations: on the way, and of the final policy."""
+"""Evaluations during a run and of its final policy."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from mtrl.training.state import RunState
 
 
 class Judge:
-    """Evaluates the policy of a run, and writes down what it found.
+    """Evaluates the policy of a run and writes the results to logs and files.
 
     Args:
-        config: All of it resolved.
-        state: The run's.
-        logger: Where numbers go.
-        run_dir: Where files go.
-        tick: Called after each vector step; what it raises ends the evaluation.
+        config: Resolved configuration.
+        state: State of the run.
+        logger: Logger of the run.
+        run_dir: Folder of the run.
+        tick: Called after each vector step; an exception ends the evaluation.
 
     Attributes:
-        left: Time to the run's end, which evaluations are part of.
+        left: Estimate of the time to the end of the run, evaluations included.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Judge:
         self.left = TimeLeft(config.schedule(n_tasks), *evaluations)
 
     def on_the_way(self) -> Evaluation:
-        """Evaluate; if it does not come to its end, the state says that it is still to be made."""
+        """Evaluate; an evaluation that does not finish stays pending in the state."""
         self._state.evaluation_pending = True
         result = self._evaluate(self._config.eval_episodes)
         self._state.evaluation_pending = False

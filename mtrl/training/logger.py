@@ -44,7 +44,7 @@ class RunLogger:
         tasks: In the order of TensorBoard's charts.
         tells_success: Whether any task may have a success rate.
         resume_at: Steps the run goes on from; what was logged beyond them is taken out first.
-        told: Is told of every row, tags and numbers.
+        told: Called with the tags and numbers of every row.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class RunLogger:
         self._bar = Bar(total_timesteps, resume_at)
 
     def record(self, name: str, value: float) -> None:
-        """Add a number to the next row, whichever that is.
+        """Add a number to the next row.
 
         Raises:
-            ValueError: if it is no number, or the name is none that a line of the logs can hold.
+            ValueError: If the value is not a number, or the name cannot be written to the logs.
         """
         if not name.isprintable() or set(',"') & set(name):
             raise ValueError(f"expected a printable name without comma and quotes, got {name!r}")

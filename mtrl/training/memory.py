@@ -1,4 +1,4 @@
-"""Whether what a configuration asks for fits in memory."""
+"""Checks that a configuration fits in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def expect_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> No
     """Compare the least that training needs with all the memory there is.
 
     Raises:
-        UsageError: if there is not enough.
+        UsageError: If there is not enough.
     """
     from mtrl.devices import total_memory
 
@@ -50,7 +50,7 @@ def expect_memory_for_simulators(config: TrainConfig, benchmark: Benchmark) -> N
     """Compare the memory of Meta-World's reference environments with all the machine has.
 
     Raises:
-        UsageError: if there is not enough.
+        UsageError: If there is not enough.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What a run writes down of where it comes from: benchmark.json and run.json."""
+"""Writing benchmark.json and run.json, which say where a run comes from."""
 
 from __future__ import annotations
 

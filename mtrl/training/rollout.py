@@ -134,7 +134,7 @@ class Collector:
 
 
 class Episode(NamedTuple):
-    """An episode of training that has ended."""
+    """A training episode that has ended."""
 
     task: str
     total_reward: float
@@ -143,7 +143,7 @@ class Episode(NamedTuple):
 
 
 def episodes_of(tasks: Sequence[str], infos: dict[str, Any]) -> list[Episode]:
-    """The episodes that ended, from the `infos` of `TaskVectorEnv.step` (`[T·E]` rows)."""
+    """Return the episodes that ended, from the `infos` of `TaskVectorEnv.step`."""
     ended = infos.get("_final_info", np.zeros(0, bool))
     found = infos["final_info"]["episode"] if ended.any() else {}
     copies = len(ended) // len(tasks)

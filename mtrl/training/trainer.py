@@ -28,9 +28,9 @@ from mtrl.training.hooks import Hooks
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.judge import Judge
 from mtrl.training.logger import RunLogger
-from mtrl.training.outcome import Outcome as Outcome
 from mtrl.training.pace import Pace
 from mtrl.training.place import quoted
+from mtrl.training.report import Outcome as Outcome
 from mtrl.training.rollout import episodes_of
 from mtrl.training.state import RunState
 

@@ -299,7 +299,7 @@ def test_precision_is_what_the_device_can_do(monkeypatch):
     assert resolve_precision("bf16", cpu) == "bf16"
     monkeypatch.setattr(precision, "multiplies_bf16", lambda: False)
     assert resolve_precision("bf16", cuda) == "bf16"
-    with pytest.warns(UserWarning, match="precision: fp32 in place of bf16"):
+    with pytest.warns(UserWarning, match="precision: using fp32 instead of bf16"):
         _, _, config = check(preset("mt10_cpu").model_copy(update={"device": "cpu"}))
     assert config.learner.precision == "fp32"  # the run folder says what was used
     with pytest.raises(UsageError, match="precision: expected 'fp32' or 'bf16' on a CPU"):

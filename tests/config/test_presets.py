@@ -6,7 +6,7 @@ import pytest
 
 from mtrl.config import presets
 from mtrl.config.presets import override, preset
-from mtrl.config.surgery import OPTIONS
+from mtrl.config.registry import METHODS
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
 
@@ -79,9 +79,7 @@ def test_every_preset_diagnoses(name):
 
 
 def test_methods_are_known_without_pytorch_as_the_registry_knows_them():
-    from mtrl.surgery import registry
-
-    built_in = {n: m for n, m in registry._METHODS.items() if m.__module__.startswith("mtrl.")}
+    built_in = {n: m for n, m in METHODS.classes.items() if m.__module__.startswith("mtrl.")}
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     found = {
         name: tuple(
@@ -91,4 +89,4 @@ def test_methods_are_known_without_pytorch_as_the_registry_knows_them():
         )
         for name, method in built_in.items()
     }
-    assert found == OPTIONS
+    assert found == METHODS.options

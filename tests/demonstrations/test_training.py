@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from mtrl.policy.normalizer import ObservationNormalizer
 from own_tasks import REACHERS
 from safetensors.torch import load_file
 from small_runs import HORIZON, TASKS, small_config
@@ -13,7 +14,6 @@ from mtrl import Demonstrations, collect, experts, get_benchmark, resume, train
 from mtrl.cli.train import main as train_main
 from mtrl.demonstrations.sources import sources
 from mtrl.errors import UsageError
-from mtrl.policy.normalizer import ObservationNormalizer
 from mtrl.sac.demonstrated import Demonstrated
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.sac.reward_scale import RewardScale

@@ -115,7 +115,7 @@ BOX = {
         {"observation": Box(0, 1, (8, 8))},
         "task 'b': expected observations in a Box of.*FlattenObservation",
     ),
-    "longer": ({"observation": Box(-1, 1, (4,))}, r"observations of equal shape, got \(3,\) of"),
+    "longer": ({"observation": Box(-1, 1, (4,))}, r"observations of equal shape, got \(3,\) for"),
     "unbounded": ({"action": Box(-np.inf, np.inf, (2,))}, "task 'b': expected bounded actions"),
 }
 
@@ -204,7 +204,7 @@ def test_without_success_tasks_are_judged_by_their_return(tmp_path, monkeypatch,
     assert "| a | 50 | – | – | -" in card
     assert "mtrl-eval FILE --benchmark MODULE:NAME" in card
     assert eval_main(["policy.safetensors"]) == 2
-    assert "custom tasks of pair, which a file only names" in capsys.readouterr().err
+    assert "custom tasks of pair, because a file only names" in capsys.readouterr().err
     assert eval_main(["run", "--benchmark", name, "--video", "films"]) == 2
     assert "video: expected Meta-World tasks" in capsys.readouterr().err
 
@@ -231,7 +231,7 @@ def test_a_run_records_what_it_was_trained_on(tmp_path, capsys):
     saved = TrainConfig.from_yaml(run_dir / "config.yaml")
     assert saved.benchmark == "own_tasks:REACHERS"
     assert get_benchmark(saved.benchmark, saved.tasks).tasks == REACHERS.tasks
-    with pytest.raises(UsageError, match="benchmark: expected custom tasks as those of reachers"):
+    with pytest.raises(UsageError, match="benchmark: expected custom tasks like those of reachers"):
         resume(run_dir, benchmark=get_benchmark("mt10"))
     with pytest.raises(
         UsageError, match="expected the tasks of reachers, got r without 'gravity-9'"
@@ -258,7 +258,7 @@ def test_a_benchmark_that_no_module_holds_is_asked_for(tmp_path, capsys):
         assert "'lost' was not imported from a module" in capsys.readouterr().err
     again = ["--resume", str(run_dir), "--max-runtime", "1"]
     assert train_main([*again, "--benchmark", "mt10"]) == 2
-    assert "expected custom tasks as those of lost, got metaworld" in capsys.readouterr().err
+    assert "expected custom tasks like those of lost, got metaworld" in capsys.readouterr().err
     assert train_main([*again, "--benchmark", "own_tasks:REACHERS"]) == 0
     assert read_benchmark(run_dir).name == "lost"
 

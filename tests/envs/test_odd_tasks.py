@@ -65,7 +65,7 @@ def test_no_reset_lets_in_what_is_not_finite(number, value):
         assert np.array_equal(infos["final_obs"], np.full((1, 3), 10))
     assert told == [
         "task 'a': a reset returned an observation that is not finite in float32; the episode was "
-        "drawn again from another seed"
+        "restarted from another seed"
     ]
 
 
@@ -194,14 +194,14 @@ def test_observations_of_any_number_type_are_taken():
 
 
 SPACES = {
-    "integers": (partial(Plain, None, Box(0, 9, (2,), np.int64)), "floating-point numbers"),
-    "bytes": (partial(Plain, None, Box(0, 255, (2,), np.uint8)), "floating-point numbers"),
+    "integers": (partial(Plain, None, Box(0, 9, (2,), np.int64)), "floating-point actions"),
+    "bytes": (partial(Plain, None, Box(0, 255, (2,), np.uint8)), "floating-point actions"),
     "discrete": (partial(Plain, None, Discrete(3)), "actions in a Box of one dimension"),
     "no action": (partial(Plain, None, Box(-1, 1, (0,))), "actions in a Box of one dimension"),
     "unbounded": (partial(Plain, None, Box(-np.inf, 1, (2,))), "expected bounded actions"),
     "dict": (partial(Plain, Dict(x=Box(0, 1, (2,)))), "FlattenObservation"),
     "picture": (partial(Plain, Box(0, 255, (8, 8, 3), np.uint8)), "FlattenObservation"),
-    "other shape": (partial(Plain, Box(0, 1, (4,))), r"equal shape, got \(3,\) of task 'fine'"),
+    "other shape": (partial(Plain, Box(0, 1, (4,))), r"equal shape, got \(3,\) for task 'fine'"),
 }
 
 
@@ -241,13 +241,13 @@ def test_what_breaks_the_contract_is_told_at_once(how):
 
 def test_what_cannot_even_be_made_is_told_at_once():
     assert "expected a gymnasium.Env, got builtins.int" in refused(lambda: 3)
-    assert "failed at making it: ZeroDivisionError" in refused(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    assert "failed at creating it: ZeroDivisionError" in refused(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
     assert "expected finite observations" in refused(lambda: _nan())
     with pytest.raises(UsageError, match=r"environments: expected a dict .* got list"):
         Benchmark("odd", ["a"])  # type: ignore[arg-type]
     lock = __import__("threading").Lock()
     assert "failed at sending it to another process" in refused(lambda: (lock, Plain())[1])
-    with pytest.raises(UsageError, match="expected a function that makes task 'a', got <"):
+    with pytest.raises(UsageError, match="expected a function that creates task 'a', got <"):
         Benchmark("odd", {"a": Plain()})  # type: ignore[dict-item]
 
 
@@ -278,7 +278,7 @@ class Hangs(Plain):
 
 @pytest.mark.parametrize(
     ("how", "doing"),
-    [("init", "making it"), ("reset", "reset"), ("step", "step"), ("close", "close")],
+    [("init", "creating it"), ("reset", "reset"), ("step", "step"), ("close", "close")],
 )
 def test_an_environment_that_hangs_is_told_before_a_run(how, doing, monkeypatch):
     monkeypatch.setattr("mtrl.envs.examine.START_TIMEOUT", 0.2)
@@ -385,7 +385,9 @@ def test_names_that_files_cannot_hold_are_refused(name):
     if name not in ("mean", "worst"):
         with pytest.raises(UsageError, match="name: expected a name"):
             Benchmark(name, {"a": Plain})
-    with pytest.raises(UsageError, match="name: expected another than Meta-World's, got 'mt10'"):
+    with pytest.raises(
+        UsageError, match="name: expected a name Meta-World does not use, got 'mt10'"
+    ):
         Benchmark("mt10", {"a": Plain})
 
 
@@ -409,5 +411,5 @@ def test_a_script_without_a_guard_is_told_of_it(condition, code, tmp_path):
     command = [sys.executable, str(script), str(Path(__file__).parents[1])]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert (done.returncode, done.stdout) == (code, "imported\n" * 2), done.stderr
-    assert ('stand under `if __name__ == "__main__":`' in done.stderr) == bool(code)
+    assert ('under `if __name__ == "__main__":`' in done.stderr) == bool(code)
     assert done.stderr.count("Traceback") == code

@@ -25,7 +25,7 @@ from mtrl.evaluation.play import act
 from mtrl.evaluation.protocol import _copies, evaluate, evaluate_in
 from mtrl.evaluation.scores import Evaluation
 from mtrl.policy.policy import Policy
-from mtrl.training.outcome import Outcome
+from mtrl.training.report import Outcome
 
 TASKS = ("reach-v3", "drawer-close-v3", "push-v3")
 SEED, EPISODES = 11, 8

@@ -94,7 +94,7 @@ def test_what_is_not_what_was_judged_is_no_film(judged, tmp_path):
 
 def test_a_machine_that_cannot_draw_is_told_before_anything_starts(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("MUJOCO_GL", "crayons")
-    with pytest.raises(UsageError, match="video: expected MUJOCO_GL=crayons to draw with"):
+    with pytest.raises(UsageError, match="video: expected MUJOCO_GL=crayons for rendering"):
         find_backend()
     monkeypatch.chdir(tmp_path)
     commands = (

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from mtrl.config.registry import TRUNKS
 from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, head
-from mtrl.nets.trunks import get_trunk, load_trunk, registry
+from mtrl.nets.trunks import get_trunk, load_trunk
 from mtrl.policy.export import export_policy
 from mtrl.policy.policy import Policy
 from mtrl.sac.agent import MTSAC
@@ -24,7 +25,7 @@ NAME = "own_trunks:Attentive"
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
-    monkeypatch.setattr(registry, "_TRUNKS", dict(registry._TRUNKS))
+    monkeypatch.setattr(TRUNKS, "classes", dict(TRUNKS.classes))
     load_trunk(f"{NAME}(width=6)")
 
 
@@ -121,12 +122,12 @@ def test_a_file_imports_nothing(tmp_path):
     [
         ("own_trunks:Waits", r".item\(\).*own_trunks.py, line 31: return self.layer"),
         ("own_trunks:Branches", r"control flow.*own_trunks.py, line 37: return y if y.sum\(\) > 0"),
-        ("own_trunks:Averages", r"parameters alone, got 'own_trunks:Averages' with the buffer '1"),
+        ("own_trunks:Averages", r"parameters only, got 'own_trunks:Averages' with the buffer '1"),
         ("own_trunks:Flat", r"expected features of shape \(2, d\) from .* got \(2,\)"),
-        ("own_trunks:Idle", r"depend on every parameter of .* got some without 'layer.weight'"),
+        ("own_trunks:Idle", r"depend on every parameter of .* got .* not depend on 'layer.weight'"),
         ("own_trunks:Empty", r"expected a module with parameters"),
-        ("own_trunks:Refuses(width=4)", r"cannot make own_trunks:Refuses\(4, …\): width 4"),
-        ("own_trunks:Refuses(depth=4)", r"cannot make own_trunks:Refuses\(4, …\): .*'depth'"),
+        ("own_trunks:Refuses(width=4)", r"cannot create own_trunks:Refuses\(4, …\): width 4"),
+        ("own_trunks:Refuses(depth=4)", r"cannot create own_trunks:Refuses\(4, …\): .*'depth'"),
         ("own_trunks:torch", r"expected a class of torch.nn.Module at 'own_trunks:torch'"),
         ("own_trunks:None", r"trunk: cannot import 'own_trunks:None'"),
     ],
@@ -139,7 +140,7 @@ def test_what_is_in_the_way_is_told(spec, message, device):
 
 
 def test_rows_are_each_for_itself():
-    with pytest.raises(UsageError, match="features of one observation from 'own_trunks:Mixes'"):
+    with pytest.raises(UsageError, match="depend on one observation from 'own_trunks:Mixes'"):
         make("own_trunks:Mixes")
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
+from mtrl.config.registry import TRUNKS as REGISTRY
 from mtrl.config.sections import AgentConfig
-from mtrl.config.trunks import OPTIONS, check
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, TrunkFunction, head
 from mtrl.nets.params import Params
@@ -49,9 +49,9 @@ each_trunk = pytest.mark.parametrize("trunk", CASES, ids=NAMES)
 
 def test_all_architectures_are_here():
     ours = set(available_trunks()) - {"two-layers"}  # which a docstring registers
-    assert {name.split(",")[0] for name in TRUNKS} == ours == set(OPTIONS)
-    for name in OPTIONS:
-        assert set(OPTIONS[name]) == {field.name for field in fields(get_trunk(name))}
+    assert {name.split(",")[0] for name in TRUNKS} == ours == set(REGISTRY.options)
+    for name in REGISTRY.options:
+        assert set(REGISTRY.options[name]) == {field.name for field in fields(get_trunk(name))}
 
 
 def make(trunk, n_tasks=T, multi_head=True) -> MultiTaskNetworks:
@@ -310,7 +310,7 @@ def test_actor_and_critics_may_differ():
         ("moore(experts=None, widths=())", "trunk: expected widths of 1 to 256 layers, got ()"),
         ("mlp(widths=(3, 0))", "trunk: expected widths from 1 to 65536, got 0"),
         ("mlp(layer_norm=1)", "trunk: expected layer_norm True or False, got 1"),
-        ("residual(widths=(3, 4))", "trunk: expected one width throughout a residual trunk"),
+        ("residual(widths=(3, 4))", "trunk: expected equal widths for a residual trunk"),
     ],
 )
 def test_a_wrong_description_is_refused(spec, message):
@@ -321,15 +321,15 @@ def test_a_wrong_description_is_refused(spec, message):
 
 def test_an_embedding_is_for_trunks_that_have_one():
     assert get_trunk("care", embedding=9).embedding == 9
-    with pytest.raises(UsageError, match="task_embedding: expected a trunk with an embedding"):
+    with pytest.raises(UsageError, match="task_embedding: expected a trunk with a task embedding"):
         get_trunk("moore", embedding=9)
 
 
 def test_names_are_checked_without_the_registry():
-    for name in OPTIONS:
-        check(name)
+    for name in REGISTRY.options:
+        REGISTRY.check(name)
     with pytest.raises(UsageError, match="option of care: unknown 'expert'"):
-        check("care(expert=4)")
+        REGISTRY.check("care(expert=4)")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

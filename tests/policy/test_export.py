@@ -263,9 +263,12 @@ def trunk_header(trunk: str) -> str:
         ("x: !!int ''", "cannot read"),
         ("- 1", "a mapping from fields to values"),
         # What this one asks for there would be: 1.6 GB, if it were laid out before it is compared.
-        (yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [20_000] * 2}}), "does not hold what"),
-        (yaml.safe_dump(HEADER | {"observation_size": 10**9}), "does not hold what its header"),
-        (yaml.safe_dump(HEADER | {"observation_size": 10**30}), "does not hold what its header"),
+        (
+            yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [20_000] * 2}}),
+            "do not match its header",
+        ),
+        (yaml.safe_dump(HEADER | {"observation_size": 10**9}), "do not match its header"),
+        (yaml.safe_dump(HEADER | {"observation_size": 10**30}), "do not match its header"),
         (yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [10**6] * 9}}), "expected widths from"),
         (
             yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [10**12] * 2}}),
@@ -340,7 +343,7 @@ def test_a_policy_does_not_change_with_its_file(files, tmp_path):
         ([], "output: expected -o FILE or --card, got neither"),
         (["-o", "x.onnx"], "output: expected a name that ends in .safetensors or .pt2, got x.onnx"),
         (["-o", "nowhere/x.pt2"], "output: expected a file in a folder that exists"),
-        (["-o", "policy.safetensors"], "output: expected another file than the policy's"),
+        (["-o", "policy.safetensors"], "output: expected a file other than the policy's"),
         (["--crad"], "flag: unknown '--crad'; did you mean '--card'"),
     ],
 )

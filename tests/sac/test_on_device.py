@@ -14,8 +14,8 @@ from small_learner import ACTION, OBSERVATION
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mtrl.config.registry import TRUNKS as REGISTRY
 from mtrl.config.sections import AgentConfig
-from mtrl.config.trunks import OPTIONS
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.sac.values import CategoricalValue
@@ -33,7 +33,7 @@ AGENTS = {
         normalize_observations=True,
     ),
 }
-TRUNKS = [name for name in OPTIONS if name not in ("mlp", "residual")]
+TRUNKS = [name for name in REGISTRY.options if name not in ("mlp", "residual")]
 CAPTURED = [name for name in available() if get_surgery(name).capturable]
 FORMS = ("pcgrad",)  # gradients per task, which the other engine does without
 

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import norm
 
 from mtrl.config.sections import AgentConfig, LearnerConfig
-from mtrl.policy.normalizer import CLIP, ObservationNormalizer
+from mtrl.policy.inputs import CLIP, ObservationNormalizer
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
 from mtrl.sac.optimizers import make_optimizer

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrl.nets.linear import shared_linear
+from mtrl.nets.fused import layer
 from mtrl.nets.networks import MultiTaskNetworks, head
 from mtrl.nets.trunks import MLP
 from mtrl.surgery import StackedProblem
@@ -188,8 +188,8 @@ def test_curvature_of_a_multi_task_network_by_its_explicit_hessian(relu):
     activate = torch.relu if relu else torch.tanh
 
     def smooth(shared, per_task, inputs, record=None):
-        hidden = torch.tanh(shared_linear(inputs, shared["weight0"], per_task["bias0"]))
-        return torch.tanh(shared_linear(hidden, shared["weight1"], shared["bias1"]))
+        hidden = torch.tanh(layer(inputs, shared["weight0"], per_task["bias0"]))
+        return torch.tanh(layer(hidden, shared["weight1"], shared["bias1"]))
 
     smooth.layers = networks.trunk.layers
 

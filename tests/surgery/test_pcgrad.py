@@ -140,7 +140,7 @@ def test_a_method_from_outside_is_one_class():
 
     assert "test-first-task" in available()
     assert isinstance(get_surgery("test-first-task"), FirstTask)
-    with pytest.raises(ValueError, match="second time"):
+    with pytest.raises(ValueError, match="again"):
         register("test-first-task")(PCGrad)
 
 

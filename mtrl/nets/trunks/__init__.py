@@ -1,4 +1,4 @@
-"""Trunks: a file per architecture, and their registry."""
+"""Trunks, with one file per architecture, and their registry."""
 
 from mtrl.nets.trunks.base import Trunk
 from mtrl.nets.trunks.care import CARE
