@@ -1,7 +1,7 @@
-"""Many training runs, a few at a time, each with cores of its own: for ablation.py and noise.py.
+"""Queue of training runs, a few at a time with their own cores, for ablation.py and noise.py.
 
-A run that is finished is not made again, one that was stopped goes on by --resume. So a queue can
-be stopped at any time, and the same command goes on with it.
+Finished runs are skipped, and interrupted runs are resumed. A queue can therefore be stopped at any
+time and continued with the same command.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mtrl.config.presets import preset
 from mtrl.config.train import TrainConfig
 
 KEPT = ("progress.csv", "config.yaml", "run.json", "eval.json", "eval.csv")
-"""What is kept of a run; the last one says that it is whole."""
+"""Files kept of a run; the last one marks it as complete."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Trial:
     """One run.
 
     Attributes:
-        name: Of the agent; runs of one agent differ in their seed.
-        config: Everything but where it runs.
-        variables: Of the environment, beside those there are.
+        name: Name of the agent; runs of one agent differ in their seed.
+        config: Configuration without its run folder.
+        variables: Additional environment variables.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Trial:
 
     @property
     def folder(self) -> str:
-        """Where its files are kept."""
+        """Name of the folder where its files are kept."""
         return label(self.name, self.config.seed)
 
 
 def short(base: str, total_timesteps: int, seed: int, change: Mapping[str, Any]) -> TrainConfig:
-    """A preset with changes, for so many steps, on one thread, and evaluated at the end alone."""
+    """Return a preset with changes, on one thread and with only a final evaluation."""
     flat = preset(base).flat() | {"seed": seed, "total_timesteps": total_timesteps, "threads": 1}
     rarely = {"eval_every": 1, "checkpoint_every": 5, "log_every": 20}
     flat |= {key: total_timesteps // times for key, times in rarely.items()}
@@ -57,12 +57,12 @@ def short(base: str, total_timesteps: int, seed: int, change: Mapping[str, Any])
 
 
 def label(name: str, seed: int) -> str:
-    """Of a run's folders, on any file system."""
+    """Return the folder name of a run, valid on any file system."""
     return re.sub(r"[^\w+-]+", "_", f"{name} seed {seed}")
 
 
 def read(names: Sequence[str], output: Path) -> dict[str, Method]:
-    """The agents of which there are results, with all their seeds."""
+    """Read the agents that have results, with all their seeds."""
     found = {}
     for name in names:
         files = output.glob(f"{label(name, 0)[:-1]}[0-9]*/eval.csv")
@@ -73,17 +73,17 @@ def read(names: Sequence[str], output: Path) -> dict[str, Method]:
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Where runs go, and how many at a time."""
+    """Add flags for output folders and parallel runs."""
     parser.add_argument("-o", "--output", type=Path, default=Path("results") / name)
     parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="run folders")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="runs in parallel")
 
 
 def train_all(trials: Sequence[Trial], output: Path, runs: Path, jobs: int) -> None:
-    """Make the runs that are missing, in this order; one that fails does not stop the others.
+    """Run what is missing, in this order; a failed run does not stop the others.
 
     Raises:
-        SystemExit: in the end, if a run failed, with the last line of each that did.
+        SystemExit: At the end, if runs failed, with the last line of each.
     """
     shares: SimpleQueue[list[int]] = SimpleQueue()
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -97,7 +97,7 @@ def train_all(trials: Sequence[Trial], output: Path, runs: Path, jobs: int) -> N
 
 
 def _train(trial: Trial, output: Path, runs: Path) -> str | None:
-    """One run, to its end; its CSVs go where the others are. Returns why it failed, if it did."""
+    """Run a trial to its end and keep its files; return the reason if it fails."""
     kept, run_dir = output / trial.folder, runs / trial.folder
     if (kept / KEPT[-1]).exists():
         return None
@@ -126,6 +126,6 @@ def _train(trial: Trial, output: Path, runs: Path) -> str | None:
 
 
 def _pin(shares: SimpleQueue[list[int]]) -> None:
-    """This thread, and the processes that it starts, on a share of the cores (Linux)."""
+    """Pin this thread, and the processes it starts, to a share of the cores (Linux)."""
     if share := shares.get():
         os.sched_setaffinity(0, share)

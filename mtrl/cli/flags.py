@@ -24,12 +24,13 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from mtrl.config.section import flag_of
 from mtrl.errors import RunError, UsageError, unknown
 
 _format_warning = warnings.formatwarning
-
-FLAGS = {"imports": "import", "json_file": "json", "csv_file": "csv"}
-"""Flags whose name cannot be a field's name in Python or pydantic."""
+_ENDING = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
 
 
 class _Version(argparse.Action):
@@ -117,7 +118,7 @@ def _surroundings() -> Iterator[None]:
 
     - Modules in the working directory can be imported, as with `python -m`.
     - Characters that the terminal's encoding lacks are replaced by question marks.
-    - SIGTERM and a closed terminal interrupt like SIGINT, so that a run can stop cleanly.
+    - SIGTERM, SIGUSR1 and a closed terminal interrupt like SIGINT, so that a run can stop cleanly.
     - Closed standard streams are redirected to the null device. Otherwise the next file that is
       opened would take their descriptor, and child processes would write into it.
     - Warnings from mtrl are one line without source code.
@@ -140,7 +141,7 @@ def _surroundings() -> Iterator[None]:
             stream.reconfigure(errors="replace")
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        for number in _ENDING:
             if signal.getsignal(number) is signal.SIG_DFL:
                 handlers[number] = signal.signal(number, _interrupt)
     try:
@@ -184,9 +185,20 @@ def _unhandled(error: threading.ExceptHookArgs) -> None:
 
 
 def add_flags(
-    parser: argparse.ArgumentParser, defaults: BaseModel, leave_out: Sequence[str] = ()
+    parser: argparse.ArgumentParser,
+    defaults: BaseModel,
+    leave_out: Sequence[str] = (),
+    *,
+    several: bool = False,
 ) -> None:
-    """Add one flag per leaf of the tree; values stay strings for pydantic to parse."""
+    """Add one flag per leaf of the tree; values stay strings for pydantic to parse.
+
+    Args:
+        parser: Receives the flags.
+        defaults: Shown in --help.
+        leave_out: Fields without a flag.
+        several: Every flag takes several values, and a switch needs its `true`.
+    """
     for group, name, field, default in _leaves(defaults):
         if name in leave_out:
             continue
@@ -195,11 +207,11 @@ def add_flags(
         is_switch = field.annotation is bool  # `--flag` without a value means true
         text = (field.description or "").replace("%", "%%")
         target.add_argument(
-            "--" + FLAGS.get(name, name).replace("_", "-"),
+            flag_of(name),
             dest=name,
             metavar=_metavar(field.annotation),
-            nargs="+" if _is_tuple(field.annotation) else "?" if is_switch else None,
-            const="true" if is_switch else None,
+            nargs="+" if several or _is_tuple(field.annotation) else "?" if is_switch else None,
+            const="true" if is_switch and not several else None,
             default=argparse.SUPPRESS,
             help=text if default is None else f"{text} (default: {shown})",
         )

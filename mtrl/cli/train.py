@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtrl.cli.flags import FLAGS, Parser, add_flags, run
+from mtrl.cli.flags import Parser, add_flags, run
 from mtrl.config import presets
-from mtrl.config.section import validate
+from mtrl.config.section import flag_of, validate
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
 from mtrl.training.check import check_names, check_plan
@@ -40,8 +40,8 @@ def _train(arguments: Sequence[str] | None) -> int:
         allow_abbrev=False,
         description="Train one policy on many Meta-World tasks. Timesteps are environment steps "
         "summed over all tasks. Without --config, MT10 and MT50 use the best preset for the "
-        "device, and other tasks use the published protocol. The defaults below are those of "
-        f"{shown.name or 'the published protocol'}.",
+        "device, and other tasks use the recipe for it. The defaults below are those of "
+        f"{shown.name}.",
     )
     parser.add_argument(
         "--config",
@@ -80,6 +80,11 @@ def _train(arguments: Sequence[str] | None) -> int:
 
     found = _start(chosen, resolve_device(config.device).type)
     config, lines = presets.override(found.config, given)
+    if config.transfer.init_from is not None:
+        from mtrl.sac.transfer import adopted
+
+        config, _, replaced = adopted(config, insisted=given)
+        lines += replaced
     note = "\n".join([found.line(config), *lines])
     return _exit_code(train(config, note=note, resume_if_exists=may_exist))
 
@@ -91,7 +96,7 @@ def _resume(run_dir: Path, given: dict[str, Any], other: Any) -> Outcome:
         flag = others[0] if others else "resume_if_exists" if other is True else "config"
         raise UsageError(
             "resume: expected only --total-timesteps, --max-runtime, --max-restarts and "
-            f"--benchmark with it, got --{FLAGS.get(flag, flag).replace('_', '-')}"
+            f"--benchmark with it, got {flag_of(flag)}"
         )
     config = validate(TrainConfig, given)
     from mtrl.training.run import resume

@@ -9,14 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mtrl.config.base import PRESETS, SPECIFIC
 from mtrl.config.section import leaves
 from mtrl.config.train import TrainConfig, shown
 from mtrl.errors import UsageError, unknown
 
-FOLDER = Path(__file__).parent / "presets"
-
 EXPECTED = {
     "quickstart": "about ten minutes on two CPU cores",
+    "recipe_cpu": "on two CPU cores some eight minutes for each task of Meta-World's",
+    "recipe_gpu": "for a GPU; not timed yet",
+    "plain": "for a GPU; not timed yet",
     "mt10_cpu": "little more than an hour on two CPU cores",
     "mt50_cpu": "about seven hours on two CPU cores, estimated by the time of an update; not yet "
     "run to its end",
@@ -42,33 +44,28 @@ BEST = {
 }
 """Best known preset for a benchmark on a device."""
 
+RECIPE = {"cpu": "recipe_cpu", "cuda": "recipe_gpu"}
+"""Preset for any other set of tasks, by device."""
+
 
 class Start(NamedTuple):
     """Configuration that the flags of a command line change.
 
     Attributes:
-        name: Name of the preset or file; None for the defaults, those of the published protocol.
+        name: Name of the preset or file.
         config: Configuration.
     """
 
-    name: str | None
+    name: str
     config: TrainConfig
 
     def line(self, changed: TrainConfig) -> str:
         """Return a line with the name, and the expected time if `changed` should not alter it."""
         before, after = self.config.flat(), changed.flat()
         is_as_timed = all(after[name] == before[name] for name in before.keys() - SAME_TIME)
-        expected = EXPECTED.get(self.name or "")
+        expected = EXPECTED.get(self.name)
         shown = f" ({expected})" if expected and is_as_timed else ""
-        return f"configuration: {self.name or 'defaults'}{shown}"
-
-
-SPECIFIC = {
-    "benchmark": ("tasks",),
-    "hidden_sizes": ("actor_hidden_sizes", "critic_hidden_sizes"),
-    "surgery": ("actor_surgery", "critic_surgery"),
-}
-"""Fields that take precedence over a more general field, by that field."""
+        return f"configuration: {self.name}{shown}"
 
 
 def preset(name: str, **changes: Any) -> TrainConfig:
@@ -92,7 +89,7 @@ def preset(name: str, **changes: Any) -> TrainConfig:
     """
     if name not in EXPECTED:
         raise UsageError(unknown("config", name, [*EXPECTED, "a file that ends in .yaml"]))
-    return override(TrainConfig.from_yaml(FOLDER / f"{name}.yaml"), changes)[0]
+    return override(TrainConfig.from_yaml(PRESETS / f"{name}.yaml"), changes)[0]
 
 
 def override(config: TrainConfig, changes: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
@@ -130,5 +127,5 @@ def best(benchmark: str | None, device: str) -> Start:
         benchmark: Name of the benchmark; None for a list of tasks.
         device: `cpu` or `cuda`.
     """
-    name = BEST.get((benchmark or "", device))
-    return Start(name, TrainConfig() if name is None else preset(name))
+    name = BEST.get((benchmark or "", device), RECIPE[device])
+    return Start(name, preset(name))

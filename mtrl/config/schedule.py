@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from mtrl.config.rates import total
 from mtrl.errors import UsageError
 
 if TYPE_CHECKING:
     from mtrl.config.train import TrainConfig
-
-MAX_COUNT = 10**12
-"""Upper bound of step counts: the name of a checkpoint has twelve digits."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Schedule:
         given = {name: getattr(config, name) for name in cls.PER_TASK}
         schedule = cls(
             **{
-                name: n_tasks * cls.PER_TASK[name] if steps is None else steps
+                name: n_tasks * cls.PER_TASK[name] if steps is None else total(steps, n_tasks)
                 for name, steps in given.items()
             }
         )

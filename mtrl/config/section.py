@@ -25,6 +25,18 @@ AnySection = TypeVar("AnySection", bound="Section")
 _SCIENTIFIC = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d{1,3}\s*")
 
 
+FLAGS = {"imports": "import", "json_file": "json", "csv_file": "csv"}
+"""Flags whose word Python or pydantic keeps from being a field's name."""
+
+DEFAULT = "default"
+"""What a flag takes for a field that a preset sets and that is to have its default, none, again."""
+
+
+def flag_of(field: str) -> str:
+    """The flag of a field: `--batch-size` of batch_size."""
+    return "--" + FLAGS.get(field, field).replace("_", "-")
+
+
 _PLAIN = {
     "tuple_type": "input should be a list of values",
     "model_type": "input should be a mapping from fields to values",
@@ -42,11 +54,16 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Accept `1e6` as an integer, which pydantic does not, and no bool, which it does."""
+        """Accept `1e6` as an integer, which pydantic does not, and no bool, which it does.
+
+        Accept `default` as None, which a command line cannot write otherwise.
+        """
         kinds = leaf_types(cls.model_fields[str(info.field_name)].annotation)
+        if type(None) in kinds and Path not in kinds and value in (DEFAULT, [DEFAULT], (DEFAULT,)):
+            return None
         if isinstance(value, list | tuple):
-            return type(value)(_read_number(part, kinds) for part in value)
-        return _read_number(value, kinds)
+            return type(value)(read_number(part, kinds) for part in value)
+        return read_number(value, kinds)
 
     def model_copy(
         self: AnySection, *, update: Mapping[str, Any] | None = None, deep: bool = False
@@ -102,7 +119,8 @@ def leaf_types(annotation: Any) -> set[type]:
     return {annotation} if isinstance(annotation, type) else set()
 
 
-def _read_number(value: Any, kinds: set[type]) -> Any:
+def read_number(value: Any, kinds: set[type]) -> Any:
+    """Turn text such as `1e6` into an integer, if `kinds` have one; leave other values alone."""
     if bool in kinds or not kinds & {int, float}:
         return value
     if isinstance(value, bool):

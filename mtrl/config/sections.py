@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
+from mtrl.config.rates import Nats, total
 from mtrl.config.section import Section
 
 
@@ -198,10 +199,10 @@ class LearnerConfig(Section):
     tau: float = Field(
         default=0.005, gt=0, le=1, description="Polyak coefficient of target critics [per update]."
     )
-    target_entropy: float | None = Field(
+    target_entropy: Nats | None = Field(
         default=None,
-        description="Target entropy of each task's temperature [nats] (default: minus the number "
-        "of action dimensions).",
+        description="Target entropy of each task's temperature [nats, or X/action for each action "
+        "dimension] (default: -1/action).",
     )
     min_temperature: float = Field(
         default=0.0,
@@ -231,3 +232,9 @@ class LearnerConfig(Section):
         if self.return_memory is not None and self.return_scale is None:
             raise PydanticCustomError("memory", "return_memory: expected return_scale with it")
         return self
+
+    def entropy_of(self, n_actions: int) -> float:
+        """Return the target entropy for so many action dimensions [nats]."""
+        if self.target_entropy is None:
+            return -float(n_actions)
+        return float(total(self.target_entropy, n_actions, float))

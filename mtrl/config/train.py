@@ -3,7 +3,8 @@
     TrainConfig
     ├── agent: AgentConfig              networks
     ├── learner: LearnerConfig          losses, optimisers, replay, surgery
-    └── environment: EnvironmentConfig  simulator
+    ├── environment: EnvironmentConfig  simulator
+    └── transfer: TransferConfig        policy that a run begins from
 
 Every leaf has a unique name, so a field has the same name everywhere: `learner.batch_size` in YAML
 is `--batch-size` on the command line (`imports` is `--import`). *Timesteps* are environment steps
@@ -14,6 +15,7 @@ This module imports neither torch nor MuJoCo, so that `--help` is fast.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_origin
 
@@ -21,14 +23,15 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from mtrl.config import yaml12
+from mtrl.config.base import read_tree
 from mtrl.config.environment import MAX_PROCESSES
 from mtrl.config.environment import EnvironmentConfig as EnvironmentConfig
-from mtrl.config.schedule import MAX_COUNT
+from mtrl.config.rates import Steps, StepsOrNever
 from mtrl.config.schedule import Schedule as Schedule
 from mtrl.config.section import Section, validate
 from mtrl.config.sections import AgentConfig as AgentConfig
 from mtrl.config.sections import LearnerConfig as LearnerConfig
-from mtrl.errors import UsageError, one_line
+from mtrl.config.transfer import TransferConfig as TransferConfig
 
 Camera = Literal[
     "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV"
@@ -62,26 +65,20 @@ class TrainConfig(Section):
         description="Meta-World tasks to train on instead of the benchmark's, in this order; with "
         "a custom benchmark, a subset of its tasks.",
     )
-    total_timesteps: int | None = Field(
+    total_timesteps: Steps | None = Field(
         default=None,
-        gt=0,
-        lt=MAX_COUNT,
-        description="Length of the run [environment steps over all tasks] (default: 2,000,000 per "
-        "task).",
+        description="Length of the run [environment steps over all tasks, or N/task] (default: "
+        "2,000,000/task). So are the step counts below.",
     )
-    learning_starts: int | None = Field(
+    learning_starts: Steps | None = Field(
         default=None,
-        gt=0,
-        lt=MAX_COUNT,
         description="Steps with uniformly random actions before the first update [environment "
-        "steps over all tasks] (default: 4,000 per task).",
+        "steps over all tasks] (default: 4,000/task).",
     )
-    eval_every: int | None = Field(
+    eval_every: Steps | None = Field(
         default=None,
-        gt=0,
-        lt=MAX_COUNT,
         description="Interval between evaluations [environment steps over all tasks] (default: "
-        "50,000 per task).",
+        "50,000/task).",
     )
     eval_episodes: int = Field(
         default=10,
@@ -95,26 +92,20 @@ class TrainConfig(Section):
         description="Show each task's first evaluation episode in TensorBoard; each video takes "
         "seconds to render and 0.1 to 0.2 MB.",
     )
-    checkpoint_every: int | None = Field(
+    checkpoint_every: Steps | None = Field(
         default=None,
-        gt=0,
-        lt=MAX_COUNT,
         description="Interval between checkpoints [environment steps over all tasks] (default: "
-        "50,000 per task).",
+        "50,000/task).",
     )
-    log_every: int | None = Field(
+    log_every: Steps | None = Field(
         default=None,
-        gt=0,
-        lt=MAX_COUNT,
         description="Interval between rows of the logs [environment steps over all tasks] "
-        "(default: 2,000 per task).",
+        "(default: 2,000/task).",
     )
-    diagnose_every: int | None = Field(
+    diagnose_every: StepsOrNever | None = Field(
         default=None,
-        ge=0,
-        lt=MAX_COUNT,
         description="Interval between measurements of gradient conflicts [environment steps over "
-        "all tasks] (default: 20,000 per task); 0: never.",
+        "all tasks] (default: 20,000/task); 0: never.",
     )
     max_runtime: float | None = Field(
         default=None,
@@ -164,6 +155,7 @@ class TrainConfig(Section):
     agent: AgentConfig = Field(default_factory=AgentConfig)
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
+    transfer: TransferConfig = Field(default_factory=TransferConfig)
 
     @field_validator("run_dir")
     @classmethod
@@ -176,11 +168,7 @@ class TrainConfig(Section):
         if not isinstance(tree, dict):
             return tree
         found = dict(tree)
-        for section, field in cls.model_fields.items():
-            model = field.annotation
-            # On Python 3.10 `tuple[str, ...]` is an instance of `type`, too.
-            if get_origin(model) or not (isinstance(model, type) and issubclass(model, Section)):
-                continue
+        for section, model in cls._sections():
             given = {name: found.pop(name) for name in model.model_fields if name in found}
             inside = found.get(section, {})
             if isinstance(inside, Section):
@@ -191,6 +179,14 @@ class TrainConfig(Section):
                     raise PydanticCustomError("twice", f"{twice[0]} is given twice")
                 found[section] = inside | given
         return found
+
+    @classmethod
+    def _sections(cls) -> Iterator[tuple[str, type[Section]]]:
+        for name, field in cls.model_fields.items():
+            model = field.annotation
+            # On Python 3.10 `tuple[str, ...]` is an instance of `type`, too.
+            if not get_origin(model) and isinstance(model, type) and issubclass(model, Section):
+                yield name, model
 
     def schedule(self, n_tasks: int) -> Schedule:
         """Return the step counts for `n_tasks` tasks; see `Schedule.of`."""
@@ -204,12 +200,8 @@ class TrainConfig(Section):
             UsageError: If the file cannot be read, is not YAML, or holds an unknown key or an
                 invalid value.
         """
-        try:
-            tree = yaml12.load(Path(path).read_text(encoding="utf-8"))
-        except Exception as error:  # a malicious text can make the parser raise anything
-            reason = one_line(error).replace(' in "<unicode string>", line', " in line")
-            raise UsageError(f"config: cannot read {path}: {reason}") from None
-        return validate(cls, {} if tree is None else tree, source=f"{path}: ")
+        sections = {name for name, _ in cls._sections()}
+        return validate(cls, read_tree(Path(path), sections), source=f"{path}: ")
 
     def flat(self) -> dict[str, Any]:
         """Return every leaf by its name, without the sections."""

@@ -79,8 +79,13 @@ def film(
     return list(tqdm(films, total=total, unit=" videos", disable=None if progress else True))
 
 
-def animations(evaluation: Evaluation) -> dict[str, bytes]:
+def animations(evaluation: Evaluation, size: int = 160, every: int = 16) -> dict[str, bytes]:
     """Render a small GIF of each task's first episode, at twice its speed.
+
+    Args:
+        evaluation: What is shown.
+        size: Height and width [pixels].
+        every: Simulation steps between two frames.
 
     Raises:
         UsageError: If no renderer works here.
@@ -88,7 +93,7 @@ def animations(evaluation: Evaluation) -> dict[str, bytes]:
     """
     with tempfile.TemporaryDirectory() as folder:
         into = Path(folder)
-        paths = _shoot(evaluation, into, "gif", 1, "corner4", size=160, every=16, speed=2.0)
+        paths = _shoot(evaluation, into, "gif", 1, "corner4", size=size, every=every, speed=2.0)
         return {path.stem: path.read_bytes() for path in paths}
 
 

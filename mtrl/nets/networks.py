@@ -21,6 +21,9 @@ from mtrl.nets.params import Parameters, Params, Record
 from mtrl.nets.precision import float32_products, full_float32
 from mtrl.nets.trunks.base import Trunk
 
+HEAD = ("head_weight", "head_bias")
+"""Names of the heads' parameters; all others are the trunk's."""
+
 
 @dataclass(frozen=True, eq=False)
 class TrunkFunction:

@@ -18,6 +18,9 @@ class ObservationNormalizer(nn.Module):
     """Normalises observations by the running mean and standard deviation over all tasks.
 
     Batches are merged as in Chan et al. 1979, in float64, on the device and without synchronising.
+
+    Attributes:
+        frozen: Whether the statistics are to stay as they are. Who collects observations heeds it.
     """
 
     mean: Tensor
@@ -29,6 +32,7 @@ class ObservationNormalizer(nn.Module):
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("variance", torch.ones(size, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.frozen = False
 
     @torch.no_grad()
     def observe(self, observations: Tensor) -> None:

@@ -22,7 +22,7 @@ def diagnose(learner: Learner, replay: ReplayBuffer) -> dict[str, Diagnosis]:
     run therefore does not depend on how often it is diagnosed.
 
     Returns:
-        Diagnoses by network: `actor`, `critic1` and `critic2`.
+        Diagnoses by network, `actor`, `critic1` and `critic2`, of those whose trunk is trained.
     """
     twin = _twin(learner)
     first, second = (_problems(twin, replay) for _ in range(2))
@@ -34,6 +34,8 @@ def diagnose(learner: Learner, replay: ReplayBuffer) -> dict[str, Diagnosis]:
         ("critic2", "critics", 1),
         ("actor", "actor", 0),
     ):
+        if networks not in steps:
+            continue
         problem, again = first[networks].only(n), second[networks].only(n)
         found[name] = Diagnosis.of(problem, again, steps[networks].only(n), rate)
     return found
@@ -52,15 +54,19 @@ def _twin(learner: Learner) -> Learner:
 
 
 def _problems(twin: Learner, replay: ReplayBuffer) -> dict[str, StackedProblem]:
-    """Build the problems of critics and actor on a new batch, without stepping either."""
+    """Build the problems of critics and actor on a new batch, without stepping either.
+
+    Networks with a frozen trunk are left out: they have no gradients that could conflict.
+    """
     batch = replay.sample(twin.config.batch_size, twin.generator)
     noise = twin.noise(batch).double()
     batch = Batch(**{name: value.double() for name, value in vars(batch).items()})
-    batch, alpha = twin.normalized(batch), twin.agent.log_alpha.exp()
-    return {
+    batch, alpha = batch.seen_by(twin.agent), twin.agent.log_alpha.exp()
+    problems = {
         "critics": critic_problem(twin.agent, twin.config, batch, noise=noise[0], alpha=alpha),
         "actor": actor_problem(twin.agent, twin.config, batch, noise=noise[1], alpha=alpha),
     }
+    return {name: found for name, found in problems.items() if not twin.frozen.trunk(name)}
 
 
 def _step(twin: Learner, name: str, problem: StackedProblem) -> Step:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -15,14 +14,9 @@ from mtrl.config.sections import LearnerConfig
 from mtrl.nets.precision import resolve_precision
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.capture import Captured
+from mtrl.sac.descend import Frozen, descend, follow_, stand_still
 from mtrl.sac.losses import temperature_gradient
-from mtrl.sac.optimizers import (
-    clip_by_network_,
-    load_moments_,
-    make_optimizer,
-    moments,
-    set_learning_rate,
-)
+from mtrl.sac.optimizers import load_moments_, make_optimizer, moments, set_learning_rate
 from mtrl.sac.problems import Compiled, actor_problem, as_it_is, critic_problem
 from mtrl.sac.replay import Batch, ReplayBuffer
 from mtrl.sac.threads import ThreadChoice
@@ -58,6 +52,7 @@ class Learner:
         watch: Records losses that are not finite.
         threads: If set, chooses the number of CPU threads of `step`.
         last_batch: Batch of the last update, with observations as the networks see them.
+        frozen: Parts that are not trained.
     """
 
     def __init__(self, agent: MTSAC, config: LearnerConfig, seed: int = 0) -> None:
@@ -79,12 +74,12 @@ class Learner:
         self.watch = LossWatch(("critic_loss", "actor_loss"), len(agent.tasks), agent.device)
         self.threads: ThreadChoice | None = None
         self.last_batch: Batch | None = None
+        self.frozen = Frozen()
         self._graph: tuple[ReplayBuffer, int, Captured[dict[str, Tensor]]] | None = None
         # Not dynamic, because torch 2.11 cannot differentiate a second method's symbolic sizes.
         compiled = cache(partial(torch.compile, dynamic=False))
         self._compiled: Compiled = compiled if config.compile else as_it_is
-        usual = -float(agent.action_size)
-        self.target_entropy = usual if config.target_entropy is None else config.target_entropy
+        self.target_entropy = config.entropy_of(agent.action_size)
         self.optimizers = {
             name: make_optimizer(dict(module.named_parameters()), config)
             for name, module in agent.networks().items()
@@ -125,19 +120,20 @@ class Learner:
         self.updates += updates
         if self.updates % MAINTAIN_EVERY < updates:
             for name, networks in self.agent.networks().items():
-                self.surgeries[name].maintain(networks)
+                if not self.frozen.trunk(name):
+                    self.surgeries[name].maintain(networks)
         return metrics
 
     def _graph_of(self, replay: ReplayBuffer, updates: int) -> Captured[dict[str, Tensor]]:
         if self._graph is None:
-            drawn_from = {self.generator, self.surgery_generator, replay.generator}
-            captured = Captured(partial(self._steps, replay, updates), list(drawn_from))
+            drawn_from = [*{self.generator, self.surgery_generator, replay.generator}]
+            captured = Captured(partial(self._steps, replay, updates), drawn_from)
             self._graph = replay, updates, captured
         before, count, captured = self._graph
         if before is not replay or count != updates:
+            got = "another replay" if before is not replay else f"{updates} updates"
             raise ValueError(
-                f"step: expected the replay and the {count} updates that were captured, got "
-                f"{'another replay' if before is not replay else f'{updates} updates'}"
+                f"step: expected the replay and the {count} updates that were captured, got {got}"
             )
         return captured
 
@@ -160,8 +156,9 @@ class Learner:
             the device.
         """
         agent, config = self.agent, self.config
-        batch, alpha = self.normalized(batch), agent.log_alpha.exp()
+        batch, alpha, frozen = batch.seen_by(agent), agent.log_alpha.exp(), self.frozen
         how: Any = {"alpha": alpha, "precision": self.precision, "compiled": self._compiled}
+        how["frozen"] = frozen
         problem = critic_problem(agent, config, batch, noise=noise[0], **how)
         critics = self.descend("critics", problem)
         # Rotations cannot be averaged, but heads with their rotation folded in can.
@@ -169,16 +166,14 @@ class Learner:
         problem = actor_problem(agent, config, batch, noise=noise[1], critics=folded, **how)
         actor = self.descend("actor", problem)
 
-        log_prob = actor.auxiliary["log_prob"][0]
-        agent.log_alpha.grad = temperature_gradient(log_prob, self.target_entropy)
-        self.optimizers["temperature"].step()
-        if config.min_temperature > 0:
-            agent.log_alpha.clamp_(min=math.log(config.min_temperature))
-        targets, sources = (
-            [*found.shared.values(), *found.per_task.values()]
-            for found in (agent.target_critics.folded(), folded)
-        )
-        torch._foreach_lerp_(targets, sources, config.tau)
+        if not frozen.whole("actor"):  # else no temperature could bring its entropy to the target
+            log_prob = actor.auxiliary["log_prob"][0]
+            agent.log_alpha.grad = temperature_gradient(log_prob, self.target_entropy)
+            self.optimizers["temperature"].step()
+            if config.min_temperature > 0:
+                agent.log_alpha.clamp_(min=math.log(config.min_temperature))
+        if not frozen.whole("critics"):
+            follow_(agent.target_critics.folded(), folded, config.tau)
         critic_loss, actor_loss, n_tasks = critics.losses.mean(0), actor.losses[0], len(alpha)
         self.watch.note(critic_loss, actor_loss)
         self.last_batch = batch
@@ -221,30 +216,27 @@ class Learner:
         else:  # an older run drew orders from the noise's stream: continue it bit by bit
             self.surgery_generator = self.generator
 
-    def normalized(self, batch: Batch) -> Batch:
-        """Return the batch with normalised observations, as the networks see them."""
-        return replace(
-            batch,
-            observations=self.agent.normalized(batch.observations),
-            next_observations=self.agent.normalized(batch.next_observations),
-        )
-
     def noise(self, batch: Batch) -> Tensor:
         """Draw the noise that `update` needs for a batch, `[2, T, B, A]`."""
         return batch.actions.new_empty(2, *batch.actions.shape).normal_(generator=self.generator)
 
     def descend(self, name: str, problem: StackedProblem) -> Gradients:
-        """Apply surgery, clip each network's gradient, and step the optimiser."""
-        networks, surgery = self.agent.networks()[name], self.surgeries[name]
-        gradients = surgery(problem, self.surgery_generator)
-        # Contiguous, because torch's fused Adam assumes that a gradient has its parameter's layout.
-        tree = {**gradients.shared, **gradients.per_task}
-        contiguous = {key: value.contiguous() for key, value in tree.items()}
-        if self.config.max_grad_norm > 0:
-            clip_by_network_(list(contiguous.values()), self.config.max_grad_norm)
-        for part in networks.named():
-            for key, parameter in part.items():
-                parameter.grad = contiguous[key]
-        self.optimizers[name].step()
-        surgery.after_step(problem.losses)
-        return gradients
+        """Step `actor` or `critics`; see `mtrl.sac.descend`."""
+        if self.frozen.whole(name):
+            return stand_still(problem)
+        return descend(
+            self.agent.networks()[name],
+            problem,
+            self.surgeries[name],
+            self.optimizers[name],
+            generator=self.surgery_generator,
+            max_grad_norm=self.config.max_grad_norm,
+        )
+
+    def freeze(self, parts: frozenset[str]) -> None:
+        """Stop training these parts and train all others from now on; see `Frozen`."""
+        if parts != self.frozen.parts:
+            self._graph = None  # it captured other work
+        self.frozen = Frozen(parts)
+        if self.agent.normalizer is not None:
+            self.agent.normalizer.frozen = self.frozen.normalizer

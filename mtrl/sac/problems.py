@@ -12,6 +12,7 @@ from mtrl.config.sections import LearnerConfig
 from mtrl.nets.networks import Function, MultiTaskNetworks
 from mtrl.nets.precision import trunks_in
 from mtrl.sac.agent import MTSAC
+from mtrl.sac.descend import Frozen, split_shared
 from mtrl.sac.losses import ActorTargets, actor_loss, critic_loss, td_target
 from mtrl.sac.replay import Batch
 from mtrl.surgery.stacked import StackedProblem, TaskLoss
@@ -34,6 +35,7 @@ def critic_problem(
     alpha: Tensor,
     precision: str = "fp32",
     compiled: Compiled = as_it_is,
+    frozen: Frozen = Frozen(),  # noqa: B008, it is immutable
 ) -> StackedProblem:
     """Build the critics' problem; `noise` is for the next actions, `[T, B, A]`."""
     with trunks_in(precision, agent.device):
@@ -54,6 +56,7 @@ def critic_problem(
         engine=config.gradient_engine,
         precision=precision,
         compiled=compiled,
+        frozen=frozen.trunk("critics"),
     )
 
 
@@ -66,6 +69,7 @@ def actor_problem(
     alpha: Tensor,
     precision: str = "fp32",
     compiled: Compiled = as_it_is,
+    frozen: Frozen = Frozen(),  # noqa: B008, it is immutable
     critics: Function | None = None,
 ) -> StackedProblem:
     """Build the actor's problem; `noise` is for the current actions, `[T, B, A]`.
@@ -83,6 +87,7 @@ def actor_problem(
         engine=config.gradient_engine,
         precision=precision,
         compiled=compiled,
+        frozen=frozen.trunk("actor"),
     )
 
 
@@ -95,8 +100,10 @@ def _problem(
     engine: str,
     precision: str,
     compiled: Compiled,
+    frozen: bool,
 ) -> StackedProblem:
-    shared, per_task = networks.named()
+    shared, constants = split_shared(networks, frozen)
+    _, per_task = networks.named()
     return StackedProblem(
         trunk=networks.trunk,
         loss=loss,
@@ -109,4 +116,5 @@ def _problem(
         engine=engine,
         precision=precision,
         compiled=compiled,
+        frozen=constants,
     )

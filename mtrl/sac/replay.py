@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mtrl.devices import upload
+from mtrl.policy.policy import Policy
 from mtrl.sac.demonstrated import Demonstrated
 from mtrl.sac.reward_scale import RewardScale
 
@@ -24,6 +25,14 @@ class Batch:
     rewards: Tensor  # [T, B], scaled
     terminated: Tensor  # [T, B], 1 if the episode terminated; 0 for a time limit
     next_observations: Tensor  # [T, B, observation], never an observation after a reset
+
+    def seen_by(self, policy: Policy) -> Batch:
+        """With observations as the networks see them."""
+        return replace(
+            self,
+            observations=policy.normalized(self.observations),
+            next_observations=policy.normalized(self.next_observations),
+        )
 
 
 class ReplayBuffer:

@@ -87,6 +87,8 @@ def differentiate(
 ) -> list[dict[str, Tensor]]:
     """The output's gradients by all leaves of the trees; what it does not depend on is left out."""
     wanted = [leaf for tree in trees for leaf in tree.values()]
+    if not wanted or not output.requires_grad:  # all below it is frozen
+        return [{} for _ in trees]
     found = iter(torch.autograd.grad(output, wanted, gradient, allow_unused=True))
     pairs = [[(name, next(found)) for name in tree] for tree in trees]
     return [{name: value for name, value in tree if value is not None} for tree in pairs]

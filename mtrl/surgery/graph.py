@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 Wanted = dict[int, list[Tensor | None]]
@@ -51,16 +51,17 @@ class Crossing:
         self._moves: tuple[int, list[tuple[int, int, Tensor]]] | None = None
         self._split: Callable[[], Any] = lambda: None
 
-    def weighed(self, trunk: Iterable[Tensor], weigh: Callable[[Crossing], Any]) -> list[Tensor]:
+    def weighed(self, trunk: nn.Module, weigh: Callable[[Crossing], Any]) -> list[Tensor]:
         """The features, in whose backward `weigh` gives gradients to `entering`.
 
         Args:
-            trunk: The trunk's parameters.
+            trunk: Whose parameters surgery is about.
             weigh: Called in the backward, once all else that is ready has run.
         """
         self.uses, leaves = _below(self.features)
         names = {type(node).__name__ for node in self.uses}
-        own = {id(parameter) for parameter in trunk}
+        # `trunk.parameters()` would take as long as all else here.
+        own = {id(p) for module in trunk.modules() for p in module._parameters.values()}
         self.shared = [leaf for leaf in leaves if id(leaf) in own] or leaves
         self.hidden = "CheckpointFunctionBackward" in names or not leaves
         fed = "SplitBackward" in names  # by another pass, through which a gradient must go on

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from mtrl.errors import UsageError
@@ -23,7 +23,7 @@ class ModuleProblem:
     Args:
         crossings: The forward passes, each with what its tasks want.
         n_tasks: All tasks.
-        trunk: Its parameters.
+        trunk: Whose gradients these are.
         rotation: `[1, T, m, m]`, or None.
         losses: By task, if they are known.
         kept: Problems of the backwards before, whose gradients count with these.
@@ -33,15 +33,13 @@ class ModuleProblem:
         self,
         crossings: Sequence[Crossing],
         n_tasks: int,
-        trunk: Mapping[str, Tensor],
+        trunk: nn.Module,
         *,
         rotation: Tensor | None = None,
         losses: dict[int, Tensor] | None = None,
         kept: Sequence[ModuleProblem] = (),
     ) -> None:
-        self.crossings, self.rotation = crossings, rotation
-        self.trunk = list(trunk.values())
-        self.names = {id(p): name for name, p in trunk.items()}
+        self.crossings, self.rotation, self.trunk = crossings, rotation, trunk
         self._losses, self.kept = losses, kept
         self.wanted = [crossing.wanted or {} for crossing in crossings]
         self.device = crossings[0].features[0].device
@@ -63,6 +61,11 @@ class ModuleProblem:
         zero = torch.zeros((), device=self.device)  # of a task that other ranks have
         ordered = [zero if loss is None else at_least_float32(loss) for loss in found]
         return mean_of_ranks(torch.stack(ordered)[None])
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """The trunk's parameters' by their `id`."""
+        return {id(p): name for name, p in self.trunk.named_parameters()}
 
     def task_gradients(self) -> ModuleGradients:
         """A gradient of its own for each task."""
@@ -92,7 +95,7 @@ class ModuleProblem:
         one = self.crossings[0]
         if len(self.crossings) == 1 and one.closed and not self.kept and world_size() == 1:
             return self._jacobian_by_layers(one, self.wanted[0])
-        shared = {id(p): p for p in self.trunk}
+        shared: dict[int, Tensor] = {id(p): p for p in self.trunk.parameters()}
         shared |= {id(p): p for c in self.crossings for p in c.shared if id(p) not in shared}
         return TaskRows([self.rows[task] for task in self.tasks], shared=list(shared.values()))
 
@@ -103,16 +106,22 @@ class ModuleProblem:
         taken = {id(parameter) for layer in layers for parameter in layer.parameters}
         others = [p for p in crossing.shared if id(p) not in taken]
         targets: list[Tensor | GradientEdge] = [*others, *(layer.output for layer in layers)]
-        rows = []
+        found = []
         for number, task in enumerate(self.tasks):
             retain = number < n_tasks - 1 or retains_graph()
-            found = self._differentiate(targets, {0: wanted[task]}, retain)
-            pairs = zip(others, found[: len(others)], strict=True)
-            rows.append({id(p): gradient for p, gradient in pairs if gradient is not None})
-            for layer, gradient in zip(layers, found[len(others) :], strict=True):
-                if gradient is not None:
-                    layer.see(number, gradient)
-        return TaskRows(rows, [layer for layer in layers if layer.seen])
+            found.append(self._differentiate(targets, {0: wanted[task]}, retain))
+        rows = [
+            {id(p): g for p, g in zip(others, row, strict=False) if g is not None} for row in found
+        ]
+        seen = []
+        for number, layer in enumerate(layers, len(others)):
+            at_outputs = [row[number] for row in found]
+            like = next((g for g in at_outputs if g is not None), None)
+            if like is not None:
+                zero = torch.zeros_like(like)
+                layer.see(torch.stack([zero if g is None else g for g in at_outputs]))
+                seen.append(layer)
+        return TaskRows(rows, seen)
 
     def weighted(self, weights: Tensor, closed: bool) -> dict[int, list[Tensor | None]]:
         """Σ_k w_k G_k for each feature tensor of the crossings that are closed, or are not."""

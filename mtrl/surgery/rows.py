@@ -83,13 +83,14 @@ class TaskRows:
         if shared is not None and self._averaged:
             like = _in_any_rank(shared, like)
         self._like = like
+        self._sizes = {key: g.numel() * (2 if g.is_complex() else 1) for key, g in like.items()}
         self._sparse = [key for key in like if like[key].is_sparse]
         dense = [key for key in like if not like[key].is_sparse]
         self._large = [] if self._averaged else [k for k in dense if like[k].numel() >= LARGE]
         self._groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
         for key in dense:
             if key not in self._large:
-                group = _flat(like[key]).dtype, like[key].device
+                group = like[key].dtype.to_real(), like[key].device
                 self._groups.setdefault(group, []).append(key)
 
     def gramian(self) -> Tensor:
@@ -119,7 +120,7 @@ class TaskRows:
         for group, matrix in self._matrices.items():
             vector = weighted_sum(weights.to(matrix.device), matrix)
             keys = self._groups[group]
-            sizes = [_flat(self._like[key]).numel() for key in keys]
+            sizes = [self._sizes[key] for key in keys]
             for key, part in zip(keys, vector.split(sizes), strict=True):
                 if key in self._own:
                     found[key] = _shaped(part, self._like[key])
@@ -143,11 +144,8 @@ class TaskRows:
     def _matrices(self) -> dict[tuple[torch.dtype, torch.device], Tensor]:
         found = {}
         for group, keys in self._groups.items():
-            size = sum(_flat(self._like[key]).numel() for key in keys)
-            matrix = torch.empty(len(self._rows), size, dtype=group[0], device=group[1])
-            for row, out in zip(self._rows, matrix, strict=True):
-                torch.cat([_flat(self._of(row, key)) for key in keys], out=out)
-            found[group] = matrix
+            parts = [_flat(self._of(row, key)) for row in self._rows for key in keys]
+            found[group] = torch.cat(parts).view(len(self._rows), -1)
         return found
 
     def _sum(self, key: int, weights: Tensor) -> Tensor:

@@ -68,6 +68,7 @@ class StackedProblem:
         precision: Of the trunk's products; see `trunks_in`.
         fixed: What the trunk is told beside, `[N, T, …]`, as constants.
         compiled: Fuses the trunk's operations, but where gradients are left as factors.
+        frozen: Shared parameters that get no gradient and take no part in surgery, `[N, …]`.
     """
 
     trunk: TrunkFunction
@@ -81,6 +82,7 @@ class StackedProblem:
     precision: str = "fp32"
     fixed: Parameters = field(default_factory=dict)
     compiled: Callable[[Any], Any] = field(default=lambda trunk: trunk, repr=False)
+    frozen: Parameters = field(default_factory=dict)
     tasks: ClassVar[Any] = slice(None)
 
     def task_gradients(self) -> TaskGradients:
@@ -93,6 +95,8 @@ class StackedProblem:
 
         at the price of the plain backward: a layer sees the view and multiplies but once.
         """
+        if self.frozen:  # which leaves a head at most
+            return self._jacobian()
         factored = self.engine == "factored" or (self.engine == "auto" and self._is_wide())
         if factored or any(layer.composed for layer in self.trunk.layers.values()):
             return self._factors(factored)
@@ -120,7 +124,7 @@ class StackedProblem:
         return self.precision != "bf16" and ratio > max(1000, n_tasks * n_rows**2 / rows)
 
     def _jacobian(self) -> Jacobian:
-        shared = leaves(self._by_task(self._rounded()))
+        shared = leaves(self._by_task(self._rounded(self.shared)))
         per_task = leaves(self.per_task)
         with torch.enable_grad(), self._precision():
             losses, auxiliary = self._losses(shared, per_task)
@@ -139,7 +143,9 @@ class StackedProblem:
             if layer.composed and layer.bias is not None:
                 apart.add(layer.bias)
         constants = {name: value for name, value in self.shared.items() if name in apart}
-        others = {name: value for name, value in self._rounded().items() if name not in apart}
+        others = {
+            name: value for name, value in self._rounded(self.shared).items() if name not in apart
+        }
         shared, per_task = leaves(self._by_task(others)), leaves(self.per_task)
         record = Record(factored)
         with torch.enable_grad(), self._precision():
@@ -167,7 +173,7 @@ class StackedProblem:
     def features(self) -> StackedFeatures:
         """By the backward of the mean loss to z, which gives all G_k at once: rows are tasks'."""
         n_tasks = self.inputs.shape[1]
-        shared, per_task = leaves(self._rounded()), leaves(self.per_task)
+        shared, per_task = leaves(self._rounded(self.shared)), leaves(self.per_task)
         with torch.enable_grad(), self._precision():
             features = self._features(shared, per_task)
             z = features.detach().requires_grad_()
@@ -200,6 +206,7 @@ class StackedProblem:
             shared={name: value[part] for name, value in self.shared.items()},
             per_task={name: value[part] for name, value in self.per_task.items()},
             fixed={name: value[part] for name, value in self.fixed.items()},
+            frozen={name: value[part] for name, value in self.frozen.items()},
             inputs=inputs,
             rotation=None if self.rotation is None else self.rotation[part],
         )
@@ -212,14 +219,14 @@ class StackedProblem:
             for name, value in parameters.items()
         }
 
-    def _rounded(self) -> dict[str, Tensor]:
+    def _rounded(self, shared: Parameters) -> dict[str, Tensor]:
         """Shared parameters, the trunk's matrices as they are multiplied with."""
         if self.precision != "bf16":
-            return dict(self.shared)
+            return dict(shared)
         matrices = {layer.weight for layer in self.trunk.layers.values()}
         return {
             name: value.bfloat16() if name in matrices and value.dtype != torch.float64 else value
-            for name, value in self.shared.items()
+            for name, value in shared.items()
         }
 
     def _precision(self) -> AbstractContextManager[None]:
@@ -229,7 +236,7 @@ class StackedProblem:
         return self._heads(shared, per_task, self._features(shared, per_task))
 
     def _features(self, shared: Parameters, per_task: Parameters) -> Tensor:
-        known = {**per_task, **self.fixed}
+        shared, known = {**self._rounded(self.frozen), **shared}, {**per_task, **self.fixed}
         found: Tensor = self.compiled(self.trunk)(shared, known, self.inputs)
         return found
 

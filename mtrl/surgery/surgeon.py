@@ -87,7 +87,7 @@ class Surgeon:
         crossing = Crossing(tasks, features.tensors)
         tensors = crossing.features
         if not plain:
-            tensors = crossing.weighed(model.trunk.parameters(), self._weigh)
+            tensors = crossing.weighed(model.trunk, self._weigh)
         found = crossing.copies(tensors)
         self._open = [ref for ref in self._open if ref() is not None]
         self._open.append(weakref.ref(crossing))
@@ -174,9 +174,13 @@ class Surgeon:
             return
         losses, self._losses = self._losses, None
         kept = [] if self._keeps else self._kept
-        trunk = dict(self.model.trunk.named_parameters())
         problem = ModuleProblem(
-            here, self.model.n_tasks, trunk, rotation=self.model.rotation, losses=losses, kept=kept
+            here,
+            self.model.n_tasks,
+            self.model.trunk,
+            rotation=self.model.rotation,
+            losses=losses,
+            kept=kept,
         )
         if self._keeps:
             self._keep(problem)

@@ -98,7 +98,8 @@ def check(
     device = resolve_device(config.device)
     precision = resolve_precision(config.learner.precision, device)
     benchmark = examined(benchmark)
-    _check_networks(config, benchmark, device)
+    expect_memory(config, _check_networks(config, benchmark), device)
+    expect_memory_for_simulators(config, benchmark)
     if config.eval_video:
         from mtrl.evaluation.video import find_backend
 
@@ -106,12 +107,31 @@ def check(
     compiles = config.learner.compile and device.type == "cuda"
     if compiles != config.learner.compile:
         warnings.warn("compile: left out on a CPU, where it makes updates slower", stacklevel=2)
-    learner = config.learner.model_copy(update={"precision": precision, "compile": compiles})
+    resolved: dict[str, Any] = {"precision": precision, "compile": compiles}
+    if isinstance(config.learner.target_entropy, str):  # per action dimension
+        resolved["target_entropy"] = config.learner.entropy_of(sizes_of(benchmark)[1])
+    learner = config.learner.model_copy(update=resolved)
     schedule = config.schedule(len(benchmark.tasks))
     horizon = steps_of_an_episode(benchmark, config.environment.horizon)
     environment = config.environment.model_copy(update={"horizon": horizon})
     update = asdict(schedule) | {"learner": learner, "environment": environment}
     return benchmark, device, config.model_copy(update=update)
+
+
+def check_elsewhere(config: TrainConfig) -> Benchmark:
+    """Check what does not depend on this machine, for a run on another.
+
+    Raises:
+        UsageError: if a name is unknown, numbers do not fit together, or a method cannot do with
+            the networks.
+    """
+    benchmark = check_names(config)
+    check_plan(config, benchmark)
+    from mtrl.envs.examine import examined
+
+    benchmark = examined(benchmark)
+    _check_networks(config, benchmark)
+    return benchmark
 
 
 def _named(benchmark: Benchmark, config: TrainConfig) -> tuple[Benchmark, TrainConfig]:
@@ -131,11 +151,14 @@ def _named(benchmark: Benchmark, config: TrainConfig) -> tuple[Benchmark, TrainC
     return benchmark, config.model_copy(update={"benchmark": name, "tasks": tasks})
 
 
-def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.device) -> None:
+def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
     """Make networks and methods without memory: a method says what it cannot do with them.
 
+    Returns:
+        The agent, on the meta device.
+
     Raises:
-        UsageError: from the method, or if networks or replay would not fit in memory.
+        UsageError: from the method, or if networks are beyond all memory.
     """
     import torch
 
@@ -165,8 +188,7 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.dev
             "agent: expected networks that fit in memory, got hidden_sizes "
             f"{shown(config.agent.hidden_sizes)}"
         ) from None
-    expect_memory(config, agent, device)
-    expect_memory_for_simulators(config, benchmark)
+    return agent
 
 
 def sizes_of(benchmark: Benchmark) -> tuple[int, int]:

@@ -9,8 +9,10 @@ import time
 from types import FrameType
 from typing import Any
 
-SIGNALS = tuple(  # a closed terminal sends SIGHUP, which Windows lacks
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+SIGNALS = tuple(  # a closed terminal sends SIGHUP, Slurm SIGUSR1 if asked to; Windows lacks both
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
 )
 
 

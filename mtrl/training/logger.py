@@ -1,6 +1,6 @@
 """Where a run's numbers go: Stable-Baselines3's TensorBoard, CSV and JSON writers.
 
-The step of every number is environment steps over all tasks. The README explains every tag.
+The step of every number is environment steps over all tasks; see docs/tensorboard.md for all tags.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mtrl.config.train import TrainConfig, shown
+from mtrl.config.rates import total
+from mtrl.config.train import AgentConfig, Schedule, TrainConfig, shown
 from mtrl.errors import RunError, UsageError, one_line
-from mtrl.folder import newest_or_none
+from mtrl.folder import newest_or_none, read_benchmark
 
 MAY_CHANGE = ("total_timesteps", "max_runtime", "max_restarts")
 """Fields that a resumed run may change."""
@@ -42,7 +43,13 @@ def begun(config: TrainConfig, compare_tasks: bool) -> Path | None:
     ours, before = config.flat(), TrainConfig.from_yaml(run_dir / "config.yaml").flat()
     resolved = {"run_dir", "precision", "compile", *MAY_CHANGE}
     resolved |= {name for name, value in ours.items() if value is None}  # by default
+    if (record := read_benchmark(run_dir)) is not None:
+        ours |= {name: total(ours[name], len(record.tasks)) for name in Schedule.PER_TASK}
+    if isinstance(ours["target_entropy"], str):  # per action, of which nothing is known here
+        resolved.add("target_entropy")
     resolved |= set() if compare_tasks else {"benchmark", "tasks"}
+    if config.transfer.init_from is not None:  # whose networks the run took
+        resolved |= AgentConfig.model_fields.keys()
     for name, value in ours.items():
         if name not in resolved and value != before[name]:
             raise UsageError(
@@ -58,7 +65,7 @@ def make_folder(config: TrainConfig, benchmark: str, may_exist: bool) -> list[Pa
     Raises:
         UsageError: if it exists or cannot be made.
     """
-    name = f"{_file_name(benchmark)}_{_file_name(config.learner.surgery)}_seed{config.seed}"
+    name = f"{file_name(benchmark)}_{file_name(config.learner.surgery)}_seed{config.seed}"
     default = Path("runs") / f"{name}_{time.strftime('%Y%m%d-%H%M%S')}"
     for attempt in range(1, 1_000):
         run_dir = config.run_dir or default
@@ -124,7 +131,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
     """`torchjd:CAGrad(c=0.4)` without what a shell or a file system would mind, and not long."""
     name = re.sub(r"[^\w.-]+", "-", text).strip("-.").encode()[:80]
     return name.decode(errors="ignore")

@@ -86,7 +86,9 @@ def scores(rollout: Mapping[str, float], evaluated: str) -> str:
 def diagnosis(
     logger: RunLogger, steps: int, tasks: Sequence[str], networks: Mapping[str, Diagnosis]
 ) -> None:
-    """How the tasks' gradients disagree, by network."""
+    """How the tasks' gradients disagree, by network, if any has a trunk that is trained."""
+    if not networks:
+        return
     from mtrl.analysis.conflicts import cosine_figure  # brings matplotlib, which nothing else needs
 
     values: dict[str, float] = {}

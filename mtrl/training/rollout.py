@@ -53,27 +53,41 @@ class Collector:
         """Start the first episodes of `seed`."""
         self._observations, _ = self.envs.reset(seed=seed)
 
-    def act(self, uniform: bool) -> None:
+    def act(self, uniform: bool | np.ndarray) -> None:
         """Send actions to the simulators: samples of the policy, or uniformly random ones.
+
+        Args:
+            uniform: Whether they are random; or for which tasks, `[T]`.
 
         Raises:
             FloatingPointError: if the policy's are infinite or NaN.
         """
-        shape, device = (len(self._tasks), self.agent.action_size), self.agent.device
-        if uniform:
-            draw = torch.rand(shape, generator=self._generator, device=device)
-            self._actions = (2 * draw - 1).cpu().numpy()
-        elif self._snapshot is not None:
-            self._actions = self._snapshot.act(self._observations)
+        random = np.broadcast_to(uniform, len(self.agent.tasks))
+        if random.all():
+            self._actions = self._uniform()
+        elif random.any():
+            rows = np.repeat(random, self.envs.envs_per_task)[:, None]
+            self._actions = np.where(rows, self._uniform(), self._sampled())
         else:
-            noise = torch.randn(shape, generator=self._generator, device=device)
-            actions = self.agent.act(upload(self._observations, device), self._tasks, noise)
-            self._actions = actions.cpu().numpy()
+            self._actions = self._sampled()
         if not np.isfinite(self._actions).all():  # simulators would be blamed for what they answer
             raise FloatingPointError("the policy's actions are infinite or NaN")
         self.envs.step_async(self._actions)
         if self._snapshot is not None:
             self._snapshot.take()
+
+    def _uniform(self) -> np.ndarray:
+        shape = (len(self._tasks), self.agent.action_size)
+        draw = torch.rand(shape, generator=self._generator, device=self.agent.device)
+        return (2 * draw - 1).cpu().numpy()
+
+    def _sampled(self) -> np.ndarray:
+        if self._snapshot is not None:
+            return self._snapshot.act(self._observations)
+        shape, device = (len(self._tasks), self.agent.action_size), self.agent.device
+        noise = torch.randn(shape, generator=self._generator, device=device)
+        actions = self.agent.act(upload(self._observations, device), self._tasks, noise)
+        return actions.cpu().numpy()
 
     def wait(self) -> tuple[Any, ...]:
         """Wait for all simulators and return their step, for `store`."""
@@ -95,7 +109,7 @@ class Collector:
         stored = replay.add(
             self._observations, self._actions, rewards, terminated, following, done=done
         )
-        if self.agent.normalizer is not None:
+        if self.agent.normalizer is not None and not self.agent.normalizer.frozen:
             self._observe(stored)
         self._observations = observations
 

@@ -15,7 +15,7 @@ from mtrl.folder import (
     write_text,
 )
 from mtrl.training.check import check as check
-from mtrl.training.check import expect_agent
+from mtrl.training.check import expect_agent, sizes_of
 from mtrl.training.console import say
 from mtrl.training.lock import locked
 from mtrl.training.place import MAY_CHANGE, begun, make_folder, nothing_left, quoted
@@ -66,9 +66,19 @@ def train(
         changes = {name: config.flat()[name] for name in MAY_CHANGE}
         given = _Given(benchmark, callbacks, agent, logger)
         return _locked_resume(before, changes, given, may_be_complete=True)
+    lines = [] if note is None else [note]
     if agent is not None:
         config = config.model_copy(update={"agent": expect_agent(agent).config})
+    if config.transfer.init_from is not None:
+        if agent is not None:
+            raise UsageError("init_from: expected no agent=... with it, got both")
+        from mtrl.sac.transfer import adopted, expect_sizes
+
+        config, header, replaced = adopted(config)
+        lines += replaced
     benchmark, device, config = check(config, benchmark)
+    if config.transfer.init_from is not None:
+        expect_sizes(header, *sizes_of(benchmark))
     parts = _Given(benchmark, callbacks, agent, logger).parts(config)
     from mtrl.demonstrations.sources import sources
 
@@ -79,7 +89,7 @@ def train(
         with nothing_left(made):
             logdir = run_dir if config.run_dir else run_dir.parent
             watch = f"run folder: {run_dir}\nwatch: tensorboard --logdir {quoted(logdir)}"
-            for text in (note, warning, watch):
+            for text in (*lines, warning, watch):
                 if text is not None:
                     say(text)
             write_text(run_dir / "config.yaml", config.to_yaml())

@@ -22,6 +22,7 @@ from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.sac.reward_scale import RewardScale
 from mtrl.sac.threads import ThreadChoice
+from mtrl.sac.transfer import read_source, transfer
 from mtrl.sac.watch import expect_finite
 from mtrl.training.checkpoint import keep_batch, what_is_left
 from mtrl.training.rollout import Collector
@@ -43,6 +44,7 @@ class RunState:
         elapsed: Time so far [s].
         score: Of the last evaluation, in words; empty before the first.
         evaluation_pending: Whether one was begun and not ended.
+        known: Tasks that the policy knew before the run, and so acts in from the start.
 
     Raises:
         UsageError: if `saved` is not of a run with this configuration.
@@ -116,13 +118,18 @@ class RunState:
         )
         # What steps of one say of success, both know.
         self.eval_envs.tells_success = self.envs.tells_success
+        self.known: tuple[str, ...] = ()
+        if saved is None and config.transfer.init_from is not None:
+            self.known = transfer(self.agent, read_source(config.transfer.init_from))
         self.steps = 0
         self.elapsed = 0.0
         self.score = ""
         self.evaluation_pending = False
         if saved is None:
-            if shown is not None and self.agent.normalizer is not None:
-                self.agent.normalizer.observe(shown.observations)
+            self.learner.freeze(config.transfer.frozen_at(0))
+            normalizer = self.agent.normalizer
+            if shown is not None and normalizer is not None and not normalizer.frozen:
+                normalizer.observe(shown.observations)
             self.collector.reset(config.seed)
         else:
             try:
@@ -139,6 +146,10 @@ class RunState:
         """End the simulators."""
         self.envs.close()
         self.eval_envs.close()
+
+    def unknown(self) -> np.ndarray:
+        """Tasks in which the policy has nothing to act by yet, `[T]`."""
+        return np.array([task not in self.known for task in self.benchmark.tasks])
 
     def due(self, every: int) -> bool:
         """Whether the last vector step reached a multiple of so many steps; never if 0."""
@@ -173,6 +184,7 @@ class RunState:
             "elapsed": self.elapsed,
             "score": self.score,
             "evaluation_pending": self.evaluation_pending,
+            "known": list(self.known),
         }
 
     def description(self) -> dict[str, Any]:
@@ -206,6 +218,7 @@ class RunState:
         self.elapsed = state["elapsed"]
         self.score = state.get("score", "")  # not in checkpoints from before it was kept
         self.evaluation_pending = state["evaluation_pending"]
+        self.known = tuple(state.get("known", ()))
 
 
 def _kind(agent: MTSAC) -> str:

@@ -193,8 +193,9 @@ class Trainer:
         """
         state = self.state
         learning = state.steps >= self.schedule.learning_starts
+        state.learner.freeze(self.config.transfer.frozen_at(state.steps))
         with self.pace.stage("act"):
-            state.collector.act(uniform=not learning)
+            state.collector.act(uniform=not learning and state.unknown())
         with self.pace.stage("learn"):
             if learning:
                 state.learner.anneal(state.steps / self.schedule.total_timesteps)

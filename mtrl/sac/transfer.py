@@ -1,0 +1,163 @@
+"""What a new run takes over from a policy that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mtrl.config.registry import parse
+from mtrl.config.sections import AgentConfig
+from mtrl.config.train import TrainConfig, shown
+from mtrl.errors import UsageError
+from mtrl.folder import find_policy
+from mtrl.nets.networks import MultiTaskNetworks
+from mtrl.nets.trunks import import_trunks, load_trunk, trunk_of
+from mtrl.policy.file import PREFIX, PolicyHeader, open_policy
+from mtrl.policy.policy import Policy
+from mtrl.sac.agent import MTSAC
+
+OF_THE_RUN = ("initial_temperature",)
+"""Fields of the networks' section that a new run decides on."""
+
+
+def adopted(
+    config: TrainConfig, insisted: Collection[str] = ()
+) -> tuple[TrainConfig, PolicyHeader, list[str]]:
+    """`config` with the networks of the policy that `init_from` names.
+
+    Args:
+        config: With an `init_from`.
+        insisted: Fields that must not be replaced, as those that were typed.
+
+    Returns:
+        The configuration, what the file says of its policy, and a line for each field replaced.
+
+    Raises:
+        UsageError: if there is no such policy, or its networks are others than were insisted on.
+    """
+    path = config.transfer.init_from
+    assert path is not None
+    import_trunks(config.imports)  # a file names its trunk and never imports it
+    for spec in (config.agent.trunk, config.agent.actor_trunk, config.agent.critic_trunk):
+        if spec is not None:
+            load_trunk(spec)
+    with _named(), open_policy(find_policy(path)) as (_, header):
+        networks = _networks_of(header, config.agent)
+    lines = []
+    for name, theirs in networks:
+        ours = getattr(config.agent, name)
+        if ours != theirs and name in insisted:
+            raise UsageError(
+                f"{name}: expected {shown(theirs)}, as {path} has it (init_from), got {shown(ours)}"
+            )
+        if ours != theirs:
+            lines.append(f"--init-from replaces the configuration's {name}: {shown(ours)}")
+    return config.model_copy(update={"agent": networks}), header, lines
+
+
+def _networks_of(header: PolicyHeader, ours: AgentConfig) -> AgentConfig:
+    """A file's networks; how many experts and the like follows from the file's tasks, not ours."""
+    update = {name: getattr(ours, name) for name in OF_THE_RUN}
+    for network in ("actor", "critic"):
+        trunk = trunk_of(header.agent, network)
+        sized = trunk.for_tasks(len(header.tasks))
+        options = {field.name: getattr(sized, field.name) for field in fields(trunk)}
+        chosen = {key: value for key, value in options.items() if value != getattr(trunk, key)}
+        if chosen:
+            field = f"{network}_trunk"
+            name, given = parse(field, getattr(header.agent, field) or header.agent.trunk)
+            listed = ", ".join(f"{key}={value!r}" for key, value in (given | chosen).items())
+            update[field] = f"{name}({listed})"
+    return header.agent.model_copy(update=update)
+
+
+def expect_sizes(source: PolicyHeader | Policy, observation_size: int, action_size: int) -> None:
+    """Refuse a policy for other observations or actions.
+
+    Raises:
+        UsageError: if it is.
+    """
+    sizes = {"observation": observation_size, "action": action_size}
+    for what, ours in sizes.items():
+        theirs = getattr(source, f"{what}_size")
+        if theirs != ours:
+            raise UsageError(
+                f"init_from: expected a policy for {what}s of {ours} numbers, as these tasks have, "
+                f"got one for {theirs}"
+            )
+
+
+def read_source(path: Path) -> Policy:
+    """The policy to begin from: a `MTSAC` if the file has critics.
+
+    Args:
+        path: Of a run folder, a checkpoint or a policy file.
+
+    Raises:
+        UsageError: if there is none or it cannot be read.
+    """
+    with _named():
+        file = find_policy(path)
+        with open_policy(file) as (tensors, _):
+            has_critics = any(name.startswith(f"{PREFIX}critics.") for name in tensors.keys())  # noqa: SIM118
+        return (MTSAC if has_critics else Policy).load(file)
+
+
+@torch.no_grad()
+def transfer(agent: MTSAC, source: Policy) -> tuple[str, ...]:
+    """Copy into `agent` what it can take over from `source`, in place.
+
+    Trunks, a single head, and the observations' mean and deviation are copied whole; heads,
+    temperatures, and what else a trunk holds of one task, for tasks of the same name. What belongs
+    to other tasks stays as it began. The source's rotations are folded into its heads, so that
+    known tasks act as they did; the agent's own stay what they are, the identity at first.
+
+    Returns:
+        The tasks that both know.
+
+    Raises:
+        UsageError: if observations, actions or networks have other sizes.
+    """
+    expect_sizes(source, agent.observation_size, agent.action_size)
+    known = tuple(task for task in agent.tasks if task in source.tasks)
+    rows = [agent.tasks.index(task) for task in known], [source.tasks.index(t) for t in known]
+    _copy(agent.actor, source.actor, rows)
+    if agent.normalizer is not None and source.normalizer is not None:
+        agent.normalizer.load_state_dict(source.normalizer.state_dict())
+    if isinstance(source, MTSAC):
+        _copy(agent.critics, source.critics, rows)
+        _copy(agent.target_critics, source.target_critics, rows)
+        agent.log_alpha[rows[0]] = source.log_alpha[rows[1]].to(agent.log_alpha)
+    return known
+
+
+def _copy(
+    mine: MultiTaskNetworks, theirs: MultiTaskNetworks, rows: tuple[list[int], list[int]]
+) -> None:
+    shared, per_task = mine.named()
+    folded = theirs.folded()
+    known = {name: value for name, value in folded.per_task.items() if name in per_task}
+    if _sizes(shared, 1) | _sizes(per_task, 2) != _sizes(folded.shared, 1) | _sizes(known, 2):
+        raise UsageError("init_from: expected networks of equal sizes, got others")
+    for name, value in shared.items():
+        value.copy_(folded.shared[name])
+    for name, value in per_task.items():
+        value[:, rows[0]] = known[name][:, rows[1]].to(value)
+
+
+def _sizes(parameters: Mapping[str, Tensor], skip: int) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape[skip:]) for name, value in parameters.items()}
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Errors about the file name the field."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"init_from: {str(error).removeprefix('policy: ')}") from None

@@ -1,0 +1,82 @@
+"""One element of a Slurm array: what a batch script runs, `python -m mtrl.sweep.element …`.
+
+    <sweep> <file with the names of the array's runs> <retries>
+
+- A run that fails is tried again here, from its newest checkpoint.
+- At SIGUSR1, which Slurm sends before the time is up, and when --max-runtime is over, the run
+  writes a checkpoint and the element goes back into the queue.
+- At SIGTERM, which comes with preemption and `scancel`, it writes a checkpoint. After preemption
+  Slurm itself puts the element back into the queue; what was cancelled is to stay away.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+from mtrl.errors import UsageError
+from mtrl.sweep.attempt import Ending, attempt
+from mtrl.sweep.folder import SweepFolder, read_state, write_state
+from mtrl.sweep.jobs import job_of
+
+FAILED = 1
+
+
+class Signals:
+    """Notes which signal came first."""
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.first = self.first or number
+
+    def came(self) -> bool:
+        """Whether one did."""
+        return self.first is not None
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    sweep, names, retries = arguments
+    signals = Signals()
+    folder = SweepFolder(Path(sweep))
+    name = Path(names).read_text(encoding="utf-8").split()[int(os.environ["SLURM_ARRAY_TASK_ID"])]
+    (entry,) = [entry for entry in folder.entries() if entry.name == name]
+    job = job_of(folder, entry, folder.rules(), Path.cwd())
+    for _ in range(int(retries) + 1):
+        ending = attempt(job, stop=signals.came)
+        print("\n    ".join([f"{ending.name} {ending.what}", *ending.lines]), flush=True)
+        if ending.what != "failed":
+            break
+    if _goes_on(ending, signals):
+        return _requeue(folder, name)
+    return FAILED if ending.what == "failed" else 0
+
+
+def _goes_on(ending: Ending, signals: Signals) -> bool:
+    """Whether the run is to be continued by another process."""
+    return ending.what == "stopped" and signals.first in (None, signal.SIGUSR1)
+
+
+def _requeue(folder: SweepFolder, name: str) -> int:
+    """Go back into the queue; Slurm ends this process then."""
+    job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    state = read_state(folder.state(name))
+    if state is not None:
+        write_state(folder.state(name), state.model_copy(update={"what": "queued"}))
+    print(f"{name} goes back into the queue as {job}", flush=True)
+    return subprocess.run(["scontrol", "requeue", job], check=False).returncode
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UsageError as error:
+        sys.exit(f"mtrl.sweep.element: error: {error}")

@@ -1,0 +1,42 @@
+"""Optuna's memory of a sweep, a journal in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mtrl.errors import UsageError
+
+
+def import_optuna() -> Any:
+    """The package, which is an extra.
+
+    Raises:
+        UsageError: if it is missing.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise UsageError('search: expected Optuna: pip install "mtrl-surgery[sweep]"') from None
+    return optuna
+
+
+def open_study(storage: Path, name: str) -> Any:
+    """A study that maximises, in a journal that many processes may write to.
+
+    Raises:
+        UsageError: if Optuna is missing.
+    """
+    optuna = import_optuna()
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(storage))),
+        sampler=optuna.samplers.TPESampler(constant_liar=True),
+        pruner=optuna.pruners.NopPruner(),
+        study_name=name,
+        direction="maximize",
+        load_if_exists=True,
+    )
