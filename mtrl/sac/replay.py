@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,27 +11,9 @@ import torch
 from torch import Tensor
 
 from mtrl.devices import upload
-from mtrl.policy.policy import Policy
+from mtrl.sac.batch import Batch as Batch
+from mtrl.sac.demonstrated import Demonstrated
 from mtrl.sac.reward_scale import RewardScale
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B transitions of each task; row t belongs to task t."""
-
-    observations: Tensor  # [T, B, observation]
-    actions: Tensor  # [T, B, action]
-    rewards: Tensor  # [T, B], scaled
-    terminated: Tensor  # [T, B], 1 if the episode terminated; 0 for a time limit
-    next_observations: Tensor  # [T, B, observation], never an observation after a reset
-
-    def seen_by(self, policy: Policy) -> Batch:
-        """With observations as the networks see them."""
-        return replace(
-            self,
-            observations=policy.normalized(self.observations),
-            next_observations=policy.normalized(self.next_observations),
-        )
 
 
 class ReplayBuffer:
@@ -53,6 +34,7 @@ class ReplayBuffer:
         seed: Seed of the buffer's generator.
         envs_per_task: Number E of copies per task; added row t·E + e is copy e of task t.
         scale: Scale of sampled rewards; default: unscaled.
+        demonstrations: Source of a share of every batch; default: none.
 
     Attributes:
         generator: Generator of `sample`, to be registered when capturing it.
@@ -73,8 +55,12 @@ class ReplayBuffer:
         seed: int = 0,
         envs_per_task: int = 1,
         scale: RewardScale | None = None,
+        demonstrations: Demonstrated | None = None,
     ) -> None:
         self.scale = scale or RewardScale(n_tasks, envs_per_task, device=device)
+        self.demonstrations = demonstrations
+        if demonstrations is not None:
+            demonstrations.tell(self.scale)
         self.n_tasks, self.envs_per_task = n_tasks, envs_per_task
         self._n_starts = capacity // envs_per_task
         self._split = (observation_size, action_size, 1, 1)
@@ -172,17 +158,18 @@ class ReplayBuffer:
             generator: Generator to use instead of the buffer's own.
         """
         oldest, stored = self._window
-        draw = torch.randint(
-            2**63 - 1,
-            (self.n_tasks, batch_size),
-            generator=generator or self.generator,
-            device=self._rows.device,
-        )
+        generator = generator or self.generator
+        shape, device = (self.n_tasks, batch_size), self._rows.device
+        draw = torch.randint(2**63 - 1, shape, generator=generator, device=device)
         # The remainder of 63 random bits is uniform up to one part in 10¹².
         places = self._starts.flatten()[draw.remainder_(stored).add_(oldest)]
         here, there = self._rows.flatten(0, 1)[places + self._away]
-        observations, actions, rewards, terminated = here.split(self._split, -1)
         next_observations = there[..., : self._split[0]]
+        if self.demonstrations is not None:
+            rows = torch.cat([here, next_observations], -1)
+            rows = self.demonstrations.fill(rows, generator)
+            here, next_observations = rows.split([sum(self._split), self._split[0]], -1)
+        observations, actions, rewards, terminated = here.split(self._split, -1)
         rewards = rewards[..., 0]
         if self.scale.changes:
             rewards = rewards * self.scale.factors[:, None]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mtrl.config.registry import METHODS, TRUNKS
-from mtrl.config.train import TrainConfig, shown
+from mtrl.config.train import AgentConfig, TrainConfig, shown
 from mtrl.errors import UsageError, import_attribute
+from mtrl.training.callbacks import check as check_callback
 from mtrl.training.memory import expect_memory, expect_memory_for_simulators
+from mtrl.training.tasks import chosen, expect_stages, named
 
 if TYPE_CHECKING:
     import torch
@@ -40,16 +40,9 @@ def check_names(config: TrainConfig, benchmark: Benchmark | None = None) -> Benc
     for spec in (agent.trunk, agent.actor_trunk, agent.critic_trunk):
         if spec is not None:
             TRUNKS.check(spec)
-    from mtrl.envs.benchmarks import get_benchmark  # brings a simulator
-
-    if benchmark is not None:
-        return benchmark
-    if config.transfer.tasks is None:
-        return get_benchmark(config.benchmark, config.tasks)
-    if config.tasks is not None:
-        raise UsageError("curriculum: expected no tasks beside it, got both")
-    with _about("curriculum"):
-        return get_benchmark(config.benchmark, config.transfer.tasks)
+    for spec in config.callbacks:
+        check_callback(spec)
+    return chosen(config) if benchmark is None else benchmark
 
 
 def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
@@ -58,17 +51,16 @@ def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
     Raises:
         UsageError: if they do not fit together.
     """
+    from mtrl.demonstrations.sources import sources
     from mtrl.envs.make import steps_of_an_episode
     from mtrl.envs.parity import choose_simulators
 
     schedule = config.schedule(len(benchmark.tasks))
-    if (last := max(config.transfer.curriculum or {0: ()})) >= schedule.total_timesteps:
-        raise UsageError(
-            f"curriculum: expected stages that begin before total_timesteps "
-            f"({schedule.total_timesteps}), got one from {last} on"
-        )
+    expect_stages(config, schedule.total_timesteps)
     steps_of_an_episode(benchmark, config.environment.horizon)
     choose_simulators(benchmark, config.environment)
+    if config.demonstrations:
+        sources(config.demonstrations, benchmark)
     if config.eval_video and benchmark.custom:
         raise UsageError(f"eval_video: expected tasks of Meta-World's, got {benchmark.name}")
     folder = tempfile.gettempdir()
@@ -95,25 +87,23 @@ def check(
             together, or the run would not fit in memory.
     """
     if benchmark is not None:
-        benchmark, config = _named(benchmark, config)
+        benchmark, config = named(benchmark, config)
     benchmark = check_names(config, benchmark)
     check_plan(config, benchmark)
     from mtrl.devices import resolve_device
     from mtrl.envs.examine import examined
     from mtrl.envs.make import steps_of_an_episode
     from mtrl.nets.precision import resolve_precision
-    from mtrl.nets.trunks import load_trunk, with_sizes
+    from mtrl.nets.trunks import with_sizes
 
-    for spec in (config.agent.trunk, config.agent.actor_trunk, config.agent.critic_trunk):
-        if spec is not None:
-            load_trunk(spec)
-    if config.transfer.curriculum is not None:  # one size of networks for all stages
-        sized = with_sizes(config.agent, len(benchmark.tasks))
-        config = config.model_copy(update={"agent": sized})
     device = resolve_device(config.device)
     precision = resolve_precision(config.learner.precision, device)
     benchmark = examined(benchmark)
-    expect_memory(config, _check_networks(config, benchmark), device)
+    agent = _check_networks(config, benchmark)
+    if config.transfer.curriculum is not None:  # one size of networks for all stages
+        sized = with_sizes(config.agent, len(benchmark.tasks))
+        config = config.model_copy(update={"agent": sized})
+    expect_memory(config, agent, device)
     expect_memory_for_simulators(config, benchmark)
     if config.eval_video:
         from mtrl.evaluation.video import find_backend
@@ -149,35 +139,6 @@ def check_elsewhere(config: TrainConfig) -> Benchmark:
     return benchmark
 
 
-@contextmanager
-def _about(field: str) -> Iterator[None]:
-    """Make errors about `tasks` name the field that they come from."""
-    try:
-        yield
-    except UsageError as error:
-        raise UsageError(f"{field}: {str(error).removeprefix('tasks: ')}") from None
-
-
-def _named(benchmark: Benchmark, config: TrainConfig) -> tuple[Benchmark, TrainConfig]:
-    """The tasks of `benchmark` that `config` chooses, and `config` such that it names them.
-
-    So the run's own file says what it was trained on, and `--config` finds it again.
-    """
-    from mtrl.envs.benchmarks import NAMED, select
-    from mtrl.envs.record import with_source
-
-    benchmark = with_source(benchmark)
-    if config.tasks is not None:
-        benchmark = select(benchmark, config.tasks)
-    if config.transfer.tasks is not None:
-        with _about("curriculum"):
-            benchmark = select(benchmark, config.transfer.tasks)
-    name = benchmark.source or benchmark.name
-    whole = benchmark.custom or NAMED.get(name) == benchmark.tasks or config.transfer.tasks
-    tasks = config.tasks if whole else benchmark.tasks
-    return benchmark, config.model_copy(update={"benchmark": name, "tasks": tasks})
-
-
 def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
     """Make networks and methods without memory: a method says what it cannot do with them.
 
@@ -189,9 +150,13 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
     """
     import torch
 
+    from mtrl.nets.trunks import load_trunk
     from mtrl.sac.agent import MTSAC
     from mtrl.surgery import get_surgery
 
+    for spec in (config.agent.trunk, config.agent.actor_trunk, config.agent.critic_trunk):
+        if spec is not None:
+            load_trunk(spec)
     learner = config.learner
     surgeries = {
         "actor": get_surgery(learner.actor_surgery or learner.surgery, learner),
@@ -220,3 +185,30 @@ def sizes_of(benchmark: Benchmark) -> tuple[int, int]:
 
     observations, actions = benchmark.spaces or (OBSERVATION_SPACE, ACTION_SPACE)
     return observations.shape[0], actions.shape[0]
+
+
+def expect_agent(
+    agent: Any, benchmark: Benchmark | None = None, config: AgentConfig | None = None
+) -> MTSAC:
+    """Refuse anything but an agent of these tasks, sizes and networks.
+
+    Raises:
+        UsageError: `agent: …`.
+    """
+    from mtrl.sac.agent import MTSAC
+
+    if not isinstance(agent, MTSAC):
+        raise UsageError(f"agent: expected an object of mtrl.MTSAC's, got {type(agent).__name__}")
+    if benchmark is not None:
+        sizes = agent.observation_size, agent.action_size
+        for name, expected, got in (
+            ("tasks in this order:", " ".join(benchmark.tasks), " ".join(agent.tasks)),
+            ("observations and actions of length", sizes_of(benchmark), sizes),
+        ):
+            if expected != got:
+                raise UsageError(f"agent: expected {name} {expected}, got {got}")
+    for name, expected in config or ():
+        if expected != (got := getattr(agent.config, name)):
+            values = f"{shown(expected)}, got {shown(got)}"
+            raise UsageError(f"agent: expected networks as the run's: {name} {values}")
+    return agent

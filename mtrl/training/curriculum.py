@@ -27,10 +27,17 @@ class Curriculum:
         config: Resolved configuration.
         benchmark: All tasks of all stages.
         device: Device of networks and replay.
+        given: Further arguments of `RunState`, for a run of one stage.
+
+    Attributes:
+        benchmark: All tasks of all stages.
     """
 
-    def __init__(self, config: TrainConfig, benchmark: Benchmark, device: torch.device) -> None:
-        self._config, self._benchmark, self._device = config, benchmark, device
+    def __init__(
+        self, config: TrainConfig, benchmark: Benchmark, device: torch.device, **given: Any
+    ) -> None:
+        self._config, self.benchmark, self._device = config, benchmark, device
+        self._given = given
         self._by_success = {
             task: not benchmark.custom or task in benchmark.tells_success
             for task in benchmark.tasks
@@ -66,14 +73,14 @@ class Curriculum:
         """Return the record of all tasks, after what `state` has seen of success."""
         for task, told in zip(state.benchmark.tasks, state.envs.tells_success, strict=True):
             self._by_success[task] |= bool(told)
-        return record_of(self._benchmark, list(self._by_success.values()))
+        return record_of(self.benchmark, list(self._by_success.values()))
 
     def _state(self, stage: int, saved: dict[str, Any] | None = None) -> RunState:
-        benchmark = select(self._benchmark, self._stages[stage][1])
-        return RunState(self._config, benchmark, self._device, saved, stage=stage)
+        benchmark = select(self.benchmark, self._stages[stage][1])
+        return RunState(self._config, benchmark, self._device, saved, stage=stage, **self._given)
 
     def _warm_up(self, benchmark: Benchmark) -> int:
         """Steps over all tasks of a stage, from the count over all tasks of the run."""
-        n_tasks = len(self._benchmark.tasks)
+        n_tasks = len(self.benchmark.tasks)
         starts = self._config.schedule(n_tasks).learning_starts
         return starts * len(benchmark.tasks) // n_tasks
