@@ -1,12 +1,12 @@
-"""One element of a Slurm array: what a batch script runs, `python -m mtrl.sweep.element …`.
+"""One element of a Slurm array, run by a batch script as `python -m mtrl.sweep.element …`.
 
     <sweep> <file with the names of the array's runs> <retries>
 
-- A run that fails is tried again here, from its newest checkpoint.
-- At SIGUSR1, which Slurm sends before the time is up, and when --max-runtime is over, the run
-  writes a checkpoint and the element goes back into the queue.
-- At SIGTERM, which comes with preemption and `scancel`, it writes a checkpoint. After preemption
-  Slurm itself puts the element back into the queue; what was cancelled is to stay away.
+- A failed run is retried from its latest checkpoint.
+- On SIGUSR1, which Slurm sends before the time limit, and after --max-runtime, the run writes a
+  checkpoint and the element is requeued.
+- On SIGTERM, from preemption or `scancel`, it writes a checkpoint. After preemption, Slurm itself
+  requeues the element; a cancelled element is not requeued.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FAILED = 1
 
 
 class Signals:
-    """Notes which signal came first."""
+    """Records which signal came first."""
 
     def __init__(self) -> None:
         self.first: int | None = None
@@ -38,12 +38,12 @@ class Signals:
         self.first = self.first or number
 
     def came(self) -> bool:
-        """Whether one did."""
+        """Return whether a signal came."""
         return self.first is not None
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit code."""
+    """Run the element; return the exit code."""
     sweep, names, retries = arguments
     signals = Signals()
     folder = SweepFolder(Path(sweep))
@@ -61,17 +61,17 @@ def main(arguments: list[str]) -> int:
 
 
 def _goes_on(ending: Ending, signals: Signals) -> bool:
-    """Whether the run is to be continued by another process."""
+    """Return whether the run should be continued by another process."""
     return ending.what == "stopped" and signals.first in (None, signal.SIGUSR1)
 
 
 def _requeue(folder: SweepFolder, name: str) -> int:
-    """Go back into the queue; Slurm ends this process then."""
+    """Requeue the element; Slurm then ends this process."""
     job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     state = read_state(folder.state(name))
     if state is not None:
         write_state(folder.state(name), state.model_copy(update={"what": "queued"}))
-    print(f"{name} goes back into the queue as {job}", flush=True)
+    print(f"{name} is requeued as {job}", flush=True)
     return subprocess.run(["scontrol", "requeue", job], check=False).returncode
 
 
