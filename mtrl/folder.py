@@ -3,6 +3,7 @@
 <run_dir>/
 ├── config.yaml               resolved configuration; `--config` accepts it
 ├── benchmark.json            tasks, the score of each, and where they are defined
+├── demonstrations.npz        all demonstrations; see mtrl/demonstrations/data.py
 ├── run.json                  command lines, package versions, each task's simulator, machine
 ├── progress.csv, progress.json, events.out.tfevents.*    logs
 ├── cosines.jsonl             cosines between task gradients at each diagnosis
@@ -58,6 +59,7 @@ FINAL = "policy_final.safetensors"
 STEP = "time/total_timesteps"
 COSINES = "cosines.jsonl"
 BENCHMARK = "benchmark.json"
+DEMONSTRATIONS = "demonstrations.npz"
 
 POLICY_FORMAT = "mtrl-policy-1"
 """Value of `format` in the header of a policy file; likewise for checkpoints and exported files."""

@@ -21,6 +21,7 @@ NEVER = {
     "nets": {"surgery"},
     "surgery": {"policy", "sac", "envs", "stable_baselines3", "gymnasium"},
     "policy": {"sac", "training"},
+    "demonstrations": {"sac", "training"},
     "envs": {"torch"},
     "evaluation": {"sac", "training"},
     "sac": {"training", "envs"},

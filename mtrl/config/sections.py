@@ -160,6 +160,13 @@ class LearnerConfig(Section):
         gt=0,
         description="Capacity of the replay buffer [transitions per task].",
     )
+    demonstration_share: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="Share of each batch that is sampled from demonstrations, for tasks that have "
+        "any [fraction].",
+    )
     gradient_steps: int = Field(
         default=1,
         gt=0,

@@ -141,6 +141,17 @@ class TrainConfig(Section):
         description="Modules to import first, because they register methods of surgery or trunks; "
         "the working directory is also searched.",
     )
+    callbacks: tuple[str, ...] = Field(
+        default=(),
+        description="Callbacks: mtrl.Callback classes as 'package.module:Name', with options in "
+        "brackets: 'package.module:Name(every=1000)'.",
+    )
+    demonstrations: tuple[str, ...] = Field(
+        default=(),
+        description="Demonstrations to learn from, as [TASK=]SOURCE. A source is a file of "
+        "mtrl-collect, or expert:N for N episodes of Meta-World's scripted policies. A source "
+        "without a task serves all tasks that no other source names.",
+    )
     agent: AgentConfig = Field(default_factory=AgentConfig)
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from mtrl.devices import cpu_threads
+from mtrl.envs.vector import TaskVectorEnv
 from mtrl.policy.policy import Policy
 
 ROWS = 10
@@ -20,6 +23,18 @@ actions in a task do not depend on the other tasks.
 """
 
 
+class Step(NamedTuple):
+    """One step of one environment."""
+
+    observation: np.ndarray  # [d]
+    action: np.ndarray  # [A]
+    reward: float
+    following: np.ndarray  # [d], before any reset
+    terminated: bool
+    truncated: bool
+    success: bool
+
+
 class Play:
     """An episode in progress.
 
@@ -27,29 +42,79 @@ class Play:
         name: Task name.
         seed: Seed of the goals.
         episode: Number of the episode and of its goal.
-        action_size: Length A of an action.
+
+    Attributes:
+        first_success: First successful step, counted from 1; 0 if there was none.
+        total_reward: Sum of the rewards, once the episode has ended.
     """
 
-    def __init__(self, name: str, seed: int, episode: int, action_size: int) -> None:
-        self._key, self._size = (seed, zlib.crc32(name.encode())), action_size
-        self.begin(episode)
-
-    def begin(self, episode: int) -> None:
-        """Start another episode, or restart the same one."""
-        self.episode = episode
-        self.first_success = 0
+    def __init__(self, name: str, seed: int, episode: int) -> None:
+        self.name, self.seed, self.episode = name, seed, episode
+        self.first_success, self.total_reward = 0, 0.0
         self.actions: list[np.ndarray] = []
-        self._generator = np.random.default_rng([*self._key, episode])
+        self._generator = np.random.default_rng([seed, zlib.crc32(name.encode()), episode])
 
-    def noise(self) -> np.ndarray:
-        """Draw standard normal noise, `[A]`."""
-        return self._generator.standard_normal(self._size, np.float32)
+    def noise(self, size: int) -> np.ndarray:
+        """Draw standard normal noise, `[size]`."""
+        return self._generator.standard_normal(size, np.float32)
 
-    def note(self, action: np.ndarray, success: bool) -> None:
-        """Record an action and the success flag of its step."""
-        self.actions.append(action)
-        if success and not self.first_success:
+    def note(self, step: Step) -> None:
+        """Record a step."""
+        self.actions.append(step.action)
+        if step.success and not self.first_success:
             self.first_success = len(self.actions)
+
+
+AnyPlay = TypeVar("AnyPlay", bound=Play)
+Choose = Callable[[np.ndarray, Sequence[Play]], np.ndarray]
+"""Function that returns actions `[n, A]` for observations `[n, d]` of episodes in progress."""
+
+
+def played(
+    envs: TaskVectorEnv,
+    seed: int,
+    episodes: Sequence[int],
+    choose: Choose,
+    *,
+    begin: Callable[[str, int, int], AnyPlay],
+    tick: Callable[[int], object] = int,
+) -> Iterator[AnyPlay]:
+    """Play the first episodes of each task, and yield each when it ends.
+
+    An episode restarts if its simulator process fails.
+
+    Args:
+        envs: Environments, which are reset first.
+        seed: Seed of the goals.
+        episodes: Number of episodes of each task.
+        choose: Function that chooses actions.
+        begin: Function that makes a `Play`, or an object of a subclass, from task, seed and number.
+        tick: Called after each vector step with its number of environment steps.
+    """
+    copies = envs.envs_per_task
+    plays = [begin(name, seed, copy) for name in envs.names for copy in range(copies)]
+    wanted = np.repeat(episodes, copies).tolist()
+    observations, _ = envs.reset(seed=seed)
+    while any(play.episode < n for play, n in zip(plays, wanted, strict=True)):
+        actions = choose(observations, plays)
+        before = observations
+        observations, rewards, terminated, truncated, infos = envs.step(actions)
+        ended = infos.get("_final_obs", np.zeros(len(plays), bool))
+        following = observations
+        if ended.any():
+            following = np.where(ended[:, None], infos["final_obs"], observations)
+        columns = (before, actions, rewards, following, terminated, truncated, infos["success"])
+        for play, *step in zip(plays, *columns, strict=True):
+            play.note(Step(*step))
+        for row in np.flatnonzero(infos.get("restarted", ())).tolist():
+            plays[row] = begin(plays[row].name, seed, plays[row].episode)
+        for row in np.flatnonzero(ended).tolist():
+            play = plays[row]
+            play.total_reward = float(infos["final_info"]["episode"]["r"][row])
+            plays[row] = begin(play.name, seed, play.episode + copies)
+            if play.episode < wanted[row]:
+                yield play
+        tick(len(plays))
 
 
 def act(

@@ -13,7 +13,7 @@ from mtrl.envs.make import make_vector_env, steps_of_an_episode
 from mtrl.envs.processes import expect_main_guard, n_cores
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.errors import UsageError, unknown
-from mtrl.evaluation.play import Play, act
+from mtrl.evaluation.play import Play, act, played
 from mtrl.evaluation.scores import Evaluation
 from mtrl.policy.policy import Policy
 
@@ -62,7 +62,7 @@ def evaluate(
     expect_main_guard()
     envs = make_evaluation_env(benchmark, [episodes], horizon, workers, max_restarts=10)
     try:
-        _expect_sizes(policy, envs)
+        expect_sizes(policy, envs)
         steps = steps_of_an_episode(benchmark, horizon)
         with tqdm(
             total=steps and len(benchmark.tasks) * episodes * steps,
@@ -99,7 +99,12 @@ def make_evaluation_env(
     )
 
 
-def _expect_sizes(policy: Policy, envs: TaskVectorEnv) -> None:
+def expect_sizes(policy: Policy, envs: TaskVectorEnv) -> None:
+    """Refuse environments of other sizes than the policy's.
+
+    Raises:
+        UsageError: naming what differs.
+    """
     for name, expected, got in (
         ("observations", policy.observation_size, envs.observation_size),
         ("actions", policy.action_size, envs.action_size),
@@ -142,33 +147,20 @@ def evaluate_in(
     """
     names, copies = envs.names, envs.envs_per_task
     tasks = np.repeat([policy.tasks.index(name) for name in names], copies)
-    plays = [Play(name, seed, copy, envs.action_size) for name in names for copy in range(copies)]
-    found: dict[tuple[int, int], tuple[int, float, np.ndarray]] = {}
-    observations, _ = envs.reset(seed=seed)
-    while any(play.episode < episodes for play in plays):
-        noise = np.stack([play.noise() for play in plays]) if stochastic else None
-        actions = act(policy, observations, tasks, noise)
-        observations, _, _, _, infos = envs.step(actions)
-        for play, action, success in zip(plays, actions, infos["success"], strict=True):
-            play.note(action, success)
-        for row in np.flatnonzero(infos.get("restarted", ())).tolist():
-            plays[row].begin(plays[row].episode)
-        for row in np.flatnonzero(infos.get("_final_info", ())).tolist():
-            play, episode = plays[row], infos["final_info"]["episode"]
-            found[row // copies, play.episode] = (
-                play.first_success,
-                episode["r"][row],
-                np.array(play.actions),
-            )
-            play.begin(play.episode + copies)
-        tick(len(plays))
-    numbers = [[found[t, e] for e in range(episodes)] for t in range(len(names))]
-    first_success, returns = (
-        np.array([[episode[i] for episode in row] for row in numbers]) for i in (0, 1)
-    )
-    longest = max(len(played) for (_, e), (*_, played) in found.items() if e < episodes)
-    played = np.full((*returns.shape, longest, envs.action_size), np.nan, np.float32)
-    for (t, e), (*_, done) in found.items():
-        if e < episodes:
-            played[t, e, : len(done)] = done
-    return Evaluation(names, seed, first_success, returns, played, envs.tells_success.copy())
+
+    def choose(observations: np.ndarray, plays: Sequence[Play]) -> np.ndarray:
+        size = envs.action_size
+        noise = np.stack([play.noise(size) for play in plays]) if stochastic else None
+        return act(policy, observations, tasks, noise)
+
+    counts = [episodes] * len(names)
+    ended = played(envs, seed, counts, choose, begin=Play, tick=tick)
+    found = {(names.index(play.name), play.episode): play for play in ended}
+    longest = max(len(play.actions) for play in found.values())
+    first_success = np.zeros((len(names), episodes), int)
+    returns = np.zeros((len(names), episodes))
+    actions = np.full((len(names), episodes, longest, envs.action_size), np.nan, np.float32)
+    for place, play in found.items():
+        first_success[place], returns[place] = play.first_success, play.total_reward
+        actions[place][: len(play.actions)] = play.actions
+    return Evaluation(names, seed, first_success, returns, actions, envs.tells_success.copy())

@@ -45,7 +45,7 @@ def evaluate_file(
     """
     path = find_policy(policy)
     loaded, header = Policy.load_with_header(path, resolve_device(device))
-    found = examined(_benchmark_for(policy, header, tasks, benchmark))
+    found = examined(benchmark_for(policy, header, tasks, benchmark))
     seed = header.seed if seed is None else seed
     result = evaluate(
         loaded,
@@ -65,7 +65,7 @@ def evaluate_file(
     }
 
 
-def _benchmark_for(
+def benchmark_for(
     source: Path, header: PolicyHeader, tasks: tuple[str, ...] | None, named: str | None
 ) -> Benchmark:
     """Return the tasks to evaluate on: the named benchmark's, or else those on record."""

@@ -189,6 +189,8 @@ class MultiTaskNetworks(nn.Module):
     def add_rotation(self, size: int | None = None) -> None:
         """Insert a rotation R_k, initially the identity, between the trunk and each task's head.
 
+        One that is there already goes into the heads, so what is computed stays the same.
+
         Args:
             size: Number of leading features to rotate; default: all.
 
@@ -206,6 +208,9 @@ class MultiTaskNetworks(nn.Module):
                 f"got {size}"
             )
         like = self.per_task["head_weight"]
+        if self.rotation is not None:
+            with torch.no_grad():
+                like.copy_(fold(self.rotation, like))
         eye = torch.eye(size, dtype=like.dtype, device=like.device)
         self.rotation = eye.repeat(self.n_networks, self.n_tasks, 1, 1)
 

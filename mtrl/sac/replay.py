@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtrl.devices import upload
 from mtrl.policy.policy import Policy
+from mtrl.sac.demonstrated import Demonstrated
 from mtrl.sac.reward_scale import RewardScale
 
 
@@ -52,6 +53,7 @@ class ReplayBuffer:
         seed: Seed of the buffer's generator.
         envs_per_task: Number E of copies per task; added row t·E + e is copy e of task t.
         scale: Scale of sampled rewards; default: unscaled.
+        demonstrations: Source of a share of every batch; default: none.
 
     Attributes:
         generator: Generator of `sample`, to be registered when capturing it.
@@ -72,8 +74,12 @@ class ReplayBuffer:
         seed: int = 0,
         envs_per_task: int = 1,
         scale: RewardScale | None = None,
+        demonstrations: Demonstrated | None = None,
     ) -> None:
         self.scale = scale or RewardScale(n_tasks, envs_per_task, device=device)
+        self.demonstrations = demonstrations
+        if demonstrations is not None:
+            demonstrations.tell(self.scale)
         self.n_tasks, self.envs_per_task = n_tasks, envs_per_task
         self._n_starts = capacity // envs_per_task
         self._split = (observation_size, action_size, 1, 1)
@@ -168,17 +174,18 @@ class ReplayBuffer:
             generator: Generator to use instead of the buffer's own.
         """
         oldest, stored = self._window
-        draw = torch.randint(
-            2**63 - 1,
-            (self.n_tasks, batch_size),
-            generator=generator or self.generator,
-            device=self._rows.device,
-        )
+        generator = generator or self.generator
+        shape, device = (self.n_tasks, batch_size), self._rows.device
+        draw = torch.randint(2**63 - 1, shape, generator=generator, device=device)
         # The remainder of 63 random bits is uniform up to one part in 10¹².
         places = self._starts.flatten()[draw.remainder_(stored).add_(oldest)]
         here, there = self._rows.flatten(0, 1)[places + self._away]
-        observations, actions, rewards, terminated = here.split(self._split, -1)
         next_observations = there[..., : self._split[0]]
+        if self.demonstrations is not None:
+            rows = torch.cat([here, next_observations], -1)
+            rows = self.demonstrations.fill(rows, generator)
+            here, next_observations = rows.split([sum(self._split), self._split[0]], -1)
+        observations, actions, rewards, terminated = here.split(self._split, -1)
         rewards = rewards[..., 0]
         if self.scale.changes:
             rewards = rewards * self.scale.factors[:, None]

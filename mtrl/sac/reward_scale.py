@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,6 +24,10 @@ class RewardScale:
     values. With `memory`, the mean peak of the last episodes is used. This does not bound the
     values, but a single successful episode of a task that is rarely solved does not make all its
     other returns, and with them its share in the networks, vanish.
+
+    Demonstrations count too: in the largest return as any episode does, and in the mean with their
+    share of a batch as weight. Otherwise a policy that fails would set a scale under which an
+    expert's values lie beyond the range of a categorical critic.
 
     Args:
         n_tasks: Number T of tasks.
@@ -58,6 +64,8 @@ class RewardScale:
         self._largest = np.zeros(n_tasks)  # largest peak so far
         self._past = np.zeros((n_tasks, memory or 0))  # peaks of the last episodes
         self._episodes = np.zeros(n_tasks, np.int64)
+        self._demonstrated = np.zeros(n_tasks)  # mean peak of demonstrations
+        self._share = np.zeros(n_tasks)  # weight of that mean
 
     @property
     def changes(self) -> bool:
@@ -80,6 +88,27 @@ class RewardScale:
         if (self._scale() != before).any():
             self._set()
 
+    def peak(self, rewards: np.ndarray) -> float:
+        """Return the largest discounted return up to any step of an episode with rewards `[n]`."""
+        found = total = 0.0
+        for reward in rewards.tolist():
+            total = self.gamma * total + reward
+            found = max(found, abs(total))
+        return found
+
+    def demonstrate(self, peaks: Sequence[np.ndarray], share: float) -> None:
+        """Include demonstrations, which are not part of `state_dict`.
+
+        Args:
+            peaks: For each task the `peak` of each episode; empty without demonstrations.
+            share: Share of a batch that is sampled from them.
+        """
+        for task, found in enumerate(peaks):
+            if len(found):
+                self._demonstrated[task], self._share[task] = found.mean(), share
+                self._largest[task] = max(self._largest[task], found.max())
+        self._set()
+
     def forget(self, rows: np.ndarray) -> None:
         """Reset the running returns of these rows, bool `[T·E]`, whose episodes are over."""
         ended = rows.reshape(self._returns.shape)
@@ -101,7 +130,8 @@ class RewardScale:
             return self._largest
         counted = np.minimum(self._episodes, self.memory)
         mean = self._past.sum(1) / np.maximum(counted, 1)
-        return np.where(counted > 0, mean, self._largest)
+        own = np.where(counted > 0, mean, self._largest)
+        return self._share * self._demonstrated + (1 - self._share) * own
 
     def _set(self) -> None:
         if self.magnitude is not None:

@@ -8,17 +8,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mtrl.config.registry import METHODS, TRUNKS
-from mtrl.config.train import TrainConfig, shown
+from mtrl.config.train import AgentConfig, TrainConfig, shown
 from mtrl.errors import UsageError, import_attribute
+from mtrl.training.callbacks import check as check_callback
+from mtrl.training.memory import expect_memory, expect_memory_for_simulators
 
 if TYPE_CHECKING:
     import torch
 
     from mtrl.envs.benchmarks import Benchmark
     from mtrl.sac.agent import MTSAC
-
-SIMULATOR_MEMORY = 20 * 2**20
-"""The least that an environment of Meta-World takes [bytes]: 20 to 34 MiB were measured."""
 
 LONGEST_TEMPORARY_FOLDER = 75
 """What a socket's address, of at most 107 bytes, leaves of the folder it is in [bytes]."""
@@ -40,6 +39,8 @@ def check_names(config: TrainConfig, benchmark: Benchmark | None = None) -> Benc
     for spec in (agent.trunk, agent.actor_trunk, agent.critic_trunk):
         if spec is not None:
             TRUNKS.check(spec)
+    for spec in config.callbacks:
+        check_callback(spec)
     from mtrl.envs.benchmarks import get_benchmark  # brings a simulator
 
     return get_benchmark(config.benchmark, config.tasks) if benchmark is None else benchmark
@@ -51,12 +52,15 @@ def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
     Raises:
         UsageError: if they do not fit together.
     """
+    from mtrl.demonstrations.sources import sources
     from mtrl.envs.make import steps_of_an_episode
     from mtrl.envs.parity import choose_simulators
 
     config.schedule(len(benchmark.tasks))
     steps_of_an_episode(benchmark, config.environment.horizon)
     choose_simulators(benchmark, config.environment)
+    if config.demonstrations:
+        sources(config.demonstrations, benchmark)
     if config.eval_video and benchmark.custom:
         raise UsageError(f"eval_video: expected tasks of Meta-World's, got {benchmark.name}")
     folder = tempfile.gettempdir()
@@ -94,8 +98,8 @@ def check(
     device = resolve_device(config.device)
     precision = resolve_precision(config.learner.precision, device)
     benchmark = examined(benchmark)
-    _check_memory(config, _check_networks(config, benchmark), device)
-    _check_simulators(config, benchmark)
+    expect_memory(config, _check_networks(config, benchmark), device)
+    expect_memory_for_simulators(config, benchmark)
     if config.eval_video:
         from mtrl.evaluation.video import find_backend
 
@@ -195,46 +199,28 @@ def sizes_of(benchmark: Benchmark) -> tuple[int, int]:
     return observations.shape[0], actions.shape[0]
 
 
-def _check_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> None:
-    """Compare the least that training needs with all the memory there is."""
-    from mtrl.devices import total_memory
+def expect_agent(
+    agent: Any, benchmark: Benchmark | None = None, config: AgentConfig | None = None
+) -> MTSAC:
+    """Refuse anything but an agent of these tasks, sizes and networks.
 
-    memory = total_memory(device)
-    if memory is None:
-        return
-    # Parameters, gradients and two moments; targets, which have none of these, stand for buffers.
-    networks = 4 * sum(4 * parameter.numel() for parameter in agent.parameters())
-    if networks > memory:
-        raise UsageError(
-            f"agent: expected networks that fit in {memory / 2**30:,.1f} GiB of memory, got "
-            f"{networks / 2**30:,.1f} GiB of parameters, gradients and moments; smaller "
-            "hidden_sizes or critic_bins need less"
-        )
-    # Observation, action, reward and end of each transition.
-    row = 4 * len(agent.tasks) * (agent.observation_size + agent.action_size + 2)
-    fits = int((memory - networks) // row)
-    if config.learner.buffer_size > fits:
-        raise UsageError(
-            f"buffer_size: expected at most the {fits:,} transitions per task that "
-            f"{memory / 2**30:,.1f} GiB of memory hold, got {config.learner.buffer_size:,}"
-        )
+    Raises:
+        UsageError: `agent: …`.
+    """
+    from mtrl.sac.agent import MTSAC
 
-
-def _check_simulators(config: TrainConfig, benchmark: Benchmark) -> None:
-    """Compare the memory of Meta-World's reference environments with all the machine has."""
-    import torch
-
-    from mtrl.devices import total_memory
-    from mtrl.envs.parity import choose_simulators
-
-    memory = total_memory(torch.device("cpu"))
-    n_tasks = choose_simulators(benchmark, config.environment).by_task.count("metaworld")
-    if memory is None or not n_tasks:
-        return
-    fits = memory // (n_tasks * SIMULATOR_MEMORY)
-    if config.environment.envs_per_task > fits:
-        raise UsageError(
-            f"envs_per_task: expected at most the {fits:,} environments of each of {n_tasks} tasks "
-            f"that {memory / 2**30:,.1f} GiB of memory hold, got "
-            f"{config.environment.envs_per_task:,}"
-        )
+    if not isinstance(agent, MTSAC):
+        raise UsageError(f"agent: expected an object of mtrl.MTSAC's, got {type(agent).__name__}")
+    if benchmark is not None:
+        sizes = agent.observation_size, agent.action_size
+        for name, expected, got in (
+            ("tasks in this order:", " ".join(benchmark.tasks), " ".join(agent.tasks)),
+            ("observations and actions of length", sizes_of(benchmark), sizes),
+        ):
+            if expected != got:
+                raise UsageError(f"agent: expected {name} {expected}, got {got}")
+    for name, expected in config or ():
+        if expected != (got := getattr(agent.config, name)):
+            values = f"{shown(expected)}, got {shown(got)}"
+            raise UsageError(f"agent: expected networks as the run's: {name} {values}")
+    return agent

@@ -49,8 +49,8 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, steps: int, state: dict[str, Any], config: str) -> None:
-        """As `save_checkpoint`, once the one before is written."""
+    def save(self, steps: int, state: dict[str, Any], config: str) -> Path:
+        """As `save_checkpoint`, once the one before is written; returns where it will be."""
         self.wait()
         tensors: dict[str, Tensor] = {}
         plain: dict[str, Any] = {}
@@ -58,6 +58,7 @@ class CheckpointWriter:
         work = (steps, _copied(tensors), json.dumps(plain), config)
         self._thread = threading.Thread(target=self._write, args=work, name="mtrl-checkpoint")
         self._thread.start()
+        return _path(self._run_dir, steps)
 
     def check(self) -> None:
         """Raise the error if writing has failed; does not wait."""
@@ -116,13 +117,16 @@ def _write(run_dir: Path, steps: int, tensors: dict[str, Tensor], plain: str, co
         "versions": json.dumps(installed_versions()),
     }
     header["sha256"] = digest(header, sorted(tensors.items()))
-    folder = run_dir / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"step_{steps:012d}.safetensors"
+    path = _path(run_dir, steps)
+    path.parent.mkdir(exist_ok=True)
     write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
-    for old in sorted(folder.glob("step_*.safetensors"))[:-KEEP]:
+    for old in sorted(path.parent.glob("step_*.safetensors"))[:-KEEP]:
         old.unlink()
     return path
+
+
+def _path(run_dir: Path, steps: int) -> Path:
+    return run_dir / "checkpoints" / f"step_{steps:012d}.safetensors"
 
 
 def load_newest(run_dir: Path) -> tuple[dict[str, Any], list[str]]:

@@ -9,7 +9,7 @@ import json
 import os
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,6 +44,7 @@ class RunLogger:
         tasks: In the order of TensorBoard's charts.
         tells_success: Whether any task may have a success rate.
         resume_at: Steps the run goes on from; what was logged beyond them is taken out first.
+        told: Called with the tags and numbers of every row.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class RunLogger:
         *,
         tells_success: bool = True,
         resume_at: int = 0,
+        told: Callable[[Mapping[str, float]], object] = dict,
     ) -> None:
         kept = read_rows(run_dir / "progress.json", resume_at)
         self._cosines = run_dir / COSINES
@@ -72,14 +74,26 @@ class RunLogger:
             text = textwrap.indent(config.to_yaml(), "    ")  # a block of code
             self._tensorboard.add_text("config", text)
             self._add(*hparams.start(config), charts.layout(tasks, tells_success))
-        self._total = total_timesteps
+        self._total, self._told = total_timesteps, told
         self._bar = Bar(total_timesteps, resume_at)
+
+    def record(self, name: str, value: float) -> None:
+        """Add a number to the next row.
+
+        Raises:
+            ValueError: If the value is not a number, or the name cannot be written to the logs.
+        """
+        if not name.isprintable() or set(',"') & set(name):
+            raise ValueError(f"expected a printable name without comma and quotes, got {name!r}")
+        self._logger.record(name, float(value))
 
     def write(self, steps: int, values: Mapping[str, float]) -> None:
         """Write one row of numbers."""
         for key, value in {STEP: steps, **values}.items():
             self._logger.record(key, value, exclude="tensorboard" if key == STEP else None)
+        row = dict(self._logger.name_to_value)
         self._logger.dump(steps)
+        self._told(row)
 
     def figure(self, steps: int, tag: str, figure: Figure) -> None:
         """Show a picture in TensorBoard alone; the files hold numbers."""

@@ -26,13 +26,15 @@ class Outcome:
 
     Attributes:
         run_dir: Folder of the run.
-        evaluation: Of the final policy, all 50 goals; None if the run was interrupted.
+        evaluation: Of the final policy, all 50 goals; None if the run was interrupted or stopped.
         signal: What interrupted it, or None.
+        stopped_by: The callback's hook that returned False, such as `Patience.on_eval`, or None.
     """
 
     run_dir: Path
     evaluation: Evaluation | None
     signal: int | None = None
+    stopped_by: str | None = None
 
     def __str__(self) -> str:
         """The evaluation's table and the folder, for `print`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -104,7 +104,7 @@ class Collector:
         following = observations
         if done.any():
             following = np.where(done[:, None], infos["final_obs"], observations)
-            self.statistics.add(infos)
+            self.statistics.add(episodes_of(self.agent.tasks, infos))
         # First, because it looks at the numbers.
         stored = replay.add(
             self._observations, self._actions, rewards, terminated, following, done=done
@@ -147,6 +147,31 @@ class Collector:
                 self._snapshot.load_state_dict(state["acting"])
 
 
+class Episode(NamedTuple):
+    """A training episode that has ended."""
+
+    task: str
+    total_reward: float
+    length: int
+    success: bool
+
+
+def episodes_of(tasks: Sequence[str], infos: dict[str, Any]) -> list[Episode]:
+    """Return the episodes that ended, from the `infos` of `TaskVectorEnv.step`."""
+    ended = infos.get("_final_info", np.zeros(0, bool))
+    found = infos["final_info"]["episode"] if ended.any() else {}
+    copies = len(ended) // len(tasks)
+    return [
+        Episode(
+            tasks[row // copies],
+            float(found["r"][row]),
+            int(found["l"][row]),
+            bool(found["s"][row]),
+        )
+        for row in np.flatnonzero(ended).tolist()
+    ]
+
+
 class EpisodeStatistics:
     """Return and success of each task's last episodes, exploration included."""
 
@@ -155,13 +180,12 @@ class EpisodeStatistics:
         self._returns: list[deque[float]] = [deque(maxlen=WINDOW) for _ in tasks]
         self._success: list[deque[bool]] = [deque(maxlen=WINDOW) for _ in tasks]
 
-    def add(self, infos: dict[str, Any]) -> None:
-        """Add the episodes that ended, from the `infos` of `TaskVectorEnv.step` (`[T·E]` rows)."""
-        episode, ended = infos["final_info"]["episode"], infos["_final_info"]
-        envs_per_task = len(ended) // len(self._tasks)
-        for row in np.flatnonzero(ended):
-            self._returns[row // envs_per_task].append(float(episode["r"][row]))
-            self._success[row // envs_per_task].append(bool(episode["s"][row]))
+    def add(self, episodes: Sequence[Episode]) -> None:
+        """Add episodes that ended."""
+        for episode in episodes:
+            t = self._tasks.index(episode.task)
+            self._returns[t].append(episode.total_reward)
+            self._success[t].append(episode.success)
 
     def values(self, tells_success: np.ndarray) -> dict[str, float]:
         """`rollout/` tags of the tasks that have finished an episode.

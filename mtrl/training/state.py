@@ -9,12 +9,15 @@ import numpy as np
 import torch
 
 from mtrl.config.train import TrainConfig
+from mtrl.demonstrations.data import Demonstrations
 from mtrl.envs.benchmarks import N_GOALS, Benchmark
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators
 from mtrl.errors import RunError, UsageError, one_line
 from mtrl.evaluation.protocol import make_evaluation_env
+from mtrl.folder import DEMONSTRATIONS
 from mtrl.sac.agent import MTSAC
+from mtrl.sac.demonstrated import Demonstrated
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.sac.reward_scale import RewardScale
@@ -33,6 +36,8 @@ class RunState:
         benchmark: The tasks.
         device: Of networks and replay.
         saved: What `state_dict` gave; default: a new run.
+        demonstrations: Of the run's tasks; the same ones in all of the run.
+        agent: What is trained, of the configuration's shape; default: a new one.
 
     Attributes:
         steps: Environment steps so far, over all tasks.
@@ -51,8 +56,12 @@ class RunState:
         benchmark: Benchmark,
         device: torch.device,
         saved: dict[str, Any] | None = None,
+        *,
+        demonstrations: Demonstrations | None = None,
+        agent: MTSAC | None = None,
     ) -> None:
         self.config, self.benchmark = config, benchmark
+        self.demonstrations = demonstrations
         n_tasks = len(benchmark.tasks)
         # Independent streams for everything random, all from the one seed.
         weights, learner, replay, exploration = (
@@ -70,11 +79,16 @@ class RunState:
             max_restarts=environment.max_restarts,
         )
         observation, action = self.envs.observation_size, self.envs.action_size
-        agent = MTSAC(benchmark.tasks, config.agent, observation, action, seed=weights)
+        if agent is None:
+            agent = MTSAC(benchmark.tasks, config.agent, observation, action, seed=weights)
         self.agent = agent.to(device)
         self.learner = Learner(self.agent, config.learner, learner)
         if config.threads is None and device.type == "cpu":
             self.learner.threads = ThreadChoice()
+        shown = None
+        if demonstrations is not None:
+            share = config.learner.demonstration_share
+            shown = Demonstrated(demonstrations, benchmark.tasks, share, device)
         self.replay = ReplayBuffer(
             config.learner.buffer_size,
             n_tasks,
@@ -92,6 +106,7 @@ class RunState:
                 memory=config.learner.return_memory,
                 device=device,
             ),
+            demonstrations=shown,
         )
         self.collector = Collector(self.envs, self.agent, exploration)
         self.eval_envs = make_evaluation_env(
@@ -111,6 +126,10 @@ class RunState:
         self.score = ""
         self.evaluation_pending = False
         if saved is None:
+            self.learner.freeze(config.transfer.frozen_at(0))
+            normalizer = self.agent.normalizer
+            if shown is not None and normalizer is not None and not normalizer.frozen:
+                normalizer.observe(shown.observations)
             self.collector.reset(config.seed)
         else:
             try:
@@ -153,8 +172,11 @@ class RunState:
 
     def state_dict(self) -> dict[str, Any]:
         """Nested dictionaries of tensors, arrays and plain values."""
+        shown = self.demonstrations
         return {
+            **({} if shown is None else {"demonstrations": shown.digest()}),
             "agent": self.agent.state_dict(),
+            "agent_type": _kind(self.agent),
             "learner": self.learner.state_dict(),
             "replay": self.replay.state_dict(),
             **self.collector.state_dict(),
@@ -177,6 +199,17 @@ class RunState:
         }
 
     def _load(self, state: dict[str, Any]) -> None:
+        digest = None if self.demonstrations is None else self.demonstrations.digest()
+        if state.get("demonstrations") != digest:
+            raise UsageError(
+                f"resume: expected the {DEMONSTRATIONS} that the run began with, got another"
+            )
+        kind = state.get("agent_type", _kind(self.agent))  # not kept in older checkpoints
+        if kind != _kind(self.agent):
+            raise UsageError(
+                f"resume: expected an agent of type {kind} (agent=...), as the run began with, got "
+                f"{_kind(self.agent)}"
+            )
         self.agent.load_state_dict(state["agent"])
         self.learner.load_state_dict(state["learner"])
         self.replay.load_state_dict(state["replay"])
@@ -186,3 +219,7 @@ class RunState:
         self.score = state.get("score", "")  # not in checkpoints from before it was kept
         self.evaluation_pending = state["evaluation_pending"]
         self.known = tuple(state.get("known", ()))
+
+
+def _kind(agent: MTSAC) -> str:
+    return f"{type(agent).__module__}:{type(agent).__qualname__}"

@@ -99,9 +99,9 @@ def test_max_runtime_stops_cleanly_and_the_run_can_be_resumed(finished, tmp_path
 @pytest.mark.parametrize("final", [False, True], ids=["on the way", "the last one"])
 def test_a_signal_does_not_wait_for_an_evaluation(final, finished, tmp_path, monkeypatch):
     """The evaluation is abandoned, and made when the run is resumed, with the same logs."""
-    import mtrl.training.trainer
+    import mtrl.training.judge
 
-    original, asked = mtrl.training.trainer.evaluate_in, []
+    original, asked = mtrl.training.judge.evaluate_in, []
 
     def evaluate_in(agent, envs, seed, episodes, tick):
         def interrupted(steps: int) -> None:
@@ -112,7 +112,7 @@ def test_a_signal_does_not_wait_for_an_evaluation(final, finished, tmp_path, mon
 
         return original(agent, envs, seed, episodes, tick=interrupted)
 
-    monkeypatch.setattr(mtrl.training.trainer, "evaluate_in", evaluate_in)
+    monkeypatch.setattr(mtrl.training.judge, "evaluate_in", evaluate_in)
     outcome = train(small_config(tmp_path / "b"))
     assert outcome.signal == signal.SIGTERM and asked == [50 if final else 1]
     assert resume(tmp_path / "b").evaluation is not None
