@@ -296,7 +296,9 @@ def test_two_processes_are_one_on_the_joined_batch(tmp_path):
 # ------------------------------------------------------------------------ AMP and compile
 
 
-@pytest.mark.parametrize("surgery", ["pcgrad", "rotograd", "rotograd-scale", "gradnorm", "famo"])
+@pytest.mark.parametrize(
+    "surgery", ["pcgrad", "aligned-mtl", "rotograd", "rotograd-scale", "gradnorm", "famo"]
+)
 def test_grad_scaler_survives_an_overflow_in_the_middle(surgery):
     """The step is lost, the scale is halved, and training goes on as if nothing had been."""
 
