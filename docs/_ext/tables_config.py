@@ -38,11 +38,10 @@ def command(name: str) -> str:
 def _table(leaves: list[tuple]) -> str:
     rows = []
     for name, field, default in leaves:
-        flag = "--" + flags.FLAGS.get(name, name).replace("_", "-")
         shown = "" if default is None or default == () else code(default)
         kind = flags._metavar(field.annotation).replace("|", ", ")
         values = "" if kind == "true, false" else plain(kind)
-        rows.append([f"`{flag}`", values, shown, plain(field.description or "")])
+        rows.append([f"`{flags.flag_of(name)}`", values, shown, plain(field.description or "")])
     return table(["Flag", "Value", "Default", "Meaning"], rows)
 
 
@@ -51,31 +50,43 @@ def presets() -> str:
     rows = []
     for name, expected in EXPECTED.items():
         config = preset(name)
-        tasks = ", ".join(config.tasks) if config.tasks else config.benchmark.upper()
-        steps = f"{config.total_timesteps:,}" if config.total_timesteps else ""
-        rows.append([f"`{name}`", plain(tasks), steps, plain(expected)])
+        given = config.model_fields_set
+        tasks = config.benchmark.upper() if "benchmark" in given else "any"
+        tasks = ", ".join(config.tasks) if config.tasks else tasks
+        rows.append([f"`{name}`", plain(tasks), _value(config.total_timesteps), plain(expected)])
     return table(["Preset", "Tasks", "Environment steps", "Time"], rows)
 
 
 def preset_values() -> str:
-    """Every setting in which some preset differs from the defaults."""
-    plain_values = TrainConfig().flat()
-    configs = {name: preset(name).flat() for name in EXPECTED}
+    """Every setting in which a preset differs from the defaults; equal presets share a column."""
+    defaults = TrainConfig().flat()
+    columns: dict[str, dict[str, object]] = {}
+    for name in EXPECTED:
+        values = {k: v for k, v in preset(name).flat().items() if k not in ("benchmark", "tasks")}
+        same = next((names for names, found in columns.items() if found == values), None)
+        if same is not None:
+            columns = {f"{k}, {name}" if k == same else k: v for k, v in columns.items()}
+        else:
+            columns[name] = values
     changed = [
         field
-        for field, default in plain_values.items()
-        if field not in ("benchmark", "tasks")
-        and any(config[field] != default for config in configs.values())
+        for field in next(iter(columns.values()))
+        if any(values[field] != defaults[field] for values in columns.values())
     ]
     rows = [
-        [f"`{field}`", *(_value(config[field]) for config in configs.values())] for field in changed
+        [f"`{field}`", *(_value(values[field]) for values in columns.values())] for field in changed
     ]
-    return table(["", *(f"`{name}`" for name in EXPECTED)], rows)
+    header = [", ".join(f"`{name}`" for name in names.split(", ")) for names in columns]
+    return table(["", *header], rows)
 
 
 def _value(value: object) -> str:
+    """A value as people read it: 280,000 per task."""
     if value is None:
         return "default"
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000:
+    if isinstance(value, str) and "/" in value:
+        number, _, unit = value.partition("/")
+        return f"{_value(int(number)) if number.isdecimal() else number} per {unit}"
+    if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return plain(code(value).strip("`"))

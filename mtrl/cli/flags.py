@@ -1,7 +1,6 @@
 """Command lines generated from configurations: one flag per field, spelled with dashes.
 
-argparse splits the command line and pydantic parses the values, so YAML and flags are validated in
-one place. Commands import torch and mujoco only afterwards.
+argparse splits the command line, and pydantic validates the values, as for YAML.
 """
 
 from __future__ import annotations
@@ -119,8 +118,8 @@ def _surroundings() -> Iterator[None]:
     - Modules in the working directory can be imported, as with `python -m`.
     - Characters that the terminal's encoding lacks are replaced by question marks.
     - SIGTERM, SIGUSR1 and a closed terminal interrupt like SIGINT, so that a run can stop cleanly.
-    - Closed standard streams are redirected to the null device. Otherwise the next file that is
-      opened would take their descriptor, and child processes would write into it.
+    - Closed standard streams become the null device. Otherwise the next opened file would take
+      their descriptor, and child processes would write into it.
     - Warnings from mtrl are one line without source code.
     """
     for number in range(3):
@@ -191,21 +190,17 @@ def add_flags(
     *,
     several: bool = False,
 ) -> None:
-    """Add one flag per leaf of the tree; values stay strings for pydantic to parse.
+    """Add one flag per leaf of the tree, except `leave_out`; values stay strings for pydantic.
 
     Args:
-        parser: Receives the flags.
-        defaults: Shown in --help.
-        leave_out: Fields without a flag.
-        several: Every flag takes several values, and a switch needs its `true`.
+        defaults: Values shown in --help.
+        several: Whether every flag takes several values, and switches need an explicit `true`.
     """
     for group, name, field, default in _leaves(defaults):
         if name in leave_out:
             continue
         target = parser if group is None else _group(parser, group)
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         is_switch = field.annotation is bool  # `--flag` without a value means true
-        text = (field.description or "").replace("%", "%%")
         target.add_argument(
             flag_of(name),
             dest=name,
@@ -213,8 +208,17 @@ def add_flags(
             nargs="+" if several or _is_tuple(field.annotation) else "?" if is_switch else None,
             const="true" if is_switch and not several else None,
             default=argparse.SUPPRESS,
-            help=text if default is None else f"{text} (default: {shown})",
+            help=_help(field.description or "", default).replace("%", "%%"),
         )
+
+
+def _help(description: str, default: Any) -> str:
+    """Return the help text; a default that is set replaces the one in the description."""
+    if default is None or default == ():
+        return description
+    values = default if isinstance(default, tuple) else (default,)
+    shown = " ".join(str(v).lower() if isinstance(v, bool) else str(v) for v in values)
+    return f"{re.sub(r' ?[(]default: [^()]*[)]', '', description)} (default: {shown})"
 
 
 def _leaves(model: BaseModel) -> Iterator[tuple[str | None, str, FieldInfo, Any]]:

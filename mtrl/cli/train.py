@@ -40,7 +40,7 @@ def _train(arguments: Sequence[str] | None) -> int:
         allow_abbrev=False,
         description="Train one policy on many Meta-World tasks. Timesteps are environment steps "
         "summed over all tasks. Without --config, MT10 and MT50 use the best preset for the "
-        "device, and other tasks use the recipe for it. The defaults below are those of "
+        "device, and other tasks use the recipe. The defaults below are those of "
         f"{shown.name}.",
     )
     parser.add_argument(

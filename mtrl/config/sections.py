@@ -99,10 +99,11 @@ class LearnerConfig(Section):
     surgery: str = Field(
         default="none",
         description="Method that combines the tasks' gradients on the trunk: 'none' (their mean), "
-        "'pcgrad', 'rotograd' or another of the README's table; a name that a module in 'imports' "
-        "or the entry point of an installed package registers; 'torchjd:NAME'; or "
-        "'package.module:name', a Surgery class or a function from Gramian to weights. Options "
-        "follow in brackets: 'cagrad(c=0.4)'.",
+        "'pcgrad', 'rotograd', 'rotograd-scale', 'rotograd-rotate', 'cagrad', 'mgda', 'imtl-g', "
+        "'aligned-mtl', 'fairgrad', 'gradnorm', 'famo'; a name that a module in 'imports' or the "
+        "entry point of an installed package registers; 'torchjd:NAME'; or 'package.module:name', "
+        "a Surgery class or a function from Gramian to weights. Options follow in brackets: "
+        "'cagrad(c=0.4)'.",
     )
     actor_surgery: str | None = Field(
         default=None, description="Method for the actor (default: surgery)."

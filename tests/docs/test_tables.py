@@ -26,7 +26,7 @@ def rows(table: str) -> dict[str, list[str]]:
 
 def test_every_setting_has_a_row():
     found = {}
-    for section in ("run", "agent", "learner", "environment"):
+    for section in ("run", "transfer", "agent", "learner", "environment"):
         found |= rows(config.settings(section))
     flags = {"--" + name.replace("_", "-") for name in TrainConfig().flat()}
     assert found.keys() == flags - {"--imports"} | {"--import"}
@@ -40,7 +40,8 @@ def test_presets():
     assert rows(config.presets()).keys() == EXPECTED.keys()
     values = rows(config.preset_values())
     assert values["gamma"][0] == str(preset("quickstart").learner.gamma)
-    assert values["total_timesteps"][1] == "2,800,000"
+    assert values["total_timesteps"][1] == "280,000 per task"
+    assert values["target_entropy"][1] == "-0.5 per action"
     assert "max_grad_norm" not in values  # the same in all of them
 
 
