@@ -60,6 +60,8 @@ class State(BaseModel):
         job: The scheduler's number of it, if it was given to one.
         lines: The last that a process printed that failed.
         attempts: Its processes, the latest last.
+        newest: Its newest checkpoint when it last went back into a queue, and how often it did so
+            without a newer one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -68,6 +70,7 @@ class State(BaseModel):
     job: str | None = None
     lines: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+    newest: tuple[str, int] = ("", 0)
 
 
 def read_state(path: Path) -> State | None:
