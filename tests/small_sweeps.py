@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
-TOTAL = 2_400
+TOTAL = 1_600
 FLAGS = (
     f"--benchmark toy_tasks:POINTS --total-timesteps {TOTAL} --learning-starts 40 --log-every 200 "
     "--checkpoint-every 100 --eval-every 800 --eval-episodes 1 --diagnose-every 0 "

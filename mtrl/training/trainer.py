@@ -72,7 +72,7 @@ class Trainer:
     ) -> None:
         self.config, self.benchmark, self.run_dir = config, benchmark, run_dir
         self.schedule = config.schedule(len(benchmark.tasks))
-        self.hooks = Hooks(callbacks, (saved or {}).get("callbacks", {}))
+        self.hooks = Hooks(callbacks, saved or {})
         shown = Demonstrations.load(run_dir / DEMONSTRATIONS) if config.demonstrations else None
         self.curriculum = Curriculum(config, benchmark, device, demonstrations=shown, agent=agent)
         self.state = self.curriculum.begin(saved)

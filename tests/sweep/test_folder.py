@@ -60,7 +60,7 @@ def sweep(tmp_path):
 
 
 def test_status_is_of_the_folder_alone(sweep, capsys):
-    folder, planned = sweep
+    folder, _planned = sweep
     rows = read(folder)
     whats = [row.what for row in rows]
     assert whats == ["finished", "finished", "running", "waiting", "failed", "waiting"]
