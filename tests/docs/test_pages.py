@@ -55,7 +55,7 @@ def my_module(tmp_path, monkeypatch):
     (tmp_path / "my_module.py").write_text("\n\n".join([*blocks, own]))
     for folder in ("configs", "results", "scripts"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    for example in (ROOT / "docs/examples").iterdir():
+    for example in (ROOT / "examples").iterdir():
         (tmp_path / example.name).symlink_to(example)
     monkeypatch.chdir(tmp_path)
     for registry in (METHODS, TRUNKS):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from mtrl import Benchmark, preset, train
 
-EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 SHORT = {
     "total_timesteps": "120/task",
