@@ -1,4 +1,4 @@
-"""One backward through a `MultiTaskModel`, as a `Problem` for surgery."""
+"""Backward through a `MultiTaskModel` as a `Problem` for surgery."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from mtrl.surgery.rows import Row, TaskRows, in_any_rank, mean_of_ranks, rows_ad
 
 
 class ModuleProblem:
-    """The tasks' gradients of one backward, and of those that were kept before it.
+    """Task gradients of one backward, and of accumulated earlier ones.
 
     Args:
-        crossings: The forward passes, each with what its tasks want.
-        n_tasks: All tasks.
-        trunk: Whose gradients these are.
+        crossings: Forward passes, each with the gradients of its tasks.
+        n_tasks: Number of all tasks.
+        trunk: Trunk whose gradients are computed.
         rotation: `[1, T, m, m]`, or None.
-        losses: By task, if they are known.
-        kept: Problems of the backwards before, whose gradients count with these.
+        losses: Losses by task, if known.
+        kept: Problems of earlier backwards whose gradients are accumulated.
     """
 
     def __init__(
@@ -46,38 +46,38 @@ class ModuleProblem:
         present = {task for wanted in self.wanted for task in wanted}
         present |= {task for problem in kept for task in problem.tasks}
         self.tasks: list[int] = in_any_rank(sorted(present), n_tasks, self.device)
-        self.seen: Tensor | None = None  # the Gramian, if it was asked for
+        self.seen: Tensor | None = None  # the Gramian, if it was computed
 
     @property
     def losses(self) -> Tensor:
-        """`[1, T]`."""
+        """Losses, `[1, T]`."""
         if self._losses is None:
             raise UsageError(
-                "surgery: expected the losses of the tasks for a method that looks at them: call "
+                "surgery: expected the losses of the tasks for a method that uses them: call "
                 "model.backward(losses), or model.total(losses).backward()"
             )
         told = [problem._losses or {} for problem in (*self.kept, self)]
         found = [added(losses.get(task) for losses in told) for task in self.tasks]
-        zero = torch.zeros((), device=self.device)  # of a task that other ranks have
+        zero = torch.zeros((), device=self.device)  # for tasks of other ranks
         ordered = [zero if loss is None else at_least_float32(loss) for loss in found]
         return mean_of_ranks(torch.stack(ordered)[None])
 
     @cached_property
     def names(self) -> dict[int, str]:
-        """The trunk's parameters' by their `id`."""
+        """Names of the trunk's parameters by their `id`."""
         return {id(p): name for name, p in self.trunk.named_parameters()}
 
     def task_gradients(self) -> ModuleGradients:
-        """A gradient of its own for each task."""
+        """Return the gradient of each task."""
         return ModuleGradients(self)
 
     def features(self) -> ModuleFeatures:
-        """What the tasks want of the features."""
+        """Return the gradients of the tasks w.r.t. the features."""
         return ModuleFeatures(self)
 
     @cached_property
     def rows(self) -> dict[int, Row]:
-        """A vector-Jacobian product for each task, added to those that were kept."""
+        """Vector-Jacobian product of each task, added to the accumulated ones."""
         last = {i: max(wanted, default=None) for i, wanted in enumerate(self.wanted)}
         retain = retains_graph() or not all(c.closed for c in self.crossings)
         found: dict[int, Row] = {}
@@ -91,7 +91,7 @@ class ModuleProblem:
 
     @cached_property
     def jacobian(self) -> TaskRows:
-        """The rows of all tasks, averaged over all processes."""
+        """Rows of all tasks, averaged over all processes."""
         one = self.crossings[0]
         if len(self.crossings) == 1 and one.closed and not self.kept and world_size() == 1:
             return self._jacobian_by_layers(one, self.wanted[0])
@@ -100,7 +100,7 @@ class ModuleProblem:
         return TaskRows([self.rows[task] for task in self.tasks], shared=list(shared.values()))
 
     def _jacobian_by_layers(self, crossing: Crossing, wanted: Wanted) -> TaskRows:
-        """Of the only forward pass, whose layers' inputs are the same for all tasks."""
+        """Return the rows for one forward pass whose layers have equal inputs for all tasks."""
         n_tasks = len(self.tasks)
         layers = layers_of(crossing.uses, crossing.shared, n_tasks) if n_tasks > 1 else []
         taken = {id(parameter) for layer in layers for parameter in layer.parameters}
@@ -124,7 +124,7 @@ class ModuleProblem:
         return TaskRows(rows, seen)
 
     def weighted(self, weights: Tensor, closed: bool) -> dict[int, list[Tensor | None]]:
-        """Σ_k w_k G_k for each feature tensor of the crossings that are closed, or are not."""
+        """Compute Σ_k w_k G_k for each feature tensor of closed (or of open) crossings."""
         by_task = dict(zip(self.tasks, weights, strict=True))
         found = {}
         for i, wanted in enumerate(self.wanted):
@@ -138,7 +138,7 @@ class ModuleProblem:
         return found
 
     def into_shared(self, weights: Tensor) -> Row:
-        """Σ_k w_k ∇L_k on what is shared, below the crossings that are closed."""
+        """Compute Σ_k w_k ∇L_k for the shared parameters below closed crossings."""
         if "jacobian" in self.__dict__ and all(c.closed for c in self.crossings):
             return self.jacobian.combined(weights)
         here = self._into_shared(self.weighted(weights, closed=True), retains_graph())
@@ -148,7 +148,7 @@ class ModuleProblem:
         return rows_added([TaskRows(rows).combined(weights), here])
 
     def _into_shared(self, gradients: dict[int, list[Tensor | None]], retain: bool) -> Row:
-        """Of these crossings, the product of the trunk's transposed Jacobian and the gradients."""
+        """Compute the vector-Jacobian product of the trunk for these crossings' gradients."""
         shared = list({id(p): p for i in gradients for p in self.crossings[i].shared}.values())
         found = self._differentiate(shared, gradients, retain)
         return {id(p): g for p, g in zip(shared, found, strict=True) if g is not None}
@@ -159,7 +159,7 @@ class ModuleProblem:
         gradients: dict[int, list[Tensor | None]],
         retain: bool,
     ) -> Sequence[Tensor | None]:
-        """What comes of these crossings' gradients at leaves and layers' outputs below."""
+        """Backpropagate these crossings' gradients to leaves and layer outputs below."""
         pairs = [
             (z, g)
             for i, row in gradients.items()
@@ -182,7 +182,7 @@ class ModuleProblem:
                 if "donated" not in str(error):
                     raise
                 raise UsageError(
-                    "trunk: expected a graph to differentiate once for each task, got one that is "
-                    "compiled for a single time; before that, "
+                    "trunk: expected a graph that can be differentiated once per task, got one "
+                    "compiled for a single backward; before compiling, "
                     "set torch._functorch.config.donated_buffer = False"
                 ) from error
