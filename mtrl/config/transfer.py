@@ -1,6 +1,6 @@
-"""The section of a configuration about what a run begins from. Every field states its unit.
+"""Configuration section for fine-tuning from an existing policy. Every field states its unit.
 
-Imports neither torch nor MuJoCo, so that `--help` answers at once.
+This module imports neither torch nor MuJoCo, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from mtrl.config.rates import MAX_COUNT
 from mtrl.config.section import Section
 
 Part = Literal["trunk", "actor-trunk", "critic-trunk", "actor", "critic", "normalizer"]
-"""What can be frozen."""
+"""Parts that can be frozen."""
 
 
 class TransferConfig(Section):
-    """What a run begins from, and what of that stays as it is."""
+    """Configuration of fine-tuning: the initial policy, and its frozen parts."""
 
     init_from: Path | None = Field(
         default=None,
-        description="Run folder, checkpoint or policy file to begin from: its trunks, the heads "
-        "and temperatures of tasks with the same name, its observations' mean and deviation, and "
-        "its critics if it has them. All other tasks get new heads. The networks' sizes are those "
-        "of the file.",
+        description="Run folder, checkpoint or policy file to start from. Copies its trunks, the "
+        "heads and temperatures of tasks with the same name, the statistics of its observations, "
+        "and its critics if it has them. Other tasks get new heads. Network sizes are those of the "
+        "file.",
     )
     freeze: tuple[Part, ...] = Field(
         default=(),
-        description="What stays as it was in init_from: 'trunk' (of actor and critics), "
-        "'actor-trunk', 'critic-trunk', the whole 'actor' or 'critic', the 'normalizer' of "
-        "observations. Heads and what else belongs to one task are not part of a trunk.",
+        description="Parts of init_from to keep fixed: 'trunk' (of actor and critics), "
+        "'actor-trunk', 'critic-trunk', the whole 'actor' or 'critic', or the 'normalizer' of "
+        "observations. Heads and other per-task parameters are not part of a trunk.",
     )
     freeze_until: int | None = Field(
         default=None,
         gt=0,
         lt=MAX_COUNT,
-        description="Train what is frozen from here on [environment steps over all tasks] "
+        description="Step from which frozen parts are trained [environment steps over all tasks] "
         "(default: never).",
     )
 
@@ -60,6 +60,6 @@ class TransferConfig(Section):
         return self
 
     def frozen_at(self, steps: int) -> frozenset[str]:
-        """What stays as it is after so many environment steps."""
+        """Return the parts that are frozen after `steps` environment steps."""
         over = self.freeze_until is not None and steps >= self.freeze_until
         return frozenset() if over else frozenset(self.freeze)

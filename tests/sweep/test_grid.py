@@ -117,7 +117,7 @@ def test_a_name_is_the_configurations_alone(tmp_path):
     [
         ("grid: {surgry: [none]}", "grid: unknown 'surgry'; did you mean 'surgery'"),
         ("grids: {}", "key: unknown 'grids'; did you mean 'grid'"),
-        ("grid: {seed: [0]}", "grid: seed cannot be varied: seeds says which"),
+        ("grid: {seed: [0]}", "grid: seed cannot be varied: use seeds"),
         ("grid: {run_dir: a}", "grid: run_dir cannot be varied"),
         ("variants: {a: {gama: 1}}", "variants.a: unknown 'gama'; did you mean 'gamma'"),
         ("grid: {gamma: 0.9}\nvariants: {a: {gamma: 1}}", "gamma: expected one place for it, got"),

@@ -33,7 +33,7 @@ def test_runs_of_a_node_that_is_lost_go_on_elsewhere_to_the_same_weights(cluster
         cluster.remove_node(cluster.workers[0], allow_graceful=False)
         printed, _ = process.communicate(timeout=1000)
     assert process.returncode == 0, printed
-    lost = re.findall(r"(\S+) was lost with its machine, goes on from step_\d+", printed)
+    lost = re.findall(r"(\S+) was lost with its machine and continues from step_\d+", printed)
     assert len(lost) == 1 and "2 runs: 2 finished" in printed
     for method in ("none", "pcgrad"):
         (run,) = out.glob(f"runs/*_{method}_*")

@@ -108,4 +108,4 @@ def test_an_array_is_requeued_until_every_run_is_at_its_end(tmp_path):
         alone = never_interrupted(tmp_path / method, "--surgery", method)
         assert same_policy(folder.run_dir(name), alone)
     told = "".join(path.read_text() for path in out.glob("slurm/*_*.txt"))
-    assert "goes back into the queue" in told
+    assert "is requeued as" in told

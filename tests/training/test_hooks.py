@@ -139,7 +139,7 @@ def test_attributes_are_the_runs(watched):
     saved = policy(run_dir)
     for name, value in notes.model.tensors().items():
         torch.testing.assert_close(saved[name], value, rtol=0, atol=0)
-    with pytest.raises(RuntimeError, match="Notes: expected a run around it, got none yet"):
+    with pytest.raises(RuntimeError, match="Notes: expected to be part of a run, got none yet"):
         Notes().num_timesteps  # noqa: B018
 
 
@@ -170,7 +170,7 @@ def test_false_stops_in_good_order_and_the_run_goes_on(hook, answer, whole, tmp_
     assert outcome.stopped_by == f"Notes.{hook}" and outcome.evaluation is None
     assert notes.calls[-1][0] == "on_training_end" and notes.calls[-2][0] == "on_checkpoint"
     assert notes.calls[-1][1] == 72
-    assert f"stopped by Notes.{hook}; to continue: mtrl-train --resume" in capsys.readouterr().out
+    assert f"stopped by Notes.{hook}; to resume: mtrl-train --resume" in capsys.readouterr().out
     again = Notes()
     assert resume(run_dir, callbacks=[again]).stopped_by is None
     assert again.steps == TOTAL // 2
@@ -183,7 +183,7 @@ def test_an_error_is_told_with_its_hook_and_nothing_is_lost(watched, tmp_path):
         train(small_config(run_dir), callbacks=[Callback(), notes])
     text = str(told.value)
     assert f"callback Notes.on_log: KeyError: 'my word' ({__file__}, line " in text
-    assert "step_000000000080.safetensors is whole; to continue: mtrl-train --resume" in text
+    assert "step_000000000080.safetensors is intact; to resume: mtrl-train --resume" in text
     assert isinstance(told.value.__cause__, KeyError)
     assert notes.calls[-1] == ("on_log", 80)  # no other is called after it
     resume(run_dir, callbacks=[Callback(), Notes()])
@@ -238,8 +238,8 @@ class Answers(Callback):
     [
         (Callback(), "callbacks: expected a list of mtrl.Callback objects, got Callback"),
         (print, "callbacks: expected a list of mtrl.Callback objects, got builtin_function"),
-        ([Callback], "callbacks: expected an object of mtrl.Callback's, got <class"),
-        ([print], "callbacks: expected an object of mtrl.Callback's, got <built-in"),
+        ([Callback], "callbacks: expected an mtrl.Callback object, got <class"),
+        ([print], "callbacks: expected an mtrl.Callback object, got <built-in"),
         (
             [Notes(), Notes()],
             "a state_key without '/' for each that has a state, got 'Notes' twice",
@@ -268,7 +268,7 @@ def test_a_state_without_its_callback_or_that_it_does_not_take(tmp_path, capsys)
     with pytest.raises(UsageError, match=r"resume: callback Other.load_state_dict: KeyError"):
         resume(tmp_path / "b", total_timesteps=140, callbacks=[Other()])
     resume(tmp_path / "b", total_timesteps=140)
-    assert "the state that Notes left in the checkpoint is dropped" in capsys.readouterr().out
+    assert "the checkpoint's state of Notes is discarded" in capsys.readouterr().out
 
 
 MODULE = """
@@ -304,7 +304,7 @@ def test_the_command_line_names_them_and_a_resumed_run_has_them_again(
         ("stopping", "callbacks: expected package.module:Name, got 'stopping'"),
         ("stopping:Go", "callbacks: cannot import 'stopping:Go'"),
         ("stopping:Stop(to=3)", "callbacks: stopping:Stop(to=3) failed: TypeError"),
-        ("stopping:number", "callbacks: expected an object of mtrl.Callback's, got 3"),
+        ("stopping:number", "callbacks: expected an mtrl.Callback object, got 3"),
         ("stopping:Stop(3)", "callbacks: expected NAME or NAME(option=value, …)"),
     ):
         assert train_main(["--config", "c.yaml", "--run-dir", "d", "--callbacks", spec]) == 2
@@ -328,10 +328,10 @@ def test_an_agent_of_ones_own_is_trained_in_place(watched, tmp_path):
     train(config, agent=agent)
     held = TrainConfig.from_yaml(tmp_path / "b" / "config.yaml")
     assert held.agent.hidden_sizes == (8,)
-    with pytest.raises(UsageError, match=r"an agent of type .*Mine \(agent=...\), as the run beg"):
+    with pytest.raises(UsageError, match=r"an agent of the run's type .*Mine \(agent="):
         resume(tmp_path / "b", total_timesteps=TOTAL)
     other = Mine(TASKS, AgentConfig(hidden_sizes=(9,)), 39, 4)
-    with pytest.raises(UsageError, match="networks as the run's: hidden_sizes 8, got 9"):
+    with pytest.raises(UsageError, match="the run's networks: hidden_sizes 8, got 9"):
         resume(tmp_path / "b", total_timesteps=TOTAL, agent=other)
     agent = Mine(TASKS, AgentConfig(hidden_sizes=(8,)), 39, 4)
     resume(tmp_path / "b", total_timesteps=TOTAL, agent=agent)
@@ -342,7 +342,7 @@ def test_an_agent_of_ones_own_is_trained_in_place(watched, tmp_path):
 @pytest.mark.parametrize(
     ("agent", "expected"),
     [
-        (torch.nn.Linear(2, 2), "agent: expected an object of mtrl.MTSAC's, got Linear"),
+        (torch.nn.Linear(2, 2), "agent: expected an mtrl.MTSAC, got Linear"),
         (
             MTSAC(TASKS[::-1], AgentConfig(hidden_sizes=(8,)), 39, 4),
             "tasks in this order: reach-v3 drawer-close-v3, got drawer-close-v3 reach-v3",
