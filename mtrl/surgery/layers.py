@@ -16,7 +16,7 @@ known kind is the only use of its weight, the weight is left to autograd.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from mtrl.surgery.graph import Uses
 BLOCKS = 4
 """Number of row blocks of X Xᵀ; products skip the blocks below the diagonal, which are 3/8."""
 
-WORTH = 2**21
+WORTH = 2**23
 """Number of multiplications that a factored layer must save to make up for its overhead."""
 
 
@@ -145,6 +145,16 @@ def weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
         if rows.dtype == at_least_float32(rows[:0]).dtype:
             return (weights.to(rows.dtype) @ rows.flatten(1)).view(rows.shape[1:])
         return combine(weights[None].float(), {"": rows[None]})[""][0].to(rows.dtype)
+
+
+def stacked(gradients: Tensor | Sequence[Tensor | None]) -> Tensor | None:
+    """Stack the gradients of T tasks, `[T, …]`; zeros replace missing ones."""
+    if isinstance(gradients, Tensor):
+        return gradients
+    like = next((g for g in gradients if g is not None), None)
+    if like is None:
+        return None
+    return torch.stack([torch.zeros_like(like) if g is None else g for g in gradients])
 
 
 def layers_of(uses: Uses, shared: Iterable[Tensor], n_tasks: int) -> list[Layer]:

@@ -12,9 +12,23 @@ from torch.autograd.graph import GradientEdge
 from mtrl.errors import UsageError
 from mtrl.surgery.gradients import at_least_float32
 from mtrl.surgery.graph import Crossing, Wanted, added, retains_graph, without_hooks
-from mtrl.surgery.layers import layers_of
+from mtrl.surgery.layers import layers_of, stacked
 from mtrl.surgery.module_gradients import ModuleFeatures, ModuleGradients
 from mtrl.surgery.rows import Row, TaskRows, in_any_rank, mean_of_ranks, rows_added, world_size
+
+AT_ONCE = 4
+"""Number of tasks from which a single backward pass for all tasks is faster than one per task."""
+
+BATCHED = {
+    f"{name}Backward0"
+    for name in (
+        "Addmm Mm T View UnsafeView Add Mul Relu Tanh Sigmoid Gelu Silu Elu LeakyRelu Softplus "
+        "Mish Hardtanh Hardswish"
+    ).split()
+} | {"AccumulateGrad"}
+"""Graph nodes that handle T gradients as a product with more rows, or elementwise. A single pass
+was not faster for convolutions and attention.
+"""
 
 
 class ModuleProblem:
@@ -106,22 +120,38 @@ class ModuleProblem:
         taken = {id(parameter) for layer in layers for parameter in layer.parameters}
         others = [p for p in crossing.shared if id(p) not in taken]
         targets: list[Tensor | GradientEdge] = [*others, *(layer.output for layer in layers)]
-        found = []
-        for number, task in enumerate(self.tasks):
-            retain = number < n_tasks - 1 or retains_graph()
-            found.append(self._differentiate(targets, {0: wanted[task]}, retain))
-        rows = [
-            {id(p): g for p, g in zip(others, row, strict=False) if g is not None} for row in found
-        ]
+        found = self._by_task(targets, crossing, wanted)
         seen = []
-        for number, layer in enumerate(layers, len(others)):
-            at_outputs = [row[number] for row in found]
-            like = next((g for g in at_outputs if g is not None), None)
-            if like is not None:
-                zero = torch.zeros_like(like)
-                layer.see(torch.stack([zero if g is None else g for g in at_outputs]))
+        for layer, gradients in zip(layers, found[len(others) :], strict=True):
+            at_outputs = stacked(gradients)
+            if at_outputs is not None:
+                layer.see(at_outputs)
                 seen.append(layer)
+        rows: list[Row] = [{} for _ in self.tasks]
+        for parameter, gradients in zip(others, found, strict=False):
+            for row, gradient in zip(rows, gradients, strict=True):
+                if gradient is not None:
+                    row[id(parameter)] = gradient
         return TaskRows(rows, seen)
+
+    def _by_task(
+        self, targets: Sequence[Tensor | GradientEdge], crossing: Crossing, wanted: Wanted
+    ) -> Sequence[Tensor | Sequence[Tensor | None]]:
+        """Backpropagate the T tasks to each target, in a single pass where this is faster."""
+        rows = [wanted[task] for task in self.tasks]
+        if len(rows) >= AT_ONCE and {type(node).__name__ for node in crossing.uses} <= BATCHED:
+            columns = [stacked(column) for column in zip(*rows, strict=True)]
+            try:
+                found = self._differentiate(targets, {0: columns}, retain=True, at_once=True)
+                return [[None] * len(rows) if g is None else g for g in found]
+            except RuntimeError:  # for example, a user's hook that depends on values
+                pass
+        last = len(rows) - 1
+        each = [
+            self._differentiate(targets, {0: row}, i < last or retains_graph())
+            for i, row in enumerate(rows)
+        ]
+        return list(zip(*each, strict=True))
 
     def weighted(self, weights: Tensor, closed: bool) -> dict[int, list[Tensor | None]]:
         """Compute Σ_k w_k G_k for each feature tensor of closed (or of open) crossings."""
@@ -158,8 +188,12 @@ class ModuleProblem:
         targets: Sequence[Tensor | GradientEdge],
         gradients: dict[int, list[Tensor | None]],
         retain: bool,
+        at_once: bool = False,
     ) -> Sequence[Tensor | None]:
-        """Backpropagate these crossings' gradients to leaves and layer outputs below."""
+        """Backpropagate these crossings' gradients to leaves and layer outputs below.
+
+        If `at_once`, gradients and results are `[T, …]`.
+        """
         pairs = [
             (z, g)
             for i, row in gradients.items()
@@ -177,6 +211,7 @@ class ModuleProblem:
                     given,
                     retain_graph=retain,
                     allow_unused=True,
+                    is_grads_batched=at_once,
                 )
             except RuntimeError as error:
                 if "donated" not in str(error):

@@ -17,13 +17,15 @@ import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from mtrl.errors import UsageError
-from mtrl.sweep.attempt import Ending, attempt
-from mtrl.sweep.folder import SweepFolder, read_state, write_state
+from mtrl.sweep.attempt import Job, attempt
+from mtrl.sweep.folder import State, SweepFolder, read_state, write_state
 from mtrl.sweep.jobs import job_of
 
-FAILED = 1
+MAX_STALLS = 3
+"""Number of times an element is requeued without a newer checkpoint before it counts as failed."""
 
 
 class Signals:
@@ -55,24 +57,30 @@ def main(arguments: list[str]) -> int:
         print("\n    ".join([f"{ending.name} {ending.what}", *ending.lines]), flush=True)
         if ending.what != "failed":
             break
-    if _goes_on(ending, signals):
-        return _requeue(folder, name)
-    return FAILED if ending.what == "failed" else 0
+    if ending.what == "stopped" and signals.first in (None, signal.SIGUSR1):
+        return _requeue(job)
+    return 1 if ending.what == "failed" else 0
 
 
-def _goes_on(ending: Ending, signals: Signals) -> bool:
-    """Return whether the run should be continued by another process."""
-    return ending.what == "stopped" and signals.first in (None, signal.SIGUSR1)
-
-
-def _requeue(folder: SweepFolder, name: str) -> int:
+def _requeue(job: Job) -> int:
     """Requeue the element; Slurm then ends this process."""
-    job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    state = read_state(folder.state(name))
-    if state is not None:
-        write_state(folder.state(name), state.model_copy(update={"what": "queued"}))
-    print(f"{name} is requeued as {job}", flush=True)
-    return subprocess.run(["scontrol", "requeue", job], check=False).returncode
+    number = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    newest = max((path.name for path in job.run_dir.glob("checkpoints/step_*")), default="")
+    state = read_state(job.state) or State(what="queued")
+    before, count = state.newest
+    count = count + 1 if newest == before else 0
+    changes: dict[str, Any] = {"what": "queued", "newest": (newest, count)}
+    if count >= MAX_STALLS:
+        lines = (
+            f"ran out of time {count + 1} times without a newer checkpoint; increase its time",
+        )
+        changes |= {"what": "failed", "lines": lines}
+    write_state(job.state, state.model_copy(update=changes))
+    if count >= MAX_STALLS:
+        print(*changes["lines"], flush=True)
+        return 1
+    print(f"{job.name} is requeued as {number}", flush=True)
+    return subprocess.run(["scontrol", "requeue", number], check=False).returncode
 
 
 if __name__ == "__main__":

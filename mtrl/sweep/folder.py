@@ -60,6 +60,8 @@ class State(BaseModel):
         job: Job id of the scheduler, if it was submitted to one.
         lines: Last output lines of a failed process.
         attempts: Its processes, the latest last.
+        newest: Latest checkpoint when the run was last requeued, and number of times it was
+            requeued without a later one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -68,6 +70,7 @@ class State(BaseModel):
     job: str | None = None
     lines: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+    newest: tuple[str, int] = ("", 0)
 
 
 def read_state(path: Path) -> State | None:

@@ -6,6 +6,7 @@ is lost is submitted to Ray again and continues on another node.
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 import uuid
@@ -55,7 +56,9 @@ class RayBackend:
         self._token = folder.path / f".shared-{uuid.uuid4().hex}"
         if not ray.is_initialized():
             try:
-                ray.init(address=address or "local", log_to_driver=False, logging_level="error")
+                ray.init(
+                    address=address or "local", log_to_driver=False, logging_level=logging.ERROR
+                )
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise UsageError(f"address: cannot reach {address}: {one_line(error)}") from None
         self._token.touch()

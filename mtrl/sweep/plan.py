@@ -34,7 +34,6 @@ from mtrl.errors import UsageError, one_line, unknown
 TAKEN = {
     "seed": "use seeds",
     "run_dir": "the sweep names the run folders itself",
-    "max_restarts": None,
 }
 """Fields that cannot be varied, with the reason."""
 
@@ -159,13 +158,9 @@ class Plan(Section):
 
 def _expect_field(place: str, name: str) -> None:
     if name in TAKEN:
-        raise UsageError(f"{place}: {name} cannot be varied" + _because(TAKEN[name]))
+        raise UsageError(f"{place}: {name} cannot be varied: {TAKEN[name]}")
     if name not in FIELDS:
         raise UsageError(unknown(place, name, FIELDS.keys() - TAKEN.keys()))
-
-
-def _because(why: str | None) -> str:
-    return f": {why}" if why else ""
 
 
 def _values(field: str, given: Any) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ B, D = 3, 5
 @pytest.fixture(autouse=True)
 def _float64(monkeypatch):
     monkeypatch.setattr("mtrl.surgery.layers.WORTH", 0)  # the layers here are small
+    monkeypatch.setattr("mtrl.surgery.modules.AT_ONCE", 2)  # test_any_graph.py goes one by one
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     yield
@@ -87,6 +88,23 @@ def hooked():
         return m.last(m.second(z.tanh()))
 
     return Function(forward, first=first, second=second, last=last)
+
+
+def looked_at():
+    """With a hook that wants numbers, and that therefore cannot have all tasks' at once."""
+    first, last = wide(), into()
+
+    def forward(m, x):
+        z = m.first(x).tanh()
+        z.register_hook(lambda g: g if g.norm().item() < 0.1 else 2 * g)
+        return m.last(z)
+
+    return Function(forward, first=first, last=last)
+
+
+ACTIVATIONS = [nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.ELU(),
+               nn.SELU(), nn.LeakyReLU(), nn.Softplus(), nn.Mish(), nn.Hardtanh(), nn.Hardswish(),
+               nn.Dropout(0.0)]  # fmt: skip
 
 
 def tied():
@@ -185,6 +203,11 @@ GRAPHS = {
                          layer=wide(), last=into()), vectors, 1, 0,
     ),
     "hooks": (hooked, vectors, 2, 0),
+    "a hook that looks at numbers": (looked_at, vectors, 1, 0),
+    "activations": (
+        lambda: Function(lambda m, x: m.last(sum(f(m.layer(x)) for f in ACTIVATIONS)),
+                         layer=wide(), last=into()), vectors, 0, 0,
+    ),
     "an LSTM": (
         lambda: Function(lambda m, x: m.last(m.lstm(x)[0][:, -1]), last=into(),
                          lstm=nn.LSTM(40, 40, batch_first=True)), tokens, 1, 0,
@@ -276,6 +299,27 @@ def test_gradients_equal_flat_vectors(name, found):
     taken = [layer for layer in found[0] if len(layer.parameters[0]) != D]  # except the last
     assert sum(isinstance(layer, Factored) for layer in taken) == n_factored
     assert sum(isinstance(layer, Embedding) for layer in taken) == n_embeddings
+
+
+AT_ONCE = {"linear", "no bias", "activations", "a matrix", "one layer twice", "low rank"}
+
+
+@pytest.mark.parametrize("name", [*AT_ONCE, "hooks", "convolution", "a hook that looks at numbers"])
+def test_one_pass_for_all_tasks_where_nodes_allow_it(name):
+    """Counted by a hook on the features."""
+    trunk, inputs, *_ = GRAPHS[name]
+    passes = []
+
+    def forward(m, x):
+        z = m.trunk(x)
+        z.register_hook(lambda g: passes.append(1))
+        return z
+
+    model = make(lambda: Function(forward, trunk=trunk()), D)
+    x = inputs()
+    sum(losses(model(x)).values()).backward()
+    at_once = 1 + 3 if name == "a hook that looks at numbers" else 1  # tried in vain
+    assert len(passes) == (at_once if name in AT_ONCE or "looks" in name else 3)
 
 
 def test_gradients_of_unreached_layers_are_zero(found):

@@ -1,0 +1,140 @@
+"""Sweeps on this machine, with real runs."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from small_sweeps import HERE, TOTAL, command, has_started, never_interrupted, same_policy, wait_for
+
+from mtrl.cli.sweep import main
+from mtrl.sweep.attempt import Ending, Job
+from mtrl.sweep.drive import LOSSES, drive
+from mtrl.sweep.folder import SweepFolder, read_state
+
+
+def processes_of(out: Path) -> list[int]:
+    """Return training processes with the sweep's folder in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"mtrl.cli.train" in words and any(str(out).encode() in word for word in words):
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores and leash require Linux")
+def test_a_killed_sweep_continues_to_the_same_weights(tmp_path):
+    out = tmp_path / "sweep"
+    sweep = command(out, "--surgery", "none", "pcgrad", "--max-parallel", "1")
+    with subprocess.Popen(sweep, cwd=HERE, stdout=subprocess.DEVNULL) as process:
+        wait_for(has_started(out, "none"), process)
+        (run,) = processes_of(out)
+        assert len(os.sched_getaffinity(run)) == 1
+        process.kill()
+    wait_for(lambda: not processes_of(out))  # the leash stops it cleanly
+    (first,) = out.glob("runs/*")
+    assert not (first / ".owner").exists() and not (first / "policy_final.safetensors").exists()
+
+    done = subprocess.run(sweep, cwd=HERE, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 runs: 2 finished" in done.stdout
+    assert same_policy(first, never_interrupted(tmp_path / "alone", "--surgery", "none"))
+    state = read_state(SweepFolder(out).state(first.name))
+    assert state.what == "finished" and len(state.attempts) == 2
+    assert [attempt.code for attempt in state.attempts] == [None, 0]
+    stored = json.loads((first / "eval.json").read_text())
+    assert stored["total_timesteps"] == TOTAL
+    assert (out / "report/report.html").stat().st_size > 20_000
+
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
+    wider = command(out, "--surgery", "none", "pcgrad", "no-such-method", "--dry-run")
+    refused = subprocess.run(wider, cwd=HERE, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "surgery: unknown 'no-such-method'" in refused.stderr
+    again = subprocess.run([*sweep, "--dry-run"], cwd=HERE, capture_output=True, text=True)
+    lines = again.stdout.splitlines()
+    assert len(lines) == 2 and all(line.startswith("# done: mtrl-train ") for line in lines)
+    assert before == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
+
+
+def test_a_failing_run_is_retried_and_reported_without_stopping_others(
+    tmp_path, monkeypatch, capsys
+):
+    """The environment of one task fails in its process."""
+    monkeypatch.chdir(HERE)
+    flags = "--benchmark toy_tasks:POINTS toy_tasks:BROKEN --total-timesteps 200 --max-restarts 0"
+    flags += " --learning-starts 40 --hidden-sizes 8 --batch-size 8 --diagnose-every 0 --retries 1"
+    out = tmp_path / "sweep"
+    rest = ["--max-parallel", "1", "--cpus-per-run", "1", "--device", "cpu", "-o", str(out)]
+    assert main([*flags.split(), *rest]) == 1
+    printed = capsys.readouterr().out
+    assert "failed and is retried (1 of 1): mtrl-train: error: task 'left': " in printed
+    assert "2 runs: 1 failed, 1 finished" in printed
+    (state,) = (read_state(path) for path in out.glob("states/*BROKEN*"))
+    assert state.what == "failed" and len(state.attempts) == 2
+    assert "no such luck" in " ".join(state.lines)
+
+
+class Script:
+    """Backend whose runs end as listed."""
+
+    def __init__(self, *endings: str) -> None:
+        self.running, self._endings, self.started, self._waiting = 0, list(endings), [], []
+
+    @property
+    def has_room(self) -> bool:
+        return not self.running
+
+    def start(self, job: Job) -> None:
+        self.running += 1
+        self.started.append(job.name)
+        self._waiting.append(Ending(job.name, self._endings.pop(0), ("its last words",)))
+
+    def endings(self, timeout: float) -> list[Ending]:
+        done, self._waiting = self._waiting, []
+        self.running -= len(done)
+        return done
+
+    def stop(self) -> None:
+        self._endings = ["stopped"] * 9
+
+    def close(self) -> None:
+        pass
+
+
+def jobs(tmp_path, *names: str):
+    for name in names:
+        paths = {"run_dir": tmp_path / name, "log": tmp_path / "log", "state": tmp_path / "state"}
+        yield Job(name=name, arguments=(), **paths)
+
+
+def test_retries_of_failed_and_of_lost_runs(tmp_path):
+    backend = Script("failed", "finished", "failed", "finished")
+    found = drive(jobs(tmp_path, "a", "b"), backend, retries=1)
+    assert backend.started == ["a", "a", "b", "b"]
+    assert [e.name for e in found.having("finished")] == ["a", "b"]
+
+    backend = Script("failed", "failed", "finished")
+    found = drive(jobs(tmp_path, "a", "b"), backend, retries=1)
+    assert found.ended["a"].lines == ("its last words",) and found.ended["b"].what == "finished"
+
+    backend = Script(*["lost"] * (LOSSES + 5))
+    found = drive(jobs(tmp_path, "a"), backend)
+    assert found.ended["a"].what == "lost" and len(backend.started) == LOSSES + 1
+
+
+def test_a_signal_stops_runs_and_starts_no_more(tmp_path):
+    backend = Script(*["finished"] * 3)
+    calls = iter(range(9))
+
+    def show() -> None:
+        if next(calls) == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    found = drive(jobs(tmp_path, "a", "b", "c"), backend, show=show)
+    assert found.signal == signal.SIGTERM and backend.started == ["a"]
