@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 from doc_pages import PAGES, README, ROOT, SHOWN, commands, name, python_blocks, read
 
+import mtrl.surgery
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.export import main as export_main
 from mtrl.cli.plot import main as plot_main
@@ -194,6 +195,12 @@ def test_the_promised_tests_exist():
     for page in PAGES:
         for file in re.findall(r"`(tests/[\w/]*(?:\.py)?)`", read(page)):
             assert (ROOT / file).exists(), f"{file} in {name(page)}"
+
+
+def test_the_api_pages_have_every_public_name():
+    text = "".join(read(page) for page in (ROOT / "docs/api").glob("*.md"))
+    assert all(f":: mtrl.{name}\n" in text for name in mtrl.__all__)
+    assert all(f":: mtrl.surgery.{name}\n" in text for name in mtrl.surgery.__all__)
 
 
 def test_headings_go_down_by_one():
