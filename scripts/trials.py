@@ -106,7 +106,7 @@ def _job(trial: Trial, runs: Path) -> Job:
 
 
 def _keep(run_dir: Path, kept: Path) -> None:
-    """Put a run's files where those of the others are."""
+    """Copy the files of a run to those of other runs."""
     kept.mkdir(parents=True, exist_ok=True)
     for file in KEPT:
         shutil.copy(run_dir / file, kept)

@@ -197,9 +197,9 @@ class Live:
             self._shows = False
 
     def __call__(self) -> None:
-        """Redraw the table, but not too often: reading many logs takes time."""
-        begun = time.monotonic()
-        if not self._shows or begun < self._next:
+        """Redraw the table, but not too often, because reading many logs takes time."""
+        start = time.monotonic()
+        if not self._shows or start < self._next:
             return
         size = shutil.get_terminal_size()
         self.clear()
@@ -207,7 +207,7 @@ class Live:
         self._write(text + "\n")
         self._lines = text.count("\n") + 1
         end = time.monotonic()
-        self._next = end + max(1.0, 50 * (end - begun))
+        self._next = end + max(1.0, 50 * (end - start))
 
     def tell(self, text: str) -> None:
         """Print a line above the table."""

@@ -159,7 +159,7 @@ class Hooks:
                 self.stopped_by = name
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of all callbacks, and numbers that are still to be logged."""
+        """Return the states of all callbacks, and recorded numbers that are not yet logged."""
         states = {}
         for callback in self._callbacks:
             try:

@@ -89,7 +89,7 @@ class RunLogger:
 
     @property
     def recorded(self) -> list[tuple[str, float]]:
-        """Numbers that wait for the next row."""
+        """Numbers for the next row."""
         return list(self._logger.name_to_value.items())
 
     def write(self, steps: int, values: Mapping[str, float]) -> None:
