@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from mtrl.cli.train import main
+
 HERE = Path(__file__).parent
-TOTAL = 2_400
+TOTAL = 1_200
 FLAGS = (
     f"--benchmark toy_tasks:POINTS --total-timesteps {TOTAL} --learning-starts 40 --log-every 200 "
     "--checkpoint-every 100 --eval-every 800 --eval-episodes 1 --diagnose-every 0 "
@@ -28,9 +30,8 @@ def command(out: Path, *arguments: str, flags: Sequence[str] = FLAGS) -> list[st
 
 def never_interrupted(folder: Path, *arguments: str) -> Path:
     """The same run by itself, on as many threads as a sweep gives it."""
-    program = [sys.executable, "-m", "mtrl.cli.train", *FLAGS, *arguments]
-    program += ["--threads", "1", "--workers", "1", "--run-dir", str(folder)]
-    subprocess.run(program, check=True, capture_output=True, cwd=HERE)
+    where = ["--threads", "1", "--workers", "1", "--run-dir", str(folder)]
+    assert main([*FLAGS, *arguments, *where]) == 0
     return folder
 
 

@@ -1,4 +1,4 @@
-"""A step of the optimiser down a problem, and what of the networks it leaves as it is."""
+"""Optimiser step on a problem, with frozen parts of the networks."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ _PLAIN = NoSurgery()
 
 @dataclass(frozen=True)
 class Frozen:
-    """What no update changes.
+    """Parts that updates do not change.
 
     Attributes:
-        parts: As in `TransferConfig.freeze`.
+        parts: Names as in `TransferConfig.freeze`.
     """
 
     parts: frozenset[str] = field(default_factory=frozenset)
 
     def whole(self, networks: str) -> bool:
-        """Whether nothing of `actor` or `critics` is trained."""
+        """Return whether all of `actor` or `critics` is frozen."""
         return networks.removesuffix("s") in self.parts
 
     def trunk(self, networks: str) -> bool:
-        """Whether their trunk is not trained."""
+        """Return whether their trunk is frozen."""
         kind = networks.removesuffix("s")
         return not self.parts.isdisjoint({kind, "trunk", f"{kind}-trunk"})
 
     @property
     def normalizer(self) -> bool:
-        """Whether observations keep their scale, without which a frozen actor would not be one."""
+        """Whether the normaliser is frozen, as it must be for a frozen actor to stay the same."""
         return not self.parts.isdisjoint({"normalizer", "actor"})
 
 
 def split_shared(
     networks: MultiTaskNetworks, freeze_trunk: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The shared parameters that are trained, and those that are not; a head is no trunk."""
+    """Return trained and frozen shared parameters; a single head is not part of the trunk."""
     shared, _ = networks.named()
     if not freeze_trunk:
         return shared, {}
@@ -62,15 +62,15 @@ def descend(
     generator: torch.Generator,
     max_grad_norm: float,
 ) -> Gradients:
-    """Surgery, clipping of each network's gradient, and a step of the optimiser.
+    """Apply surgery, clip each network's gradient, and step the optimiser.
 
-    Without shared parameters to train there is nothing to do surgery on: the tasks' own get their
-    gradients by one plain backward, and the method is not asked.
+    If no shared parameters are trained, surgery does not apply: per-task parameters get their
+    gradients by one plain backward, without the method.
     """
     if not problem.shared:
         surgery = _PLAIN
     gradients = surgery(problem, generator)
-    # Contiguous: torch's fused Adam takes a gradient's memory for laid out as its parameter's.
+    # Contiguous, because torch's fused Adam assumes that a gradient has its parameter's layout.
     tree: Mapping[str, Tensor] = {**gradients.shared, **gradients.per_task}
     found = {key: value.contiguous() for key, value in tree.items()}
     if max_grad_norm > 0:
@@ -84,12 +84,12 @@ def descend(
 
 
 def stand_still(problem: StackedProblem) -> Gradients:
-    """The losses of networks that are not trained."""
+    """Compute the losses of frozen networks, without gradients."""
     losses = problem.losses()
     return Gradients({}, {}, losses, {}, torch.full_like(losses, 1 / losses.shape[-1]))
 
 
 def follow_(targets: Function, critics: Function, tau: float) -> None:
-    """Polyak averaging: targets go so far towards the critics."""
+    """Move targets towards the critics by Polyak averaging with coefficient `tau`."""
     theirs, ours = ([*each.shared.values(), *each.per_task.values()] for each in (targets, critics))
     torch._foreach_lerp_(theirs, ours, tau)

@@ -1,4 +1,4 @@
-"""Methods by name."""
+"""Registry of surgery methods by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Method = TypeVar("Method", bound=type[Surgery])
 
 
 def register(name: str) -> Callable[[Method], Method]:
-    """Class decorator that makes a method known to `--surgery` and `TrainConfig` by name.
+    """Register a method under a name for `--surgery` and `TrainConfig`; a class decorator.
 
     Example:
         >>> from mtrl.surgery import GramianSurgery
@@ -28,27 +28,27 @@ def register(name: str) -> Callable[[Method], Method]:
         True
 
     Raises:
-        ValueError: if another class has the name.
+        ValueError: If another class has this name.
     """
     return METHODS.register(name)
 
 
 def available() -> list[str]:
-    """The names that are registered."""
+    """Return the registered names, sorted."""
     return sorted(METHODS.classes)
 
 
 def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
-    """Make the method that a text describes.
+    """Create a method from its description.
 
     Args:
-        spec: A registered name; `torchjd:Name`, one of TorchJD's weightings; or
-            `package.module:name`, a `Surgery` class or any callable from a Gramian `[T, T]` to
-            weights `[T]`. Options may follow: `cagrad(c=0.4)`.
-        config: Where the methods find the settings that have flags of their own.
+        spec: A registered name; `torchjd:Name`, a weighting of TorchJD; or `package.module:name`,
+            a `Surgery` class or any callable from a Gramian `[T, T]` to weights `[T]`. Options may
+            follow: `cagrad(c=0.4)`.
+        config: Settings of methods that have their own flags.
 
     Raises:
-        UsageError: if there is no such method, or it does not take these options.
+        UsageError: If there is no such method, or it does not have these options.
     """
     name, options = parse("surgery", spec)
     make: Any
@@ -73,7 +73,7 @@ def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
 
 
 def _import(name: str) -> type[Surgery] | Callable[..., Surgery]:
-    """What makes the method that `torchjd:Name` or `package.module:name` stands for."""
+    """Return a factory for `torchjd:Name` or `package.module:name`."""
     from mtrl.surgery.plugins import callable_weighting, torchjd_weighting
 
     module, _, attribute = name.partition(":")

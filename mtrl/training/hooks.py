@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,7 +86,7 @@ class Hooks:
 
     Args:
         callbacks: Callbacks in the order of their calls.
-        states: States in the checkpoint to resume from, by `state_key`.
+        saved: State in the checkpoint to resume from, as `state_dict` returned it.
 
     Attributes:
         notes: Messages to print.
@@ -97,13 +96,14 @@ class Hooks:
         UsageError: If a callback does not accept its state.
     """
 
-    def __init__(self, callbacks: Sequence[Callback], states: dict[str, Any]) -> None:
+    def __init__(self, callbacks: Sequence[Callback], saved: dict[str, Any]) -> None:
         self._callbacks = tuple(callbacks)
         self._failure: tuple[str, BaseException] | None = None
         self.stopped_by: str | None = None
         self.notes: list[str] = []
-        self._run_dir = Path()
-        waiting = dict(states)
+        self._trainer: Trainer | None = None
+        self._recorded: list[tuple[str, float]] = saved.get("recorded", [])
+        waiting = dict(saved.get("callbacks", {}))
         for callback in callbacks:
             state = waiting.pop(callback.state_key, None)
             if state is not None:
@@ -129,7 +129,9 @@ class Hooks:
         Raises:
             RunError: If one fails; the trainer is closed then.
         """
-        self._run_dir = trainer.run_dir
+        self._trainer = trainer
+        for name, value in self._recorded:
+            trainer.logger.record(name, value)
         for callback in self._callbacks:
             callback._trainer = trainer
         self.call("on_training_start")
@@ -159,7 +161,7 @@ class Hooks:
                 self.stopped_by = name
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of all callbacks that have one."""
+        """Return the states of all callbacks, and numbers that are still to be logged."""
         states = {}
         for callback in self._callbacks:
             try:
@@ -169,7 +171,10 @@ class Hooks:
             except (Exception, SystemExit) as error:
                 if self._failure is None:
                     self._failure = f"{type(callback).__name__}.state_dict", error
-        return {"callbacks": states} if states else {}
+        found: dict[str, Any] = {"callbacks": states}
+        if self._trainer is not None and (waiting := self._trainer.logger.recorded):
+            found["recorded"] = waiting
+        return found
 
     def expect_none_failed(self) -> None:
         """Raise the first error of a hook, if any.
@@ -177,9 +182,9 @@ class Hooks:
         Raises:
             RunError: With the hook, the error and the latest checkpoint.
         """
-        if self._failure is not None:
+        if self._failure is not None and self._trainer is not None:
             name, error = self._failure
-            left = what_is_left(self._run_dir)
+            left = what_is_left(self._trainer.run_dir)
             raise RunError(f"callback {name}: {_reason(error)}. {left}") from error
 
 

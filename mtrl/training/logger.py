@@ -87,6 +87,11 @@ class RunLogger:
             raise ValueError(f"expected a printable name without comma and quotes, got {name!r}")
         self._logger.record(name, float(value))
 
+    @property
+    def recorded(self) -> list[tuple[str, float]]:
+        """Numbers that wait for the next row."""
+        return list(self._logger.name_to_value.items())
+
     def write(self, steps: int, values: Mapping[str, float]) -> None:
         """Write one row of numbers."""
         for key, value in {STEP: steps, **values}.items():

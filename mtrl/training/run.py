@@ -61,14 +61,14 @@ def train(
         UsageError: if the configuration asks for what cannot be done; nothing is written then.
     """
     _expect_main_guard()
+    if agent is not None:
+        config = config.model_copy(update={"agent": expect_agent(agent).config})
     before = begun(config, benchmark is None) if resume_if_exists else None
     if before is not None:
         changes = {name: config.flat()[name] for name in MAY_CHANGE}
         given = _Given(benchmark, callbacks, agent, logger)
         return _locked_resume(before, changes, given, may_be_complete=True)
     lines = [] if note is None else [note]
-    if agent is not None:
-        config = config.model_copy(update={"agent": expect_agent(agent).config})
     if config.transfer.init_from is not None:
         if agent is not None:
             raise UsageError("init_from: expected no agent=... with it, got both")
@@ -96,8 +96,9 @@ def train(
             record_benchmark(run_dir, benchmark)
             record_process(run_dir, config, benchmark, device)
             if shown is not None:
-                environment = config.environment
-                how = environment.horizon, environment.workers
+                how = config.environment.horizon, config.environment.workers
+                if shown.experts:
+                    say(f"demonstrations: {sum(shown.experts.values())} episodes of the experts")
                 found = shown.gather(benchmark, config.seed, *how)
                 found.save(run_dir / DEMONSTRATIONS)
                 say(f"demonstrations: {found}")

@@ -73,7 +73,7 @@ class Trainer:
     ) -> None:
         self.config, self.benchmark, self.run_dir = config, benchmark, run_dir
         self.schedule = config.schedule(len(benchmark.tasks))
-        self.hooks = Hooks(callbacks, (saved or {}).get("callbacks", {}))
+        self.hooks = Hooks(callbacks, saved or {})
         shown = Demonstrations.load(run_dir / DEMONSTRATIONS) if config.demonstrations else None
         self.state = RunState(config, benchmark, device, saved, demonstrations=shown, agent=agent)
         self.checkpoints = CheckpointWriter(run_dir)

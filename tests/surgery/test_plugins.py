@@ -75,7 +75,7 @@ def test_torchjd_uses_only_our_generator():
         ("GradDrop", {}, "needs the gradients themselves"),
         ("NashMTL", {"n_tasks": 3}, "needs the gradients themselves"),
         ("TrimmedMean", {}, "needs the gradients themselves"),
-        ("GradVac", {}, "keeps a state from step to step"),
+        ("GradVac", {}, "keeps a state between steps"),
         ("PCD", {}, "keeps a state"),
         ("MoDo", {}, "keeps a state"),
         ("CAGrad", {}, r"as in torchjd:CAGrad\(c=0.5, .*, got torchjd:CAGrad: .*argument: 'c'"),

@@ -233,14 +233,14 @@ def test_evaluation_has_no_side_effects():
     model = make()
     with torch.no_grad():
         outputs = model.eval()(inputs())
-    with pytest.raises(ValueError, match="expected one that depends on the model's outputs"):
+    with pytest.raises(ValueError, match="expected a loss that depends on the model"):
         model.backward({"a": outputs["a"].sum()})
 
 
 @pytest.mark.parametrize(
     ("losses", "message"),
     [
-        (lambda o: {}, "expected at least one task's, got none"),
+        (lambda o: {}, "expected the loss of at least one task, got none"),
         (lambda o: {"d": o["a"].sum()}, "losses: unknown 'd'"),
         (lambda o: {"b": o["b"]}, r"expected a scalar for 'b', got shape \(16, 3\)"),
         (lambda o: {"a": torch.zeros((), requires_grad=True) * 1}, "'a' to depend on its head"),

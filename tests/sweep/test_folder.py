@@ -60,7 +60,7 @@ def sweep(tmp_path):
 
 
 def test_status_is_of_the_folder_alone(sweep, capsys):
-    folder, planned = sweep
+    folder, _planned = sweep
     rows = read(folder)
     whats = [row.what for row in rows]
     assert whats == ["finished", "finished", "running", "waiting", "failed", "waiting"]
@@ -92,10 +92,14 @@ def test_the_table_is_drawn_in_its_place_on_a_terminal_alone(sweep, monkeypatch,
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     live = Live(sweep[0])
     live()
+    live()  # not again at once
+    live.tell("a line")
     live()
     live.clear()
-    first, second, third = capsys.readouterr().err.split("\x1b[8F\x1b[J")
+    captured = capsys.readouterr()
+    first, second, third = captured.err.split("\x1b[8F\x1b[J")
     assert first == second == table(read(sweep[0])) + "\n" and third == ""
+    assert captured.out == "a line\n"
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
     Live(sweep[0])()
     assert capsys.readouterr().err == ""

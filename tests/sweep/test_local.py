@@ -29,36 +29,36 @@ def processes_of(out: Path) -> list[int]:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores and leash are Linux's")
-def test_a_sweep_that_is_killed_goes_on_to_the_same_weights(tmp_path):
+def test_a_sweep_that_is_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(HERE)
     out = tmp_path / "sweep"
-    sweep = command(out, "--surgery", "none", "pcgrad", "--max-parallel", "1")
-    with subprocess.Popen(sweep, cwd=HERE, stdout=subprocess.DEVNULL) as process:
-        wait_for(has_begun(out, "none"), process)
-        (run,) = processes_of(out)
-        assert len(os.sched_getaffinity(run)) == 1
+    sweep = command(out, "--surgery", "pcgrad", "--max-parallel", "1")
+    with subprocess.Popen(sweep, stdout=subprocess.DEVNULL) as process:
+        wait_for(has_begun(out, "pcgrad"), process)
+        (pid,) = processes_of(out)
+        assert len(os.sched_getaffinity(pid)) == 1
         process.kill()
     wait_for(lambda: not processes_of(out))  # by its leash, in good order
-    (first,) = out.glob("runs/*")
-    assert not (first / ".owner").exists() and not (first / "policy_final.safetensors").exists()
+    (run,) = out.glob("runs/*")
+    assert not (run / ".owner").exists() and not (run / "eval.json").exists()
 
-    done = subprocess.run(sweep, cwd=HERE, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "2 runs: 2 finished" in done.stdout
-    assert same_policy(first, never_interrupted(tmp_path / "alone", "--surgery", "none"))
-    state = read_state(SweepFolder(out).state(first.name))
-    assert state.what == "finished" and len(state.attempts) == 2
-    assert [attempt.code for attempt in state.attempts] == [None, 0]
-    stored = json.loads((first / "eval.json").read_text())
-    assert stored["total_timesteps"] == TOTAL
+    assert main(sweep[3:]) == 0
+    assert "1 runs: 1 finished" in capsys.readouterr().out
+    assert same_policy(run, never_interrupted(tmp_path / "alone", "--surgery", "pcgrad"))
+    state = read_state(SweepFolder(out).state(run.name))
+    assert state.what == "finished" and [a.code for a in state.attempts] == [None, 0]
+    assert json.loads((run / "eval.json").read_text())["total_timesteps"] == TOTAL
     assert (out / "report/report.html").stat().st_size > 20_000
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
-    wider = command(out, "--surgery", "none", "pcgrad", "no-such-method", "--dry-run")
-    refused = subprocess.run(wider, cwd=HERE, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2 and "surgery: unknown 'no-such-method'" in refused.stderr
-    again = subprocess.run([*sweep, "--dry-run"], cwd=HERE, capture_output=True, text=True)
-    lines = again.stdout.splitlines()
-    assert len(lines) == 2 and all(line.startswith("# done: mtrl-train ") for line in lines)
+    assert main([*sweep[3:], "--dry-run"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()[-1:]
+    assert line.startswith("# done: mtrl-train ") and str(run) in line
+    assert main([*sweep[3:], "--surgery", "pcgrad", "no-such-method"]) == 2
+    assert "surgery: unknown 'no-such-method'" in capsys.readouterr().err
+    assert main([*sweep[3:], "--surgery", "pcgrad", "rotograd", "--dry-run"]) == 0
+    done, new = capsys.readouterr().out.splitlines()
+    assert done == line and new.startswith("mtrl-train ") and "--surgery rotograd" in new
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
 
 
