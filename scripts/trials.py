@@ -1,31 +1,30 @@
-"""Many training runs, a few at a time, each with cores of its own: for ablation.py and noise.py.
+"""Queue of training runs, a few at a time with their own cores, for ablation.py and noise.py.
 
-A run that is finished is not made again, one that was stopped goes on by --resume. So a queue can
-be stopped at any time, and the same command goes on with it.
+Finished runs are skipped, and interrupted runs are resumed. A queue can therefore be stopped at any
+time and continued with the same command. `mtrl-sweep` does this for grids; here agents are given in
+Python.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from mtrl.analysis.methods import Method
 from mtrl.analysis.runs import read_run
 from mtrl.config.presets import preset
 from mtrl.config.train import TrainConfig
+from mtrl.sweep.attempt import Job
+from mtrl.sweep.drive import drive
+from mtrl.sweep.local import Local, cores, shares
 
 KEPT = ("progress.csv", "config.yaml", "run.json", "eval.json", "eval.csv")
-"""What is kept of a run; the last one says that it is whole."""
+"""Files kept of a run; the last one marks it as complete."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,9 @@ class Trial:
     """One run.
 
     Attributes:
-        name: Of the agent; runs of one agent differ in their seed.
-        config: Everything but where it runs.
-        variables: Of the environment, beside those there are.
+        name: Name of the agent; runs of one agent differ in their seed.
+        config: Configuration without its run folder.
+        variables: Additional environment variables.
     """
 
     name: str
@@ -44,12 +43,12 @@ class Trial:
 
     @property
     def folder(self) -> str:
-        """Where its files are kept."""
+        """Name of the folder where its files are kept."""
         return label(self.name, self.config.seed)
 
 
 def short(base: str, total_timesteps: int, seed: int, change: Mapping[str, Any]) -> TrainConfig:
-    """A preset with changes, for so many steps, on one thread, and evaluated at the end alone."""
+    """Return a preset with changes, on one thread and with only a final evaluation."""
     flat = preset(base).flat() | {"seed": seed, "total_timesteps": total_timesteps, "threads": 1}
     rarely = {"eval_every": 1, "checkpoint_every": 5, "log_every": 20}
     flat |= {key: total_timesteps // times for key, times in rarely.items()}
@@ -57,12 +56,12 @@ def short(base: str, total_timesteps: int, seed: int, change: Mapping[str, Any])
 
 
 def label(name: str, seed: int) -> str:
-    """Of a run's folders, on any file system."""
+    """Return the folder name of a run, valid on any file system."""
     return re.sub(r"[^\w+-]+", "_", f"{name} seed {seed}")
 
 
 def read(names: Sequence[str], output: Path) -> dict[str, Method]:
-    """The agents of which there are results, with all their seeds."""
+    """Read the agents that have results, with all their seeds."""
     found = {}
     for name in names:
         files = output.glob(f"{label(name, 0)[:-1]}[0-9]*/eval.csv")
@@ -73,59 +72,41 @@ def read(names: Sequence[str], output: Path) -> dict[str, Method]:
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Where runs go, and how many at a time."""
+    """Add flags for output folders and parallel runs."""
     parser.add_argument("-o", "--output", type=Path, default=Path("results") / name)
     parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="run folders")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="runs in parallel")
 
 
 def train_all(trials: Sequence[Trial], output: Path, runs: Path, jobs: int) -> None:
-    """Make the runs that are missing, in this order; one that fails does not stop the others.
+    """Run what is missing, in this order; a failed run does not stop the others.
 
     Raises:
-        SystemExit: in the end, if a run failed, with the last line of each that did.
+        SystemExit: At the end, if runs failed, with the last line of each, or if a signal came.
     """
-    shares: SimpleQueue[list[int]] = SimpleQueue()
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    for job in range(jobs):
-        shares.put(cores[job::jobs])
-    with ThreadPoolExecutor(jobs, initializer=_pin, initargs=(shares,)) as pool:
-        results = [pool.submit(_train, trial, output, runs) for trial in trials]
-        failures = [failure for result in results if (failure := result.result()) is not None]
-    if failures:
-        raise SystemExit("\n".join(failures))
+    missing = {t.folder: t for t in trials if not (output / t.folder / KEPT[-1]).exists()}
+    jobs = min(jobs, len(cores()))
+    backend = Local(shares(jobs, len(cores()) // jobs))
+    found = drive((_job(trial, runs) for trial in missing.values()), backend)
+    for name in [ending.name for ending in found.having("finished")]:
+        _keep(runs / name, output / name)
+    if found.signal is not None:
+        raise SystemExit(128 + found.signal)
+    if failed := found.having("failed"):
+        raise SystemExit("\n".join(f"{end.name} failed: {end.lines[-1]}" for end in failed))
 
 
-def _train(trial: Trial, output: Path, runs: Path) -> str | None:
-    """One run, to its end; its CSVs go where the others are. Returns why it failed, if it did."""
-    kept, run_dir = output / trial.folder, runs / trial.folder
-    if (kept / KEPT[-1]).exists():
-        return None
-    command = [sys.executable, "-m", "mtrl.cli.train"]
-    if list(run_dir.glob("checkpoints/step_*")):
-        command += ["--resume", str(run_dir)]
-    else:
-        shutil.rmtree(run_dir, ignore_errors=True)
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
-        written = run_dir.with_name(f"{run_dir.name}.yaml")
-        config = trial.config.model_copy(update={"run_dir": run_dir})
-        written.write_text(config.to_yaml(), encoding="utf-8")
-        command += ["--config", str(written)]
-    if not (run_dir / "eval.json").exists():  # else it was stopped before its files were kept
-        variables = os.environ | trial.variables
-        done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
-        if done.returncode:
-            last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-            print(failure := f"{trial.folder} failed: {''.join(last)}", flush=True)
-            return failure
+def _job(trial: Trial, runs: Path) -> Job:
+    runs.mkdir(parents=True, exist_ok=True)
+    run_dir, written = runs / trial.folder, runs / f"{trial.folder}.yaml"
+    written.write_text(trial.config.to_yaml(), encoding="utf-8")
+    where = ("--config", str(written), "--run-dir", str(run_dir), "--resume-if-exists")
+    files = {"log": runs / f"{trial.folder}.txt", "state": runs / f"{trial.folder}.json"}
+    return Job(trial.folder, where, run_dir, variables=trial.variables, **files)
+
+
+def _keep(run_dir: Path, kept: Path) -> None:
+    """Put a run's files where those of the others are."""
     kept.mkdir(parents=True, exist_ok=True)
     for file in KEPT:
         shutil.copy(run_dir / file, kept)
-    print(trial.folder, flush=True)
-    return None
-
-
-def _pin(shares: SimpleQueue[list[int]]) -> None:
-    """This thread, and the processes that it starts, on a share of the cores (Linux)."""
-    if share := shares.get():
-        os.sched_setaffinity(0, share)

@@ -1,4 +1,4 @@
-"""Gradients that are never formed, against vectors in float64, for whatever layers a graph has."""
+"""Factored gradients of the layers in a graph, against flat vectors in float64."""
 
 import copy
 
@@ -27,7 +27,7 @@ def _float64(monkeypatch):
 
 
 class Fixed(GramianSurgery):
-    """Weights that tell the tasks apart."""
+    """Returns different weights per task."""
 
     def weights(self, gramian, generator):
         found = torch.arange(1, 1 + gramian.shape[-1], dtype=gramian.dtype)
@@ -35,7 +35,7 @@ class Fixed(GramianSurgery):
 
 
 class Function(nn.Module):
-    """A trunk of these modules or parameters, and what it does with them."""
+    """A trunk with these modules or parameters and a forward function."""
 
     def __init__(self, forward, **parts):
         super().__init__()
@@ -72,12 +72,12 @@ def pictures():
 
 
 def into(end=40):
-    """The last layer, to D features."""
+    """Return the last layer, with D features."""
     return nn.Linear(end, D)
 
 
 def hooked():
-    """With hooks that change gradients on their way."""
+    """Add hooks that change gradients."""
     first, second, last = wide(), wide(), into()
     second.register_full_backward_pre_hook(lambda module, out: (5 * out[0],))
     second.register_full_backward_hook(lambda module, into, out: (3 * into[0],))
@@ -108,7 +108,7 @@ ACTIVATIONS = [nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.GELU("tanh"), n
 
 
 def tied():
-    """An embedding that is a linear layer's weight too."""
+    """An embedding tied to the weight of a linear layer."""
     table = nn.Embedding(50, 40)
     return Function(lambda m, x: linear(m.table(x).mean(1), m.table.weight)[:, :D], table=table)
 
@@ -132,8 +132,8 @@ def twice(m, x):
     return m.last(m.layer(m.layer(x).tanh()))
 
 
-# Each: the trunk, its input, how many layers but the last are
-# factored, and of how many embeddings only some rows are.
+# Each: trunk, input, number of layers except the last that are
+# factored, and number of embeddings with only some rows.
 GRAPHS = {
     "linear": (lambda: nn.Sequential(wide(), nn.Tanh(), wide(), nn.Tanh(), into()), vectors, 2, 0),
     "the features themselves": (wide, vectors, 1, 0),
@@ -255,7 +255,7 @@ def make(trunk, width, surgery=None, tasks=TASKS):
 
 
 def vectors_of(model, x):
-    """Each task's gradient on the trunk, by autograd on a copy."""
+    """Return each task's gradient of the trunk by autograd on a copy."""
     plain = copy.deepcopy(model)
     parameters = [p for p in plain.trunk.parameters() if p.requires_grad]
     rows = []
@@ -273,7 +273,7 @@ def on_trunk(model):
 
 @pytest.fixture
 def found(monkeypatch):
-    """The layers that were taken."""
+    """Records the layers that are factored."""
     seen = []
 
     def watched(*arguments):
@@ -285,7 +285,7 @@ def found(monkeypatch):
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_gradients_are_those_of_vectors(name, found):
+def test_gradients_equal_flat_vectors(name, found):
     trunk, inputs, n_factored, n_embeddings = GRAPHS[name]
     x = inputs()
     model = make(trunk, trunk()(x).shape[-1])
@@ -296,7 +296,7 @@ def test_gradients_are_those_of_vectors(name, found):
         total.backward(retain_graph=repeat == 1)
         torch.testing.assert_close(model.last.gramian, stacked @ stacked.T)
         torch.testing.assert_close(on_trunk(model), repeat * 3 * weights.to(stacked) @ stacked)
-    taken = [layer for layer in found[0] if len(layer.parameters[0]) != D]  # but the last
+    taken = [layer for layer in found[0] if len(layer.parameters[0]) != D]  # except the last
     assert sum(isinstance(layer, Factored) for layer in taken) == n_factored
     assert sum(isinstance(layer, Embedding) for layer in taken) == n_embeddings
 
@@ -322,8 +322,8 @@ def test_one_pass_for_all_tasks_where_nodes_allow_it(name):
     assert len(passes) == (at_once if name in AT_ONCE or "looks" in name else 3)
 
 
-def test_what_a_task_does_not_reach_is_zero(found):
-    """Of two features, each from a layer of its own, the heads look at one or at both."""
+def test_gradients_of_unreached_layers_are_zero(found):
+    """Two features come from separate layers, and heads use one or both."""
     trunk = Function(lambda m, x: (m.p(x).tanh(), m.q(x).tanh()), p=wide(), q=wide())
 
     class Some(nn.Linear):
@@ -347,7 +347,7 @@ def test_what_a_task_does_not_reach_is_zero(found):
     torch.testing.assert_close(model.last.gramian, stacked @ stacked.T)
     torch.testing.assert_close(on_trunk(model), 3 * torch.arange(1, 4) / 4 @ stacked)
     model.zero_grad()
-    a = model(x)["a"].sum()  # alone: the other layer has no gradient, not a zero
+    a = model(x)["a"].sum()  # on its own: the other layer has no gradient instead of zero
     a.backward()
     assert trunk.p.weight.grad is not None and trunk.q.weight.grad is None
     model.zero_grad()
@@ -389,7 +389,7 @@ def test_autocast_is_left_to_autograd(found):
 
 
 @pytest.mark.parametrize("use", ["an encoder in front", "two passes", "accumulated"])
-def test_anything_but_one_pass_of_the_trunk_alone_is_left_to_autograd(use, found):
+def test_anything_other_than_one_pass_of_the_trunk_is_left_to_autograd(use, found):
     model, x = make(GRAPHS["linear"][0], D), vectors()
     if use == "an encoder in front":
         x = nn.Linear(40, 40)(x)
@@ -405,7 +405,7 @@ def test_anything_but_one_pass_of_the_trunk_alone_is_left_to_autograd(use, found
 
 
 def test_methods_may_ask_for_products_with_vectors():
-    """As a method of one's own may."""
+    """As custom methods may."""
     model, x = make(GRAPHS["linear"][0], D), vectors()
     stacked = vectors_of(model, x)
     asked = []

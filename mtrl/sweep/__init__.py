@@ -1,0 +1,1 @@
+"""Sweeps: planning many runs, and running them on one machine or a cluster."""

@@ -1,0 +1,228 @@
+"""Folder of a sweep, through which its processes communicate, on any number of machines.
+
+<sweep>/
+├── sweep.json            runs, and rules that may stop them early
+├── configs/              copies of the files that runs start from
+├── runs/<run>/           ordinary run folders; `tensorboard --logdir <sweep>/runs`
+├── logs/<run>.txt        output of the run's processes
+├── states/<run>.json     state of the run, see `State`; touched while a process runs
+├── optuna.log            storage of a search or of successive halving
+├── slurm/                array scripts that were submitted
+└── report/               figures, table, report.html
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mtrl.analysis.logs import BROKEN, read_final
+from mtrl.config.train import TrainConfig
+from mtrl.errors import UsageError, one_line
+from mtrl.folder import write_text
+from mtrl.sweep.rules import Rules
+from mtrl.training.lock import NO_LOCKS
+
+BEAT = 10.0
+"""Interval at which a running process touches its run's state [seconds]."""
+SILENCE = 6 * BEAT
+"""Time without a touch after which a process counts as dead [seconds]."""
+
+What = Literal["running", "finished", "failed", "stopped", "ended early", "queued"]
+
+
+class Attempt(BaseModel):
+    """One process of a run."""
+
+    host: str
+    pid: int
+    started: str
+    commit: str | None = None
+    cores: tuple[int, ...] | None = None
+    code: int | None = None
+
+
+class State(BaseModel):
+    """State of a run.
+
+    Attributes:
+        what: `queued`: submitted to a scheduler; `stopped`: on request, with a checkpoint; `ended
+            early`: by a rule, for good.
+        why: The rule, if it ended early.
+        job: Job id of the scheduler, if it was submitted to one.
+        lines: Last output lines of a failed process.
+        attempts: Its processes, the latest last.
+        newest: Its newest checkpoint when it last went back into a queue, and how often it did so
+            without a newer one.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    what: What
+    why: str | None = None
+    job: str | None = None
+    lines: tuple[str, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    newest: tuple[str, int] = ("", 0)
+
+
+def read_state(path: Path) -> State | None:
+    """Read a state; None if there is none, or it cannot be read."""
+    try:
+        return State.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def write_state(path: Path, state: State) -> None:
+    """Write a state, which `read_state` reads."""
+    write_text(path, state.model_dump_json(indent=1) + "\n")
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Return whether a run has its final evaluation at its full length."""
+    try:
+        stored = read_final(run_dir)
+        total = TrainConfig.from_yaml(run_dir / "config.yaml").total_timesteps if stored else None
+        return stored is not None and total is not None and stored["total_timesteps"] >= total
+    except BROKEN:
+        return False
+
+
+class Entry(BaseModel):
+    """A run of a sweep in sweep.json.
+
+    Attributes:
+        name: Name of its folder.
+        method: Identifier shared by runs that differ only in the seed.
+        label: Name of the method for display; empty if there is only one.
+        seed: Seed of the run.
+        total: Length of the run [environment steps over all tasks].
+        tasks: Task names; runs with equal tasks can be compared.
+        arguments: Arguments of `mtrl-train`.
+        trial: Number of the point in a search.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    method: str
+    label: str
+    seed: int
+    total: int
+    tasks: tuple[str, ...]
+    arguments: tuple[str, ...]
+    trial: int | None = None
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """Folder of a sweep at the absolute path `path`."""
+
+    path: Path
+
+    def run_dir(self, name: str) -> Path:
+        """Return the run folder."""
+        return self.path / "runs" / name
+
+    def log(self, name: str) -> Path:
+        """Return the file with the output of its processes."""
+        return self.path / "logs" / f"{name}.txt"
+
+    def state(self, name: str) -> Path:
+        """Return the file with its state."""
+        return self.path / "states" / f"{name}.json"
+
+    @property
+    def storage(self) -> Path:
+        """Optuna's journal."""
+        return self.path / "optuna.log"
+
+    def make(self) -> None:
+        """Create the folder and its subfolders.
+
+        Raises:
+            UsageError: If it cannot be created, or holds something else.
+        """
+        record = self.path / "sweep.json"
+        with suppress(OSError):
+            if not record.exists() and any(self.path.glob("[!.]*")):
+                raise UsageError(f"out: expected a sweep or an empty folder, got {self.path}")
+        try:
+            for name in ("configs", "runs", "logs", "states"):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"out: cannot create {self.path}: {one_line(error)}") from None
+
+    def entries(self) -> list[Entry]:
+        """Read the runs.
+
+        Raises:
+            UsageError: If this is not the folder of a sweep.
+        """
+        path = self.path / "sweep.json"
+        try:
+            return [Entry(**row) for row in json.loads(path.read_text(encoding="utf-8"))["runs"]]
+        except (OSError, *BROKEN) as error:
+            reason = f"expected the folder of a sweep, got {self.path} ({one_line(error)})"
+            raise UsageError(f"sweep: {reason}") from None
+
+    def rules(self) -> Rules:
+        """Read the rules that may stop runs early."""
+        tree = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
+        return Rules.model_validate(tree["rules"])
+
+    def record(self, entries: Sequence[Entry], rules: Rules) -> None:
+        """Write these runs, and earlier ones that have started but are no longer in the grid."""
+        new = {entry.name for entry in entries}
+        before = self.entries() if (self.path / "sweep.json").exists() else []
+        kept = [e for e in before if e.name not in new and self.run_dir(e.name).exists()]
+        rows = [entry.model_dump(mode="json") for entry in (*entries, *kept)]
+        tree = {"rules": rules.model_dump(mode="json"), "runs": rows}
+        text = json.dumps(tree, indent=1)
+        write_text(self.path / "sweep.json", text + "\n")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Lock the folder against a second sweep.
+
+        Raises:
+            UsageError: If another process runs this sweep.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                f"out: expected a sweep that is not running, got {self.path}; `mtrl-sweep status "
+                f"{self.path}` shows its progress"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def now(self) -> float:
+        """Return the time of the file system, which may be that of a server [seconds]."""
+        clock = self.path / ".clock"
+        try:
+            clock.touch()
+            return clock.stat().st_mtime
+        except OSError:  # another user's sweep
+            return time.time()
+
+    def is_at_work(self, name: str, now: float) -> bool:
+        """Return whether a process of this run has touched its state recently."""
+        state, path = read_state(self.state(name)), self.state(name)
+        return (
+            state is not None and state.what == "running" and now - path.stat().st_mtime < SILENCE
+        )

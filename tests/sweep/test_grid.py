@@ -1,0 +1,191 @@
+"""Which runs a grid is, what their folders are called, and what starts them."""
+
+import re
+
+import pytest
+
+from mtrl.config import presets
+from mtrl.config.presets import preset
+from mtrl.config.train import TrainConfig
+from mtrl.errors import UsageError
+from mtrl.sweep.folder import SweepFolder
+from mtrl.sweep.grid import points, with_copies
+from mtrl.sweep.jobs import Known, placed
+from mtrl.sweep.plan import FIELDS, Plan, words
+from mtrl.sweep.rules import Rules, Threshold
+
+YAML = """
+config: quickstart
+seeds: [0, 1]
+grid:
+  surgery: [none, pcgrad]
+  hidden_sizes: [[64, 64], [32]]
+  total_timesteps: 60_000
+variants:
+  recipe: {}
+  plain: {layer_norm: false, critic_bins: null, trunk: mlp}
+exclude:
+  - {variant: plain, surgery: pcgrad}
+"""
+
+
+def read(tmp_path, text=YAML, **flags):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    return Plan.read(path, flags)
+
+
+def known(found):
+    return {point.method: Known(60_000, ("reach-v3",)) for point in found}
+
+
+def test_a_file_is_every_combination_but_what_is_excluded(tmp_path):
+    found = points(read(tmp_path), "cpu")
+    assert len(found) == 2 * (2 * 2 * 2 - 2)
+    seen = {(p.label, p.config.seed) for p in found}
+    assert len(seen) == len(found)
+    assert ("plain, none, hidden_sizes 64 64", 1) in seen
+    assert not any("plain" in label and "pcgrad" in label for label, _ in seen)
+    assert [p.config.seed for p in found] == [0] * 6 + [1] * 6  # all methods begin early
+    for point in found:
+        changes = {"surgery": point.config.learner.surgery, "seed": point.config.seed}
+        changes |= {"hidden_sizes": point.config.agent.hidden_sizes, "total_timesteps": 60_000}
+        if point.label.startswith("plain"):
+            changes |= {"layer_norm": False, "critic_bins": None, "trunk": "mlp"}
+        assert point.config == preset("quickstart", device="cpu", **changes)
+
+
+def test_flags_are_a_grid_too_and_replace_the_files_axes(tmp_path):
+    plan = read(tmp_path, surgery=("rotograd",), seeds=("7",))
+    found = points(plan.model_copy(update={"exclude": ()}), "cpu")
+    assert {p.config.learner.surgery for p in found} == {"rotograd"}
+    assert {p.config.seed for p in found} == {7}
+    alone = Plan.read(None, {"benchmark": ("mt10", "mt50"), "surgery": ("none", "pcgrad")})
+    bases = {(p.config.benchmark, p.base) for p in points(alone, "cpu")}
+    assert bases == {("mt10", "mt10_cpu"), ("mt50", "mt50_cpu")}  # as mtrl-train starts
+
+
+def test_words_of_a_flag_whose_value_is_a_list():
+    assert words("hidden_sizes", ["256", "256"]) == (("256", "256"),)
+    assert words("hidden_sizes", ["256 256", "32"]) == (("256", "256"), ("32",))
+    assert words("surgery", ["none", "pcgrad"]) == ("none", "pcgrad")
+    assert words("layer_norm", []) == ("true",)
+
+
+def test_what_is_typed_gives_the_configuration_back(tmp_path):
+    """Through the command's own parser."""
+    from mtrl.cli.flags import Parser, add_flags
+
+    folder = SweepFolder(tmp_path / "sweep")
+    found = points(read(tmp_path), "cpu")
+    for planned in placed(folder, found, 3, known=known(found), rules=Rules()):
+        parser = Parser(allow_abbrev=False)
+        parser.add_argument("--config")
+        parser.add_argument("--resume-if-exists", action="store_true")
+        add_flags(parser, TrainConfig())
+        given = parser.parse(planned.entry.arguments)
+        assert given.pop("resume_if_exists") and given.pop("config") == "quickstart"
+        config, _ = presets.override(preset("quickstart"), given)
+        placement = {"threads": 3, "workers": 3, "run_dir": folder.run_dir(planned.entry.name)}
+        assert config == planned.point.config.model_copy(update=placement)
+        assert (config.agent.critic_bins is None) == planned.entry.label.startswith("plain")
+
+
+def test_a_name_is_the_configurations_alone(tmp_path):
+    before = {p.name: p for p in points(read(tmp_path), "cpu")}
+    wider = YAML.replace("[none, pcgrad]", "[none, pcgrad, rotograd]").replace("[0, 1]", "[2, 0]")
+    after = {p.name: p for p in points(read(tmp_path, wider), "cpu")}
+    for name in before.keys() & after.keys():
+        assert before[name].config == after[name].config
+    assert len(before.keys() & after.keys()) == 6  # seed 0
+    by_hand = Plan.read(
+        None,
+        {
+            "config": ("quickstart",),
+            "surgery": ("pcgrad",),
+            "hidden_sizes": (("32",),),
+            "total_timesteps": ("6e4",),
+        },
+    )
+    (point,) = points(by_hand, "cuda")
+    assert point.name in before and point.config.device == "cuda"
+    assert re.fullmatch(r"3-tasks_pcgrad_[0-9a-f]{8}_seed0", point.name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grid: {surgry: [none]}", "grid: unknown 'surgry'; did you mean 'surgery'"),
+        ("grids: {}", "key: unknown 'grids'; did you mean 'grid'"),
+        ("grid: {seed: [0]}", "grid: seed cannot be varied: use seeds"),
+        ("grid: {run_dir: a}", "grid: run_dir cannot be varied"),
+        ("variants: {a: {gama: 1}}", "variants.a: unknown 'gama'; did you mean 'gamma'"),
+        ("grid: {gamma: 0.9}\nvariants: {a: {gamma: 1}}", "gamma: expected one place for it, got"),
+        ("seeds: [0, 0]", "seeds: expected each once, got 0 twice"),
+        ("seeds: []", "seeds: "),
+        ("[1]", "grid: expected a mapping"),
+        ("search: {gamma: {low: 1, high: 0}}", "low: expected less than high"),
+        ("search: {gamma: {low: 0, high: 1, log: true}}", "log: expected low above 0"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_by_the_field(tmp_path, text, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grid: {gamma: [0.9, 2]}", "gamma: input should be less than or equal to 1, got 2"),
+        ("grid: {gamma: [0.9, 0.90]}", "expected each run once, got gamma 0.9 seed 0 twice"),
+        ("grid: {threads: [1, 2]}", "expected each run once, got threads 1 seed 0 and threads 2"),
+        ("exclude: [{surgery: pcgrad}]", "exclude: expected a point that has {'surgery': 'pcgrad'"),
+        ("exclude: [{seed: 0}]", "exclude: expected points that are left, got none"),
+        ("config: no-such", "config: unknown 'no-such'"),
+    ],
+)
+def test_points_that_cannot_be_are_refused(tmp_path, text, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        points(read(tmp_path, text), "cpu")
+
+
+def test_a_file_to_start_from_is_copied_before_it_changes(tmp_path):
+    base = tmp_path / "my base.yaml"
+    base.write_text("tasks: [reach-v3]\n")
+    plan = Plan.read(None, {"config": (str(base),), "surgery": ("none", "pcgrad")})
+    found, copies = with_copies(points(plan, "cpu"), tmp_path / "configs")
+    ((path, text),) = copies.items()
+    assert text == "tasks: [reach-v3]\n" and {point.base for point in found} == {str(path)}
+    base.write_text("tasks: [push-v3]\n")
+    (other,) = with_copies(points(plan, "cpu")[:1], tmp_path / "configs")[1]
+    assert other != path
+
+
+def test_every_field_can_be_varied_or_says_why_not():
+    assert {"surgery", "hidden_sizes", "envs_per_task", "gamma"} <= FIELDS.keys()
+    assert FIELDS.keys() == TrainConfig().flat().keys()
+
+
+@pytest.mark.parametrize(
+    "text", ["eval/success_rate/mean 0.2 at 5", "a < b at 5", "a < 1", "a == 1 at 5", ""]
+)
+def test_a_rule_of_another_form_is_refused(text):
+    with pytest.raises(UsageError, match="stop_when: expected TAG < NUMBER at STEPS"):
+        Threshold.parse(text)
+
+
+def test_a_rule_is_judged_once_by_the_first_value_from_its_step_on():
+    rule = Threshold.parse("eval/success_rate/mean < 0.2 at 1_000")
+    step, tag = "time/total_timesteps", "eval/success_rate/mean"
+    early, other = {step: 900, tag: 0.0}, {step: 1_000, "time/fps": 1.0}
+    assert rule.verdict([early, other]) is None
+    good, bad = {step: 1_100, tag: 0.3}, {step: 1_100, tag: 0.1}
+    assert rule.verdict([early, other, good, {step: 1_200, tag: 0.0}]) is None
+    assert rule.verdict([early, other, bad]) == f"{rule.text}: it was 0.1 at 1100"
+
+
+def test_a_tag_that_nobody_logs_is_refused():
+    rules = Rules(stop_when=(Threshold.parse("eval/succes_rate/mean < 1 at 1"),))
+    with pytest.raises(UsageError, match="did you mean 'eval/success_rate/mean'"):
+        rules.expect_tags(("reach-v3",))
+    Rules(stop_when=(Threshold.parse("eval/return/reach-v3 < 1 at 1"),)).expect_tags(("reach-v3",))
