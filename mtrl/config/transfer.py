@@ -1,6 +1,6 @@
-"""Configuration section of what a run begins from and which tasks it has when.
+"""Configuration section for the initial policy of a run and its tasks by stages.
 
-Imports neither torch nor MuJoCo, so that `--help` answers at once.
+This module imports neither torch nor MuJoCo, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from mtrl.config.section import Section
 from mtrl.errors import UsageError
 
 Part = Literal["trunk", "actor-trunk", "critic-trunk", "actor", "critic", "normalizer"]
-"""What can be frozen."""
+"""Parts that can be frozen."""
 
 
 class TransferConfig(Section):
-    """Policy that a run begins from, what of it stays frozen, and tasks by stages."""
+    """Configuration of the initial policy, its frozen parts, and the tasks of each stage."""
 
     init_from: Path | None = Field(
         default=None,
-        description="Run folder, checkpoint or policy file to begin from: its trunks, the heads "
-        "and temperatures of tasks with the same name, its observations' mean and deviation, and "
-        "its critics if it has them. All other tasks get new heads. The networks' sizes are those "
-        "of the file.",
+        description="Run folder, checkpoint or policy file to start from. Copies its trunks, the "
+        "heads and temperatures of tasks with the same name, the statistics of its observations, "
+        "and its critics if it has them. Other tasks get new heads. Network sizes are those of the "
+        "file.",
     )
     freeze: tuple[Part, ...] = Field(
         default=(),
-        description="What stays as it was in init_from: 'trunk' (of actor and critics), "
-        "'actor-trunk', 'critic-trunk', the whole 'actor' or 'critic', the 'normalizer' of "
-        "observations. Heads and what else belongs to one task are not part of a trunk.",
+        description="Parts of init_from to keep fixed: 'trunk' (of actor and critics), "
+        "'actor-trunk', 'critic-trunk', the whole 'actor' or 'critic', or the 'normalizer' of "
+        "observations. Heads and other per-task parameters are not part of a trunk.",
     )
     freeze_until: int | None = Field(
         default=None,
         gt=0,
         lt=MAX_COUNT,
-        description="Train what is frozen from here on [environment steps over all tasks] "
+        description="Step from which frozen parts are trained [environment steps over all tasks] "
         "(default: never).",
     )
 
@@ -109,6 +109,6 @@ class TransferConfig(Section):
         return tuple(dict.fromkeys(task for stage in self.curriculum.values() for task in stage))
 
     def frozen_at(self, steps: int) -> frozenset[str]:
-        """What stays as it is after so many environment steps."""
+        """Return the parts that are frozen after `steps` environment steps."""
         over = self.freeze_until is not None and steps >= self.freeze_until
         return frozenset() if over else frozenset(self.freeze)

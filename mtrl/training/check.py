@@ -1,4 +1,4 @@
-"""Everything that is checked before a run begins: the cheap first, PyTorch only when needed."""
+"""Checks before a run starts: cheap ones first, with PyTorch only when needed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from mtrl.sac.agent import MTSAC
 
 LONGEST_TEMPORARY_FOLDER = 75
-"""What a socket's address, of at most 107 bytes, leaves of the folder it is in [bytes]."""
+"""Maximum length of the temporary folder [bytes]: socket addresses have at most 107 bytes."""
 
 
 def check_names(config: TrainConfig, benchmark: Benchmark | None = None) -> Benchmark:
-    """Import the modules that are named, and look up methods and tasks, without PyTorch.
+    """Import the modules in `imports`, and look up methods and tasks, without PyTorch.
 
     Raises:
-        UsageError: if a name is unknown or a module cannot be imported.
+        UsageError: If a name is unknown or a module cannot be imported.
     """
     for module in config.imports:
         import_attribute("imports", module)
@@ -49,7 +49,7 @@ def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
     """Check numbers, simulators and the machine, without PyTorch.
 
     Raises:
-        UsageError: if they do not fit together.
+        UsageError: If they are inconsistent.
     """
     from mtrl.demonstrations.sources import sources
     from mtrl.envs.make import steps_of_an_episode
@@ -62,12 +62,12 @@ def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
     if config.demonstrations:
         sources(config.demonstrations, benchmark)
     if config.eval_video and benchmark.custom:
-        raise UsageError(f"eval_video: expected tasks of Meta-World's, got {benchmark.name}")
+        raise UsageError(f"eval_video: expected Meta-World tasks, got {benchmark.name}")
     folder = tempfile.gettempdir()
     if len(folder.encode()) > LONGEST_TEMPORARY_FOLDER:
         raise UsageError(
             f"TMPDIR: expected a path of at most {LONGEST_TEMPORARY_FOLDER} bytes, because "
-            f"simulator processes put sockets there, got {len(folder.encode())}: {folder}; "
+            f"simulator processes create sockets there, got {len(folder.encode())}: {folder}; "
             "set a shorter one: TMPDIR=/tmp mtrl-train …"
         )
 
@@ -78,13 +78,13 @@ def check(
     """Look up every name and fill in defaults, before anything heavy starts.
 
     Args:
-        config: As it was asked for.
-        benchmark: In place of what `config.benchmark` names. The configuration that is returned
-            names it: by where it can be imported from, or else by its own name.
+        config: Requested configuration.
+        benchmark: Benchmark in place of `config.benchmark`. The returned configuration names it by
+            where it can be imported from, or else by its name.
 
     Raises:
-        UsageError: if a name is unknown, the device or a simulator is missing, numbers do not fit
-            together, or the run would not fit in memory.
+        UsageError: If a name is unknown, the device or a simulator is missing, numbers are
+            inconsistent, or the run would not fit in memory.
     """
     if benchmark is not None:
         benchmark, config = named(benchmark, config)
@@ -111,7 +111,7 @@ def check(
         find_backend()
     compiles = config.learner.compile and device.type == "cuda"
     if compiles != config.learner.compile:
-        warnings.warn("compile: left out on a CPU, where it makes updates slower", stacklevel=2)
+        warnings.warn("compile: ignored on a CPU, where it makes updates slower", stacklevel=2)
     resolved: dict[str, Any] = {"precision": precision, "compile": compiles}
     if isinstance(config.learner.target_entropy, str):  # per action dimension
         resolved["target_entropy"] = config.learner.entropy_of(sizes_of(benchmark)[1])
@@ -124,10 +124,10 @@ def check(
 
 
 def check_elsewhere(config: TrainConfig) -> Benchmark:
-    """Check what does not depend on this machine, for a run on another.
+    """Check everything that does not depend on this machine, for a run on another one.
 
     Raises:
-        UsageError: if a name is unknown, numbers do not fit together, or a method cannot do with
+        UsageError: If a name is unknown, numbers are inconsistent, or a method does not support
             the networks.
     """
     benchmark = check_names(config)
@@ -140,13 +140,13 @@ def check_elsewhere(config: TrainConfig) -> Benchmark:
 
 
 def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
-    """Make networks and methods without memory: a method says what it cannot do with them.
+    """Build networks and methods on the meta device, without allocating memory.
 
     Returns:
         The agent, on the meta device.
 
     Raises:
-        UsageError: from the method, or if networks are beyond all memory.
+        UsageError: If a method does not support the networks, or their sizes overflow.
     """
     import torch
 
@@ -180,7 +180,7 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
 
 
 def sizes_of(benchmark: Benchmark) -> tuple[int, int]:
-    """How many numbers an observation and an action have, of a benchmark that was examined."""
+    """Return the lengths of observations and actions of an examined benchmark."""
     from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE
 
     observations, actions = benchmark.spaces or (OBSERVATION_SPACE, ACTION_SPACE)
@@ -190,15 +190,15 @@ def sizes_of(benchmark: Benchmark) -> tuple[int, int]:
 def expect_agent(
     agent: Any, benchmark: Benchmark | None = None, config: AgentConfig | None = None
 ) -> MTSAC:
-    """Refuse anything but an agent of these tasks, sizes and networks.
+    """Check that an agent has the tasks, sizes and networks of a run, and return it.
 
     Raises:
-        UsageError: `agent: …`.
+        UsageError: If it is another object or differs from the run.
     """
     from mtrl.sac.agent import MTSAC
 
     if not isinstance(agent, MTSAC):
-        raise UsageError(f"agent: expected an object of mtrl.MTSAC's, got {type(agent).__name__}")
+        raise UsageError(f"agent: expected an mtrl.MTSAC, got {type(agent).__name__}")
     if benchmark is not None:
         sizes = agent.observation_size, agent.action_size
         for name, expected, got in (
@@ -210,5 +210,5 @@ def expect_agent(
     for name, expected in config or ():
         if expected != (got := getattr(agent.config, name)):
             values = f"{shown(expected)}, got {shown(got)}"
-            raise UsageError(f"agent: expected networks as the run's: {name} {values}")
+            raise UsageError(f"agent: expected the run's networks: {name} {values}")
     return agent

@@ -46,7 +46,7 @@ class Judge:
         self._run_dir, self._tick = run_dir, tick
         self._config = config = state.config
         n_tasks = len(curriculum.benchmark.tasks)
-        # Environment steps of an episode of every task; a guess where environments end it.
+        # Environment steps of one episode per task; a guess if the environments end episodes.
         self._steps = n_tasks * (config.environment.horizon or MAX_STEPS)
         evaluations = config.eval_episodes * self._steps, N_GOALS * self._steps
         self.left = TimeLeft(config.schedule(n_tasks), *evaluations)
@@ -80,7 +80,7 @@ class Judge:
 
     def _evaluate(self, episodes: int) -> Evaluation:
         state, seed = self.state, self._config.seed
-        # On the host, beside the simulators: a GPU would be asked for a few rows at a time.
+        # Act on the CPU: the simulators are there, and batches are too small for a GPU.
         policy = state.agent.snapshot("cpu")
         start = time.monotonic()
         result = evaluate_in(policy, state.eval_envs, seed, episodes, tick=self._tick)

@@ -91,5 +91,5 @@ def test_a_requeued_run_is_the_same_run(tmp_path):
 
     _record_benchmark(tmp_path, benchmark)
     assert begun(asked, compare_tasks=True) == tmp_path
-    with pytest.raises(UsageError, match="learning_starts: expected 40, what the run in"):
+    with pytest.raises(UsageError, match="learning_starts: expected 40, as in the run in"):
         begun(asked.model_copy(update={"learning_starts": "21/task"}), compare_tasks=True)
