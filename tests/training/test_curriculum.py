@@ -18,6 +18,7 @@ from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.sac.reward_scale import RewardScale
+from mtrl.training.record import record_benchmark
 from mtrl.training.run import check
 from mtrl.training.trainer import Trainer
 
@@ -45,9 +46,7 @@ def test_stopped_before_at_and_after_a_new_stage_it_is_the_same_run(finished, st
     run_dir = tmp_path / "b"
     benchmark, device, resolved = check(config(run_dir), REACHERS)
     run_dir.mkdir()
-    from mtrl.training.run import _record_benchmark
-
-    _record_benchmark(run_dir, benchmark)
+    record_benchmark(run_dir, benchmark)
     (run_dir / "config.yaml").write_text(resolved.to_yaml())
     trainer = Trainer(resolved, benchmark, device, run_dir)
     while trainer.state.steps < stop:
