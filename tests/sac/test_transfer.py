@@ -183,7 +183,7 @@ def test_experts_are_as_many_as_the_file_has(tmp_path):
 def test_what_was_typed_is_not_replaced(source, tmp_path):
     source.save(tmp_path / "p.safetensors")
     config = configured(tmp_path / "p.safetensors", hidden_sizes=(9, 9), initial_temperature=0.5)
-    with pytest.raises(UsageError, match=r"hidden_sizes: expected 12 11, as .*p.safetensors has "):
+    with pytest.raises(UsageError, match=r"hidden_sizes: expected 12 11, as in .*p.safetensors"):
         adopted(config, insisted=["hidden_sizes"])
     found, header, _ = adopted(config)
     assert found.agent.hidden_sizes == HIDDEN and found.agent.initial_temperature == 0.5
@@ -192,7 +192,7 @@ def test_what_was_typed_is_not_replaced(source, tmp_path):
 
 def test_other_sizes_are_refused(source):
     other = MTSAC(NOW, CONFIG, OBSERVATION + 1, ACTION)
-    with pytest.raises(UsageError, match="init_from: expected a policy for observations of 8 num"):
+    with pytest.raises(UsageError, match="init_from: expected a policy for observations of length 8"):
         transfer(other, source)
     wide = agent_of(config=CONFIG.model_copy(update={"hidden_sizes": (12, 13)}))
     with pytest.raises(UsageError, match="init_from: expected networks of equal sizes"):

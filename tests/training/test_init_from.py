@@ -84,6 +84,6 @@ def test_observations_of_another_size_are_told_before_the_run(policy, tmp_path):
     import own_tasks
 
     wanted = config(tmp_path / "run", policy).model_copy(update={"tasks": None})
-    with pytest.raises(UsageError, match="init_from: expected a policy for observations of 10"):
+    with pytest.raises(UsageError, match="init_from: expected a policy for observations of length 10"):
         train(wanted, own_tasks.REACHERS)
     assert not (tmp_path / "run").exists()
