@@ -61,7 +61,7 @@ class RunState:
         agent: MTSAC | None = None,
     ) -> None:
         self.config, self.benchmark = config, benchmark
-        self.demonstrations = demonstrations
+        self._digest = None if demonstrations is None else demonstrations.digest()
         n_tasks = len(benchmark.tasks)
         # Independent streams for everything random, all from the one seed.
         weights, learner, replay, exploration = (
@@ -172,9 +172,8 @@ class RunState:
 
     def state_dict(self) -> dict[str, Any]:
         """Nested dictionaries of tensors, arrays and plain values."""
-        shown = self.demonstrations
         return {
-            **({} if shown is None else {"demonstrations": shown.digest()}),
+            "demonstrations": self._digest,
             "agent": self.agent.state_dict(),
             "agent_type": _kind(self.agent),
             "learner": self.learner.state_dict(),
@@ -199,8 +198,7 @@ class RunState:
         }
 
     def _load(self, state: dict[str, Any]) -> None:
-        digest = None if self.demonstrations is None else self.demonstrations.digest()
-        if state.get("demonstrations") != digest:
+        if state.get("demonstrations") != self._digest:
             raise UsageError(
                 f"resume: expected the {DEMONSTRATIONS} that the run began with, got another"
             )
