@@ -1,28 +1,27 @@
 """Queue of training runs, a few at a time with their own cores, for ablation.py and noise.py.
 
 Finished runs are skipped, and interrupted runs are resumed. A queue can therefore be stopped at any
-time and continued with the same command.
+time and continued with the same command. `mtrl-sweep` does this for grids; here agents are given in
+Python.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from mtrl.analysis.methods import Method
 from mtrl.analysis.runs import read_run
 from mtrl.config.presets import preset
 from mtrl.config.train import TrainConfig
+from mtrl.sweep.attempt import Job
+from mtrl.sweep.drive import drive
+from mtrl.sweep.local import Local, cores, shares
 
 KEPT = ("progress.csv", "config.yaml", "run.json", "eval.json", "eval.csv")
 """Files kept of a run; the last one marks it as complete."""
@@ -83,49 +82,31 @@ def train_all(trials: Sequence[Trial], output: Path, runs: Path, jobs: int) -> N
     """Run what is missing, in this order; a failed run does not stop the others.
 
     Raises:
-        SystemExit: At the end, if runs failed, with the last line of each.
+        SystemExit: At the end, if runs failed, with the last line of each, or if a signal came.
     """
-    shares: SimpleQueue[list[int]] = SimpleQueue()
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    for job in range(jobs):
-        shares.put(cores[job::jobs])
-    with ThreadPoolExecutor(jobs, initializer=_pin, initargs=(shares,)) as pool:
-        results = [pool.submit(_train, trial, output, runs) for trial in trials]
-        failures = [failure for result in results if (failure := result.result()) is not None]
-    if failures:
-        raise SystemExit("\n".join(failures))
+    missing = {t.folder: t for t in trials if not (output / t.folder / KEPT[-1]).exists()}
+    jobs = min(jobs, len(cores()))
+    backend = Local(shares(jobs, len(cores()) // jobs))
+    found = drive((_job(trial, runs) for trial in missing.values()), backend)
+    for name in [ending.name for ending in found.having("finished")]:
+        _keep(runs / name, output / name)
+    if found.signal is not None:
+        raise SystemExit(128 + found.signal)
+    if failed := found.having("failed"):
+        raise SystemExit("\n".join(f"{end.name} failed: {end.lines[-1]}" for end in failed))
 
 
-def _train(trial: Trial, output: Path, runs: Path) -> str | None:
-    """Run a trial to its end and keep its files; return the reason if it fails."""
-    kept, run_dir = output / trial.folder, runs / trial.folder
-    if (kept / KEPT[-1]).exists():
-        return None
-    command = [sys.executable, "-m", "mtrl.cli.train"]
-    if list(run_dir.glob("checkpoints/step_*")):
-        command += ["--resume", str(run_dir)]
-    else:
-        shutil.rmtree(run_dir, ignore_errors=True)
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
-        written = run_dir.with_name(f"{run_dir.name}.yaml")
-        config = trial.config.model_copy(update={"run_dir": run_dir})
-        written.write_text(config.to_yaml(), encoding="utf-8")
-        command += ["--config", str(written)]
-    if not (run_dir / "eval.json").exists():  # else it was stopped before its files were kept
-        variables = os.environ | trial.variables
-        done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
-        if done.returncode:
-            last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-            print(failure := f"{trial.folder} failed: {''.join(last)}", flush=True)
-            return failure
+def _job(trial: Trial, runs: Path) -> Job:
+    runs.mkdir(parents=True, exist_ok=True)
+    run_dir, written = runs / trial.folder, runs / f"{trial.folder}.yaml"
+    written.write_text(trial.config.to_yaml(), encoding="utf-8")
+    where = ("--config", str(written), "--run-dir", str(run_dir), "--resume-if-exists")
+    log, state = runs / f"{trial.folder}.txt", runs / f"{trial.folder}.json"
+    return Job(trial.folder, where, run_dir, log=log, state=state, variables=trial.variables)
+
+
+def _keep(run_dir: Path, kept: Path) -> None:
+    """Copy the files of a run to those of other runs."""
     kept.mkdir(parents=True, exist_ok=True)
     for file in KEPT:
         shutil.copy(run_dir / file, kept)
-    print(trial.folder, flush=True)
-    return None
-
-
-def _pin(shares: SimpleQueue[list[int]]) -> None:
-    """Pin this thread, and the processes it starts, to a share of the cores (Linux)."""
-    if share := shares.get():
-        os.sched_setaffinity(0, share)

@@ -60,8 +60,8 @@ class State(BaseModel):
         job: Job id of the scheduler, if it was submitted to one.
         lines: Last output lines of a failed process.
         attempts: Its processes, the latest last.
-        newest: Its newest checkpoint when it last went back into a queue, and how often it did so
-            without a newer one.
+        newest: Latest checkpoint when the run was last requeued, and number of times it was
+            requeued without a later one.
     """
 
     model_config = ConfigDict(frozen=True)

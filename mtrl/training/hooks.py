@@ -1,4 +1,4 @@
-"""Calling callbacks such that a run loses nothing if one of them fails."""
+"""Calls of callbacks; a run loses nothing if one of them fails."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def made(specs: Sequence[str], given: Sequence[Callback]) -> list[Callback]:
         raise UsageError(f"callbacks: expected a list of mtrl.Callback objects, got {kind}")
     for callback in (found := [*found, *given]):
         if not isinstance(callback, Callback):
-            raise UsageError(f"callbacks: expected an object of mtrl.Callback's, got {callback!r}")
+            raise UsageError(f"callbacks: expected an mtrl.Callback object, got {callback!r}")
     keys = [c.state_key for c in found if type(c).state_dict is not Callback.state_dict]
     for key in keys:
         if keys.count(key) > 1 or "/" in key:
@@ -73,9 +73,7 @@ def mirror(logger: Any) -> Callback:
     """
     if not isinstance(logger, Logger):
         kind = type(logger).__name__
-        raise UsageError(
-            f"logger: expected an object of stable_baselines3.common.logger.Logger, got {kind}"
-        )
+        raise UsageError(f"logger: expected a stable_baselines3.common.logger.Logger, got {kind}")
     return GivenLogger(logger)
 
 
@@ -115,13 +113,13 @@ class Hooks:
                     raise UsageError(f"resume: callback {name}: {_reason(error)}") from error
         for key in waiting:
             self.notes.append(
-                f"callbacks: the state that {key} left in the checkpoint is dropped, for it is not "
-                "among the callbacks any more"
+                f"callbacks: the checkpoint's state of {key} is discarded, because {key} is no "
+                "longer among the callbacks"
             )
 
     @property
     def wanted(self) -> bool:
-        """Whether the run shall stop."""
+        """Whether the run should stop."""
         return self.stopped_by is not None or self._failure is not None
 
     def begin(self, trainer: Trainer) -> None:
@@ -162,7 +160,7 @@ class Hooks:
                 self.stopped_by = name
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of all callbacks, and numbers that are still to be logged."""
+        """Return the states of all callbacks, and recorded numbers that are not yet logged."""
         states = {}
         for callback in self._callbacks:
             try:
@@ -190,7 +188,7 @@ class Hooks:
 
 
 def _expect_plain(state: dict[str, Any]) -> None:
-    """Refuse a state that a checkpoint cannot hold."""
+    """Raise an error if a checkpoint cannot hold the state."""
     for key, value in state.items():
         if not isinstance(key, str) or "/" in key:
             raise TypeError(f"expected strings without '/' as keys, got {key!r}")

@@ -296,7 +296,9 @@ def test_two_processes_equal_one_with_the_joint_batch(tmp_path):
 # ------------------------------------------------------------------------ AMP and compile
 
 
-@pytest.mark.parametrize("surgery", ["pcgrad", "rotograd", "rotograd-scale", "gradnorm", "famo"])
+@pytest.mark.parametrize(
+    "surgery", ["pcgrad", "aligned-mtl", "rotograd", "rotograd-scale", "gradnorm", "famo"]
+)
 def test_training_continues_after_an_overflow_with_grad_scaler(surgery):
     """The step is skipped, the scale is halved, and training continues."""
 
