@@ -101,8 +101,14 @@ def _job(trial: Trial, runs: Path) -> Job:
     run_dir, written = runs / trial.folder, runs / f"{trial.folder}.yaml"
     written.write_text(trial.config.to_yaml(), encoding="utf-8")
     where = ("--config", str(written), "--run-dir", str(run_dir), "--resume-if-exists")
-    files = {"log": runs / f"{trial.folder}.txt", "state": runs / f"{trial.folder}.json"}
-    return Job(trial.folder, where, run_dir, variables=trial.variables, **files)
+    return Job(
+        name=trial.folder,
+        arguments=where,
+        run_dir=run_dir,
+        log=runs / f"{trial.folder}.txt",
+        state=runs / f"{trial.folder}.json",
+        variables=trial.variables,
+    )
 
 
 def _keep(run_dir: Path, kept: Path) -> None:
