@@ -1,4 +1,4 @@
-"""Where tensors live, how they get there, and what becomes of their memory."""
+"""Devices, transfers to them, threads and memory."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mtrl.errors import UsageError
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` to a device; `auto` is cuda where there is one.
+    """Return the device for `auto`, `cpu` or `cuda`; `auto` is CUDA if available.
 
     Raises:
-        UsageError: if cuda is asked for and missing.
+        UsageError: If CUDA is requested but not available.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("device: expected a machine with CUDA for 'cuda', found none")
@@ -29,9 +29,10 @@ def resolve_device(name: str) -> torch.device:
 
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array on the device, without waiting for what the device is at.
+    """Copy an array to the device without synchronising.
 
-    From pinned memory, whose allocator hands a block out again only after copies from it are done.
+    The copy is from pinned memory, whose allocator reuses a block only after copies from it are
+    done.
     """
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
@@ -39,7 +40,7 @@ def upload(array: np.ndarray, device: torch.device) -> Tensor:
 
 @contextmanager
 def cpu_threads(n: int | None) -> Iterator[None]:
-    """Inside, torch computes with n threads; None leaves them as they are."""
+    """Return a context in which torch uses n threads; None keeps the current number."""
     before = torch.get_num_threads()
     torch.set_num_threads(n or before)
     try:
@@ -49,9 +50,9 @@ def cpu_threads(n: int | None) -> Iterator[None]:
 
 
 def total_memory(device: torch.device) -> int | None:
-    """All memory of the device, or what this process may use of the machine's [bytes].
+    """Return the memory of the device, or of the machine available to this process [bytes].
 
-    None where the system does not say.
+    None if the system does not report it.
     """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
@@ -59,7 +60,7 @@ def total_memory(device: torch.device) -> int | None:
         found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
-    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    limit = Path("/sys/fs/cgroup/memory.max")  # limit of a container
     try:
         return min(found, int(limit.read_text()))
     except (OSError, ValueError):  # no container, or no limit: "max"
@@ -67,10 +68,10 @@ def total_memory(device: torch.device) -> int | None:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep large freed blocks for this process; elsewhere, do nothing.
+    """Tell glibc to keep large freed blocks for this process; do nothing on other systems.
 
-    By default it returns them to the kernel, which then faults in the same megabytes of
-    activations and gradients page by page in every update: 5 to 10% of its time.
+    By default, glibc returns them to the kernel. Every update then page-faults the same megabytes
+    of activations and gradients again, which takes 5 to 10% of its time.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD

@@ -1,4 +1,4 @@
-"""Errors of one line, and their texts."""
+"""One-line errors and their messages."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from typing import Any
 
 
 class UsageError(ValueError):
-    """The user asked for something that cannot be done: one line says what was expected.
+    """Invalid request by the user; one line says what was expected.
 
-    The command line prints it and exits with code 2; nothing has been written by then.
+    The command line prints it and exits with code 2, before anything has been written.
     """
 
 
 class RunError(RuntimeError):
-    """A run cannot go on: one line says why. What it had saved by then is whole."""
+    """A run cannot continue; one line says why. Everything saved so far is intact."""
 
 
 def expect(holds: bool, expected: str, got: Any) -> None:
-    """Refuse an option of a method of surgery that does not hold.
+    """Check a condition on an option of a surgery method.
 
     Raises:
-        UsageError: `surgery: expected …, got …`.
+        UsageError: `surgery: expected …, got …`, if it does not hold.
     """
     if not holds:
         raise UsageError(f"surgery: expected {expected}, got {got!r}")
 
 
 def import_attribute(field: str, name: str) -> Any:
-    """The object that `package.module:attribute` names, or the module that `package.module` names.
+    """Import the object `package.module:attribute`, or the module `package.module`.
 
-    Commands also look in the working directory; see `mtrl.cli.flags.run`.
+    Commands also search the working directory; see `mtrl.cli.flags.run`.
 
     Raises:
-        UsageError: if there is no such module or attribute, or importing it fails.
+        UsageError: If there is no such module or attribute, or importing it fails.
     """
     module, _, attributes = name.partition(":")
     if not all(part.isidentifier() for part in module.split(".")) or module.endswith(".py"):
         raise UsageError(
-            f"{field}: expected the name of a module as an import statement has it, such as "
+            f"{field}: expected the name of a module as in an import statement, such as "
             f"package.module, got {module!r}"
         )
     try:
@@ -51,20 +51,20 @@ def import_attribute(field: str, name: str) -> Any:
         return found
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         reason = one_line(error)
-    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+    except (Exception, SystemExit) as error:  # a module may raise anything on import
         last = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {one_line(error)} ({last.filename}, line {last.lineno})"
     raise UsageError(f"{field}: cannot import {name!r}: {reason}")
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text without its line breaks, and no longer than can be read."""
+    """Return an error's message without line breaks and at most 500 characters long."""
     text = " ".join(str(error).split())
     return text if len(text) <= 500 else text[:499] + "…"
 
 
 def unknown(field: str, value: str, choices: Iterable[str]) -> str:
-    """The error text for a name that does not exist, with the nearest one that does."""
+    """Return the error message for an unknown name, which suggests the nearest known one."""
     names = list(choices)
     near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""

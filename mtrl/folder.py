@@ -1,14 +1,15 @@
-"""What a run leaves on disk, and how it gets there whole.
+"""Files of a run folder, and writing them atomically.
 
 <run_dir>/
-├── config.yaml               the resolved configuration; `--config` accepts it
-├── benchmark.json            the tasks, how each is scored, where they came from
+├── config.yaml               resolved configuration; `--config` accepts it
+├── benchmark.json            tasks, the score of each, and where they are defined
+├── demonstrations.npz        all demonstrations; see mtrl/demonstrations/data.py
 ├── run.json                  command lines, package versions, each task's simulator, machine
-├── progress.csv, progress.json, events.out.tfevents.*    the logs
-├── cosines.jsonl             cosines between the tasks' gradients at each diagnosis
+├── progress.csv, progress.json, events.out.tfevents.*    logs
+├── cosines.jsonl             cosines between task gradients at each diagnosis
 ├── checkpoints/
-│   └── step_<environment steps>.safetensors              the two newest
-├── policy_final.safetensors  the final policy, once training is over
+│   └── step_<environment steps>.safetensors              the two latest
+├── policy_final.safetensors  final policy, once training is finished
 └── eval.csv, eval.json       its full evaluation
 
 benchmark.json, read by `read_benchmark`:
@@ -23,19 +24,19 @@ benchmark.json, read by `read_benchmark`:
       ]
     }
 
-- `environments`: `"metaworld"`, or `"custom"` for environments that a user brought.
-- `source`: the `package.module:attribute` that gives the benchmark again; null if it is
-  Meta-World's, or was made in Python and no module holds it.
+- `environments`: `"metaworld"`, or `"custom"` for a user's environments.
+- `source`: the `package.module:attribute` from which the benchmark can be imported; null if it is
+  Meta-World's, or was created in Python and no module holds it.
 - `tasks`: in the order of every `[T, …]` array.
-- `score`: `"success"` if some step so far said whether the task is solved. Then
+- `score`: `"success"` if any step so far reported success or failure. Then
   `eval/success_rate/<task>` and `rollout/success_rate/<task>` are logged, and the task's row in
-  eval.json has `success_rate`. `"return"` if no step did: the task is judged by
-  `eval/return/<task>`. During a run a task may change from `"return"` to `"success"`, never back;
-  evaluations before that found no success.
-- `eval/success_rate/mean` and `/worst` are over the tasks with a success rate, and missing if there
-  are none; `eval/return/mean` is over all tasks.
+  eval.json has `success_rate`. `"return"` if no step did: the task is scored by
+  `eval/return/<task>`. During a run, a task may change from `"return"` to `"success"` but never
+  back; evaluations before the change had no success.
+- `eval/success_rate/mean` and `/worst` cover the tasks with a success rate and are missing if there
+  are none; `eval/return/mean` covers all tasks.
 
-Runs made before there was this file have config.yaml alone to tell.
+Older runs lack this file; for them, config.yaml names the tasks.
 """
 
 from __future__ import annotations
@@ -58,14 +59,15 @@ FINAL = "policy_final.safetensors"
 STEP = "time/total_timesteps"
 COSINES = "cosines.jsonl"
 BENCHMARK = "benchmark.json"
+DEMONSTRATIONS = "demonstrations.npz"
 
 POLICY_FORMAT = "mtrl-policy-1"
-"""What a policy file says it is; so do a checkpoint and an exported file."""
+"""Value of `format` in the header of a policy file; likewise for checkpoints and exported files."""
 CHECKPOINT_FORMAT = "mtrl-checkpoint-1"
 EXPORT_FORMAT = "mtrl-export-1"
 
 DISTRIBUTION = "mtrl-surgery"
-"""What pip calls this package; `mtrl` on PyPI is somebody else's."""
+"""Name of this package for pip; `mtrl` on PyPI is another project."""
 
 PACKAGES = (
     "torch",
@@ -79,20 +81,20 @@ PACKAGES = (
 )
 
 
-_UMASK = os.umask(0)  # there is no way to ask but to set it
+_UMASK = os.umask(0)  # it can only be read by setting it
 os.umask(_UMASK)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, sync it, and give it its name: all of it or nothing.
+    """Write a file completely or not at all: `write` fills a temporary file, which is renamed.
 
     Raises:
-        OSError: if the disk is full, or for whatever else it has.
+        OSError: If the disk is full, or writing fails for another reason.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
-        temporary.chmod(0o666 & ~_UMASK)  # safetensors makes files its owner alone can read
+        temporary.chmod(0o666 & ~_UMASK)  # safetensors' files are readable only by their owner
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
@@ -103,12 +105,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_atomically` for a text."""
+    """Write a text with `write_atomically`."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 class TaskRecord(BaseModel):
-    """A task of a run; see the top of this file."""
+    """A task in benchmark.json; see the top of this file."""
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -116,7 +118,7 @@ class TaskRecord(BaseModel):
 
 
 class BenchmarkRecord(BaseModel):
-    """What a run was trained on; see the top of this file."""
+    """Contents of benchmark.json; see the top of this file."""
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -126,15 +128,15 @@ class BenchmarkRecord(BaseModel):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The tasks' names."""
+        """Names of the tasks."""
         return tuple(task.name for task in self.tasks)
 
 
 def read_benchmark(run_dir: Path) -> BenchmarkRecord | None:
-    """What the run was trained on; None for a run from before this was recorded.
+    """Read benchmark.json; None for older runs, which lack it.
 
     Raises:
-        UsageError: if the record cannot be read.
+        UsageError: If the record cannot be read.
     """
     path = run_dir / BENCHMARK
     try:
@@ -146,20 +148,20 @@ def read_benchmark(run_dir: Path) -> BenchmarkRecord | None:
 
 
 def write_benchmark(run_dir: Path, record: BenchmarkRecord) -> None:
-    """What `read_benchmark` gives back."""
+    """Write benchmark.json, which `read_benchmark` reads."""
     write_text(run_dir / BENCHMARK, record.model_dump_json(indent=2) + "\n")
 
 
 def find_policy(source: Path) -> Path:
-    """The policy file that is meant: of a run folder the final one, or else its newest checkpoint.
+    """Return the policy file: for a run folder, the final policy or else the latest checkpoint.
 
     Raises:
-        UsageError: if a folder has neither.
+        UsageError: If a folder has neither.
     """
     try:
         if not source.is_dir():
             return source
-    except (OSError, ValueError) as error:  # no name that a file could have
+    except (OSError, ValueError) as error:  # not a valid file name
         raise UsageError(f"policy: cannot read {str(source)!r}: {one_line(error)}") from None
     if (final := source / FINAL).exists():
         return final
@@ -172,10 +174,10 @@ def find_policy(source: Path) -> Path:
 
 
 def newest_checkpoint(run_dir: Path) -> Path:
-    """The checkpoint to go on from.
+    """Return the checkpoint to resume from.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: If there is none.
     """
     found = newest_or_none(run_dir)
     if found is None:
@@ -184,18 +186,18 @@ def newest_checkpoint(run_dir: Path) -> Path:
 
 
 def installed_versions() -> dict[str, str]:
-    """Python's version, and those of the packages a run depends on that are installed."""
+    """Return the versions of Python and of the installed packages a run depends on."""
     found = {"python": platform.python_version()}
     for name, package in {"mtrl": DISTRIBUTION, **{name: name for name in PACKAGES}}.items():
         try:
             found[name] = version(package)
-        except PackageNotFoundError:  # an extra; or mtrl, run from its folder
+        except PackageNotFoundError:  # an extra, or mtrl run from its source folder
             continue
     return found
 
 
 def newest_or_none(run_dir: Path) -> Path | None:
-    """The newest checkpoint's path, or None."""
+    """Return the path of the latest checkpoint, or None."""
     found = sorted((run_dir / "checkpoints").glob("step_*.safetensors"))
     return found[-1] if found else None
 
@@ -209,9 +211,9 @@ def _sync(path: Path) -> None:
 
 
 def read_rows(path: Path, up_to: float = math.inf) -> list[dict[str, Any]]:
-    """One JSON object per line, those `up_to` so many steps; none if there is no such file.
+    """Read a file with one JSON object per line, up to a step; [] if there is no such file.
 
-    Lines that a crash or a full disk has spoilt are left out, wherever they are.
+    Lines damaged by a crash or a full disk are skipped, wherever they are.
     """
     if not path.exists():
         return []

@@ -1,12 +1,12 @@
-"""What each part of the recipe is worth: one out of it, one into the plain agent, surgery on top.
+"""Ablation of the recipe: remove one part, add one part to the plain agent, add surgery.
 
     python scripts/ablation.py [-o results/ablation] [--seeds 0 1 2] [--jobs 2] [--only PART …]
 
-All runs have the tasks of `configs/quickstart.yaml`, as many environment steps as --total-timesteps
-says, and one thread each; every job keeps to cores of its own, so that minutes can be compared.
-Runs that are finished are not made again, so that it can be stopped and started. Of each it keeps
-the CSVs. The table shows **final** success, 50 goals per task, of every seed, and how it differs
-from the agent that was changed; of twenty 95% intervals one is wrong by chance.
+All runs use the tasks of `configs/quickstart.yaml`, --total-timesteps environment steps and one
+thread. Every job has its own cores, so that times are comparable. Finished runs are skipped, so the
+script can be stopped and restarted. It keeps the CSVs of each run. The table shows the **final**
+success rate of every seed on 50 goals per task, and the difference from the agent that was changed.
+One in twenty 95% intervals is wrong by chance.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PLAIN: Fields = {
     "return_scale": None,
     "return_memory": None,
 }
-"""The published agent, at the recipe's width, batch and number of environments."""
+"""The published agent with the recipe's width, batch size and number of environments."""
 
 SCALED: Fields = {"return_scale": 2.5, "return_memory": 50, "initial_temperature": 0.01}
 BESIDES: dict[str, Fields] = {
@@ -48,7 +48,7 @@ BESIDES: dict[str, Fields] = {
     "two updates per vector step": {"gradient_steps": 2},
     "bf16": {"precision": "bf16"},
 }
-"""Not in quickstart."""
+"""Parts of the recipe that quickstart lacks."""
 
 INTO_PLAIN: dict[str, Fields] = {
     "normalised observations": {"normalize_observations": True},
@@ -65,7 +65,7 @@ INTO_PLAIN: dict[str, Fields] = {
 
 OUT_OF_RECIPE: dict[str, Fields] = {
     "normalised observations": {"normalize_observations": False},
-    # One scale for all tasks, under which the largest reward, 10, has the recipe's values.
+    # One scale for all tasks, with which the largest reward, 10, gives values like the recipe's.
     "return scale": {"return_scale": None, "return_memory": None, "reward_scale": 0.005},
     "LayerNorm": {"layer_norm": False},
     "residual blocks": {"trunk": "mlp", "actor_hidden_sizes": (128, 128, 128)},
@@ -78,13 +78,13 @@ OUT_OF_RECIPE: dict[str, Fields] = {
 }
 
 TRUNKS = "film", "soft-modules", "moore", "care", "paco"
-"""In place of residual blocks, of the same widths."""
+"""Trunks that replace residual blocks, with the same widths."""
 
 SURGERY = ("pcgrad", "rotograd", "rotograd-scale", "aligned-mtl", "torchjd:UPGrad")
 
 
 def variants() -> dict[str, Fields]:
-    """Every agent by its name: what differs from the recipe."""
+    """Return each agent's differences from the recipe, by the agent's name."""
     found: dict[str, Fields] = {"recipe": {}, "plain": PLAIN}
     found |= {f"recipe - {part}": change for part, change in OUT_OF_RECIPE.items()}
     found |= {f"recipe + {method}": {"surgery": method} for method in SURGERY}
@@ -98,12 +98,12 @@ def variants() -> dict[str, Fields]:
 
 
 def main() -> None:
-    """Make the runs that are missing, and the table."""
+    """Run what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser, "ablation")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--only", nargs="+", metavar="PART", help="agents whose name has this in it"
+        "--only", nargs="+", metavar="PART", help="only agents whose name contains PART"
     )
     parser.add_argument("--total-timesteps", type=int, default=120_000, metavar="N")
     arguments = parser.parse_args()

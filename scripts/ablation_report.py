@@ -1,4 +1,4 @@
-"""What the ablation found: a table and a picture."""
+"""Table and figure of the ablation's results."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mtrl.analysis.methods import Method
 from mtrl.analysis.style import COLORS, TEXT
 
 BASES = ("recipe", "plain")
-"""What agents are made from; the first word of their names."""
+"""Base agents; the first word of an agent's name."""
 
 NOTHING = 0.1
-"""A seed whose mean final success is below has learned nothing."""
+"""A seed with a mean final success rate below this has learned nothing."""
 
 
 def table(agents: dict[str, Method]) -> str:
-    """Mean final success, and how it differs from the agent that was changed, as Markdown."""
+    """Return mean final success rates and differences from the base agent, as Markdown."""
     lines = [
         "| agent | mean | each seed | difference [95%] | learned nothing | minutes |",
         "|---|---|---|---|---|---|",
@@ -42,24 +42,24 @@ def table(agents: dict[str, Method]) -> str:
 
 
 def base_of(name: str) -> str:
-    """What an agent is made from, or is."""
+    """Return the name of an agent's base."""
     return name.split()[0]
 
 
 def by_seed(agent: Method) -> dict[int, float]:
-    """Mean final success over the tasks."""
+    """Return the mean final success rate over tasks, by seed."""
     seeds = [run.config.seed for run in agent.finished]
     return dict(zip(seeds, agent.scores.mean(0).tolist(), strict=True))
 
 
 def spread(agents: dict[str, Method], base: str) -> float | None:
-    """Half of the 95% interval of a difference between two agents made from `base`.
+    """Return the half width of the 95% interval of a difference between two variants of `base`.
 
-    Agents by seeds are a randomised block design, for a seed means the same goals to all: after
-    each agent's and each seed's mean are taken out, one variance is left, of all agents together.
+    Agents and seeds form a randomised block design, because a seed means the same goals for all
+    agents. After subtracting the means of agents and seeds, one pooled variance remains.
 
     Returns:
-        None if there are less than two agents with all seeds, or less than two seeds.
+        None if there are fewer than two agents with all seeds, or fewer than two seeds.
     """
     family = [by_seed(agent) for name, agent in agents.items() if base_of(name) == base]
     seeds = set().union(*family)
@@ -73,9 +73,10 @@ def spread(agents: dict[str, Method], base: str) -> float | None:
 
 
 def draw(agents: dict[str, Method]) -> Figure:
-    """A row for each agent, and a line where the agent that was changed is.
+    """Draw a row per agent, and a line at the base agent.
 
-    An agent differs from that where its bar, the interval of the difference, misses the line.
+    An agent differs from its base if its bar, the interval of the difference, does not cross the
+    line.
     """
     figure = Figure(figsize=(TEXT, 0.6 + 0.17 * len(agents)), layout="constrained")
     axes = figure.subplots()

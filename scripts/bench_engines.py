@@ -1,17 +1,17 @@
-"""Time the two engines of PCGrad, and watch their memory: every task's gradient formed, or factors.
+"""Compare time and memory of PCGrad's two gradient engines, `jacobian` and `factored`.
 
     python scripts/bench_engines.py [--quick] [--json FILE] [--device cuda] [--precision fp32]
                                     [--tasks 10 50] [--width 400 1024 2048 4096] [--memory-limit G]
 
-A step is the critics': from networks and a batch to the tasks' gradients, their Gramian, PCGrad's
-weights and the combined gradient; without optimiser. Both engines take turns, and what they give
-for the same random orders is compared.
+A step is one of the critics: from networks and a batch to task gradients, their Gramian, PCGrad's
+weights and the combined gradient, without the optimiser. The engines alternate, and their results
+for the same random orders are compared.
 
-Memory is what a step takes at its peak, beyond networks and batch. On CUDA the allocator counts.
-On a CPU an engine has a process of its own, and its second step counts: the peak is what the kernel
-saw resident less what was resident before, with a C library that gives back at once what is freed,
-as a learner's does not. So it includes what libraries take to multiply, which no counter of torch's
-sees. This is exact on Linux with glibc, and at most too much elsewhere.
+Memory is the peak of a step beyond networks and batch. On CUDA, it is read from the allocator. On a
+CPU, each engine runs in its own process, and its second step is measured: the peak of resident
+memory minus the resident memory before the step, with a C library that returns freed memory at once
+(unlike in training). It therefore includes the workspace of libraries, which torch's counters miss.
+The result is exact on Linux with glibc, and an upper bound elsewhere.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ENGINES = ("jacobian", "factored")
 
 
 def step_of(case: Case, engine: str) -> Callable[[], Gradients]:
-    """PCGrad of the critics; networks, batch and orders are the same for both engines."""
+    """Return PCGrad's step of the critics; networks, batch and orders do not depend on `engine`."""
     torch.manual_seed(0)
     learner = case.learner("pcgrad", gradient_engine=engine)
     problem = case.critics(learner, *case.batch())
@@ -50,7 +50,7 @@ def step_of(case: Case, engine: str) -> Callable[[], Gradients]:
 
 
 def difference(case: Case) -> float:
-    """Between what the engines give, relative to its norm."""
+    """Return the difference of the engines' results, relative to their norm."""
     factored, jacobian = (
         torch.cat([gradient.flatten() for gradient in step_of(case, engine)().shared.values()])
         for engine in reversed(ENGINES)
@@ -59,9 +59,9 @@ def difference(case: Case) -> float:
 
 
 def peak(case: Case, engine: str) -> float:
-    """Memory of one step [MiB]; on a CPU to be called in a fresh process."""
+    """Return the memory of one step [MiB]; on a CPU, call this in a new process."""
     step = step_of(case, engine)
-    step()  # libraries take memory for good
+    step()  # libraries allocate memory that they keep
     if case.device == "cuda":
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -69,7 +69,7 @@ def peak(case: Case, engine: str) -> float:
         return (torch.cuda.max_memory_allocated() - held) / 2**20
     give_back()
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = resident()
     step()
     unit = 1 if sys.platform == "darwin" else 2**10
@@ -77,7 +77,7 @@ def peak(case: Case, engine: str) -> float:
 
 
 def give_back() -> None:
-    """Let glibc return what is free, and each tensor as it is freed, until a learner is made."""
+    """Make glibc return free memory now, and tensors when freed, until a learner is created."""
     if platform.libc_ver()[0] == "glibc":
         libc, mmap_threshold = ctypes.CDLL(None), -3
         libc.mallopt(mmap_threshold, 2**16)
@@ -85,7 +85,7 @@ def give_back() -> None:
 
 
 def resident() -> float:
-    """Memory this process holds now [MiB]."""
+    """Return the resident memory of this process [MiB]."""
     with suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -93,7 +93,7 @@ def resident() -> float:
 
 
 def apart(case: Case, engine: str) -> float:
-    """`peak`, in a process of its own on a CPU."""
+    """Return `peak`, measured in a separate process on a CPU."""
     if case.device == "cuda":
         return peak(case, engine)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -101,27 +101,27 @@ def apart(case: Case, engine: str) -> float:
 
 
 def needed(case: Case) -> float:
-    """What a case takes, roughly: all gradients, and activations forward and backward [GiB]."""
+    """Estimate the memory of a case: all gradients, and activations forward and backward [GiB]."""
     weights = (OBSERVATION + ACTION) * case.width + (DEPTH - 1) * case.width**2
     rows = 3 * DEPTH * BATCH * case.width
     return 2 * 4 * case.n_tasks * (weights + rows) / 2**30
 
 
 def available(device: str) -> float:
-    """Memory that nobody uses [GiB]."""
+    """Return the free memory [GiB]."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0] / 2**30
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a table, and write it where --json says."""
+    """Print a table, and write it to --json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, nargs="+", default=[10, 50], metavar="T")
     widths = [400, 1024, 2048, 4096]
     parser.add_argument("--width", type=int, nargs="+", default=widths, metavar="W")
     parser.add_argument(
-        "--memory-limit", type=float, metavar="GiB", help="default: half of what is free"
+        "--memory-limit", type=float, metavar="GiB", help="default: half of the free memory"
     )
     add_arguments(parser)
     given = parser.parse_args(arguments)
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for width in given.width:
             case, name = Case(n_tasks, width, given.device, precision), f"mt{n_tasks}/w{width}"
             if needed(case) > limit:
-                print(f"{name}: left out, takes {needed(case):.1f} GiB of {limit:.1f}")
+                print(f"{name}: skipped, needs {needed(case):.1f} of {limit:.1f} GiB")
                 continue
             memory = {engine: apart(case, engine) for engine in ENGINES}
             distance = difference(case)

@@ -1,12 +1,12 @@
-"""Time random steps: our reference workers and EnvPool against Gymnasium's vector environments.
+"""Time random steps of mtrl's vector environments and Gymnasium's.
 
     python scripts/bench_envs.py [--quick] [--json FILE]
 
-All step the same tasks of MT10 and MT50 (and one task alone), in turns of one block each; what
-counts is the ratio of the median blocks. *ours* is the reference simulator in worker processes,
-*native* all tasks on EnvPool, *auto* those on EnvPool that agree with the reference, as training
-has it; *async* and *sync* are Gymnasium's `AsyncVectorEnv` (one process per task) and
-`SyncVectorEnv` on the reference. From nothing to the first observation is timed once.
+All step the same tasks of MT10 and MT50, and a single task. They alternate in blocks; the results
+are ratios of median blocks. *ours* is the reference simulator in worker processes; *native* runs
+all tasks on EnvPool; *auto*, as in training, runs those on EnvPool that agree with the reference.
+*async* and *sync* are Gymnasium's `AsyncVectorEnv` (one process per task) and `SyncVectorEnv` on
+the reference. The time from start to the first observation is measured once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GYMNASIUM = {"mt1": "Meta-World/MT1", "mt10": "Meta-World/MT10", "mt50": "Meta-W
 
 
 def main() -> None:
-    """Print a table, and write it where --json says."""
+    """Print a table, and write it to --json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="without MT50, about a minute")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -46,7 +46,7 @@ def main() -> None:
     ratios: dict[str, float] = {}
     for name in ("mt1", "mt10") if arguments.quick else GYMNASIUM:
         ms |= measure(name, blocks=8 if arguments.quick else 20)
-        # How much faster: theirs over ours.
+        # Speed-up: theirs over ours.
         for ours in ("ours", "native", "auto"):
             for theirs in ("async", "sync"):
                 ratios[f"{name}/{ours}/{theirs}"] = ms[f"{name}/{theirs}"] / ms[f"{name}/{ours}"]
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measure(name: str, blocks: int) -> dict[str, float]:
-    """Median milliseconds of a vector step, and those to start, of everyone on one benchmark."""
+    """Measure median milliseconds of a vector step and of the start, for all on one benchmark."""
     benchmark = get_benchmark("mt1:reach-v3" if name == "mt1" else name)
     theirs: dict[str, Any] = {"env_name": "reach-v3"} if name == "mt1" else {}
     native = ("envpool",) * len(benchmark.tasks)

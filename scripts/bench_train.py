@@ -1,12 +1,12 @@
-"""Time the whole training loop and its two halves alone, and its memory.
+"""Measure time and memory of the training loop, and the time of its two halves.
 
     python scripts/bench_train.py [--quick] [--json FILE] [--device cuda] [--simulator envpool]
 
-The halves are simulation (a vector step without updates: choosing actions, simulating, storing) and
-learning (an update from a full replay), at the published sizes. Halves and loop take turns in
-blocks on one `Trainer`, so that a machine that slows down slows all; what counts are the ratios of
-the median blocks. With cores or a GPU of its own for each half, the loop takes as long as the
-slower one; where both want the same cores, as long as their sum.
+The halves are simulation (a vector step without updates: acting, simulating, storing) and learning
+(an update from a full replay buffer), at the published sizes. Halves and loop alternate in blocks
+on one `Trainer`, so that changes in the machine's speed affect all; the results are ratios of
+median blocks. If each half has its own cores or a GPU, the loop takes as long as the slower half;
+if both share cores, as long as their sum.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from mtrl.config.train import TrainConfig
 from mtrl.envs.processes import n_cores
 
-# As in mtrl-train: a simulator process imports this file again, and is to be spared torch.
+# As in mtrl-train: simulator processes import this file again, and should not import torch.
 if TYPE_CHECKING:
     from mtrl.training.trainer import Trainer
 
@@ -36,7 +36,7 @@ BENCHMARKS = {1: "mt1:reach-v3", 10: "mt10", 50: "mt50"}
 
 @contextmanager
 def trainer_of(n_tasks: int, **settings: Any) -> Iterator[Trainer]:
-    """A run about to begin, in a folder that goes with it."""
+    """Yield a trainer in a temporary run folder."""
     from mtrl.training.run import check
     from mtrl.training.trainer import Trainer
 
@@ -52,26 +52,26 @@ def trainer_of(n_tasks: int, **settings: Any) -> Iterator[Trainer]:
 
 
 def fill(trainer: Trainer) -> None:
-    """A replay full of noise: the time of an update does not depend on the numbers."""
+    """Fill the replay buffer with noise: the time of an update does not depend on values."""
     import torch
 
     state = trainer.state
     n, agent, replay = state.envs.num_envs, state.agent, state.replay
     rows = trainer.config.learner.buffer_size // state.envs.envs_per_task
     numbers = torch.randn(rows + 1, n, agent.observation_size + agent.action_size + 2)
-    numbers[..., -1] = 0  # nothing ends
+    numbers[..., -1] = 0  # no episode ends
     filled = {"rows": numbers, "starts": torch.arange(rows), "next_row": torch.tensor(rows)}
     replay.load_state_dict(replay.state_dict() | filled)
 
 
 def simulate(trainer: Trainer) -> None:
-    """The loop's step without its updates."""
+    """Make a step of the loop without updates."""
     trainer.state.collector.act(uniform=False)
     trainer.state.collector.store(trainer.state.collector.wait(), trainer.state.replay)
 
 
 def measure(found: Found, n_tasks: int, seconds: float, **settings: Any) -> None:
-    """Halves and loop for one number of tasks, `seconds` long."""
+    """Measure halves and loop for one number of tasks, for `seconds`."""
     import torch
 
     with trainer_of(n_tasks, learning_starts=128 * n_tasks, **settings) as trainer:
@@ -104,7 +104,7 @@ def measure(found: Found, n_tasks: int, seconds: float, **settings: Any) -> None
             "loop/sum": ms["loop"] / sum(halves),
         }
         ratios |= {k.removeprefix("time/"): v for k, v in shares.items() if "share" in k}
-    # Of the process so far, so of the largest number of tasks; and of its largest simulator.
+    # Peak of the process so far, hence of the largest number of tasks, and of its simulators.
     mib = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
     mib["simulator"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
     if torch.cuda.is_available():
@@ -115,7 +115,7 @@ def measure(found: Found, n_tasks: int, seconds: float, **settings: Any) -> None
 
 
 def main() -> None:
-    """Print a table, and write it where --json says."""
+    """Print a table, and write it to --json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="MT1 and MT10, about a minute")
     parser.add_argument("--json", type=Path, metavar="FILE")

@@ -1,25 +1,24 @@
-"""Time one full SAC update under every method, against its matrix products and against others'.
+"""Time an SAC update with every method, compared with its matrix products and other libraries.
 
     python scripts/bench_update.py [--quick] [--json FILE] [--device cuda] [--precision fp32]
                                    [--tasks 1 10 50] [--width 400] [--compile]
                                    [--config mt10_cpu] [--threads 1 2] [--clock cpu]
                                    [--trunk moore paco]
 
-All variants take turns within one loop, so that a machine that slows down slows all of them; what
-counts are the ratios of the medians. An update is: next action, target, two critics forward and
-backward, actor forward and backward through both critics, three optimisers, target networks. The
-batch is drawn before, for all alike; only of the update against Stable-Baselines3's, at one task,
-drawing is a part, on both sides. On CUDA ours, and the matrix products, are replayed as graphs.
-TorchJD is left out where it is not installed.
+All variants alternate within one loop, so that changes in the machine's speed affect all of them;
+the results are ratios of medians. An update consists of: next action, target, forward and backward
+of two critics, forward and backward of the actor through both critics, three optimisers, and target
+networks. The batch is sampled before, equally for all; only the comparison with Stable-Baselines3,
+on one task, includes sampling on both sides. On CUDA, our update and the matrix products are
+replayed as graphs. TorchJD is skipped if it is not installed.
 
-With `--config`, a preset or a file, the networks, the batch, the number of tasks and, unless one is
-asked for, the precision are its own; the methods are measured against each other and against the
-products of these shapes alone. With `--trunk`, PCGrad on these trunks alone, of their papers' sizes
-unless `--width` is given. With `--threads`, all of it once for each number.
+`--config`, a preset or a file, sets networks, batch size, number of tasks and, unless given,
+precision; methods are then compared only with each other and with the matrix products of these
+shapes. `--trunk` measures only PCGrad on these trunks, with the sizes of their papers unless
+`--width` is given. `--threads` repeats everything for each number of threads.
 
-Ratios are called by what is divided, `pcgrad/none`, but `ours/sb3`, which is how many times as many
-updates per second as Stable-Baselines3 ours makes. `-fp32` is ours in the precision in which the
-others compute.
+Ratios are named by what is divided, `pcgrad/none`, except `ours/sb3`: our updates per second over
+those of Stable-Baselines3. `-fp32` is our update in the precision of the others.
 """
 
 from __future__ import annotations
@@ -51,18 +50,18 @@ from mtrl.surgery import GramianSurgery, available
 from mtrl.surgery.gradients import Jacobian
 
 PER_TASK = 100_000
-"""Transitions in a full replay."""
+"""Transitions per task in a full replay buffer."""
 HAS_TORCHJD = importlib.util.find_spec("torchjd") is not None
 
 
 class Bench:
-    """Everything measured for one case.
+    """All measurements of one case.
 
     Attributes:
         ms: Median milliseconds of one update.
-        ratios: Of these medians, each within its own loop.
-        mib: What a method holds beside what `none` does: per-task gradients if it forms them,
-            rotations, state.
+        ratios: Ratios of these medians, each within its own loop.
+        mib: Memory of a method beyond that of `none`: per-task gradients if it forms them,
+            rotations and state [MiB].
     """
 
     def __init__(self, case: Case, quick: bool, clock: str = "wall") -> None:
@@ -74,7 +73,7 @@ class Bench:
         self.none = self.update("none")
 
     def update(self, surgery: str, **settings: Any) -> Callable[[], object]:
-        """One update under a method."""
+        """Return an update with a method."""
         learner = self.case.learner(surgery, **settings)
         problem = self.case.critics(learner, self.batch, self.noise)
         forms = isinstance(problem.task_gradients(), Jacobian)
@@ -84,7 +83,7 @@ class Bench:
             held += sum(tensor.nbytes for tensor in (*method.buffers(), *networks.rotations()))
             if forms and isinstance(method, GramianSurgery):
                 held += self.case.n_tasks * sum(p.nbytes for p in networks.shared.values())
-            elif isinstance(method, GramianSurgery):  # of composed layers one set for each task
+            elif isinstance(method, GramianSurgery):  # for composed layers, one set per task
                 for layer in networks.trunk.layers.values():
                     if layer.composed and layer.experts:
                         held += (
@@ -96,18 +95,18 @@ class Bench:
         return self.graph(learner, partial(learner.update, self.batch, self.noise))
 
     def graph(self, learner: Learner, run: Callable[[], object]) -> Callable[[], object]:
-        """As the learner launches it."""
+        """Return the update as the learner launches it."""
         return Captured(run, [learner.generator]) if learner.captures else run
 
     def compete(
         self, rounds: int, variants: dict[str, Callable[[], object]], over: Collection[str] = ()
     ) -> None:
-        """Let variants take turns, in a loop of their own: slow ones stretch others.
+        """Alternate between variants in a loop of their own, because slow ones delay others.
 
         Args:
-            rounds: Of the full benchmark at ten tasks of the published width.
-            variants: Each by name.
-            over: Those that all others are divided by; default: `none`, which joins.
+            rounds: Rounds of the full benchmark for ten tasks with the published width.
+            variants: Variants by name.
+            over: Variants by which all others are divided; default: `none`, which is added.
         """
         if not over:
             variants, over = {"none": self.none, **variants}, ("none",)
@@ -120,7 +119,7 @@ class Bench:
             self.ratios |= {f"{k}/{base}": value / medians[base] for k, value in others.items()}
 
     def run(self) -> None:
-        """Measure all."""
+        """Run all measurements."""
         n_tasks, device = self.case.n_tasks, self.case.device
         if self.case.trunk != "mlp":
             self.compete(60, {"pcgrad": self.update("pcgrad")})
@@ -144,7 +143,7 @@ class Bench:
         self.mib[f"replay of {PER_TASK:,} per task"] = rows.nbytes / 2**20
 
     def single(self) -> None:
-        """The whole step of a learner of one task, from its replay, and SB3's from its own."""
+        """Compare the whole step of a learner of one task, sampling included, with SB3's."""
         replay = self.case.full_replay(PER_TASK)
         ours = {"ours": {}, **({"ours-fp32": {"precision": "fp32"}} if self.is_not_fp32() else {})}
         steps: dict[str, Callable[[], object]] = {
@@ -157,7 +156,7 @@ class Bench:
             self.ratios[f"{name}/sb3"] **= -1  # updates per second
 
     def slow(self) -> None:
-        """Methods as their papers have them, and what is done now and then."""
+        """Measure methods as in their papers, and operations that are not part of every update."""
         slow = {"rotograd, matrix_exp": self.update("rotograd", rotation_step="matrix_exp")}
         if HAS_TORCHJD:
             slow["torchjd:UPGrad"] = self.update("torchjd:UPGrad")
@@ -166,7 +165,7 @@ class Bench:
         self.compete(10, slow)
 
     def peers(self) -> None:
-        """PCGrad by others; those that go backward T times over all rows, of ten tasks at most."""
+        """Measure others' PCGrad; those with T backwards over all rows for at most ten tasks."""
         sizes = self.case.n_tasks, self.case.device, self.case.width
         ours = {"pcgrad": self.update("pcgrad")}
         if self.is_not_fp32():
@@ -183,21 +182,21 @@ class Bench:
         self.compete(10, ours | theirs, over=ours)
 
     def is_not_fp32(self) -> bool:
-        """Whether ours in float32 is another variant."""
+        """Return whether our update in float32 is another variant."""
         return self.case.precision != "fp32"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a table, and write it where --json says."""
+    """Print a table, and write it to --json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 10, 50], metavar="T")
     parser.add_argument("--width", type=int, nargs="+", default=[WIDTH], metavar="W")
-    parser.add_argument("--compile", action="store_true", help="ours by torch.compile")
-    parser.add_argument("--config", metavar="C", help="a preset or a file, in place of sizes")
-    parser.add_argument("--trunk", nargs="+", metavar="NAME", help="PCGrad on these trunks alone")
-    parser.add_argument("--threads", type=int, nargs="+", metavar="N", help="default: torch's own")
+    parser.add_argument("--compile", action="store_true", help="compile our update")
+    parser.add_argument("--config", metavar="C", help="preset or file that sets sizes")
+    parser.add_argument("--trunk", nargs="+", metavar="NAME", help="only PCGrad on these trunks")
+    parser.add_argument("--threads", type=int, nargs="+", metavar="N", help="default: torch's")
     parser.add_argument(
-        "--clock", default="wall", choices=CLOCKS, help="the process's own time, for one thread"
+        "--clock", default="wall", choices=CLOCKS, help="wall-clock or CPU time, for one thread"
     )
     add_arguments(parser)
     given = parser.parse_args(arguments)
@@ -228,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             several = given.threads is not None and len(given.threads) > 1
             for prefix, case in cases.items():
                 if given.compile:
-                    torch.compiler.reset()  # or sizes would become variables
+                    torch.compiler.reset()  # otherwise sizes would become dynamic
                 bench = Bench(case, given.quick, given.clock)
                 bench.run()
                 prefix += f"/threads={n_threads}" if several else ""

@@ -1,4 +1,4 @@
-"""Ours at the sizes of a benchmark, and noise to work on."""
+"""mtrl's agent and learner at the sizes of a benchmark, with random data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mtrl.surgery.stacked import StackedProblem
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes, and how it is computed; of a configuration's networks and batch where one is given."""
+    """Sizes and settings of a benchmark; networks and batch of a configuration, if given."""
 
     n_tasks: int
     width: int = WIDTH
@@ -33,11 +33,11 @@ class Case:
 
     @property
     def rows(self) -> int:
-        """Of a task in a batch."""
+        """Transitions per task in a batch."""
         return BATCH if self.config is None else self.config.learner.batch_size
 
     def agent(self) -> MTSAC:
-        """Ours at these sizes."""
+        """Create an agent of these sizes."""
         config = AgentConfig(trunk=self.trunk, hidden_sizes=(self.width,) * DEPTH)
         if self.config is not None:
             config = self.config.agent
@@ -45,7 +45,7 @@ class Case:
         return MTSAC(tasks, config, OBSERVATION, ACTION).to(self.device)
 
     def learner(self, surgery: str, **settings: Any) -> Learner:
-        """What updates it."""
+        """Create its learner."""
         if self.device == "cpu":
             keep_freed_memory()  # as in training
         how = {"precision": self.precision, "compile": self.compile, "surgery": surgery}
@@ -53,7 +53,7 @@ class Case:
         return Learner(self.agent(), LearnerConfig(**config.model_dump() | how | settings))
 
     def batch(self) -> tuple[Batch, Tensor]:
-        """Noise, and the noise of actions: the time of an update does not depend on the numbers."""
+        """Create random data: the time of an update does not depend on values."""
         lead, device = (self.n_tasks, self.rows), self.device
         batch = Batch(
             torch.randn(*lead, OBSERVATION, device=device),
@@ -65,7 +65,7 @@ class Case:
         return batch, torch.randn(2, *lead, ACTION, device=device)
 
     def full_replay(self, capacity: int) -> ReplayBuffer:
-        """A replay of noise."""
+        """Create a replay buffer full of noise."""
         replay = ReplayBuffer(capacity, self.n_tasks, OBSERVATION, ACTION, device=self.device)
         state = {
             "rows": torch.randn(capacity + 1, self.n_tasks, OBSERVATION + ACTION + 2),
@@ -79,7 +79,7 @@ class Case:
 
     @torch.no_grad()
     def critics(self, learner: Learner, batch: Batch, noise: Tensor) -> StackedProblem:
-        """What the learner's critics minimise on this batch."""
+        """Build the problem of the learner's critics on this batch."""
         alpha = learner.agent.log_alpha.exp()
         how: Any = {"noise": noise[0], "alpha": alpha, "precision": learner.precision}
         return critic_problem(learner.agent, learner.config, batch, **how)

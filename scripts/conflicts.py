@@ -1,12 +1,13 @@
-"""Are conflicts real? The tasks' gradients of a run's newest checkpoint, at several batch sizes.
+"""Measure whether gradient conflicts are real, for several batch sizes, on a run's checkpoint.
 
     python scripts/conflicts.py RUN [RUN …] [-o results/conflicts] [--sizes 64 256] [--batches 20]
 
-A conflict on one batch may be the batch's noise. So many pairs of independent batches are drawn
-from the run's replay, and the network is left as it is: does a conflict repeat on the other batch,
-how alike are a task's own two gradients, and of which pairs of tasks is the mean cosine negative,
-by a t-test over the batches at 95%? Of pairs without any conflict or accord one in forty would be
-called negative, and one in forty positive. Writes table.md and conflicts.json.
+A conflict on one batch may be noise of that batch. This script draws many pairs of independent
+batches from the replay buffer of the run's latest checkpoint, without changing the network. It asks
+whether a conflict repeats on the other batch, how similar the two gradients of a task are, and for
+which pairs of tasks the mean cosine is negative, by a t-test over batches at 95%. If gradients were
+unrelated, one pair in forty would be called negative and one in forty positive. Writes table.md and
+conflicts.json.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ COLUMNS = {
     "conflict_after_surgery": "after surgery",
     "conflict_after_step": "after the step",
 }
-"""What is measured; `negative` and `positive` are fractions of the pairs by the t-test."""
+"""Measures; `negative` and `positive` are the fractions of pairs by the t-test."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One network at one batch size: means over the batches."""
+    """Means over batches for one network and batch size."""
 
     run: str
     steps: int
@@ -56,7 +57,7 @@ class Row:
 
 
 def look(run_dir: Path, sizes: Sequence[int], batches: int) -> list[Row]:
-    """All networks of a run at all sizes [transitions per task]."""
+    """Measure all networks of a run at all batch sizes [transitions per task]."""
     benchmark, _, config = check(TrainConfig.from_yaml(run_dir / "config.yaml"))
     state, _ = load_checkpoint(newest_checkpoint(run_dir))
     run = RunState(config, benchmark, torch.device("cpu"), state)
@@ -85,10 +86,10 @@ def look(run_dir: Path, sizes: Sequence[int], batches: int) -> list[Row]:
 
 
 def signs(cosines: np.ndarray) -> dict[str, float]:
-    """Fractions of the pairs whose mean cosine is negative or positive by a two-sided t-test.
+    """Return the fractions of pairs with negative or positive mean cosine by a two-sided t-test.
 
     Args:
-        cosines: Of B independent batches, `[B, T, T]`.
+        cosines: Cosines on B independent batches, `[B, T, T]`.
     """
     n_batches, n_tasks, _ = cosines.shape
     first, second = np.triu_indices(n_tasks, 1)
@@ -103,7 +104,7 @@ def signs(cosines: np.ndarray) -> dict[str, float]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """As Markdown."""
+    """Return the rows as a Markdown table."""
     head = " | ".join(COLUMNS.values())
     lines = [
         f"| run | updates | network | transitions per task | {head} |",
@@ -119,7 +120,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    """Look at the runs, and write what was seen."""
+    """Measure the runs, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256, 1024])

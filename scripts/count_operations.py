@@ -1,10 +1,10 @@
-"""Count the ATen operations of one SAC update, by name and by the line that asks for them.
+"""Count the ATen operations of one SAC update, by name and by the line that calls them.
 
     python scripts/count_operations.py [--config mt10_cpu] [--tasks 10] [--precision bf16]
                                        [--surgery none pcgrad rotograd] [--lines]
 
-An operation is what reaches a device as about one kernel. Views and allocations are counted apart,
-for they cost the host alone. A line is the innermost one of mtrl's own.
+An operation corresponds to about one kernel on the device. Views and allocations are counted
+separately, because they only cost time on the host. A line is the innermost one in mtrl.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_s
 
 
 class Operations(TorchDispatchMode):
-    """Counts what is computed inside it.
+    """Counts operations in its context.
 
     Attributes:
         counts: Operations by (line, name).
-        views: Views and allocations likewise.
+        views: Views and allocations, likewise.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ def _line() -> str:
 
 
 def operations_of(update: Callable[[], object]) -> Operations:
-    """What one update does, once it has made what it keeps."""
+    """Count the operations of one update, after warm-up."""
     update()
     with Operations() as found:
         update()
@@ -70,13 +70,13 @@ def operations_of(update: Callable[[], object]) -> Operations:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print one table for each method."""
+    """Print a table for each method."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", metavar="C", help="a preset or a file; default: 3x400")
+    parser.add_argument("--config", metavar="C", help="preset or file (default: 3x400)")
     parser.add_argument("--tasks", type=int, default=10, metavar="T")
     parser.add_argument("--precision", default=None)
     parser.add_argument("--surgery", nargs="+", default=["none", "pcgrad", "rotograd"])
-    parser.add_argument("--lines", action="store_true", help="by line, not by name alone")
+    parser.add_argument("--lines", action="store_true", help="count by line and name")
     given = parser.parse_args(arguments)
     config = None if given.config is None else named(given.config).config
     precision = given.precision or ("fp32" if config is None else config.learner.precision)

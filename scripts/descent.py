@@ -1,7 +1,7 @@
-"""Descent on two losses of two coordinates, and how it is drawn: for landscape.py and theorem1.py.
+"""Descent on two losses of two coordinates, and plots of it, for landscape.py and theorem1.py.
 
-Everything goes through the package's own code: a trunk whose parameters are the coordinates θ, and
-two heads without parameters that are the losses.
+It uses the package's own code: a trunk whose parameters are the coordinates θ, and two heads
+without parameters, which are the losses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mtrl.surgery import MultiTaskModel
 METHODS = {"none": "Adam", "pcgrad": "PCGrad + Adam", "rotograd-scale": "RotoScale + Adam"}
 COLORS = dict(zip(METHODS, ["#d55e00", "#0072b2", "#009e73"], strict=True))
 ARRIVED = 0.1
-"""Sum of the losses below which the minimum counts as reached."""
+"""Sum of losses below which the minimum counts as reached."""
 
 BLACK = {"color": "black", "linestyle": "none"}
 MARKS: dict[str, dict[str, Any]] = {
@@ -39,19 +39,19 @@ class Point(nn.Module):
         self.theta = nn.Parameter(torch.tensor([start], dtype=torch.float64))
 
     def forward(self, inputs: None) -> Tensor:
-        """The coordinates; there is no input."""
+        """Return the coordinates; there is no input."""
         return self.theta
 
 
 class Run(NamedTuple):
-    """Where a run came by."""
+    """Trajectory of a run."""
 
     thetas: Tensor  # [steps + 1, 2]
     losses: Tensor  # of the sum, [steps + 1]
 
     @property
     def arrival(self) -> int | None:
-        """The first step at which the sum is below `ARRIVED`."""
+        """First step at which the sum is below `ARRIVED`."""
         found = (self.losses < ARRIVED).nonzero()
         return int(found[0]) if len(found) else None
 
@@ -82,19 +82,19 @@ def descend(
 
 
 def total(heads: dict[str, Any], theta: Tensor) -> Tensor:
-    """The sum of the losses, `[…, 2]` to `[…]`."""
+    """Compute the sum of the losses, `[…, 2]` to `[…]`."""
     return torch.stack([head(theta) for head in heads.values()]).sum(0)
 
 
 def table(head: str, rows: Iterable[Sequence[object]]) -> str:
-    """Markdown; `head` has its cells between bars."""
+    """Return a Markdown table; cells of `head` are separated by bars."""
     columns = head.split("|")
     lines = [head, "|".join("---" for _ in columns), *("|".join(map(str, row)) for row in rows)]
     return "\n".join(f"|{line}|" for line in lines)
 
 
 def finish(figure: Figure, handles: list[Line2D], file: Path) -> None:
-    """One legend below, small type, and into the file."""
+    """Add one legend below in small type, and save the figure."""
     columns = 5 if len(handles) <= 5 else 3
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, fontsize=7, frameon=False

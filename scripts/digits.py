@@ -2,20 +2,19 @@
 
     python scripts/digits.py [--surgery NAME …] [--seeds N] [--steps N] [--quick] [-o DIR]
 
-Data: scikit-learn's 1797 digits of 8 × 8 pixels. They are divided into training, validation and
-test digits first, and paired afterwards, as in MultiMNIST: one digit at the left, one at the right
-of a canvas of 8 × 12, the brighter pixel where they overlap. Tasks: which digit is at the *left*,
-which at the *right* (cross-entropy), and which *number* from 0 to 99 the two form (mean squared
-error: at first a thousand times as large as the other losses, and ten times as sensitive to the
-left digit as to the right one).
+Data: scikit-learn's 1797 digits of 8 × 8 pixels. They are first split into training, validation and
+test digits and then paired, as in MultiMNIST: one digit on the left and one on the right of a
+canvas of 8 × 12, with the brighter pixel where they overlap. Tasks: classify the *left* digit,
+classify the *right* digit (cross-entropy), and predict the *number* from 0 to 99 that they form
+(mean squared error, which is at first a thousand times as large as the other losses, and ten times
+as sensitive to the left digit as to the right).
 
-All methods have the same trunk, heads, Adam, learning rate (it falls linearly to zero) and, seed by
-seed, the same weights and batches; a seed also decides the pairs of the test. The learning rate is
-the best of `none` on pairs of validation digits: `--validate` shows the choice. RotoGrad's
-rotations turn ten times as fast as by default, which is meant for a million updates and would
-hardly turn them in so short a training. Two rows to compare with: the regression's loss divided by
-the variance of its target, by hand and without any surgery; and a network of the same size for each
-task alone.
+All methods use the same trunk, heads, Adam, learning rate (with linear decay to zero) and, for each
+seed, the same initial weights and batches; the seed also determines the test pairs. The learning
+rate is the best one of `none` on pairs of validation digits, see `--validate`. RotoGrad's rotations
+learn ten times as fast as by default: the default is for a million updates and would have hardly
+any effect in a training this short. Two baselines: the regression loss divided by the variance of
+its target, by hand and without surgery; and a separate network of the same size for each task.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ BATCH, EVALUATED = 128, 4000
 LEARNING_RATE = 0.03
 RATES = [0.003, 0.01, 0.03, 0.1]
 VARIANCE = (100**2 - 1) / 12
-"""Of a number that is uniform in 0, …, 99."""
+"""Variance of a uniform number in 0, …, 99."""
 
 SURGERY = [
     "none",
@@ -61,7 +60,7 @@ SCORES = {"left": "left digit, accuracy", "right": "right digit, accuracy", "num
 
 
 class Pairs(NamedTuple):
-    """Pictures of two digits and what they show."""
+    """Images of two digits with their labels."""
 
     pictures: Tensor  # [B, 8, WIDTH]
     left: Tensor  # [B]
@@ -69,12 +68,12 @@ class Pairs(NamedTuple):
 
     @property
     def number(self) -> Tensor:
-        """`[B]`, from 0 to 99."""
+        """Number from 0 to 99, `[B]`."""
         return (10 * self.left + self.right).float()
 
 
 class Digits(NamedTuple):
-    """Single digits, to be paired."""
+    """Single digits."""
 
     pictures: Tensor  # [D, 8, 8], from 0 to 1
     labels: Tensor  # [D]
@@ -89,7 +88,7 @@ class Digits(NamedTuple):
 
 
 def load() -> dict[str, Digits]:
-    """The digits, divided into `train`, `validation` and `test` as 3 : 1 : 1, always alike."""
+    """Load the digits in a fixed 3 : 1 : 1 split into `train`, `validation` and `test`."""
     pictures, labels = load_digits(return_X_y=True)
     rest, test = train_test_split(
         np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
@@ -106,7 +105,7 @@ def load() -> dict[str, Digits]:
 
 
 def losses_of(outputs: dict[str, Tensor], pairs: Pairs, by_hand: bool) -> dict[str, Tensor]:
-    """The tasks' losses, of those tasks that have outputs."""
+    """Compute the losses of the tasks that have outputs."""
     losses = {}
     for task, output in outputs.items():
         if task == "number":
@@ -118,7 +117,7 @@ def losses_of(outputs: dict[str, Tensor], pairs: Pairs, by_hand: bool) -> dict[s
 
 
 class Job(NamedTuple):
-    """One training."""
+    """One training run."""
 
     method: str
     seed: int
@@ -128,7 +127,7 @@ class Job(NamedTuple):
 
 
 def scores(job: Job) -> dict[str, float]:
-    """Train, and score each task on pairs of digits that were not trained on."""
+    """Train, and score each task on pairs of held-out digits."""
     torch.set_num_threads(1)  # the networks are small
     digits = load()
     if job.method == ALONE:
@@ -151,7 +150,7 @@ def train(
         nn.ReLU(),
     )
     heads = {task: nn.Linear(HIDDEN, size) for task, size in OUTPUTS.items()}
-    heads = {task: heads[task] for task in tasks}  # drawn all the same: one seed, the same weights
+    heads = {task: heads[task] for task in tasks}  # all are initialised: weights depend on the seed
     model = MultiTaskModel(trunk, heads, surgery, n_features=HIDDEN, seed=job.seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=job.lr, fused=True)
     schedule = LinearLR(optimizer, 1, 0, job.steps)
@@ -181,19 +180,19 @@ def train(
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean and half the width of the 95% t-interval, NaN of a single value."""
+    """Return the mean and half width of the 95% t-interval, NaN for a single value."""
     if len(values) == 1:
         return values.item(), float("nan")
     return values.mean(), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
 
 
 def table(head: Sequence[str], rows: dict[str, np.ndarray], sign: str = "") -> str:
-    """Means with 95% intervals in Markdown.
+    """Return means with 95% intervals as a Markdown table.
 
     Args:
-        head: Of each column.
-        rows: Values by the row's name, `[seeds, tasks]`.
-        sign: `+` shows the sign of positive means too.
+        head: Header of each column.
+        rows: Values by name of the row, `[seeds, tasks]`.
+        sign: `+` to show the sign of positive means, too.
     """
     lines = ["|".join(head), "|".join(["---"] + ["---:"] * (len(head) - 1))]
     for name, values in rows.items():
@@ -203,7 +202,7 @@ def table(head: Sequence[str], rows: dict[str, np.ndarray], sign: str = "") -> s
 
 
 def draw(found: dict[str, np.ndarray], file: Path) -> None:
-    """Some pairs, and each method's errors; dotted is the mean of `ALONE`."""
+    """Draw some pairs and each method's errors; the dotted line is the mean of `ALONE`."""
     heights = [0.85, 0.45 + 0.29 * len(found)]
     figure = Figure(figsize=(6.75, sum(heights)), dpi=150, layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=heights)
@@ -234,7 +233,7 @@ def draw(found: dict[str, np.ndarray], file: Path) -> None:
 
 
 def validate(seeds: int, steps: int) -> str:
-    """Scores of `none` at several learning rates, on pairs of validation digits."""
+    """Return scores of `none` for several learning rates, on pairs of validation digits."""
     rows = {}
     for lr in RATES:
         jobs = [Job("none", seed, steps, lr, "validation") for seed in range(seeds)]
@@ -244,11 +243,11 @@ def validate(seeds: int, steps: int) -> str:
 
 
 def main() -> None:
-    """Write a table, the scores of every seed, and a picture."""
+    """Write a table, the scores of every seed, and a figure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("results/digits"))
     parser.add_argument("--surgery", nargs="+", default=SURGERY, metavar="NAME")
-    parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds [5]")
+    parser.add_argument("--seeds", type=int, metavar="N", help="number of seeds (default: 5)")
     parser.add_argument("--steps", type=int, metavar="N", help="updates [1000]")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes [2]")
     parser.add_argument("--validate", action="store_true", help="only choose the learning rate")

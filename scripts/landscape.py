@@ -1,8 +1,8 @@
-r"""Draw what surgery does on two losses of two coordinates, and the theorem it comes with.
+r"""Draw the effect of surgery on two losses of two coordinates, and PCGrad's theorem 1.
 
     python scripts/landscape.py [--quick] [-o DIR]
 
-All in closed form, through the package's own code.
+The losses are in closed form; the methods are the package's own code.
 
 **The tragic triad** (Yu et al. 2020, figure 1; the formula is our own). With
 r₁,₂ = y − sin x ± (x − 2)/4 and |r|_ε = √(r² + ε²) − ε, ε = 1/20,
@@ -10,12 +10,12 @@ r₁,₂ = y − sin x ± (x − 2)/4 and |r|_ε = √(r² + ε²) − ε, ε = 
     L₁ = 10 |r₁|_ε,    L₂ = |r₂|_ε.
 
 Each loss is zero on a curve, and the curves meet at the only minimum of the sum, x = 2. Between
-them the gradients *conflict*; their *magnitudes* differ by a factor of ten; and the sum is a bent
-valley with steep walls and a *curvature* of 10/ε = 200 across its bottom, which slopes gently. All
-methods have the same Adam, learning rate and number of steps. Drawn is a learning rate at which
-some arrive and some do not; the second table has others.
+them, the gradients *conflict*; their *magnitudes* differ by a factor of ten; and the sum is a bent
+valley with steep walls, a *curvature* of 10/ε = 200 across its bottom, and a gentle slope along it.
+All methods use the same Adam, learning rate and number of steps. The figure shows a learning rate
+with which some starts arrive and others do not; the second table has other learning rates.
 
-**Theorem 1**: see theorem1.py. The bound is asserted at every step: the script fails where it does
+**Theorem 1**: see theorem1.py. The bound is asserted at every step, so the script fails if it does
 not hold.
 """
 
@@ -49,7 +49,7 @@ class Valley(nn.Module):
         self.scale, self.slope, self.epsilon = scale, slope, epsilon
 
     def forward(self, theta: Tensor) -> Tensor:
-        """`[…, 2]` to `[…]`."""
+        """Compute the loss, `[…, 2]` to `[…]`."""
         x, y = theta.unbind(-1)
         r = y - x.sin() + self.slope * (x - 2)
         return self.scale * ((r.square() + self.epsilon**2).sqrt() - self.epsilon)
@@ -61,7 +61,7 @@ LOWEST = torch.tensor([2.0, np.sin(2.0)])
 
 
 def triad_tables(paths: dict[float, dict[str, list[Run]]]) -> str:
-    """Every start at the learning rate that is drawn, then all learning rates in short."""
+    """Return tables of every start at the drawn learning rate, and of all learning rates."""
     rows = [
         (start, METHODS[name], f"{runs[i].losses[-1]:.3f}", runs[i].arrival or "–")
         for i, start in enumerate(STARTS)
@@ -85,7 +85,7 @@ def triad_tables(paths: dict[float, dict[str, list[Run]]]) -> str:
 
 
 def draw_triad(paths: dict[str, list[Run]], file: Path) -> None:
-    """The losses, the sum over the steps, and where each method went."""
+    """Draw the losses, their sum over the steps, and the trajectory of each method."""
     figure = Figure(figsize=(6.75, 4.7), dpi=150, layout="constrained")
     top, bottom = axes = figure.subplots(2, 3)
     xs, ys = torch.linspace(-3.6, 3.9, 240), torch.linspace(-3.0, 2.5, 240)
@@ -137,10 +137,10 @@ def draw_triad(paths: dict[str, list[Run]], file: Path) -> None:
 
 
 def main() -> None:
-    """Write two pictures and the tables."""
+    """Write two figures and the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("results/landscape"))
-    parser.add_argument("--quick", action="store_true", help="few steps: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="few steps, as a smoke test")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # two numbers at a time

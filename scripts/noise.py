@@ -1,12 +1,12 @@
-"""How much seeds and machines move the final success, and whether surgery moves it more.
+"""Measure how seeds and machines change the final success, and whether surgery changes it more.
 
     python scripts/noise.py [-o results/noise] [--jobs 2] [--only easy/pcgrad …] [--table]
 
-Runs everything in `PLAN` that is missing, in its order, at most --jobs at a time, each with cores
-of its own. `--only` chooses what has this in its name; `--table` only writes table.md. It can be
-stopped at any time, and goes on. With equal seeds, two methods start from the same weights, see the
-same goals and are fed the same noise: differences are of pairs, and their unit is the run. So all
-runs of a seed are to be of one version; other seeds may be of another.
+Runs everything in `PLAN` that is missing, in order, at most --jobs at a time, each with its own
+cores. `--only` selects runs by a part of their name; `--table` only writes table.md. The script can
+be stopped at any time and continues when restarted. With equal seeds, two methods start from the
+same weights and see the same goals and noise: differences are paired, with the run as their unit.
+All runs of a seed should therefore come from one version; other seeds may come from another.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from mtrl.folder import write_text
 
 Fields = dict[str, Any]
 BASE = "none"
-"""What all others of a set are compared with."""
+"""Agent that all others of a set are compared with."""
 
 
 @dataclass(frozen=True)
 class TaskSet:
-    """Tasks, and how long a run on them is.
+    """Tasks, and the length of a run on them.
 
     Attributes:
-        preset: What agents are made from.
-        total_timesteps: Over all tasks.
+        preset: Preset of all agents.
+        total_timesteps: Environment steps over all tasks.
         change: Fields that differ from the preset.
     """
 
@@ -45,14 +45,14 @@ HARD = "push-v3", "drawer-open-v3", "peg-insert-side-v3", "reach-v3", "window-op
 
 SETS = {
     "easy": TaskSet("quickstart", 120_000),
-    # As many steps of each task, and as many updates, as mt10_cpu makes. EnvPool has all five.
+    # The same number of steps per task and of updates as mt10_cpu. EnvPool supports all five.
     "hard": TaskSet("mt10_cpu", 1_400_000, {"benchmark": "mt10", "tasks": HARD}),
 }
 
 VARIANTS: dict[str, Fields] = {
     BASE: {},
     "pcgrad": {"surgery": "pcgrad"},
-    # Other instructions round otherwise: the same program on another machine.
+    # Other CPU instructions round differently, like the same program on another machine.
     "none, AVX2": {},
     "none, reference simulator": {"simulator": "metaworld"},
     "rotograd": {"surgery": "rotograd"},
@@ -85,16 +85,16 @@ PLAN: tuple[tuple[str, tuple[str, ...], range], ...] = (
     ("hard", ("rotograd", "rotograd-scale"), range(5)),
     ("hard", ("initial temperature 0.1", "target entropy -1", "discount 0.99"), range(3)),
 )
-"""Sets, agents and seeds, in the order of what one wants to know first."""
+"""Sets, agents and seeds, the most important first."""
 
 
 def trials(set_name: str, variants: tuple[str, ...], seeds: range) -> list[Trial]:
-    """Seed by seed, so that pairs are complete early."""
+    """Return the trials seed by seed, so that pairs are complete early."""
     tasks, found = SETS[set_name], []
     for seed in seeds:
         for name in variants:
             steps = TIMES.get(name, 1) * tasks.total_timesteps
-            # Diagnoses draw numbers of their own: a run is the same without.
+            # Diagnoses use a separate random stream, so a run is the same without them.
             change = {**tasks.change, "diagnose_every": steps // 10, **VARIANTS[name]}
             config = short(tasks.preset, steps, seed, change)
             found.append(Trial(f"{set_name} {name}", config, VARIABLES.get(name, {})))
@@ -102,7 +102,7 @@ def trials(set_name: str, variants: tuple[str, ...], seeds: range) -> list[Trial
 
 
 def report(output: Path) -> str:
-    """What the runs in a folder show, as Markdown."""
+    """Report the results of the runs in a folder, as Markdown."""
     parts = []
     for set_name in SETS:
         agents = {
@@ -118,11 +118,13 @@ def report(output: Path) -> str:
 
 
 def main() -> None:
-    """Make the runs that are missing, and the table."""
+    """Run what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser, "noise")
-    parser.add_argument("--only", nargs="+", metavar="SET/AGENT", help="what has this in its name")
-    parser.add_argument("--table", action="store_true", help="make no runs")
+    parser.add_argument(
+        "--only", nargs="+", metavar="SET/AGENT", help="only runs whose name contains this"
+    )
+    parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args()
     wanted = [
         trial

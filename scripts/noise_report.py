@@ -1,4 +1,4 @@
-"""What scripts/noise.py found: paired differences, and how gradients conflict, as Markdown."""
+"""Report of scripts/noise.py: paired differences and gradient conflicts, as Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtrl.analysis.methods import Method
 from mtrl.analysis.statistics import CONFIDENCE
 
 WANTED = 0.06
-"""Half the width of an interval that is narrow enough to mean something."""
+"""Half width of an interval that is narrow enough to be useful."""
 
 MEASURES = {
     "cosine_mean": "cosine",
@@ -26,13 +26,13 @@ MEASURES = {
 
 
 def by_seed(agent: Method) -> dict[int, float]:
-    """Mean final success over the tasks."""
+    """Return the mean final success rate over tasks, by seed."""
     seeds = [run.config.seed for run in agent.finished]
     return dict(zip(seeds, agent.scores.mean(0).tolist(), strict=True))
 
 
 def half_width(values: np.ndarray) -> float:
-    """Of Student's 95% interval of the mean of N values, `[N]`; NaN for one."""
+    """Return the half width of Student's 95% interval of the mean of N values; NaN for one."""
     if len(values) < 2:
         return np.nan
     quantile = student_t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)
@@ -40,7 +40,7 @@ def half_width(values: np.ndarray) -> float:
 
 
 def seeds_for(values: np.ndarray, half: float = WANTED) -> int | None:
-    """How many values give an interval of at most ± `half`, if they go on to vary so."""
+    """Return the number of values for an interval of at most ± `half`, at the same variance."""
     if len(values) < 3 or (deviation := values.std(ddof=1)) == 0:
         return None
     n = 2
@@ -50,7 +50,7 @@ def seeds_for(values: np.ndarray, half: float = WANTED) -> int | None:
 
 
 def differences(agents: dict[str, Method], base: str) -> str:
-    """Final success by seed, and how it differs from the base's at the same seeds.
+    """Return the final success by seed, and its difference from the base's at the same seeds.
 
     Intervals are Student's, with the run as the unit.
     """
@@ -79,12 +79,12 @@ def differences(agents: dict[str, Method], base: str) -> str:
             f"| {shown} | {needed} |"
         )
     if disturbed:
-        lines += ["", "\\* A simulator that did not answer in time was replaced: not repeatable."]
+        lines += ["", "\\* A simulator that timed out was replaced: the run is not reproducible."]
     return "\n".join(lines)
 
 
 def conflicts(agents: dict[str, Method]) -> str:
-    """Means over all diagnoses of all runs, by network; empty if no run was diagnosed."""
+    """Return means over all diagnoses of all runs, by network; "" if there are none."""
     head = " | ".join(MEASURES.values())
     lines = [f"| agent | network | {head} |", "|---|---|" + "---|" * len(MEASURES)]
     for name, agent in agents.items():
@@ -98,12 +98,12 @@ def conflicts(agents: dict[str, Method]) -> str:
 
 
 def _seeds_with_restarts(agent: Method) -> set[int]:
-    """Where episodes were given up with a simulator, which depends on how busy the machine was."""
+    """Return seeds whose runs lost episodes with a simulator, which depends on the load."""
     return {run.config.seed for run in agent.finished if any(_logged(run.path, "time/restarts"))}
 
 
 def _over_run(path: Path, tags: list[str]) -> list[float]:
-    """Mean of each over a run's log; NaN where it was not logged."""
+    """Return the mean of each tag over a run's log; NaN if it was not logged."""
     values = [_logged(path, tag) for tag in tags]
     return [float(np.mean(each)) if each else np.nan for each in values]
 

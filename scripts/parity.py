@@ -1,32 +1,31 @@
-"""Compare EnvPool's Meta-World with the reference, task by task, and say where it may stand in.
+"""Compare EnvPool's Meta-World with the reference for each task, and decide where to use it.
 
     python scripts/parity.py [TASK ...] [--quick] [--jobs N] [--write]
 
-EnvPool draws a task's random vector (positions of object and goal) from a Mersenne Twister seeded
-with the pool's seed. The reference is given the same numbers, so both simulators begin every
-episode alike, and go on from one episode to the next in the same pool, so that errors which
-resets accumulate show too. Three kinds of episodes of 300 steps are played from equal starts:
-uniformly *random* actions, the scripted *expert* of `metaworld.policies`, and a *noisy* expert
-whose actions have N(0, 0.5²) added. Each is played on the reference, repeated on EnvPool with the
-same actions, and, for the experts, played on EnvPool once more by the expert looking at EnvPool's
-observations.
+EnvPool draws the random vector of a task (positions of object and goal) from a Mersenne Twister
+seeded with the pool's seed. The reference gets the same numbers, so both simulators start every
+episode in the same state. All episodes run in the same pool, which also reveals errors that
+accumulate over resets. Three kinds of episodes of 300 steps are played from equal starts: uniformly
+*random* actions, the scripted *expert* of `metaworld.policies`, and a *noisy* expert with N(0,
+0.5²) added to its actions. Each episode is played on the reference and repeated on EnvPool with the
+same actions. Experts also play it on EnvPool a second time, based on EnvPool's observations.
 
-Contacts are chaotic, so long sequences part although the dynamics are equal. A task passes if
+Contacts are chaotic, so long sequences diverge even if the dynamics are equal. A task passes if
 
 - resets: no element of any first observation differs by more than 0.005 (metres; quaternions);
 - dynamics: with equal random actions, observations agree to 0.005 in at least half of the steps;
-- rewards: where observations agree to 0.005, 95% of the rewards agree to 0.1, rewards being at
-  most 10; success: there the flags agree in 99%;
-- returns: of each kind of episodes, EnvPool's mean return is within 10% of the reference's, and so
-  is the 95% interval of the median difference of pairs (by order statistics; one lucky grasp more
-  or less, which noise decides, moves a mean and no median);
-- experts: the two differ in whether success was ever seen in at most 10% of the experts'
-  episodes, and in the share of steps that show success by at most 0.1 on average.
+- rewards: where observations agree to 0.005, 95% of the rewards agree to 0.1 (rewards are at most
+  10); success: the flags agree in 99% of these steps;
+- returns: for each kind of episode, EnvPool's mean return is within 10% of the reference's, and so
+  is the 95% interval of the median paired difference (by order statistics; a single grasp that
+  succeeds by chance changes a mean but not a median);
+- experts: at most 10% of the experts' episodes differ in whether they succeed, and the fraction of
+  successful steps differs by at most 0.1 on average.
 
-12 episodes of each kind are played, and 36 more where a task misses nothing but the last two
-criteria, and those not clearly. So noise counts against a task: in doubt it fails. `--write` puts
-numbers and verdicts into the package, `mtrl/envs/parity.json`, with the versions they hold for; of
-some tasks, into those that are there.
+12 episodes of each kind are played, and 36 more if a task misses only the last two criteria, and
+not clearly. Noise therefore counts against a task: if in doubt, it fails. `--write` stores numbers
+and verdicts in the package, in `mtrl/envs/parity.json`, with the versions they hold for; if only
+some tasks are given, it updates these.
 """
 
 from __future__ import annotations
@@ -55,15 +54,15 @@ SEED, STEPS, TIMEOUT = 20, 300, 900  # TIMEOUT [seconds per task]: some resets m
 
 
 class Reference:
-    """A task on the reference simulator that begins episodes as EnvPool's pool of `seed` does."""
+    """A task on the reference simulator that starts episodes like EnvPool's pool with `seed`."""
 
     def __init__(self, task: str, seed: int) -> None:
         self.env = MetaWorldTask(task, STEPS)
-        # C++'s std::mt19937 and this have the same seeding.
+        # This has the same seeding as C++'s std::mt19937.
         self._twister = np.random.RandomState(seed)._bit_generator
 
     def reset(self) -> np.ndarray:
-        """The next episode's first observation [39]."""
+        """Start the next episode; return its first observation [39]."""
         simulator, drawn = self.env.simulator, []
 
         def draw() -> np.ndarray:
@@ -75,7 +74,7 @@ class Reference:
             drawn.append((words[:, 0] + words[:, 1] * 2.0**32) / 2.0**64 * (high - low) + low)
             return drawn[-1]
 
-        # The reference rejects and draws again by its own rule.
+        # The reference applies its own rejection rule.
         self.env._set_random_vector(np.zeros(0))
         simulator._get_state_rand_vec = draw  # type: ignore[method-assign]
         simulator.reset_model()
@@ -84,13 +83,13 @@ class Reference:
         return simulator.reset()[0]
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
-        """Observation [39], reward, success."""
+        """Step; return observation [39], reward and success."""
         observation, reward, _, _, info = self.env.simulator.step(action)
         return observation, float(reward), bool(info["success"])
 
 
 class Native:
-    """The same on EnvPool."""
+    """The same task on EnvPool."""
 
     def __init__(self, task: str, seed: int) -> None:
         self.pool = envpool.make_gymnasium(
@@ -103,17 +102,17 @@ class Native:
         )
 
     def reset(self) -> np.ndarray:
-        """The next episode's first observation [39]."""
+        """Start the next episode; return its first observation [39]."""
         return self.pool.reset()[0][0]
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
-        """Observation [39], reward, success."""
+        """Step; return observation [39], reward and success."""
         observation, reward, _, _, info = self.pool.step(action[None])
         return observation[0], float(reward[0]), bool(info["success"][0])
 
 
 class Comparison:
-    """All three kinds of episodes of one task, and the numbers they give."""
+    """All three kinds of episodes of one task, and their statistics."""
 
     def __init__(self, task: str) -> None:
         self.reference = Reference(task, SEED)
@@ -122,13 +121,13 @@ class Comparison:
         self.expert = policies[task]()
         self.generator = np.random.default_rng(SEED)
         self.resets: list[float] = []
-        # Errors of observations, rewards, flags with the reference's actions [episode][step, 3].
+        # Errors of observations, rewards and flags with the reference's actions [episode][step, 3].
         self.errors: list[np.ndarray] = []
-        # Rewards and flags of the reference and of EnvPool, each with its own [episode][step, 4].
+        # Rewards and flags of reference and EnvPool, each with its own actions [episode][step, 4].
         self.outcomes: list[np.ndarray] = []
 
     def play(self, kind: str) -> None:
-        """One episode on both simulators."""
+        """Play one episode on both simulators."""
         noise = self.generator.normal(0, 0.5, (STEPS, 4)) * (kind == "noisy")
         if kind == "random":
             noise = self.generator.uniform(-1, 1, (STEPS, 4))
@@ -157,7 +156,7 @@ class Comparison:
         self.outcomes.append(outcomes)
 
     def numbers(self) -> dict[str, Any]:
-        """What the criteria are about."""
+        """Return the statistics that the criteria use."""
         kinds = np.arange(len(self.errors)) % len(KINDS)
         observation, reward, flag = np.moveaxis(np.array(self.errors), -1, 0)
         agree = observation <= 0.005
@@ -179,12 +178,12 @@ class Comparison:
 
 
 def quantile(values: np.ndarray, q: float) -> float:
-    """Of no values, infinity's stand-in in JSON."""
+    """Return a quantile; for no values, a finite substitute for infinity, which JSON lacks."""
     return float(np.quantile(values, q)) if values.size else 1e9
 
 
 def compare(pairs: np.ndarray) -> dict[str, float]:
-    """Mean returns, and the 95% interval of the median difference over the reference's mean."""
+    """Return mean returns, and the 95% interval of the median relative difference."""
     (reference, native), n = pairs.mean(0), len(pairs)
     differences = np.sort(pairs[:, 1] - pairs[:, 0]) / max(abs(reference), 1e-9)
     rank = max(1, int(binom.ppf(0.025, n, 0.5)))
@@ -193,12 +192,12 @@ def compare(pairs: np.ndarray) -> dict[str, float]:
 
 
 def failures(found: dict[str, Any]) -> tuple[list[str], bool]:
-    """Which criteria a task does not meet, in words, and whether more episodes may change that."""
+    """Return the criteria that a task misses, and whether more episodes may change that."""
     reasons = []
     if found["reset_error"] > 0.005:
         reasons.append("first observations differ")
     if found["agreement"] < 0.5:
-        reasons.append("observations part under random actions")
+        reasons.append("observations diverge under random actions")
     if found["reward_error"] > 0.1:
         reasons.append("rewards differ in equal states")
     if found["flag_error"] > 0.01:
@@ -206,9 +205,9 @@ def failures(found: dict[str, Any]) -> tuple[list[str], bool]:
     undecided = not reasons
     differ, gap = found["success_differs"], abs(np.subtract(*found["success_steps"]))
     if differ > 0.1:
-        reasons.append("experts succeed in other episodes")
+        reasons.append("experts succeed in different episodes")
     if gap > 0.1:
-        reasons.append("experts hold success for other lengths")
+        reasons.append("experts hold success for different lengths")
     undecided &= max(differ, gap) <= 0.2
     for kind, values in found["returns"].items():
         low, high = values["low"], values["high"]
@@ -221,7 +220,7 @@ def failures(found: dict[str, Any]) -> tuple[list[str], bool]:
 
 
 def rounded(value: Any) -> Any:
-    """Four significant digits are enough to judge by."""
+    """Round all numbers to four significant digits."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -230,19 +229,19 @@ def rounded(value: Any) -> Any:
 
 
 def judge(task: str, episodes: int) -> dict[str, Any]:
-    """The verdict of one task, and the numbers behind it."""
+    """Return the verdict of one task with its statistics."""
 
     def stop(*_: Any) -> None:
         raise TimeoutError
 
-    warnings.simplefilter("ignore")  # metaworld.policies: of actions that are clipped
+    warnings.simplefilter("ignore")  # metaworld.policies warns of clipped actions
     signal.signal(signal.SIGALRM, stop)
     signal.alarm(TIMEOUT)
     try:
         comparison = Comparison(task)
         for goal in (episodes, 4 * episodes):
             while len(comparison.errors) < goal * len(KINDS):
-                # In turns, lest an error that resets accumulate hit one kind alone.
+                # Alternate, so that an error accumulated over resets affects all kinds.
                 comparison.play(KINDS[len(comparison.errors) % len(KINDS)])
             found = comparison.numbers()
             reasons, undecided = failures(found)
@@ -256,15 +255,17 @@ def judge(task: str, episodes: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a line per task, and write the verdicts with --write."""
+    """Print a line per task; store the verdicts with --write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="default: all 50")
-    parser.add_argument("--quick", action="store_true", help="3 episodes of each kind, not 12")
-    parser.add_argument("--write", action="store_true", help="put the verdicts into the package")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="tasks at once")
+    parser.add_argument(
+        "--quick", action="store_true", help="3 episodes of each kind instead of 12"
+    )
+    parser.add_argument("--write", action="store_true", help="store the verdicts in the package")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="tasks in parallel")
     arguments = parser.parse_args()
     if arguments.write and arguments.quick:
-        parser.error("--write: expected no --quick beside it")
+        parser.error("--write: expected no --quick with it")
 
     names = arguments.tasks or list(NAMED["mt50"])
     tasks = {}
@@ -277,7 +278,7 @@ def main() -> None:
     if arguments.write:
         if arguments.tasks:
             if verdicts()["versions"] != simulator_versions():
-                parser.error("--write: expected no TASK, as the verdicts are for other versions")
+                parser.error("--write: expected no TASK, as stored verdicts are of other versions")
             tasks = verdicts()["tasks"] | tasks
         text = json.dumps({"versions": simulator_versions(), "tasks": tasks}, indent=1)
         (files("mtrl.envs") / "parity.json").write_text(text + "\n")  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
-"""Stable-Baselines3's SAC at our sizes, for one task: what a user might take instead.
+"""Stable-Baselines3's SAC with our sizes for one task, as an alternative to compare with.
 
-It is given what its users can have for the asking, such as fused Adam.
+It uses the options that its users can set, such as fused Adam.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mtrl.config.sections import LearnerConfig
 
 
 class Spaces(gym.Env):
-    """Nothing but spaces: SB3 wants an environment to be built from."""
+    """Environment with only spaces, because SB3 needs one to create a model."""
 
     observation_space = Box(-1, 1, (OBSERVATION,), np.float32)
     action_space = Box(-1, 1, (ACTION,), np.float32)
@@ -26,12 +26,12 @@ class Spaces(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """As of an environment."""
+        """See `gym.Env`."""
         return np.zeros(OBSERVATION, np.float32), {}
 
 
 class StableBaselines:
-    """Stable-Baselines3's SAC with a replay full of noise; float32, as it is."""
+    """Stable-Baselines3's SAC with a replay buffer full of noise, in float32."""
 
     def __init__(self, device: str, width: int = WIDTH, capacity: int = 100_000) -> None:
         ours = LearnerConfig()
@@ -55,5 +55,5 @@ class StableBaselines:
         replay.full = True
 
     def update(self) -> None:
-        """One update, drawing its batch included."""
+        """Make one update, including sampling its batch."""
         self.sac.train(gradient_steps=1, batch_size=BATCH)

@@ -1,6 +1,6 @@
-"""PCGrad by TorchJD in multi-task SAC at our sizes: what a user might take instead.
+"""Multi-task SAC with TorchJD's PCGrad and our sizes, as an alternative to compare with.
 
-It is written with care: fused Adam, no product that is not needed, the faster of TorchJD's ways.
+It is optimised carefully: fused Adam, no unnecessary products, and the faster mode of TorchJD.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EVERY = slice(None)
 
 
 class TaskNetwork(nn.Module):
-    """A trunk on [inputs, one-hot] `[T, B, in + T]`, and a linear head for each task."""
+    """Trunk on [inputs, one-hot], `[T, B, in + T]`, and a linear head per task."""
 
     def __init__(self, n_tasks: int, inputs: int, outputs: int, width: int) -> None:
         super().__init__()
@@ -36,17 +36,17 @@ class TaskNetwork(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(width, outputs) for _ in range(n_tasks))
 
     def outputs(self, features: Tensor, t: int | slice) -> Tensor:
-        """Each task's head on its own rows: of one task, or of every."""
+        """Apply each task's head to its own rows, for one task or all."""
         if isinstance(t, int):
             return self.heads[t](features)
         return torch.stack([head(z) for head, z in zip(self.heads, features, strict=True)])
 
     def forward(self, inputs: Tensor, t: int | slice = EVERY) -> Tensor:
-        """Trunk and heads."""
+        """Apply trunk and heads."""
         return self.outputs(self.trunk(inputs), t)
 
     def frozen(self) -> TaskNetwork:
-        """The same numbers in memory, not to be trained."""
+        """Return a view with the same memory that is not trained."""
         twin = copy.deepcopy(self).requires_grad_(False)
         for own, other in zip(twin.parameters(), self.parameters(), strict=True):
             own.data = other.data
@@ -54,7 +54,7 @@ class TaskNetwork(nn.Module):
 
 
 def sample(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Action and log-probability of a tanh-Gaussian."""
+    """Sample action and log-probability of a tanh-Gaussian."""
     mean, log_std = outputs.chunk(2, -1)
     normal = torch.distributions.Normal(mean, log_std.clamp(-20, 2).exp())
     u = normal.rsample()
@@ -63,33 +63,33 @@ def sample(outputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tensors(networks: Iterable[nn.Module]) -> list[Tensor]:
-    """All their parameters."""
+    """Return all parameters of the networks."""
     return [parameter for network in networks for parameter in network.parameters()]
 
 
 Loss = Callable[[Tensor, Any], Tensor]
-"""From a network's outputs for task t, or for every task, to the loss of each."""
+"""Maps a network's outputs for task t, or for all tasks, to the loss of each."""
 
 
 class TorchJD:
-    """Multi-task SAC of modules, its gradients combined by TorchJD's PCGrad.
+    """Multi-task SAC of modules whose gradients are combined by TorchJD's PCGrad.
 
-    The losses are divided by the number of tasks, so TorchJD's sum is our mean.
+    The losses are divided by the number of tasks, so that TorchJD's sum equals our mean.
 
     Args:
-        n_tasks: T.
-        device: Where.
-        width: Of the trunks' layers.
-        engine: `autojac` is `mtl_backward`, TorchJD's way for several tasks, which forms each
-            task's gradient; `autogram` computes their Gramian alone, with the tasks as the batch,
-            and then goes backward with PCGrad's weights.
+        n_tasks: Number T of tasks.
+        device: Device of the networks.
+        width: Width of the trunks' layers.
+        engine: `autojac` uses `mtl_backward`, TorchJD's function for several tasks, which forms the
+            gradient of each task; `autogram` computes only their Gramian, with the tasks as the
+            batch, followed by a backward with PCGrad's weights.
     """
 
     def __init__(
         self, n_tasks: int, device: str, width: int = WIDTH, engine: str = "autojac"
     ) -> None:
         self.n_tasks = n_tasks
-        # Backward task by task where arithmetic costs most, all at once where launches do.
+        # Backward one task at a time if arithmetic dominates, all at once if launches do.
         self.chunk = 1 if device == "cpu" else None
 
         def make(inputs: int, outputs: int) -> TaskNetwork:
@@ -109,7 +109,7 @@ class TorchJD:
         self.one_hot = torch.eye(n_tasks, device=device)[:, None].expand(-1, BATCH, -1)
 
     def update(self, batch: Batch) -> None:
-        """One update."""
+        """Make one update."""
         alpha = self.log_alpha.detach().exp()[:, None]
         here, there, hot = batch.observations, batch.next_observations, self.one_hot
         with torch.no_grad():
@@ -134,19 +134,19 @@ class TorchJD:
             return (alpha[t] * log_prob - value).mean(-1)
 
         self.descend(self.actor, torch.cat([here, hot], -1), actor_loss)
-        self.log_alpha.grad = entropy + ACTION  # minus the entropy aimed at
+        self.log_alpha.grad = entropy + ACTION  # minus the target entropy
         self.alpha_optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(tensors(self.targets), tensors(self.critics), TAU)
 
     def descend(self, network: TaskNetwork, inputs: Tensor, loss: Loss) -> None:
-        """Every task's gradient, PCGrad, clipping, and a step of Adam."""
+        """Compute task gradients, apply PCGrad, clip, and step Adam."""
         self.optimizers[network].zero_grad()
         features = network.trunk(inputs)
         if engine := self.engines.get(network):
             together = loss(network.outputs(features, EVERY), EVERY) / self.n_tasks
             together.backward(PCGradWeighting()(engine.compute_gramian(together)))
-        else:  # a graph of its own for each task, above the features
+        else:  # a separate graph per task above the features
             tasks = range(self.n_tasks)
             losses = [loss(network.outputs(features[t], t), t) / self.n_tasks for t in tasks]
             mtl_backward(losses, features=features, parallel_chunk_size=self.chunk)

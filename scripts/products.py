@@ -1,4 +1,4 @@
-"""The matrix products that an update of multi-task SAC cannot avoid: a floor for its time."""
+"""Matrix products that an update of multi-task SAC cannot avoid: a lower bound of its time."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ Run = Callable[[], object]
 
 
 def matrix_products(agent: MTSAC, rows: int, device: str, precision: str) -> Run:
-    """The products in an update without surgery, into preallocated memory.
+    """Return the products of an update without surgery, with preallocated outputs.
 
-    Per layer: of the actor 2 forward (next and current action), 1 for its weights and 1 for its
-    inputs; of the two critics, together, 3 forward (targets, critics, for the actor), 1 for weights
-    and 2 for inputs. A first layer passes nothing on to its inputs, except, for the actor's sake,
-    to the actions.
+    Per layer of the actor: 2 forward (next and current action), 1 for weights and 1 for inputs. Per
+    layer of the two critics together: 3 forward (targets, critics, actor loss), 1 for weights and 2
+    for inputs. A first layer has no gradient w.r.t. its inputs, except w.r.t. the actions for the
+    actor loss.
 
-    Operands are of the numbers that the update multiplies: the heads' forward is in float32. Each
-    product is computed in whichever way of writing it is fastest here: that is found out first, by
-    trying.
+    Operands have the types of the update: the forward of heads is in float32. Each product uses the
+    fastest of several equivalent formulations on this machine, which is determined first.
 
     Args:
-        agent: Of the networks whose products they are.
-        rows: Of a task in a batch.
+        agent: Agent whose networks define the products.
+        rows: Transitions per task in a batch.
         device: `cpu` or `cuda`.
-        precision: Of the trunks.
+        precision: Precision of the trunks.
     """
     half = precision == "bf16"
     work = _of_networks(agent.actor, rows, half, (2, 1, 1), 0)
@@ -53,14 +52,14 @@ def matrix_products(agent: MTSAC, rows: int, device: str, precision: str) -> Run
 def _of_networks(
     networks: MultiTaskNetworks, rows: int, half: bool, counts: tuple[int, int, int], passed_on: int
 ) -> list[tuple[int, list[Run]]]:
-    """How often each product is made, and the ways to make it.
+    """Return the count of each product, and its equivalent formulations.
 
     Args:
-        networks: N of them.
-        rows: Of a task in a batch.
-        half: Whether in bf16.
-        counts: Forward, for weights, for inputs.
-        passed_on: How many columns of the first layer's inputs want a gradient.
+        networks: N networks.
+        rows: Transitions per task in a batch.
+        half: Whether products are in bf16.
+        counts: Number of forward products, of those for weights, and of those for inputs.
+        passed_on: Number of columns of the first layer's inputs that need a gradient.
     """
     forward, at_weight, at_inputs = counts
     work: list[tuple[int, list[Run]]] = []
@@ -83,13 +82,13 @@ def _of_networks(
         if name != "weight0":
             work.append((at_inputs, ways(y, w.mT)))
         elif passed_on:
-            # A few columns are less work than all, which need not mean less time.
+            # A few columns are less work than all, but not necessarily faster.
             work.append((1, ways(y, w[:, -passed_on:].mT) + ways(y, w.mT)))
     return work
 
 
 def ways(a: Tensor, b: Tensor) -> list[Run]:
-    """Ways to compute A B, `[N, m, k]` and `[N, k, n]`: at once or one by one, or as (Bᵀ Aᵀ)ᵀ."""
+    """Return ways to compute A B, `[N, m, k]` by `[N, k, n]`: batched, looped or transposed."""
     found: list[Run] = []
     for left, right in ((a, b), (b.mT, a.mT)):
         out = left.new_empty(*left.shape[:2], right.shape[2])
@@ -106,7 +105,7 @@ def _one_by_one(parts: list[tuple[Tensor, Tensor, Tensor]]) -> None:
 
 
 def fastest(alternatives: list[Run], device: str) -> Run:
-    """The one with the smallest of a few times."""
+    """Return the fastest alternative, by the minimum of a few times."""
     times: list[float] = [torch.inf] * len(alternatives)
     for attempt in range(8):
         for i, run in enumerate(alternatives):

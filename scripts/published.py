@@ -1,4 +1,4 @@
-"""PCGrad in multi-task SAC the way published PyTorch code has it, to be measured against."""
+"""PCGrad in multi-task SAC as in published PyTorch code, as a baseline."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ OBSERVATION, ACTION, WIDTH, DEPTH, BATCH = 39, 4, 400, 3, 128
 
 
 class Published:
-    """PCGrad as published PyTorch code has it: written for the comparison, by us.
+    """PCGrad as in published PyTorch code, written by us for the comparison.
 
-    One joint forward on [inputs, one-hot]; one `retain_graph` backward per task over all
-    parameters; a sequential projection of flat vectors, task by task, in random order.
+    It makes one joint forward on [inputs, one-hot], one `retain_graph` backward per task over all
+    parameters, and sequential projections of flat vectors, task by task, in random order.
     """
 
     def __init__(self, n_tasks: int, device: str, width: int = WIDTH) -> None:
@@ -42,12 +42,12 @@ class Published:
         self.one_hot = one_hot.repeat_interleave(BATCH, 0)
 
     def head(self, network: nn.Module, inputs: Tensor, outputs: int) -> Tensor:
-        """Every head is computed, and each row keeps its task's."""
+        """Compute all heads, and keep the output of each row's task."""
         every = network(torch.cat([inputs, self.one_hot], -1)).view(-1, self.n_tasks, outputs)
         return (every * self.one_hot[..., None]).sum(1)
 
     def sample(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Action and log-probability."""
+        """Sample action and log-probability."""
         mean, log_std = self.head(self.actor, observations, 2 * ACTION).chunk(2, -1)
         normal = torch.distributions.Normal(mean, log_std.clamp(-20, 2).exp())
         u = normal.rsample()
@@ -55,7 +55,7 @@ class Published:
         return action, (normal.log_prob(u) - torch.log(1 - action.square() + 1e-6)).sum(-1)
 
     def step(self, network: list[nn.Parameter], losses: Tensor, optimizer: int) -> None:
-        """Backward per task, projection, optimiser."""
+        """Make a backward per task, project, and step the optimiser."""
         rows = []
         for t in range(self.n_tasks):
             grads = torch.autograd.grad(losses[t], network, retain_graph=True)
@@ -73,7 +73,7 @@ class Published:
         self.optimizers[optimizer].step()
 
     def update(self, batch: Batch) -> None:
-        """One update."""
+        """Make one update."""
         obs, act, nxt = (
             x.flatten(0, 1) for x in (batch.observations, batch.actions, batch.next_observations)
         )

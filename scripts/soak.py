@@ -1,11 +1,11 @@
-"""A long run with small networks: what it holds must not grow.
+"""Soak test: resources of a long run with small networks must not grow.
 
     python scripts/soak.py 1000000 [--seconds S] [--json FILE]
 
-Two tasks, one on each simulator where EnvPool is installed, with a small replay that is soon full,
-evaluations, diagnoses and checkpoints. Every second it looks at memory, open files, threads and
-processes of the training process and its simulators, and compares the most of the last tenth with
-the most of the second.
+The run has two tasks, one per simulator if EnvPool is installed, a small replay buffer that is soon
+full, evaluations, diagnoses and checkpoints. The script samples memory, open files, threads and
+processes of the training process and its simulators every second, and compares the maximum of the
+last tenth of the run with that of the second tenth.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ TASKS = ("reach-v3", "drawer-close-v3")
 
 
 def resident(pid: int) -> float:
-    """Memory a process holds now, shared pages included [MiB]."""
+    """Return the resident memory of a process, including shared pages [MiB]."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def open_files(pid: int) -> int:
-    """File descriptors a process holds now, pipes and sockets included."""
+    """Return the number of file descriptors of a process, including pipes and sockets."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def descendants(pid: int) -> list[int]:
-    """A process's children and theirs, Python's own helpers included."""
+    """Return all descendants of a process, including Python's helper processes."""
     lists = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     children = [int(child) for found in lists for child in found]
     return children + [further for child in children for further in descendants(child)]
 
 
 def held(simulators: Sequence[int]) -> dict[str, float]:
-    """What training process and simulators hold now."""
+    """Return the current resources of training process and simulators."""
     here = os.getpid()
     return {
         "host MiB": resident(here),
@@ -58,9 +58,9 @@ def held(simulators: Sequence[int]) -> dict[str, float]:
 
 
 def soak(vector_steps: int, seconds: float | None, surgery: str) -> dict[str, dict[str, float]]:
-    """A long run of two tasks, one on each simulator, whose memory is looked at every second."""
+    """Run two tasks, one per simulator, for long, and sample resources every second."""
     n_tasks = len(TASKS)
-    # All that a run does besides comes early and often, so that warm-up has seen it.
+    # Everything else that a run does comes early and often, so that warm-up includes it.
     every = ("eval_every", "checkpoint_every", "diagnose_every")
     schedule = dict.fromkeys(every, n_tasks * 2_500)
     small = {
@@ -82,10 +82,10 @@ def soak(vector_steps: int, seconds: float | None, surgery: str) -> dict[str, di
         def watch() -> None:
             start = perf_counter()
             while not over.wait(1.0) and trainer.interrupt.signal is None:
-                with suppress(OSError):  # a thread has just ended, or the run
+                with suppress(OSError):  # a thread or the run has just ended
                     seen.append((trainer.state.steps // n_tasks, held(simulators)))
                 if seconds is not None and perf_counter() > start + seconds:
-                    os.kill(os.getpid(), signal.SIGTERM)  # the run ends in good order
+                    os.kill(os.getpid(), signal.SIGTERM)  # the run stops cleanly
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -98,7 +98,7 @@ def soak(vector_steps: int, seconds: float | None, surgery: str) -> dict[str, di
     for steps, values in seen[:: max(1, len(seen) // 20)]:
         print(f"{steps:9,} vector steps", *(f"{k} {v:.0f}" for k, v in values.items()), sep="  ")
     found: dict[str, dict[str, float]] = {"held": {}, "ratios": {}}
-    # The peak of an interval: an evaluation opens files and closes them again.
+    # Use the peak of an interval, because evaluations open files and close them again.
     until = 2 * warm
     for name in seen[0][1]:
         early, late = (
@@ -111,11 +111,11 @@ def soak(vector_steps: int, seconds: float | None, surgery: str) -> dict[str, di
 
 
 def main() -> None:
-    """Print a table, and write it where --json says."""
+    """Print a table, and write it to --json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("vector_steps", type=int)
     parser.add_argument("--surgery", default="pcgrad")
-    parser.add_argument("--seconds", type=float, metavar="S", help="end after S seconds")
+    parser.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     found = soak(arguments.vector_steps, arguments.seconds, arguments.surgery)

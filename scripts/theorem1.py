@@ -1,18 +1,19 @@
 r"""Theorem 1 of PCGrad (Yu et al. 2020) on two pairs of quadratics; landscape.py draws it.
 
-For two convex losses, with g = g₁ + g₂ = ∇L, φ the angle between g₁ and g₂, and
-cos φ < 0, PCGrad's sum is p = g₁ + g₂ − (g₁·g₂/‖g₁‖²) g₁ − (g₁·g₂/‖g₂‖²) g₂. Multiplied out,
+For two convex losses, with g = g₁ + g₂ = ∇L, φ the angle between g₁ and g₂, and cos φ < 0, PCGrad's
+sum is p = g₁ + g₂ − (g₁·g₂/‖g₁‖²) g₁ − (g₁·g₂/‖g₂‖²) g₂. Expanding gives
 
     g·p = (1 − cos²φ) (‖g₁‖² + ‖g₂‖²),
     ‖p‖² = (1 − cos²φ) (‖g₁‖² + ‖g₂‖² − 2 g₁·g₂).
 
-If ∇L is λ-Lipschitz, L(θ − αp) ≤ L(θ) − α g·p + ½ λα² ‖p‖², and for α ≤ 1/λ
+If ∇L is λ-Lipschitz, then L(θ − αp) ≤ L(θ) − α g·p + ½ λα² ‖p‖², and for α ≤ 1/λ
 
     L(θ − αp) ≤ L(θ) − ½ α (1 − cos²φ) ‖g₁ + g₂‖².
 
-Without a conflict p = g, and the factor 1 − cos²φ is 1. So the loss falls until g = 0, the minimum,
-or cos φ = −1, where PCGrad stops although the sum could still fall. One example of each is drawn.
-The bound is asserted at every step: the script fails where it does not hold.
+Without a conflict, p = g, and the factor 1 − cos²φ is replaced by 1. The loss therefore decreases
+until g = 0, the minimum, or cos φ = −1, where PCGrad stops although the sum could still decrease.
+The figure shows an example of each. The bound is asserted at every step, so the script fails if it
+does not hold.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ class Quadratic(nn.Module):
         self.hessian = across * torch.eye(2).double() + (along - across) * torch.outer(n, n)
 
     def forward(self, theta: Tensor) -> Tensor:
-        """`[…, 2]` to `[…]`."""
+        """Compute the loss, `[…, 2]` to `[…]`."""
         d = theta - self.center
         return 0.5 * ((d @ self.hessian) * d).sum(-1)
 
 
 class Case(NamedTuple):
-    """Two quadratics and where to start."""
+    """Two quadratics and a start."""
 
     heads: dict[str, Any]
     start: tuple[float, float]
@@ -81,7 +82,7 @@ THEOREM_STEPS = 40
 
 
 class Descent(NamedTuple):
-    """A run of gradient descent with PCGrad, and what the theorem says of it."""
+    """A run of gradient descent with PCGrad, and the theorem's bounds."""
 
     path: Run
     bounds: Tensor  # on the sum after each step, [steps]
@@ -91,7 +92,7 @@ class Descent(NamedTuple):
 
 
 def check_theorem(name: str) -> Descent:
-    """Descend, and hold every step against the bound."""
+    """Descend, and check the bound at every step."""
     heads, start = CASES[name]
     hessian = torch.stack([head.hessian for head in heads.values()]).sum(0)
     alpha = 1 / torch.linalg.eigvalsh(hessian)[-1].item()
@@ -108,7 +109,7 @@ def check_theorem(name: str) -> Descent:
 
 
 def theorem_table(found: dict[str, Descent]) -> str:
-    """How each case ended, and how near it came to the bound."""
+    """Return a table of how each case ended, and how close it came to the bound."""
     rows = []
     for name, run in found.items():
         fallen = run.path.losses[:-1] - run.path.losses[1:]
@@ -126,7 +127,7 @@ def theorem_table(found: dict[str, Descent]) -> str:
 
 
 def draw_theorem(found: dict[str, Descent], file: Path) -> None:
-    """Where each case went, its loss against the bound, and the angle."""
+    """Draw each case's trajectory, its loss with the bound, and the angle."""
     figure = Figure(figsize=(6.75, 5.2), dpi=150, layout="constrained")
     axes = figure.subplots(3, 2, height_ratios=[1.7, 1.2, 0.7], sharex="row")
     xs, ys = torch.linspace(-2.2, 2.2, 200).double(), torch.linspace(-0.8, 1.9, 200).double()
@@ -171,7 +172,7 @@ def draw_theorem(found: dict[str, Descent], file: Path) -> None:
 
 
 def minimum(heads: dict[str, Any], weight: float = 0.5) -> Tensor:
-    """Of (1 − weight) L₁ + weight L₂."""
+    """Return the minimum of (1 − weight) L₁ + weight L₂."""
     parts = list(zip((1 - weight, weight), heads.values(), strict=True))
     hessian = torch.stack([w * head.hessian for w, head in parts]).sum(0)
     pulls = torch.stack([w * head.hessian @ head.center for w, head in parts]).sum(0)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns in one loop, a table, a file."""
+"""Common code of the benchmarks: alternating timing, tables and JSON files."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mtrl.errors import UsageError
 from mtrl.nets.precision import resolve_precision
 
 Found = dict[str, dict[str, float]]
-"""Unit to name to number: what `--json` writes."""
+"""Numbers by unit and name, as written by `--json`."""
 
 WARM_UP = {"cpu": 2, "cuda": 5}
-"""Rounds that do not count; on CUDA the fourth captures a graph."""
+"""Rounds of warm-up; on CUDA, the fourth one captures a graph."""
 
 
 CLOCKS = {"wall": perf_counter, "cpu": process_time}
-"""What measures: the time that passes, or that this process computes, which others that run on the
-same cores change little."""
+"""Clocks: wall-clock time, or the CPU time of this process, which other processes on the same cores
+affect little."""
 
 
 def interleaved(
     variants: Mapping[str, Callable[[], object]], rounds: int, device: str, clock: str = "wall"
 ) -> dict[str, float]:
-    """Median milliseconds of each, taking turns: a machine that slows down slows all of them."""
+    """Return median milliseconds of alternating runs, so that the machine's speed affects all."""
     now = CLOCKS[clock]
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(WARM_UP[device] + rounds):
@@ -43,7 +43,7 @@ def interleaved(
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The flags of every benchmark of updates."""
+    """Add the flags of all benchmarks of updates."""
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32", "bf16"])
     parser.add_argument("--quick", action="store_true", help="few rounds")
@@ -51,7 +51,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def precision_of(parser: ArgumentParser, name: str, device: str) -> str:
-    """The precision that `--precision` comes to on this device."""
+    """Resolve `--precision` for this device."""
     try:
         return resolve_precision(name, torch.device(device))
     except UsageError as error:
@@ -59,7 +59,7 @@ def precision_of(parser: ArgumentParser, name: str, device: str) -> str:
 
 
 def show(found: Found, device: str, precision: str, file: Path | None) -> None:
-    """Print a table of the device, and write it where --json says."""
+    """Print a table for the device, and write it to --json."""
     threads = f"{torch.get_num_threads()} threads"
     name = torch.cuda.get_device_name() if device == "cuda" else threads
     print(f"{device} ({name}), torch {torch.__version__}, {precision}")

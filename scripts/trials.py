@@ -1,7 +1,8 @@
-"""Many training runs, a few at a time, each with cores of its own: for ablation.py and noise.py.
+"""Queue of training runs, a few at a time with their own cores, for ablation.py and noise.py.
 
-`mtrl-sweep` for agents that are given in Python. A run that is finished is not made again, one that
-was stopped goes on. So a queue can be stopped at any time, and the same command goes on with it.
+Finished runs are skipped, and interrupted runs are resumed. A queue can therefore be stopped at any
+time and continued with the same command. `mtrl-sweep` does this for grids; here agents are given in
+Python.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mtrl.sweep.drive import drive
 from mtrl.sweep.local import Local, cores, shares
 
 KEPT = ("progress.csv", "config.yaml", "run.json", "eval.json", "eval.csv")
-"""What is kept of a run; the last one says that it is whole."""
+"""Files kept of a run; the last one marks it as complete."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class Trial:
     """One run.
 
     Attributes:
-        name: Of the agent; runs of one agent differ in their seed.
-        config: Everything but where it runs.
-        variables: Of the environment, beside those there are.
+        name: Name of the agent; runs of one agent differ in their seed.
+        config: Configuration without its run folder.
+        variables: Additional environment variables.
     """
 
     name: str
@@ -42,12 +43,12 @@ class Trial:
 
     @property
     def folder(self) -> str:
-        """Where its files are kept."""
+        """Name of the folder where its files are kept."""
         return label(self.name, self.config.seed)
 
 
 def short(base: str, total_timesteps: int, seed: int, change: Mapping[str, Any]) -> TrainConfig:
-    """A preset with changes, for so many steps, on one thread, and evaluated at the end alone."""
+    """Return a preset with changes, on one thread and with only a final evaluation."""
     flat = preset(base).flat() | {"seed": seed, "total_timesteps": total_timesteps, "threads": 1}
     rarely = {"eval_every": 1, "checkpoint_every": 5, "log_every": 20}
     flat |= {key: total_timesteps // times for key, times in rarely.items()}
@@ -55,12 +56,12 @@ def short(base: str, total_timesteps: int, seed: int, change: Mapping[str, Any])
 
 
 def label(name: str, seed: int) -> str:
-    """Of a run's folders, on any file system."""
+    """Return the folder name of a run, valid on any file system."""
     return re.sub(r"[^\w+-]+", "_", f"{name} seed {seed}")
 
 
 def read(names: Sequence[str], output: Path) -> dict[str, Method]:
-    """The agents of which there are results, with all their seeds."""
+    """Read the agents that have results, with all their seeds."""
     found = {}
     for name in names:
         files = output.glob(f"{label(name, 0)[:-1]}[0-9]*/eval.csv")
@@ -71,18 +72,17 @@ def read(names: Sequence[str], output: Path) -> dict[str, Method]:
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Where runs go, and how many at a time."""
+    """Add flags for output folders and parallel runs."""
     parser.add_argument("-o", "--output", type=Path, default=Path("results") / name)
     parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="run folders")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="runs in parallel")
 
 
 def train_all(trials: Sequence[Trial], output: Path, runs: Path, jobs: int) -> None:
-    """Make the runs that are missing, in this order; one that fails does not stop the others.
+    """Run what is missing, in this order; a failed run does not stop the others.
 
     Raises:
-        SystemExit: in the end, if a run failed, with the last line of each that did, or if a
-            signal came.
+        SystemExit: At the end, if runs failed, with the last line of each, or if a signal came.
     """
     missing = {t.folder: t for t in trials if not (output / t.folder / KEPT[-1]).exists()}
     jobs = min(jobs, len(cores()))
@@ -101,18 +101,12 @@ def _job(trial: Trial, runs: Path) -> Job:
     run_dir, written = runs / trial.folder, runs / f"{trial.folder}.yaml"
     written.write_text(trial.config.to_yaml(), encoding="utf-8")
     where = ("--config", str(written), "--run-dir", str(run_dir), "--resume-if-exists")
-    return Job(
-        name=trial.folder,
-        arguments=where,
-        run_dir=run_dir,
-        log=runs / f"{trial.folder}.txt",
-        state=runs / f"{trial.folder}.json",
-        variables=trial.variables,
-    )
+    log, state = runs / f"{trial.folder}.txt", runs / f"{trial.folder}.json"
+    return Job(trial.folder, where, run_dir, log=log, state=state, variables=trial.variables)
 
 
 def _keep(run_dir: Path, kept: Path) -> None:
-    """Put a run's files where those of the others are."""
+    """Copy the files of a run to those of other runs."""
     kept.mkdir(parents=True, exist_ok=True)
     for file in KEPT:
         shutil.copy(run_dir / file, kept)

@@ -1,11 +1,11 @@
-"""What several tests start from."""
+"""Fixtures of several tests."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-# Two tests run at a time: threads of both would wait for each other's cores. Before torch comes.
+# Tests run in parallel, and their threads would compete for cores. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

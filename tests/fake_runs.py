@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, by the real logger, without the training."""
+"""Run folders as left by training, written by the real logger without training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_run(
     benchmark: Benchmark | None = None,
     tells_success: bool | Sequence[bool] = True,
 ) -> Path:
-    """A run of this configuration; killed at `stop_at`, if given, before its last evaluation."""
+    """Write a run, killed at `stop_at` if given, before its last evaluation."""
     benchmark = benchmark or get_benchmark(config.benchmark, config.tasks)
     tasks, n_tasks = benchmark.tasks, len(benchmark.tasks)
     schedule = config.schedule(n_tasks)
@@ -47,9 +47,7 @@ def write_run(
 
     def evaluate(steps: int, episodes: int) -> Evaluation:
         success = rng.random((n_tasks, episodes)) < rates(steps)[:, None]
-        returns = (
-            100.0 * success * (1 + np.arange(n_tasks))[:, None]
-        )  # tasks on scales of their own
+        returns = 100.0 * success * (1 + np.arange(n_tasks))[:, None]  # each task has its own scale
         actions = np.zeros((*success.shape, 0, 4))
         found = Evaluation(tasks, 0, success.astype(int), returns, actions, told)
         report.evaluation(logger, steps, found, video=False)

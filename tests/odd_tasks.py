@@ -1,4 +1,4 @@
-"""Environments that do what they should not, in a module that workers import soon: no torch."""
+"""Faulty environments, in a module without torch, because workers import it."""
 
 import multiprocessing
 import subprocess
@@ -12,7 +12,7 @@ from gymnasium.spaces import Box
 
 
 class Plain(gym.Env):
-    """Ends after ten steps; the observation counts them, the reward is the action's sum."""
+    """Ends after ten steps; the observation counts them, and the reward is the action's sum."""
 
     LENGTH = 10
 
@@ -41,7 +41,7 @@ class Plain(gym.Env):
 
 
 class BadReset(Plain):
-    """The reset of this number, counted in each process, gives `value`; later ones do not."""
+    """The reset with this number, counted per process, returns `value`; later ones do not."""
 
     def __init__(self, number, value):
         super().__init__(Box(-np.inf, np.inf, (3,), np.float64))
@@ -55,7 +55,7 @@ class BadReset(Plain):
 
 
 class BadSeed(Plain):
-    """Every reset from one seed in three gives NaN, or raises: in another process too."""
+    """Resets with a third of the seeds return NaN or raise, in any process."""
 
     def __init__(self, raises=False):
         super().__init__(Box(-np.inf, np.inf, (3,), np.float64))
@@ -71,7 +71,7 @@ class BadSeed(Plain):
 
 
 class NeverFinite(Plain):
-    """All resets of a process from this number on give NaN."""
+    """All resets of a process from this number on return NaN."""
 
     def __init__(self, number):
         super().__init__(Box(-np.inf, np.inf, (3,), np.float64))
@@ -83,7 +83,7 @@ class NeverFinite(Plain):
 
 
 class Told(Plain):
-    """Says `values[step]` of success, or nothing where that is missing."""
+    """Reports `values[step]` as success, or nothing if it is missing."""
 
     def __init__(self, values, key="success"):
         super().__init__()
@@ -94,7 +94,7 @@ class Told(Plain):
 
 
 class Long(Plain):
-    """Its episodes take a thousand steps, or for ever."""
+    """Its episodes take a thousand steps, or never end."""
 
     def __init__(self, length):
         super().__init__()
@@ -148,7 +148,7 @@ class LateWrong(Plain):
 
 
 class Counted(Plain):
-    """Leaves a file when it is made and when it is closed; may fail at its sixth step."""
+    """Writes a file when created and when closed; may fail at its sixth step."""
 
     def __init__(self, folder, fails=False):
         super().__init__()
@@ -166,7 +166,7 @@ class Counted(Plain):
 
 
 class Program(Plain):
-    """Has a program of its own, which close() terminates, as simulators on a socket do."""
+    """Starts a program, which close() terminates, like simulators behind a socket."""
 
     def __init__(self, hangs=False):
         super().__init__()
@@ -186,7 +186,7 @@ class Program(Plain):
 
 
 class Forks(Plain):
-    """Steps in a process of its own, as some simulators do."""
+    """Steps in a separate process, like some simulators."""
 
     def __init__(self):
         super().__init__()

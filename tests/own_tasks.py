@@ -1,4 +1,4 @@
-"""Tasks for tests, in a module that simulator processes import soon: no torch."""
+"""Custom tasks, in a module without torch, because simulator processes import it."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from mtrl.envs.benchmarks import Benchmark
 
 
 class Touch(gym.Wrapper):
-    """Reacher, solved where the finger is within a distance of its target."""
+    """Reacher, solved if the finger is within a distance of its target."""
 
     def __init__(self, env, distance):
         super().__init__(env)

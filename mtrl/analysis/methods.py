@@ -1,4 +1,4 @@
-"""Which runs are seeds of one method, how methods are called, and how they differ."""
+"""Grouping of runs into methods (the seeds of one configuration), their names and differences."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ NOT_THE_METHOD = frozenset(
     "seed run_dir benchmark tasks workers device total_timesteps eval_every eval_episodes "
     "checkpoint_every log_every diagnose_every eval_video max_runtime max_restarts threads".split()
 )
-"""Fields that do not change what an update does. Task sets are compared by their tasks."""
+"""Fields that do not change an update. Task sets are compared by their tasks."""
 
 NAMED_FIRST = (
     "surgery actor_surgery critic_surgery trunk actor_trunk critic_trunk heads hidden_sizes "
     "gradient_steps batch_size"
 ).split()
-"""Fields a method is named by where others tell it apart as well."""
+"""Fields preferred for a method's name where several fields would distinguish it."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """Runs that differ in nothing but their seeds.
+    """Runs that differ only in their seeds.
 
     Attributes:
-        name: In legends and tables.
-        runs: At least one, all of the same tasks and score.
-        named_by: Configuration fields that the name is made of; None if the user chose it.
+        name: Name in legends and tables.
+        runs: One or more runs with the same tasks and score.
+        named_by: Configuration fields that form the name; None if the user chose it.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Method:
 
     @property
     def score(self) -> Score:
-        """What is compared."""
+        """Score that is compared."""
         return self.runs[0].score
 
     @property
     def finished(self) -> list[Run]:
-        """Those with a final evaluation."""
+        """Runs with a final evaluation."""
         return [run for run in self.runs if run.final is not None]
 
     @property
@@ -63,25 +63,26 @@ class Method:
         return np.stack(finals, -1) if finals else np.empty((len(self.tasks), 0))
 
     def setting(self, field: str) -> str:
-        """Its value of a configuration field; all its runs' values, if they differ."""
+        """Return the value of a configuration field; all values of its runs, if they differ."""
         return " or ".join(dict.fromkeys(shown(run.config.flat()[field]) for run in self.runs))
 
 
 def group(
     runs: Sequence[Run], by: Sequence[str] = (), labels: Mapping[str, str] | None = None
 ) -> list[Method]:
-    """Runs with the same configuration except the seed, as one method each, in order of arrival.
+    """Group runs that differ only in the seed into methods, in the order of their first run.
 
-    A method is named by its surgery where that tells methods apart, else by as few fields as do.
+    A method is named by its surgery if that distinguishes all methods, else by as few fields as
+    possible.
 
     Args:
-        by: Configuration fields that make a method, instead of all.
-        labels: Other names for methods, by the name they would have, or by the folder of one of
-            their runs or a glob of it: `{"runs/mt10_cpu_*": "CPU recipe"}`.
+        by: Configuration fields that define a method, instead of all fields.
+        labels: New names for methods, keyed by the default name, or by the folder of one of their
+            runs or a glob that matches it: `{"runs/mt10_cpu_*": "CPU recipe"}`.
 
     Raises:
-        UsageError: if runs have other tasks or another score, one is given twice, a name is
-            unknown, or a label does not stand for one method.
+        UsageError: If runs differ in their tasks or score, a run is given twice, a name is
+            unknown, or a label does not match exactly one method.
     """
     runs = [_like_the_first(run, runs[0]) for run in runs]
     leaves = [run.config.flat() for run in runs]
@@ -108,11 +109,11 @@ def group(
 
 
 def differences(methods: Sequence[Method]) -> list[str]:
-    """Fields in which methods differ, sorted, beyond what their names say."""
+    """Return the fields in which methods differ and which their names do not show, sorted."""
     fields = methods[0].runs[0].config.flat().keys() - NOT_THE_METHOD
-    told = set.intersection(*(set(method.named_by or ()) for method in methods))
+    named = set.intersection(*(set(method.named_by or ()) for method in methods))
     return sorted(
-        field for field in fields - told if len({method.setting(field) for method in methods}) > 1
+        field for field in fields - named if len({method.setting(field) for method in methods}) > 1
     )
 
 
@@ -128,14 +129,14 @@ def _like_the_first(run: Run, first: Run) -> Run:
     if run.score != first.score:
         by_success, other = (first, run) if first.score == "success_rate" else (run, first)
         raise UsageError(
-            f"runs: expected one score, got success rates of {by_success.path} and returns alone "
+            f"runs: expected one score, got success rates of {by_success.path} and only returns "
             f"of {other.path}; --score return compares both"
         )
     return run if run.tasks == first.tasks else run.reordered(first.tasks)
 
 
 def _telling_fields(fields: Sequence[str], keys: Sequence[tuple[Any, ...]]) -> tuple[str, ...]:
-    """As few fields as tell methods apart, roughly: each time that which splits them most."""
+    """Choose few fields that distinguish all methods, greedily: each splits them most."""
     columns = dict(zip(fields, zip(*keys, strict=True), strict=True))
     first = [field for field in NAMED_FIRST if field in columns]
     order = [*first, *(field for field in fields if field not in first)]
@@ -147,12 +148,12 @@ def _telling_fields(fields: Sequence[str], keys: Sequence[tuple[Any, ...]]) -> t
         return len(set(zip(*(columns[each] for each in (*chosen, field)), strict=True)))
 
     while not chosen or groups(chosen[-1]) < len(keys):
-        chosen.append(max(order, key=groups))  # the first of equals
+        chosen.append(max(order, key=groups))  # the first one on ties
     return tuple(sorted(chosen, key=order.index))
 
 
 def _labelled(methods: Sequence[Method], labels: Mapping[str, str]) -> list[Method]:
-    """With the names that the user chose."""
+    """Rename methods as the user chose."""
     chosen: dict[int, str] = {}
     for old, new in labels.items():
         meant = [m for m, method in enumerate(methods) if method.name == old] or [
@@ -165,20 +166,20 @@ def _labelled(methods: Sequence[Method], labels: Mapping[str, str]) -> list[Meth
             several = " and ".join(methods[m].name for m in meant)
             raise UsageError(
                 f"labels: expected runs of one method, but {old!r} matches {several}; --group-by "
-                "makes one method of what differs in other fields"
+                "merges methods that differ in other fields"
             )
         (m,) = meant
         if chosen.setdefault(m, new) != new:
             raise UsageError(
                 f"labels: expected one label for {methods[m].name}, got {chosen[m]!r} and {new!r}"
             )
-    found = [
+    renamed = [
         Method(chosen[m], method.runs) if m in chosen else method
         for m, method in enumerate(methods)
     ]
-    if twice := _repeated(method.name for method in found):
-        raise UsageError(f"labels: expected another name for each method, got {twice!r} twice")
-    return found
+    if twice := _repeated(method.name for method in renamed):
+        raise UsageError(f"labels: expected a unique name for each method, got {twice!r} twice")
+    return renamed
 
 
 def _matches(run: Run, pattern: str) -> bool:

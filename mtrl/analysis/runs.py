@@ -1,4 +1,4 @@
-"""Run folders as plain arrays."""
+"""Run folders read into plain arrays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Final:
 
     Attributes:
         scores: Success rate or mean return of each task, `[T]`.
-        episodes: Of each task.
+        episodes: Episodes per task.
     """
 
     scores: np.ndarray
@@ -32,23 +32,23 @@ class Final:
 
     @property
     def solved(self) -> np.ndarray:
-        """Solved episodes of each task, int `[T]`; only where scores are success rates."""
+        """Solved episodes of each task, int `[T]`; valid only if scores are success rates."""
         return np.rint(self.scores * self.episodes).astype(int)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the logs of one run say.
+    """Logs of one run.
 
     Attributes:
-        path: Its folder.
-        config: Its configuration.
+        path: Run folder.
+        config: Configuration of the run.
         tasks: T task names.
-        steps: When it was evaluated [environment steps over all tasks], `[P]`, increasing.
-        scores: Success rates or mean returns found then, `[P, T]`.
-        clock: Steps, updates and hours of its log rows, `[3, L]`.
-        final: None if the run has not reached its end.
-        score: What `scores` are.
+        steps: Steps of the evaluations [environment steps over all tasks], `[P]`, increasing.
+        scores: Success rates or mean returns at these steps, `[P, T]`.
+        clock: Steps, updates and hours of the log rows, `[3, L]`.
+        final: Full evaluation; None if the run is unfinished.
+        score: Which score `scores` holds.
         custom: Name of the benchmark, if its tasks are custom.
     """
 
@@ -64,13 +64,13 @@ class Run:
 
     @property
     def last_step(self) -> float:
-        """How far its logs go [environment steps over all tasks]."""
+        """Last step in the logs [environment steps over all tasks]."""
         return float(np.fmax(self.steps[-1], self.clock[0, -1]))
 
     def axis(self, name: Axis) -> np.ndarray:
-        """When it was evaluated, in steps, updates or hours, `[P]`.
+        """Return the times of the evaluations in steps, updates or hours, `[P]`.
 
-        Updates and hours are linear between log rows; NaN for what was evaluated outside them.
+        Updates and hours are interpolated linearly between log rows; NaN outside them.
         """
         if name == "steps":
             return self.steps
@@ -78,7 +78,7 @@ class Run:
         return np.interp(self.steps, self.clock[0], row, left=np.nan, right=np.nan)
 
     def reordered(self, tasks: tuple[str, ...]) -> Run:
-        """The same run with its tasks in another order."""
+        """Return the run with its tasks in another order."""
         order = [self.tasks.index(task) for task in tasks]
         final = self.final and replace(self.final, scores=self.final.scores[order])
         return replace(self, tasks=tasks, scores=self.scores[:, order], final=final)
@@ -88,47 +88,47 @@ def read_run(path: Path, score: Score | None = None) -> Run:
     """Read a run folder.
 
     Args:
-        path: With config.yaml, and progress.json or progress.csv.
-        score: What to read: success rates, of the tasks that have one; or returns. Default: success
-            rates if every task has one, else returns.
+        path: Folder with config.yaml, and progress.json or progress.csv.
+        score: Score to read: success rates (of the tasks that have one) or returns. Default:
+            success rates if every task has one, else returns.
 
     Raises:
-        Unevaluated: if it is no run folder, or nothing was evaluated in it yet.
-        UsageError: if it is not there, its logs are damaged, or they lack this score.
+        Unevaluated: If the path is no run folder, or the run has no evaluation yet.
+        UsageError: If the folder is missing, its logs are damaged, or they lack this score.
     """
     config, rows = read_log(path)
-    found = [row for row in rows if any(tag.startswith("eval/") for tag in row)]
-    if not found:
+    evaluations = [row for row in rows if any(tag.startswith("eval/") for tag in row)]
+    if not evaluations:
         raise Unevaluated(
             f"runs: expected a run with an evaluation in its logs, got none in {path}"
         )
     try:
         stored = read_final(path)
-        tasks = tasks_of(path, config, stored, found)
+        tasks = tasks_of(path, config, stored, evaluations)
         total = config.schedule(len(tasks)).total_timesteps
         if score is None:
-            told = all(f"eval/success_rate/{task}" in found[-1] for task in tasks)
-            score = "success_rate" if told else "return"
-        tasks = tuple(task for task in tasks if f"eval/{score}/{task}" in found[-1])
+            by_success = all(f"eval/success_rate/{task}" in evaluations[-1] for task in tasks)
+            score = "success_rate" if by_success else "return"
+        tasks = tuple(task for task in tasks if f"eval/{score}/{task}" in evaluations[-1])
         if not tasks:
             raise UsageError(f"score: expected eval/{score}/ in the logs, got none in {path}")
         tags = [f"eval/{score}/{task}" for task in tasks]
         by_step = {
             float(row[STEP]): [float(row[tag]) for tag in tags]
-            for row in found
-            if all(tag in row for tag in tags)  # a task may tell its success later than others
-        }  # the last, if a step is there twice
+            for row in evaluations
+            if all(tag in row for tag in tags)  # a task may report success later than others
+        }  # the last row of a step wins
         steps = np.array(sorted(by_step))
         scores = np.array([by_step[step] for step in steps])
         if not (np.isfinite(steps).all() and np.isfinite(scores).all()):
-            raise ValueError("a number that is not finite")
+            raise ValueError("non-finite number")
         clock = [
             (float(row[STEP]), float(row["time/updates"]), float(row["time/elapsed"]) / 3600)
             for row in rows
             if "time/updates" in row
         ]
         final = None
-        # One from before the run was extended is not about its end.
+        # An eval.json written before the run was extended is not its final evaluation.
         if stored is not None and stored["total_timesteps"] >= total:
             final = _final(stored, tasks, score)
             end = float(stored["total_timesteps"]), float(stored["updates"])
@@ -150,5 +150,5 @@ def _final(stored: Mapping[str, Any], tasks: Sequence[str], score: Score) -> Fin
     else:
         scores = np.array([int(row["successes"]) for row in rows]) / episodes
     if not np.isfinite(scores).all():
-        raise ValueError("eval.json: a score that is not finite")
+        raise ValueError("eval.json: non-finite score")
     return Final(scores, episodes)

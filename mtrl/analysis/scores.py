@@ -1,4 +1,4 @@
-"""Final scores, and who beats whom."""
+"""Figures of final scores and of the probability of improvement."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mtrl.analysis.statistics import (
 from mtrl.analysis.style import COLORS, COLUMN, TEXT, wrapped
 
 ALL_PAIRS = 4
-"""Methods up to which each is compared with each."""
+"""Largest number of methods for which all pairs are compared."""
 
 
 def draw_scores(methods: Sequence[Method], how: Bootstrap) -> dict[str, Figure]:
-    """Final scores and probabilities of improvement, by file name, as far as there are any."""
+    """Draw final scores and probabilities of improvement, by file name, if runs are finished."""
     figures = {}
     if finished := [method for method in methods if method.finished]:
         figures["scores"] = _scores(methods, how)
@@ -35,7 +35,7 @@ def draw_scores(methods: Sequence[Method], how: Bootstrap) -> dict[str, Figure]:
 
 
 def _scores(methods: Sequence[Method], how: Bootstrap) -> Figure:
-    """Interquartile mean and mean of the final scores, on one scale."""
+    """Draw interquartile mean and mean of the final scores on one scale."""
     rows = [(c, m) for c, m in zip(COLORS, methods, strict=False) if m.finished]
     names = [wrapped(_name(method), 1.5) for _, method in rows]
     figure = Figure(figsize=(COLUMN, 0.6 + _height(names)), layout="constrained")
@@ -54,9 +54,9 @@ def _scores(methods: Sequence[Method], how: Bootstrap) -> Figure:
 
 
 def _improvements(methods: Sequence[Method], how: Bootstrap) -> Figure:
-    """Probability that a run of one method beats a run of another on a task.
+    """Draw the probability that a run of one method scores higher than one of another on a task.
 
-    Each method against each up to `ALL_PAIRS`, else each against the first.
+    Up to `ALL_PAIRS` methods, all pairs are compared; beyond, each method with the first.
     """
     pairs = [(later, earlier) for earlier, later in combinations(methods, 2)]
     if len(methods) > ALL_PAIRS:
@@ -81,19 +81,19 @@ def _improvements(methods: Sequence[Method], how: Bootstrap) -> Figure:
 
 
 def _height(names: Sequence[str]) -> float:
-    """What rows with these names take [inches]; all as much as the tallest."""
+    """Return the height of rows with these names [inches]; all rows are as tall as the tallest."""
     return len(names) * (0.07 + 0.14 * max(name.count("\n") + 1 for name in names))
 
 
 def _name(method: Method) -> str:
-    """With how many seeds there is a final score of, if not of all."""
+    """Return the name, with the number of finished seeds if some are unfinished."""
     n, of = len(method.finished), len(method.runs)
     return shown(method) if n == of else f"{shown(method)} ({n} of {of})"
 
 
 def _dot(axes: Axes, y: int, value: float, ends: tuple[float, float], color: str) -> None:
     axes.plot(ends, [y, y], color=color, lw=5, alpha=0.35, solid_capstyle="butt")
-    axes.plot(value, y, "o", color=color, clip_on=False, zorder=3)  # whole at the axes' ends
+    axes.plot(value, y, "o", color=color, clip_on=False, zorder=3)  # not cut at the axes' ends
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:

@@ -1,10 +1,10 @@
-"""Statistics of few seeds: Agarwal et al. 2021, Deep RL at the edge of the statistical precipice.
+"""Statistics over few seeds: Agarwal et al. 2021, Deep RL at the edge of the statistical precipice.
 
 Scores are `[T, N]`: T tasks, N runs. Intervals are 95% percentile bootstrap intervals over runs.
 They describe how a statistic varies over seeds, for these tasks. There are two ways to resample:
 
-- `stratified`, the paper's: draw runs separately for each task. This treats the scores of one run
-  as independent, which holds if every task has a policy of its own.
+- `stratified`, as in the paper: draw runs separately for each task. This treats the scores of one
+  run as independent, which holds if every task has its own policy.
 - `runs`: draw whole runs, because one policy learned all tasks of a run. Intervals are wider if
   the tasks of a run succeed or fail together.
 
@@ -34,19 +34,20 @@ CURVE_RESAMPLES = 2_000
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """Mean of the middle half of all T·N scores, `[…, T, N]` to `[…]`."""
+    """Return the mean of the middle half of all T·N scores, `[…, T, N]` to `[…]`."""
     return trim_mean(scores.reshape(*scores.shape[:-2], -1), 0.25, axis=-1)
 
 
 def mean(scores: np.ndarray) -> np.ndarray:
-    """Mean over runs and tasks, `[…, T, N]` to `[…]`."""
+    """Return the mean over runs and tasks, `[…, T, N]` to `[…]`."""
     return scores.mean((-2, -1))
 
 
 def improvement(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Probability that a run of X beats one of Y on a task, `[…, T, N]` and `[…, T, M]` to `[…]`.
+    """Return the probability that a run of X scores higher than a run of Y on a task.
 
-    The mean over the tasks of Mann and Whitney's U / (N M); a tie counts half.
+    Shapes: `[…, T, N]` and `[…, T, M]` to `[…]`. This is the mean over tasks of the Mann-Whitney
+    statistic U / (N M); a tie counts half.
     """
     x, y = x[..., :, None], y[..., None, :]
     return ((x > y) + 0.5 * (x == y)).mean((-3, -2, -1))
@@ -55,7 +56,7 @@ def improvement(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def resampled(
     scores: np.ndarray, how: Bootstrap, rng: np.random.Generator, n: int = RESAMPLES
 ) -> np.ndarray:
-    """Runs drawn with replacement, `[T, N]` to `[n, T, N]`."""
+    """Draw runs with replacement, `[T, N]` to `[n, T, N]`."""
     n_tasks, n_runs = scores.shape
     drawn = rng.integers(n_runs, size=(n, n_tasks if how == "stratified" else 1, n_runs))
     return scores[np.arange(n_tasks)[:, None], drawn]
@@ -64,9 +65,9 @@ def resampled(
 def interval(
     statistic: Callable[..., np.ndarray], how: Bootstrap, *scores: np.ndarray
 ) -> tuple[float, float]:
-    """95% bootstrap interval of a statistic of one or more methods' scores `[T, N]`.
+    """Return the 95% bootstrap interval of a statistic of one or more methods' scores `[T, N]`.
 
-    NaN if a method has a single run, which says nothing about the spread over seeds.
+    Both ends are NaN if a method has a single run, which says nothing about the spread over seeds.
     """
     if min(values.shape[-1] for values in scores) < 2:
         return math.nan, math.nan
@@ -77,18 +78,18 @@ def interval(
 
 
 def wilson(solved: np.ndarray, episodes: int) -> tuple[float, float]:
-    """Wilson's 95% interval of the success rate on one task, over seeds.
+    """Return Wilson's 95% interval of the success rate on one task, over seeds.
 
     Episodes of one policy are correlated. If all episodes were pooled as independent ones, 5
     policies of which 3 always succeed would count as 250 samples instead of 5. Wilson's formula
-    therefore gets the effective number of episodes (Korn & Graubard 1998): the number of
+    is therefore given the effective number of episodes (Korn & Graubard 1998): the number of
     independent episodes that would vary as much as the seeds do, corrected for estimating that
     variance from few seeds. It never exceeds the number played. For a single seed it equals that
-    number, and the interval describes this policy alone.
+    number, and the interval describes that policy alone.
 
     Args:
         solved: Episodes solved by each of N runs, `[N]`.
-        episodes: Episodes each has played.
+        episodes: Episodes played by each run.
     """
     n_runs, total = len(solved), len(solved) * episodes
     p, effective = float(solved.sum()) / total, float(total)
@@ -107,11 +108,11 @@ class Stretch:
     """A piece of a method's learning curve on which the same runs contribute.
 
     Attributes:
-        x: Where, `[G]`.
-        n_runs: How many runs there are.
-        values: Mean score over these runs: a row for each task, and last their mean, `[T + 1, G]`.
-        low: Lower end of the 95% bootstrap interval, likewise; NaN for a single run.
-        high: Upper end.
+        x: Grid on the x-axis, `[G]`.
+        n_runs: Number of runs that contribute.
+        values: Mean score over these runs, `[T + 1, G]`: a row per task, then the mean over tasks.
+        low: Lower end of the 95% bootstrap interval, `[T + 1, G]`; NaN for a single run.
+        high: Upper end, likewise.
     """
 
     x: np.ndarray
@@ -122,10 +123,10 @@ class Stretch:
 
 
 def curve(method: Method, axis: Axis, how: Bootstrap) -> list[Stretch]:
-    """A method's learning curve; each run counts from its first evaluation to its last.
+    """Compute a method's learning curve; each run counts from its first evaluation to its last.
 
-    A run's scores are interpolated linearly between its evaluations. The curve is computed at every
-    evaluation of any run, and is cut where a run begins or ends, because it may jump there.
+    Scores are interpolated linearly between the evaluations of a run. The curve is computed at
+    every evaluation of any run. It is cut where a run starts or ends, because it may jump there.
     """
     runs = []
     for run in method.runs:
@@ -148,7 +149,7 @@ def curve(method: Method, axis: Axis, how: Bootstrap) -> list[Stretch]:
         low, high = np.full((2, *rows.shape), np.nan)
         if len(present) > 1:
             for g in range(len(grid)):
-                # The same draws at every point, so that resampling adds no noise along the curve.
+                # Use the same draws at every point, so that resampling adds no noise along x.
                 draws = resampled(
                     scores[:, :, g], how, np.random.default_rng(0), CURVE_RESAMPLES
                 ).mean(-1)  # [R, T]
@@ -159,9 +160,9 @@ def curve(method: Method, axis: Axis, how: Bootstrap) -> list[Stretch]:
 
 
 def _stretches(spans: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-    """Intervals between neighbouring starts and ends that at least one run covers.
+    """Yield the intervals between neighbouring starts and ends that at least one run covers.
 
-    A run with a single evaluation is an interval of length 0.
+    A run with a single evaluation gives an interval of length 0.
     """
     edges = sorted({edge for span in spans for edge in span})
     points = [span for span in spans if span[0] == span[1]]

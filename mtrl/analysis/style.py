@@ -1,7 +1,7 @@
-"""How figures look on paper, and how they get into files.
+"""Style of figures for papers, and saving them to files.
 
-Sizes are those of a column and of a page's text, so that nothing is scaled and 8 pt stay 8 pt.
-Figures are made without pyplot: there is no state to clean up and no display to look for.
+Figures have the width of a column or of the text block, so that they are not scaled and 8 pt stay
+8 pt. They do not use pyplot, so there is no global state and no display is needed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from mtrl.folder import write_atomically
 Format = Literal["png", "pdf", "svg"]
 
 COLUMN, TEXT = 3.25, 6.75
-"""Widths of a column and of a page's text [inches]."""
+"""Width of a column and of the text block [inches]."""
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Okabe and Ito's, which all eyes tell apart; yellow, weak on white, comes last."""
+"""Okabe and Ito's colour-blind safe palette; yellow comes last, as it is faint on white."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -58,34 +58,34 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.h_pad": 0.03,
     "figure.constrained_layout.w_pad": 0.03,
     "savefig.dpi": 300,
-    "pdf.fonttype": 42,  # TrueType: many venues refuse matplotlib's default, Type 3
+    "pdf.fonttype": 42,  # TrueType; many venues reject matplotlib's default, Type 3
     "svg.fonttype": "path",  # looks the same where the font is missing
-    "svg.hashsalt": "mtrl",  # parts get the same names every time
+    "svg.hashsalt": "mtrl",  # element ids are the same every time
 }
 
 
 def styled() -> AbstractContextManager[Any]:
-    """A context in which figures are made and saved."""
+    """Return a context in which figures are drawn and saved."""
     context: AbstractContextManager[Any] = matplotlib.rc_context(STYLE)
     return context
 
 
-def short(task: str, most: int = 26) -> str:
-    """A task's name without its version, its middle cut out if it is too long; never mathematics.
+def short(task: str, max_length: int = 26) -> str:
+    """Shorten a task's name: drop its version and elide the middle; `$` is escaped.
 
     Args:
-        most: Characters; Meta-World's longest name fits.
+        max_length: Number of characters; the default fits Meta-World's longest name.
     """
     name = task.removesuffix("-v3")
-    if len(name) > most:
-        name = name[: (most - 1) // 2] + "…" + name[-(most // 2) :]
+    if len(name) > max_length:
+        name = name[: (max_length - 1) // 2] + "…" + name[-(max_length // 2) :]
     return literal(name)
 
 
 def fitted(task: str, room: float) -> tuple[str, int]:
-    """A task's short name and a letter size, at most 7 pt, that fit into so many points."""
-    for most in range(40, 4, -1):
-        name = short(task, most)
+    """Return a short name and a font size of at most 7 pt that fit into `room` points."""
+    for max_length in range(40, 4, -1):
+        name = short(task, max_length)
         for size in (7, 6):
             if TextPath((0, 0), name, size=size).get_extents().width <= room:
                 return name, size
@@ -93,58 +93,58 @@ def fitted(task: str, room: float) -> tuple[str, int]:
 
 
 def literal(text: str) -> str:
-    """A text that matplotlib shows as it is, dollar signs included."""
+    """Escape a text so that matplotlib draws it as it is, dollar signs included."""
     return text.replace("$", r"\$")
 
 
 def expect_drawable(label: str) -> str:
-    """A label that a user chose, which may hold mathematics between dollar signs.
+    """Check a user's label, which may hold math between dollar signs.
 
     Raises:
-        UsageError: if matplotlib cannot read it.
+        UsageError: If matplotlib cannot parse it.
     """
     try:
         MathTextParser("path").parse(label)
     except ValueError as error:
         raise UsageError(
-            f"labels: cannot read {label!r} as mathematics ({one_line(error)}); a dollar sign is "
-            r"written \$"
+            f"labels: cannot parse the math in {label!r} ({one_line(error)}); write a dollar sign "
+            r"as \$"
         ) from None
     return label
 
 
 def wrapped(text: str, width: float, fontsize: float = 8) -> str:
-    """A text in lines of at most so many inches, roughly."""
+    """Wrap a text into lines of roughly `width` inches at most."""
     letters = max(8, int(width * 72 / (0.53 * fontsize)))
     return textwrap.fill(text, letters, break_on_hyphens=False)
 
 
 def scale(label: str, largest: float) -> tuple[str, float]:
-    """An axis' label, and what numbers as large as this are divided by on it."""
+    """Return an axis label with a unit for numbers up to `largest`, and the unit's factor."""
     if largest >= 1e6:
         return f"{label} (millions)", 1e6
     return (f"{label} (thousands)", 1e3) if largest >= 2e3 else (label, 1.0)
 
 
 def scale_ticks(axes: Axes, factor: float) -> None:
-    """Divide the numbers on the x-axis."""
+    """Divide the tick labels of the x-axis by a factor."""
     axes.xaxis.set_major_formatter(lambda value, _: number(value / factor))
 
 
 def number(value: float) -> str:
-    """Three digits at least, and never an exponent: 0.25, 1.5, 6,000."""
+    """Format a number with three digits or more and without an exponent: 0.25, 1.5, 6,000."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def between(values: Sequence[float]) -> str:
-    """The first and last of some numbers, or the one they are: `0.5–1`."""
+    """Format a range by its first and last number, or by one if they are equal: `0.5–1`."""
     return "–".join(dict.fromkeys((number(values[0]), number(values[-1]))))
 
 
 def save(
     figures: Mapping[str, Figure], folder: Path, formats: Sequence[Format] = ("png", "svg")
 ) -> list[Path]:
-    """Write every figure in every format; the same figure makes the same bytes."""
+    """Write every figure in every format; equal figures give equal bytes."""
     unwanted = {"png": "Software", "svg": "Date", "pdf": "CreationDate"}
     paths = []
     for name, figure in figures.items():
@@ -154,6 +154,6 @@ def save(
                 write_atomically(
                     path, partial(figure.savefig, format=kind, metadata={unwanted[kind]: None})
                 )
-            figure.set_layout_engine("none")  # it is laid out, which takes most of the time
+            figure.set_layout_engine("none")  # already laid out; layout takes most of the time
             paths.append(path)
     return paths

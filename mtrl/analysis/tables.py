@@ -1,4 +1,4 @@
-"""The final evaluations of several methods as one table: Markdown, HTML and CSV."""
+"""Table of the final evaluations of several methods, as Markdown, HTML and CSV."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NOTHING: Cell = (math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Row:
-    """One number of every method.
+    """One quantity for every method.
 
     Attributes:
-        name: Of the number: a task, or a word.
-        cells: Value and the ends of its interval for each method; NaN where there is none.
-        interval: What the interval is.
-        digits: After the point.
-        remarks: What to say beside each number.
+        name: Name of the quantity: a task or a statistic.
+        cells: Value and ends of its interval for each method; NaN where there is none.
+        interval: Kind of interval.
+        digits: Number of decimals.
+        remarks: Remark beside each value.
     """
 
     name: str
@@ -39,21 +39,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Methods in columns, scores in rows; `summarise` makes it."""
+    """Table with methods in columns and scores in rows; built by `summarise`."""
 
     methods: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
 
     def markdown(self) -> str:
-        """For people."""
+        """Return the table as Markdown, followed by its notes."""
         head, *body = [[_cell(text) for text in line] for line in self._lines()]
         lines = [head, ["---"] * len(head), *body]
         table = ["| " + " | ".join(line) + " |" for line in lines]
         return "\n".join([*table, "", *(f"- {note}" for note in self.notes)]) + "\n"
 
     def html(self) -> str:
-        """For notebooks."""
+        """Return the table as HTML, for notebooks."""
         head, *body = [[html.escape(text) for text in line] for line in self._lines()]
         lines = ["".join(f"<th>{text}</th>" for text in head)]
         lines += ["".join(f"<td>{text}</td>" for text in line) for line in body]
@@ -69,7 +69,7 @@ class Table:
             yield [row.name, *(_text(cell, row.digits, remark) for cell, remark in pairs)]
 
     def to_csv(self) -> str:
-        """One line per method and number."""
+        """Return the table as CSV with one line per method and quantity."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("method", "quantity", "value", "low", "high", "interval", "remark"))
@@ -82,10 +82,10 @@ class Table:
 
 
 def summarise(methods: Sequence[Method], how: Bootstrap) -> Table:
-    """Final scores with 95% intervals, and what they cost.
+    """Summarise final scores with 95% intervals, and the steps, updates and time they took.
 
-    Unfinished runs have no final evaluation and take no part, but are named. The best quick
-    evaluation is what one would report by choosing a policy by its score.
+    Unfinished runs have no final evaluation: they are left out of the scores but listed in the
+    notes. The best quick evaluation is what one would report by selecting a policy by its score.
     """
     tasks = methods[0].tasks
     by_success = methods[0].score == "success_rate"
@@ -103,7 +103,7 @@ def summarise(methods: Sequence[Method], how: Bootstrap) -> Table:
     unfinished = [len(m.runs) - len(m.finished) for m in methods]
     rows += [
         Row(
-            "best quick evaluation on the way",
+            "best quick evaluation during training",
             tuple(
                 _range(r.scores[:-1].mean(1).max() for r in m.finished if len(r.steps) > 1)
                 for m in methods
@@ -130,27 +130,27 @@ def summarise(methods: Sequence[Method], how: Bootstrap) -> Table:
 
 def _notes(methods: Sequence[Method], how: Bootstrap) -> Iterator[str]:
     yield (
-        "Final policies, each judged on all goals; only the best quick evaluation is of policies "
-        "on the way, on fewer goals."
+        "Scores are of the final policies on all goals. Only the best quick evaluation is of "
+        "policies during training, on fewer goals."
     )
     several = any(len(method.finished) > 1 for method in methods)
     what = "runs within each task" if how == "stratified" else "whole runs"
     if methods[0].score == "return":
         yield (
-            "Scores are returns: undiscounted sums of raw rewards, means over episodes. Tasks with "
-            "larger rewards count for more in the means."
+            "Scores are returns: undiscounted sums of raw rewards, averaged over episodes. Tasks "
+            "with larger rewards count for more in the means."
         )
         if several:
-            yield f"Scores: mean over seeds, and the 95% percentile bootstrap of {what}."
+            yield f"Scores: mean over seeds with the 95% percentile bootstrap of {what}."
     else:
         yield (
-            "Tasks: mean over seeds, and Wilson's 95% interval at the effective number of "
-            "episodes: all that were played if seeds agree or there is one, fewer the more they "
-            "differ."
+            "Tasks: mean over seeds with Wilson's 95% interval at the effective number of "
+            "episodes, which is all episodes if seeds agree or there is only one, and fewer the "
+            "more seeds differ."
         )
         if several:
             yield f"Mean and interquartile mean: 95% percentile bootstrap of {what}."
-    yield "Other brackets: smallest and largest of the seeds."
+    yield "Other brackets: minimum and maximum over seeds."
     for field in differences(methods):
         values = ", ".join(f"{method.setting(field)} ({method.name})" for method in methods)
         yield f"Methods differ in {field}: {values}."
@@ -158,7 +158,7 @@ def _notes(methods: Sequence[Method], how: Bootstrap) -> Iterator[str]:
         for run in method.runs:
             if run.final is None:
                 yield (
-                    f"Unfinished, in the curves alone: {run.path} ({method.name}, seed "
+                    f"Unfinished, shown in the curves only: {run.path} ({method.name}, seed "
                     f"{run.config.seed}), at {run.last_step:,.0f} steps."
                 )
 
@@ -188,15 +188,15 @@ def _worst(methods: Sequence[Method], by_task: Sequence[Sequence[Cell]]) -> Row:
 
 
 def _digits(methods: Sequence[Method]) -> int:
-    """After the point, such that the largest score shows four digits."""
+    """Return the number of decimals with which the largest score shows four digits."""
     largest = max((float(np.abs(m.scores).max()) for m in methods if m.finished), default=0.0)
     return max(0, 3 - math.floor(math.log10(largest))) if largest > 0 else 2
 
 
 def _range(values: Iterable[float]) -> Cell:
-    """Mean and ends."""
-    found = [float(value) for value in values]
-    return (sum(found) / len(found), min(found), max(found)) if found else NOTHING
+    """Return mean, minimum and maximum."""
+    numbers = [float(value) for value in values]
+    return (sum(numbers) / len(numbers), min(numbers), max(numbers)) if numbers else NOTHING
 
 
 def _text(cell: Cell, digits: int, remark: str) -> str:
@@ -208,5 +208,5 @@ def _text(cell: Cell, digits: int, remark: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Of a Markdown table: on one line, and without what would end it."""
+    """Escape a cell of a Markdown table: join its lines and escape `|`."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -1,1 +1,1 @@
-"""The commands, a file each; imports are light until the arguments are parsed."""
+"""Commands, one file each; imports are light until the arguments are parsed."""

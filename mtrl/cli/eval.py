@@ -16,11 +16,11 @@ from mtrl.errors import UsageError
 
 
 class EvalConfig(Section):
-    """The options of mtrl-eval."""
+    """Options of mtrl-eval."""
 
     policy: Path = Field(description="Run folder, checkpoint, or policy file.")
     episodes: int = Field(
-        default=50, gt=0, le=50, description="Episodes per task, each on another goal [episodes]."
+        default=50, gt=0, le=50, description="Episodes per task, each on a different goal."
     )
     tasks: tuple[str, ...] | None = Field(
         default=None,
@@ -34,47 +34,45 @@ class EvalConfig(Section):
     )
     imports: tuple[str, ...] = Field(
         default=(),
-        description="Modules to import first, for the trunks that they register, or "
+        description="Modules to import first, because they register trunks, or "
         "'package.module:name' of a trunk; a policy file itself imports nothing.",
     )
     seed: int | None = Field(
         default=None,
         ge=0,
         lt=2**32,
-        description="Random seed of the 50 goals (default: the seed of the training run, and so "
-        "its goals). Another seed tests on goals that the policy was not trained on.",
+        description="Random seed of the 50 goals (default: that of the training run, which gives "
+        "its goals). Another seed evaluates on goals that the policy was not trained on.",
     )
     workers: int | None = Field(
         default=None,
         gt=0,
-        description="Simulator processes (default: one per processor core). Results do not depend "
-        "on their number.",
+        description="Number of simulator processes (default: one per CPU core). It does not affect "
+        "results.",
     )
     device: typing.Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Device of the policy; 'auto': CUDA if available, else the CPU."
     )
     stochastic: bool = Field(
         default=False,
-        description="Sample actions from the policy instead of taking its mode; the seed decides "
-        "the samples.",
+        description="Sample actions from the policy instead of taking its mode; the seed "
+        "determines the samples.",
     )
     video: Path | None = Field(
         default=None,
-        description="Folder for one MP4 per task, which shows the first episodes. Results do not "
-        "change.",
+        description="Folder for one MP4 per task, which shows the first episodes. It does not "
+        "affect results.",
     )
-    video_episodes: int = Field(default=1, gt=0, le=50, description="Length of a video [episodes].")
+    video_episodes: int = Field(default=1, gt=0, le=50, description="Episodes per video.")
     camera: Camera = Field(default="corner4", description="Camera of the videos.")
-    json_file: Path | None = Field(
-        default=None, description="JSON file to write the result to, besides printing it."
-    )
+    json_file: Path | None = Field(default=None, description="JSON file to write the results to.")
     csv_file: Path | None = Field(
-        default=None, description="CSV file to write the result to, one line per task."
+        default=None, description="CSV file to write the results to, one line per task."
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command; return the exit code."""
     return run("mtrl-eval", _eval, arguments)
 
 
@@ -82,8 +80,8 @@ def _eval(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="mtrl-eval",
         allow_abbrev=False,
-        description="Evaluate a saved policy: one episode on each goal. An episode is successful "
-        "if the success flag was set at any step.",
+        description="Evaluate a saved policy on one episode per goal. An episode counts as "
+        "successful if the success flag was set at any step.",
     )
     parser.add_argument(
         "policy", metavar="RUN_OR_POLICY", help=EvalConfig.model_fields["policy"].description
@@ -99,7 +97,7 @@ def _eval(arguments: Sequence[str] | None) -> int:
     if config.video is not None:
         from mtrl.evaluation.video import film, find_backend
 
-        find_backend()  # says so at once if there is none
+        find_backend()  # raises at once if there is none
     from mtrl.evaluation.saved import evaluate_file
     from mtrl.folder import write_text
     from mtrl.nets.trunks import import_trunks

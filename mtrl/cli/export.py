@@ -15,24 +15,24 @@ from mtrl.errors import UsageError
 
 
 class ExportConfig(Section):
-    """The options of mtrl-export."""
+    """Options of mtrl-export."""
 
     policy: Path = Field(description="Run folder, checkpoint, policy file, or exported file.")
     output: Path | None = Field(
         default=None,
         description="File to write: NAME.safetensors for Policy.load and mtrl-eval, or NAME.pt2 "
-        "for torch.export.load, which needs only PyTorch 2.7 or newer.",
+        "for torch.export.load, which needs PyTorch 2.7 or newer but not mtrl.",
     )
     imports: tuple[str, ...] = Field(
         default=(),
-        description="Modules to import first, for the trunks that they register, or "
+        description="Modules to import first, because they register trunks, or "
         "'package.module:name' of a trunk; a policy file itself imports nothing.",
     )
     card: bool = Field(default=False, description="Print a model card of the policy as Markdown.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command; return the exit code."""
     return run("mtrl-export", _export, arguments)
 
 
@@ -40,8 +40,8 @@ def _export(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="mtrl-export",
         allow_abbrev=False,
-        description="Write a policy to one file: its actor, its configuration, the results of its "
-        "evaluation, package versions, and a checksum.",
+        description="Export a policy to a single file with its actor, configuration, evaluation "
+        "results, package versions and a checksum.",
     )
     help_of = {name: field.description for name, field in ExportConfig.model_fields.items()}
     parser.add_argument("policy", metavar="RUN_OR_POLICY", help=help_of["policy"])

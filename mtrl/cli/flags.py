@@ -1,7 +1,6 @@
-"""Command lines from configurations: one flag per field, spelled with dashes.
+"""Command lines generated from configurations: one flag per field, spelled with dashes.
 
-argparse splits the command line; pydantic reads the values, so YAML and flags are validated in one
-place. Commands import torch and mujoco after that.
+argparse splits the command line, and pydantic validates the values, as for YAML.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ class _Version(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line; the one for an unknown flag names the nearest flag."""
+    """Argument parser with one-line errors; that of an unknown flag suggests the nearest flag."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        # argparse's own takes `-1e-3` for a flag.
+        # argparse's own pattern treats `-1e-3` as a flag.
         self._negative_number_matcher = re.compile(r"-(\.?\d|\.?inf|\.?nan)", re.IGNORECASE)
         if self.add_help:
             self.add_argument(
@@ -59,11 +58,11 @@ class Parser(argparse.ArgumentParser):
             )
 
     def error(self, message: str) -> NoReturn:
-        """One line, without the usage."""
+        """Raise a one-line error without the usage."""
         raise UsageError(message)
 
     def parse(self, arguments: Sequence[str] | None) -> dict[str, Any]:
-        """Flags and their values, by field."""
+        """Return the values of the given flags, by field."""
         known, rest = self.parse_known_args(arguments)
         if rest:
             flags = [flag for action in self._actions for flag in action.option_strings]
@@ -81,7 +80,7 @@ def run(
     command: Callable[[Sequence[str] | None], int],
     arguments: Sequence[str] | None,
 ) -> int:
-    """Carry out a command; what goes wrong is one line. Returns the exit code."""
+    """Run a command, and print errors as one line; return the exit code."""
     with _surroundings():
         code = _run(program, command, arguments)
         try:
@@ -98,15 +97,15 @@ def _run(
 ) -> int:
     try:
         return command(arguments)
-    except BrokenPipeError:  # whoever reads the output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it
         return 128 + signal.SIGPIPE
     except UsageError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
-    except (OSError, RunError) as error:  # the disk's, a simulator process's, or numbers'
+    except (OSError, RunError) as error:  # from the disk, a simulator process, or NaN
         print(f"{program}: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as error:  # before a run could handle it, or a second time
+    except KeyboardInterrupt as error:  # before a run could handle it, or the second one
         number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
         print(f"{program}: interrupted by {number.name}", file=sys.stderr)
         return 128 + number
@@ -114,23 +113,22 @@ def _run(
 
 @contextmanager
 def _surroundings() -> Iterator[None]:
-    """What a command needs around it, and what a caller in Python gets back afterwards.
+    """Set up the process for a command, and restore it for callers in Python.
 
     - Modules in the working directory can be imported, as with `python -m`.
-    - Characters that the terminal's encoding lacks become question marks.
-    - SIGTERM, SIGUSR1 and a closed terminal interrupt as SIGINT does: what was begun is put in
-      order.
-    - Standard streams that the caller has closed lead nowhere. Otherwise the next file that is
-      opened takes their number, and programs that are started write into it.
-    - Warnings of ours are one line without the code they come from.
+    - Characters that the terminal's encoding lacks are replaced by question marks.
+    - SIGTERM, SIGUSR1 and a closed terminal interrupt like SIGINT, so that a run can stop cleanly.
+    - Closed standard streams become the null device. Otherwise the next opened file would take
+      their descriptor, and child processes would write into it.
+    - Warnings from mtrl are one line without source code.
     """
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # the lowest number that is free is this one
+        except OSError:  # open() returns the lowest free descriptor, which is this one
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name, number in (("stdout", 1), ("stderr", 2)):
-        if getattr(sys, name) is None:  # NumPy 2.0 asks for it when it is imported
+        if getattr(sys, name) is None:  # NumPy 2.0 accesses it on import
             setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
     warnings.formatwarning = _formatted
     unhandled, threading.excepthook = threading.excepthook, _unhandled
@@ -174,13 +172,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _discard_output() -> None:
-    """Keep the interpreter from writing, as it ends, what can no longer be written."""
+    """Keep the interpreter from flushing to a closed output at exit."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unhandled(error: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread tells the disk's errors to who writes next; it need not print them."""
+    """Do not print OSErrors of threads: TensorBoard's raises them again at the next write."""
     if not issubclass(error.exc_type, OSError):
         threading.__excepthook__(error)
 
@@ -192,21 +190,17 @@ def add_flags(
     *,
     several: bool = False,
 ) -> None:
-    """One flag per leaf of the tree; values stay strings, for pydantic to read.
+    """Add one flag per leaf of the tree, except `leave_out`; values stay strings for pydantic.
 
     Args:
-        parser: It gets the flags.
-        defaults: Shown in --help.
-        leave_out: Fields without a flag.
-        several: Every flag takes several values, and a switch needs its `true`.
+        defaults: Values shown in --help.
+        several: Whether every flag takes several values, and switches need an explicit `true`.
     """
     for group, name, field, default in _leaves(defaults):
         if name in leave_out:
             continue
         target = parser if group is None else _group(parser, group)
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        is_switch = field.annotation is bool  # `--flag` alone is true
-        text = (field.description or "").replace("%", "%%")
+        is_switch = field.annotation is bool  # `--flag` without a value means true
         target.add_argument(
             flag_of(name),
             dest=name,
@@ -214,8 +208,17 @@ def add_flags(
             nargs="+" if several or _is_tuple(field.annotation) else "?" if is_switch else None,
             const="true" if is_switch and not several else None,
             default=argparse.SUPPRESS,
-            help=text if default is None else f"{text} (default: {shown})",
+            help=_help(field.description or "", default).replace("%", "%%"),
         )
+
+
+def _help(description: str, default: Any) -> str:
+    """Return the help text; a default that is set replaces the one in the description."""
+    if default is None or default == ():
+        return description
+    values = default if isinstance(default, tuple) else (default,)
+    shown = " ".join(str(v).lower() if isinstance(v, bool) else str(v) for v in values)
+    return f"{re.sub(r' ?[(]default: [^()]*[)]', '', description)} (default: {shown})"
 
 
 def _leaves(model: BaseModel) -> Iterator[tuple[str | None, str, FieldInfo, Any]]:
@@ -234,11 +237,11 @@ def _group(parser: argparse.ArgumentParser, title: str) -> Any:
 
 
 def _metavar(annotation: Any) -> str:
-    """What stands for a value in --help: the type's word, or the choices."""
+    """Return the placeholder of a value in --help: a word for its type, or the choices."""
     if typing.get_origin(annotation) is typing.Literal:
         return "|".join(typing.get_args(annotation))
     if inner := typing.get_args(annotation):  # X | None, tuple[X, ...], Annotated[X, ...]
-        return _metavar(inner[0])
+        return "FILE" if typing.get_origin(annotation) is dict else _metavar(inner[0])
     return {int: "N", float: "X", str: "NAME", Path: "PATH", bool: "true|false"}[annotation]
 
 

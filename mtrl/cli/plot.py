@@ -15,7 +15,7 @@ from mtrl.errors import UsageError
 
 
 class PlotConfig(Section):
-    """The options of mtrl-plot."""
+    """Options of mtrl-plot."""
 
     runs: tuple[Path, ...] = Field(
         description="Run folders. Runs that differ only in the seed count as one method; runs "
@@ -28,37 +28,37 @@ class PlotConfig(Section):
     score: typing.Literal["success_rate", "return"] | None = Field(
         default=None,
         description="Score to compare (default: success rate if every task has one, else return). "
-        "'success_rate' leaves out tasks without a success rate.",
+        "'success_rate' leaves out tasks that have none.",
     )
     x: typing.Literal["steps", "updates", "hours"] = Field(
-        default="steps", description="Horizontal axis of the learning curves."
+        default="steps", description="X-axis of the learning curves."
     )
     group_by: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
         description="Configuration fields that distinguish methods (default: all fields that "
-        "change an update, without the seed).",
+        "affect an update, except the seed).",
     )
     labels: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="Labels of methods, each as OLD=NEW: pcgrad=PCGrad. OLD is the default label, "
-        "the folder of a run, or a glob of run folders: 'runs/mt10_cpu_*=CPU'.",
+        description="New labels of methods, as OLD=NEW: pcgrad=PCGrad. OLD is the default label, "
+        "the folder of a run, or a glob that matches run folders: 'runs/mt10_cpu_*=CPU'.",
     )
     bootstrap: typing.Literal["stratified", "runs"] = Field(
         default="stratified",
         description="Bootstrap of the 95% intervals: 'stratified' resamples runs within each task "
-        "(Agarwal et al. 2021); 'runs' resamples whole runs, whose tasks share one policy.",
+        "(Agarwal et al. 2021); 'runs' resamples whole runs, because their tasks share a policy.",
     )
     cosine: Path | None = Field(
         default=None,
-        description="Run folder whose gradient conflicts to plot: cosines between the tasks' "
-        "gradients over training.",
+        description="Run folder whose gradient conflicts to plot: cosines between task gradients "
+        "over training.",
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command; return the exit code."""
     return run("mtrl-plot", _plot, arguments)
 
 
@@ -75,7 +75,7 @@ def _plot(arguments: Sequence[str] | None) -> int:
     add_flags(parser, PlotConfig(runs=(), out=Path()), leave_out=("runs", "out"))
     config = validate(PlotConfig, parser.parse(arguments))
     if not config.runs and config.cosine is None:
-        raise UsageError("runs: expected a run folder, or --cosine with one, got none")
+        raise UsageError("runs: expected a run folder, or --cosine with a run folder, got none")
     if config.out.exists() and not config.out.is_dir():
         raise UsageError(f"out: expected a folder, got the file {config.out}")
     labels = dict(_label(text) for text in config.labels or ())
@@ -103,7 +103,7 @@ def _plot(arguments: Sequence[str] | None) -> int:
         paths += comparison.save(config.out, config.formats)
     if conflicts is not None:
         paths += save(conflicts, config.out, config.formats)
-    if comparison is not None:  # last: who reads what is printed may stop reading
+    if comparison is not None:  # print last, because the reader may close the pipe
         for line in comparison.skipped:
             print(line, file=sys.stderr)
         print(comparison.table.markdown())

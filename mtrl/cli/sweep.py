@@ -1,4 +1,4 @@
-"""`mtrl-sweep`: many runs, on this machine or a cluster; how they go; what came out."""
+"""`mtrl-sweep`: run many trainings on this machine or a cluster, with status and report."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mtrl.training.place import quoted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command; return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["status"]:
         return run("mtrl-sweep status", _status, given[1:])
@@ -36,24 +36,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _status(arguments: Sequence[str] | None) -> int:
-    print(table(read(_folder("status", "how it goes", arguments))))
+    print(table(read(_folder("status", "Show the progress of a sweep.", arguments))))
     return 0
 
 
 def _report(arguments: Sequence[str] | None) -> int:
     from mtrl.sweep.report import write_report
 
-    path = write_report(_folder("report", "figures, table and report.html", arguments))
+    what = "Write figures, a table and report.html of a sweep."
+    path = write_report(_folder("report", what, arguments))
     if path is None:
-        raise UsageError("sweep: expected a run that has been evaluated, got none")
+        raise UsageError("sweep: expected a run with an evaluation, got none")
     print(path)
     return 0
 
 
 def _folder(command: str, what: str, arguments: Sequence[str] | None) -> SweepFolder:
-    parser = Parser(
-        prog=f"mtrl-sweep {command}", allow_abbrev=False, description=f"Of a sweep: {what}."
-    )
+    parser = Parser(prog=f"mtrl-sweep {command}", allow_abbrev=False, description=what)
     parser.add_argument("sweep", metavar="DIR", help="Folder of the sweep.")
     return SweepFolder(Path(parser.parse(arguments)["sweep"]).expanduser().absolute())
 
@@ -75,7 +74,7 @@ def _sweep(arguments: Sequence[str] | None) -> int:
             _write(sweep, [plan.entry for plan in planned], copies)
             jobs = _waiting(sweep, planned)
             done = sum(plan.is_done for plan in planned)
-            say(f"{len(planned)} runs in {sweep.folder.path}, {done} of them done already")
+            say(f"{len(planned)} runs in {sweep.folder.path}, {done} of them already done")
         else:
             jobs = _drawn(sweep, known)
         say(f"watch: tensorboard --logdir {quoted(sweep.folder.path / 'runs')}")
@@ -93,7 +92,7 @@ def _planned(
     drawn: Mapping[str, Any] | None = None,
     trial: int | None = None,
 ) -> tuple[list[Planned], dict[Path, str]]:
-    """The points, each of them checked, and the copies of files that they start from."""
+    """Return the checked points, and the copies of files that they start from."""
     found = points(sweep.plan, sweep.device, drawn)
     for point in found:
         if point.method not in known:
@@ -123,7 +122,7 @@ def _checked(point: Point, sweep: Sweep) -> Known:
 
 def _show(sweep: Sweep, planned: Sequence[Planned]) -> int:
     if sweep.options.search is not None:
-        raise UsageError("dry_run: expected a grid; a search decides on its points as it goes")
+        raise UsageError("dry_run: expected a grid, because a search chooses its points later")
     for plan in planned:
         note = "# done: " if plan.is_done else ""
         print(note + command_line(plan.entry.arguments))
@@ -143,7 +142,7 @@ def _waiting(sweep: Sweep, planned: Sequence[Planned]) -> Iterator[Job]:
 
 
 def _drawn(sweep: Sweep, known: dict[str, Known]) -> Iterator[Job]:
-    """The runs of a search, each point drawn when there is room for its first."""
+    """Yield the runs of a search; a point is drawn when there is room for its first run."""
     search = Search(sweep.folder, sweep.plan, sweep.options.goal)
     entries: list[Entry] = []
     for number in range(sweep.options.search or 0):
@@ -151,7 +150,7 @@ def _drawn(sweep: Sweep, known: dict[str, Known]) -> Iterator[Job]:
         try:
             planned, copies = _planned(sweep, known, drawn, number)
         except UsageError as error:
-            say(f"point {number} cannot be: {error}")
+            say(f"point {number} is invalid: {error}")
             search.failed(number)
             continue
         entries += [plan.entry for plan in planned]
@@ -166,7 +165,7 @@ def _backend(sweep: Sweep) -> Backend:
 
         if 0 < options.gpus_per_run < 1:
             several = int(1 / options.gpus_per_run)
-            say(f"{several} runs share a GPU, unprotected from each other in its memory")
+            say(f"{several} runs share a GPU; its memory is not divided between them")
         return RayBackend(
             sweep.folder,
             options.address,
@@ -178,14 +177,14 @@ def _backend(sweep: Sweep) -> Backend:
 
 
 def _submit(sweep: Sweep, names: Sequence[str]) -> int:
-    """Hand what is to be done to Slurm, but for what an earlier array has still before it."""
+    """Submit runs to Slurm, except those that are still queued from an earlier array."""
     from mtrl.sweep.on_slurm import submit, waiting
 
     entries = [entry for entry in sweep.folder.entries() if entry.name in set(names)]
     queued = waiting(sweep.folder, entries)
     entries = [entry for entry in entries if entry.name not in queued]
     if queued:
-        say(f"{len(queued)} runs are in the queue already")
+        say(f"{len(queued)} runs are already in the queue")
     if not entries:
         say("nothing to submit")
         return 0
@@ -197,14 +196,14 @@ def _submit(sweep: Sweep, names: Sequence[str]) -> int:
         at_a_time=sweep.at_a_time,
         retries=sweep.options.retries,
     )
-    say(f"submitted {len(entries)} runs as job {job}; scancel {job} ends them")
-    say(f"mtrl-sweep status {quoted(sweep.folder.path)} shows how they go")
-    say(f"mtrl-sweep report {quoted(sweep.folder.path)} what came out")
+    say(f"submitted {len(entries)} runs as job {job}; cancel them with: scancel {job}")
+    say(f"progress: mtrl-sweep status {quoted(sweep.folder.path)}")
+    say(f"results: mtrl-sweep report {quoted(sweep.folder.path)}")
     return 0
 
 
 def _end(sweep: Sweep, found: Summary) -> int:
-    """Say how it went, and write the report."""
+    """Print a summary, and write the report."""
     from mtrl.sweep.report import write_report
 
     best = []
@@ -218,7 +217,7 @@ def _end(sweep: Sweep, found: Summary) -> int:
     rows = read(sweep.folder)
     say(summary(rows))
     if found.signal is not None:
-        say("to continue: the same command")
+        say("to continue, run the same command again")
         return 128 + found.signal
     return 1 if any(row.what == "failed" for row in rows) or found.having("lost") else 0
 

@@ -1,4 +1,4 @@
-"""The options of `mtrl-sweep`, and what follows from them."""
+"""Options of `mtrl-sweep`, and the settings derived from them."""
 
 from __future__ import annotations
 
@@ -21,88 +21,91 @@ from mtrl.sweep.plan import TAKEN, Plan, words
 from mtrl.sweep.rules import Halving, Rules, Threshold
 
 CORES = 2
-"""Of a run that nobody says more about: one for the learner, one for a simulator."""
+"""Default cores of a run on a cluster: one for the learner, one for a simulator."""
 
 
 class SweepConfig(Section):
-    """The options of mtrl-sweep, beside the fields of a run."""
+    """Options of mtrl-sweep, in addition to the fields of a run."""
 
-    out: Path = Field(description="Folder of the sweep, which goes on with what is in it.")
+    out: Path = Field(description="Folder of the sweep; an existing sweep is continued.")
     backend: Literal["local", "ray", "slurm"] = Field(
-        default="local", description="Where runs are made: this machine, or a cluster."
+        default="local", description="Where to run: this machine, or a cluster."
     )
     max_parallel: int | None = Field(
         default=None,
         gt=0,
         le=MAX_PROCESSES,
-        description="Runs at a time (default: local: one for every cpus_per_run cores; ray, slurm: "
-        "as many as find room).",
+        description="Maximum number of parallel runs (default: local: one per cpus_per_run cores; "
+        "ray, slurm: as many as fit).",
     )
     cpus_per_run: int | None = Field(
         default=None,
         gt=0,
         le=MAX_PROCESSES,
-        description="Cores of a run, which has as many threads and simulator processes (default: "
-        "local: its share of the machine's; slurm: what the template asks for; else 2).",
+        description="CPU cores per run, which are also its numbers of threads and simulator "
+        "processes (default: local: its share of the machine; slurm: as in the template; else 2).",
     )
     gpus_per_run: float = Field(
         default=0.0,
         ge=0,
-        description="ray: GPUs of a run; below 1, several share one, unprotected from each other "
-        "in its memory.",
+        description="ray: GPUs per run; below 1, several runs share a GPU, whose memory is not "
+        "divided between them.",
     )
     address: str | None = Field(
         default=None,
-        description="ray: a running cluster, 'auto' or host:port (default: one of this machine "
-        "alone, for as long as the sweep).",
+        description="ray: address of a running cluster, 'auto' or host:port (default: a temporary "
+        "one on this machine).",
     )
     template: Path | None = Field(
-        default=None, description="slurm: a batch script with {command} where the run goes."
+        default=None, description="slurm: batch script with {command} in place of the run."
     )
     retries: int = Field(
         default=1,
         ge=0,
-        description="How often a run that fails is tried again, from its newest checkpoint.",
+        description="Number of times a failed run is retried from its latest checkpoint.",
     )
     stop_when: tuple[str, ...] = Field(
         default=(),
-        description="End a run early: 'eval/success_rate/mean < 0.2 at 500000'. Biases the table.",
+        description="Rules that stop a run early: 'eval/success_rate/mean < 0.2 at 500000'. They "
+        "bias the table.",
     )
     halve_on: str | None = Field(
         default=None,
-        description="Successive halving on this value, such as eval/success_rate/mean (needs "
-        "Optuna). Biases the table.",
+        description="Use successive halving on this tag, such as eval/success_rate/mean (needs "
+        "Optuna). It biases the table.",
     )
     halve_from: int | None = Field(
         default=None, gt=0, description="First halving [environment steps over all tasks]."
     )
-    halve_by: int = Field(default=3, gt=1, description="One run of so many goes on.")
+    halve_by: int = Field(
+        default=3, gt=1, description="Reduction factor: one in this many runs continues."
+    )
     search: int | None = Field(
         default=None,
         gt=0,
-        description="Draw so many points from the file's `search` (needs Optuna), each with every "
-        "seed.",
+        description="Number of points to draw from `search` in the file (needs Optuna), each with "
+        "every seed.",
     )
     goal: str = Field(
         default="eval/success_rate/mean",
-        description="What a search is to make large: the mean over seeds of its last value.",
+        description="Tag that a search maximises: the mean over seeds of its last value.",
     )
-    dry_run: bool = Field(default=False, description="Print the command lines, and end.")
+    dry_run: bool = Field(default=False, description="Print the command lines, and exit.")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a command line asks for.
+    """A parsed command line.
 
     Attributes:
-        options: How it is done.
-        plan: What is run.
-        folder: Where.
-        rules: That may end runs early.
-        device: `cpu` or `cuda`, unless the plan says it.
-        cores: Of each run.
-        at_a_time: Runs at a time; None for as many as there is room for.
-        batch: The template's text.
+        options: Options of the sweep.
+        plan: Runs of the sweep.
+        folder: Folder of the sweep.
+        rules: Rules that may stop runs early.
+        device: `cpu` or `cuda`, unless the plan sets it.
+        cores: CPU cores per run.
+        at_a_time: Maximum number of parallel runs; None for as many as fit.
+        batch: Text of the template.
     """
 
     options: SweepConfig
@@ -119,14 +122,14 @@ def parse(arguments: Sequence[str] | None) -> Sweep:
     """Read a command line, and the file it names.
 
     Raises:
-        UsageError: if something is unknown, does not fit, or does not belong together.
+        UsageError: If an option is unknown, invalid, or inconsistent with others.
     """
     parser = Parser(
         prog="mtrl-sweep",
         allow_abbrev=False,
-        description="Make many training runs: every combination of the values that flags or a YAML "
-        "file give to fields of mtrl-train. The same command again goes on where it was stopped. "
-        "`mtrl-sweep status DIR` shows how it goes, `mtrl-sweep report DIR` what came out so far.",
+        description="Run many trainings: every combination of the values that flags or a YAML file "
+        "give to fields of mtrl-train. Running the same command again continues the sweep. "
+        "`mtrl-sweep status DIR` shows its progress, `mtrl-sweep report DIR` its results so far.",
     )
     parser.add_argument("grid", metavar="FILE", nargs="?", help="YAML file; flags override it.")
     parser.add_argument(
@@ -139,7 +142,9 @@ def parse(arguments: Sequence[str] | None) -> Sweep:
     own = SweepConfig(out=Path())
     add_flags(parser, own, leave_out=("out",))
     axes = parser.add_argument_group("fields of mtrl-train", "each with one or several values")
-    axes.add_argument("--config", nargs="+", metavar="NAME|FILE", help="What runs start from.")
+    axes.add_argument(
+        "--config", nargs="+", metavar="NAME|FILE", help="Presets or files that runs start from."
+    )
     axes.add_argument("--seeds", nargs="+", metavar="N", help="Seeds of every point.")
     add_flags(parser, TrainConfig(), leave_out=tuple(TAKEN), several=True)
     given = parser.parse(arguments)
@@ -156,7 +161,7 @@ def parse(arguments: Sequence[str] | None) -> Sweep:
 
 
 def _settled(options: SweepConfig, plan: Plan) -> Sweep:
-    """Check what belongs together, and find cores and device."""
+    """Check that options are consistent, and determine cores and device."""
     for flag, backend in (("address", "ray"), ("gpus_per_run", "ray"), ("template", "slurm")):
         if getattr(options, flag) and options.backend != backend:
             raise UsageError(f"{flag}: expected --backend {backend} with it, got {options.backend}")
@@ -167,7 +172,7 @@ def _settled(options: SweepConfig, plan: Plan) -> Sweep:
         got, missing = (other, one) if plan.search else (one, other)
         raise UsageError(f"search: expected {missing} with {got}, got none")
     if plan.search and options.backend == "ray" and options.max_parallel is None:
-        reason = "expected with --search on ray, where points are drawn as there is room, got none"
+        reason = "expected with --search on ray, which draws points as resources allow, got none"
         raise UsageError(f"max_parallel: {reason}")
     if (options.halve_on is None) != (options.halve_from is None):
         raise UsageError("halve_on: expected --halve-on and --halve-from together, got one")
@@ -200,14 +205,14 @@ def _template(path: Path) -> str:
         raise UsageError(f"template: cannot read {path}: {one_line(error)}") from None
     if text.count("{command}") != 1:
         raise UsageError(
-            "template: expected {command} once, where the run goes, got it "
+            "template: expected {command} once, in place of the run, got it "
             f"{text.count('{command}')} times in {path}"
         )
     return text
 
 
 def _asked(batch: str) -> str:
-    """A batch script's #SBATCH lines."""
+    """Return the #SBATCH lines of a batch script."""
     return "\n".join(line for line in batch.splitlines() if line.startswith("#SBATCH"))
 
 
@@ -218,13 +223,13 @@ def _device(options: SweepConfig, plan: Plan, batch: str) -> str:
         return "cuda" if options.gpus_per_run else "cpu"
     if options.backend == "slurm":
         return "cuda" if re.search(r"--(gres=\S*gpu|gpus)", _asked(batch)) else "cpu"
-    from mtrl.devices import resolve_device  # brings PyTorch
+    from mtrl.devices import resolve_device  # imports PyTorch
 
     return resolve_device("auto").type
 
 
 def _sizes(options: SweepConfig, device: str, batch: str) -> tuple[int, int | None]:
-    """Cores of each run, and runs at a time."""
+    """Return the cores per run, and the number of parallel runs."""
     each, at_a_time = options.cpus_per_run, options.max_parallel
     if options.backend != "local":
         found = re.search(r"(?:--cpus-per-task[= ]|-c ?)(\d+)", _asked(batch))
@@ -234,7 +239,7 @@ def _sizes(options: SweepConfig, device: str, batch: str) -> tuple[int, int | No
         at_a_time = 1 if device == "cuda" else max(1, here // (each or CORES))
     if at_a_time > here:
         raise UsageError(
-            f"max_parallel: expected at most the {here} cores of here, got {at_a_time}"
+            f"max_parallel: expected at most the {here} cores of this machine, got {at_a_time}"
         )
     fits = here // at_a_time
     if each is not None and each > fits:

@@ -1,4 +1,4 @@
-"""`mtrl-train`: train a policy, or continue a run."""
+"""`mtrl-train`: train a policy, or resume a run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command; return the exit code."""
     return run("mtrl-train", _train, arguments)
 
 
 def _train(arguments: Sequence[str] | None) -> int:
-    # These come first: they decide on the configuration that --help shows and flags change.
+    # Parse these first: they select the configuration that --help shows and flags change.
     first = Parser(add_help=False, allow_abbrev=False)
     for flag in ("--config", "--benchmark", "--device"):
         first.add_argument(flag)
@@ -39,9 +39,9 @@ def _train(arguments: Sequence[str] | None) -> int:
         prog="mtrl-train",
         allow_abbrev=False,
         description="Train one policy on many Meta-World tasks. Timesteps are environment steps "
-        "over all tasks together. Without --config, MT10 and MT50 start from the best preset for "
-        "the device, and other tasks from the published protocol. Defaults below are those of "
-        f"{shown.name or 'the published protocol'}.",
+        "summed over all tasks. Without --config, MT10 and MT50 use the best preset for the "
+        "device, and other tasks use the recipe. The defaults below are those of "
+        f"{shown.name}.",
     )
     parser.add_argument(
         "--config",
@@ -51,14 +51,14 @@ def _train(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "--resume",
         metavar="RUN_DIR",
-        help="Continue this run from its newest checkpoint with its own configuration. Only "
-        "--total-timesteps, --max-runtime and --max-restarts may be changed; --benchmark says "
-        "where custom tasks are, if they have moved.",
+        help="Resume this run from its latest checkpoint with its own configuration. Only "
+        "--total-timesteps, --max-runtime and --max-restarts may be changed; --benchmark gives "
+        "the new location of custom tasks that have moved.",
     )
     parser.add_argument(
         "--resume-if-exists",
         action="store_true",
-        help="Continue the run in --run-dir if there is one, else start it: one command for jobs "
+        help="Resume the run in --run-dir if it exists, else start it: a single command for jobs "
         "that a scheduler requeues.",
     )
     add_flags(parser, shown.config)
@@ -69,34 +69,39 @@ def _train(arguments: Sequence[str] | None) -> int:
         return _exit_code(_resume(Path(resumed), given, chosen.config or may_exist))
     config, _ = presets.override(shown.config, given)
     if not may_exist:
-        with suppress(OSError):  # no name that a folder could have; it cannot be made, either
+        with suppress(OSError):  # not a valid name; creating the folder reports it
             expect_new(config.run_dir)
     benchmark = check_names(config)
     if chosen.config is not None or config.device != "auto":
-        check_plan(config, benchmark)  # else it is the device that decides on the preset
+        check_plan(config, benchmark)  # otherwise the preset depends on the device
 
     from mtrl.devices import resolve_device
     from mtrl.training.run import train
 
     found = _start(chosen, resolve_device(config.device).type)
     config, lines = presets.override(found.config, given)
+    if config.transfer.init_from is not None:
+        from mtrl.sac.transfer import adopted
+
+        config, _, replaced = adopted(config, insisted=given)
+        lines += replaced
     note = "\n".join([found.line(config), *lines])
     return _exit_code(train(config, note=note, resume_if_exists=may_exist))
 
 
 def _resume(run_dir: Path, given: dict[str, Any], other: Any) -> Outcome:
-    """Continue a run; `other` is a flag without a field that was given, if any."""
+    """Resume a run; `other` is truthy if a flag that is not a field was given."""
     others = sorted(given.keys() - {*MAY_CHANGE, "benchmark"})
     if others or other:
         flag = others[0] if others else "resume_if_exists" if other is True else "config"
         raise UsageError(
-            "resume: expected no flag but --total-timesteps, --max-runtime, --max-restarts and "
-            f"--benchmark beside it, got {flag_of(flag)}"
+            "resume: expected only --total-timesteps, --max-runtime, --max-restarts and "
+            f"--benchmark with it, got {flag_of(flag)}"
         )
     config = validate(TrainConfig, given)
     from mtrl.training.run import resume
 
-    # Where custom tasks are to be found now, if it is not where the run had them from.
+    # The new location of custom tasks, if they have moved since the run started.
     benchmark = check_names(config) if "benchmark" in given else None
     changes = {name: config.flat()[name] for name in MAY_CHANGE if name in given}
     return resume(run_dir, **changes, benchmark=benchmark)
@@ -107,7 +112,7 @@ def _exit_code(outcome: Outcome) -> int:
 
 
 def _start(chosen: Namespace, device: str) -> presets.Start:
-    """The configuration that the flags change."""
+    """Return the configuration that the flags change."""
     if chosen.config is not None:
         return presets.named(chosen.config)
     benchmark = chosen.benchmark or TrainConfig().benchmark

@@ -1,6 +1,6 @@
-"""The section of a configuration about the simulator. Every field states its unit.
+"""Configuration section for the simulator. Every field states its unit.
 
-Imports neither torch nor MuJoCo, so that `--help` answers at once.
+This module imports neither torch nor MuJoCo, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from pydantic import Field
 from mtrl.config.section import Section
 
 MAX_COPIES = 10_000
-"""Bound of environments per task; more can only be a slip."""
+"""Upper bound of environments per task; more can only be a typo."""
 
 MAX_PROCESSES = 1_024
-"""Bound of processes or threads, beyond the cores of any machine."""
+"""Upper bound of processes or threads, more than the cores of any machine."""
 
 
 class EnvironmentConfig(Section):
-    """The simulator."""
+    """Configuration of the simulator."""
 
     horizon: int | None = Field(
         default=None,
         gt=0,
-        description="Episode length at which an episode is truncated [environment steps] "
-        "(default: 500, Meta-World's limit; custom environments end their episodes themselves).",
+        description="Length at which an episode is truncated [environment steps] (default: 500, "
+        "Meta-World's limit; none for custom environments).",
     )
     simulator: Literal["auto", "metaworld", "envpool"] = Field(
         default="auto",
@@ -41,18 +41,18 @@ class EnvironmentConfig(Section):
         default=1,
         gt=0,
         le=MAX_COPIES,
-        description="Environments of each task, stepped in parallel; they share the task's goals.",
+        description="Number of environments per task, stepped in parallel; they share its goals.",
     )
     workers: int | None = Field(
         default=None,
         gt=0,
         le=MAX_PROCESSES,
-        description="Simulator processes (default: one per processor core, at most one per "
-        "environment). Results do not depend on their number.",
+        description="Number of simulator processes (default: one per CPU core, at most one per "
+        "environment). It does not affect results.",
     )
     max_restarts: int = Field(
         default=10,
         ge=0,
-        description="Failures of simulator processes (crash, hang, NaN) to recover from before the "
-        "run stops.",
+        description="Maximum number of failed simulator processes (crash, hang, NaN) to replace "
+        "before the run stops.",
     )

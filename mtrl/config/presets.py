@@ -1,6 +1,6 @@
-"""The configurations that come with the package, and which of them a command starts from.
+"""Presets, the configurations that come with the package, and the choice of a default one.
 
-Their files are in `presets/`; `configs/` at the top of a checkout links there.
+Their files are in `presets/`; `configs/` at the top of a checkout is a link to it.
 """
 
 from __future__ import annotations
@@ -9,28 +9,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mtrl.config.base import PRESETS, SPECIFIC
 from mtrl.config.section import leaves
 from mtrl.config.train import TrainConfig, shown
 from mtrl.errors import UsageError, unknown
 
-FOLDER = Path(__file__).parent / "presets"
-
 EXPECTED = {
     "quickstart": "about ten minutes on two CPU cores",
+    "recipe_cpu": "on two CPU cores some eight minutes for each task of Meta-World's",
+    "recipe_gpu": "for a GPU; not timed yet",
+    "plain": "for a GPU; not timed yet",
     "mt10_cpu": "little more than an hour on two CPU cores",
-    "mt50_cpu": "some seven hours on two CPU cores, by the time of an update; not yet run whole",
+    "mt50_cpu": "about seven hours on two CPU cores, estimated by the time of an update; not yet "
+    "run to its end",
     "mt10": "for a GPU; not timed yet",
     "mt50": "for a GPU; not timed yet",
     "mt10_plain": "for a GPU; not timed yet",
     "mt50_plain": "for a GPU; not timed yet",
 }
-"""How long a run takes, where it has been measured."""
+"""Time a run takes, if it has been measured."""
 
 
 SAME_TIME = frozenset(
     "seed device run_dir imports surgery max_runtime max_restarts checkpoint_every".split()
 )
-"""Fields that hardly change how long a run takes."""
+"""Fields that hardly change the time a run takes."""
 
 
 BEST = {
@@ -39,45 +42,40 @@ BEST = {
     ("mt50", "cpu"): "mt50_cpu",
     ("mt50", "cuda"): "mt50",
 }
-"""The best preset known for a benchmark on a device."""
+"""Best known preset for a benchmark on a device."""
+
+RECIPE = {"cpu": "recipe_cpu", "cuda": "recipe_gpu"}
+"""Preset for any other set of tasks, by device."""
 
 
 class Start(NamedTuple):
-    """The configuration that a command line's flags change.
+    """Configuration that the flags of a command line change.
 
     Attributes:
-        name: Of the preset or file; None for the defaults, those of the published protocol.
-        config: Its values.
+        name: Name of the preset or file.
+        config: Configuration.
     """
 
-    name: str | None
+    name: str
     config: TrainConfig
 
     def line(self, changed: TrainConfig) -> str:
-        """One line with its name, and the time a run takes unless `changed` takes another."""
+        """Return a line with the name, and the expected time if `changed` should not alter it."""
         before, after = self.config.flat(), changed.flat()
         is_as_timed = all(after[name] == before[name] for name in before.keys() - SAME_TIME)
-        expected = EXPECTED.get(self.name or "")
+        expected = EXPECTED.get(self.name)
         shown = f" ({expected})" if expected and is_as_timed else ""
-        return f"configuration: {self.name or 'defaults'}{shown}"
-
-
-SPECIFIC = {
-    "benchmark": ("tasks",),
-    "hidden_sizes": ("actor_hidden_sizes", "critic_hidden_sizes"),
-    "surgery": ("actor_surgery", "critic_surgery"),
-}
-"""Fields that take precedence over a more general one."""
+        return f"configuration: {self.name}{shown}"
 
 
 def preset(name: str, **changes: Any) -> TrainConfig:
-    """A configuration of `presets/`, with other values for some of its fields.
+    """Load a preset, with other values for some of its fields.
 
-    A change also resets the preset's more specific fields: with `hidden_sizes=(256, 256)`, actor
-    and critics have these widths even if the preset gives the actor others.
+    A change also resets more specific fields of the preset: with `hidden_sizes=(256, 256)`, actor
+    and critics have these widths even if the preset sets others for the actor.
 
     Args:
-        name: Of the preset.
+        name: Name of the preset.
         changes: Fields by name, with or without their section.
 
     Example:
@@ -87,18 +85,18 @@ def preset(name: str, **changes: Any) -> TrainConfig:
         'pcgrad'
 
     Raises:
-        UsageError: if there is no such preset or field, or a value does not fit.
+        UsageError: If there is no such preset or field, or a value is invalid.
     """
     if name not in EXPECTED:
         raise UsageError(unknown("config", name, [*EXPECTED, "a file that ends in .yaml"]))
-    return override(TrainConfig.from_yaml(FOLDER / f"{name}.yaml"), changes)[0]
+    return override(TrainConfig.from_yaml(PRESETS / f"{name}.yaml"), changes)[0]
 
 
 def override(config: TrainConfig, changes: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
-    """`config` with `changes`, and a line for each field that they reset.
+    """Apply `changes` to `config`; return it with a line for each field that they reset.
 
-    A field of `config` that takes precedence over a changed one, and is not changed itself, would
-    silently undo the change; it returns to its default.
+    A field that takes precedence over a changed one, and is not changed itself, would silently undo
+    the change. It is therefore reset to its default.
     """
     flat, changes, lines = config.flat(), leaves(config, changes), []
     reset: dict[str, None] = {}
@@ -112,10 +110,10 @@ def override(config: TrainConfig, changes: Mapping[str, Any]) -> tuple[TrainConf
 
 
 def named(text: str) -> Start:
-    """A preset by its name, or a file by its path.
+    """Load a preset by its name, or a file by its path.
 
     Raises:
-        UsageError: if there is neither, or the file cannot be read.
+        UsageError: If there is neither, or the file cannot be read.
     """
     path = Path(text).expanduser()
     is_file = path.suffix in (".yaml", ".yml") or path.exists()
@@ -123,11 +121,11 @@ def named(text: str) -> Start:
 
 
 def best(benchmark: str | None, device: str) -> Start:
-    """The configuration of a run that names none.
+    """Return the default configuration for a benchmark and device.
 
     Args:
-        benchmark: Its name; None for tasks chosen one by one.
+        benchmark: Name of the benchmark; None for a list of tasks.
         device: `cpu` or `cuda`.
     """
-    name = BEST.get((benchmark or "", device))
-    return Start(name, TrainConfig() if name is None else preset(name))
+    name = BEST.get((benchmark or "", device), RECIPE[device])
+    return Start(name, preset(name))

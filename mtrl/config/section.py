@@ -1,6 +1,6 @@
-"""Validated sections, of which a configuration is made.
+"""Base class of the validated sections of a configuration.
 
-Imports neither torch nor MuJoCo, so that `--help` answers at once.
+This module imports neither torch nor MuJoCo, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _PLAIN = {
     "tuple_type": "input should be a list of values",
     "model_type": "input should be a mapping from fields to values",
 }
-"""Pydantic's errors that speak of Python's types, in the words of YAML."""
+"""Replacements in terms of YAML for pydantic's messages about Python types."""
 
 
 class Section(BaseModel):
-    """Common behaviour of every part of the tree: immutable, no unknown keys."""
+    """Base class of every part of the configuration: immutable, without unknown keys."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
@@ -54,29 +54,29 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Take `1e6` for an integer, which pydantic does not, and no truth value, which it does.
+        """Accept `1e6` as an integer, which pydantic does not, and no bool, which it does.
 
-        And `default`, which a command line has no other word for, for no value.
+        Accept `default` as None, which a command line cannot write otherwise.
         """
         kinds = leaf_types(cls.model_fields[str(info.field_name)].annotation)
         if type(None) in kinds and Path not in kinds and value in (DEFAULT, [DEFAULT], (DEFAULT,)):
             return None
         if isinstance(value, list | tuple):
-            return type(value)(_read_number(part, kinds) for part in value)
-        return _read_number(value, kinds)
+            return type(value)(read_number(part, kinds) for part in value)
+        return read_number(value, kinds)
 
     def model_copy(
         self: AnySection, *, update: Mapping[str, Any] | None = None, deep: bool = False
     ) -> AnySection:
-        """A copy with some fields replaced, by pydantic's name but validated.
+        """Return a copy with some fields replaced; unlike pydantic's method, this validates them.
 
         Args:
-            update: New values; a field of a section within may be named without it. A section as
-                a dict changes the fields in it, as an object all of them.
-            deep: As pydantic's.
+            update: New values; fields of nested sections may be given without their section. A
+                section given as a dict changes only the fields in it; as an object, all of them.
+            deep: See pydantic.
 
         Raises:
-            UsageError: if a name is unknown or a value does not fit.
+            UsageError: If a name is unknown or a value is invalid.
         """
         if not update:
             return super().model_copy(deep=deep)
@@ -84,23 +84,23 @@ class Section(BaseModel):
 
 
 def leaves(section: Section, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes` with the fields of each section that is given as a dict in its place.
+    """Flatten `changes`: replace each section given as a dict by its fields.
 
     Raises:
-        UsageError: if a field is given twice, alone and in its section.
+        UsageError: If a field is given twice, on its own and in its section.
     """
     found: dict[str, Any] = {}
     for name, value in changes.items():
         inside = isinstance(value, Mapping) and isinstance(getattr(section, name, None), Section)
         for leaf, new in value.items() if inside else [(name, value)]:
             if leaf in found:
-                raise UsageError(f"{leaf}: expected one value, got it twice")
+                raise UsageError(f"{leaf}: expected one value, got two")
             found[leaf] = new
     return found
 
 
 def merged(section: Section, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of `section` with `changes`, whose leaves may be named without their sections."""
+    """Return the tree of `section` with `changes`, whose leaves may be given without sections."""
     tree, changes = section.model_dump(), leaves(section, changes)
     homes = {leaf: name for name in tree if isinstance(tree[name], dict) for leaf in tree[name]}
     for name, value in changes.items():
@@ -113,13 +113,14 @@ def merged(section: Section, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def leaf_types(annotation: Any) -> set[type]:
-    """The types in an annotation such as `tuple[int, ...] | None`."""
+    """Return the types in an annotation such as `tuple[int, ...] | None`."""
     if arguments := typing.get_args(annotation):
         return set().union(*map(leaf_types, arguments))
     return {annotation} if isinstance(annotation, type) else set()
 
 
-def _read_number(value: Any, kinds: set[type]) -> Any:
+def read_number(value: Any, kinds: set[type]) -> Any:
+    """Turn text such as `1e6` into an integer, if `kinds` have one; leave other values alone."""
     if bool in kinds or not kinds & {int, float}:
         return value
     if isinstance(value, bool):
@@ -131,15 +132,16 @@ def _read_number(value: Any, kinds: set[type]) -> Any:
 
 
 def validate(model: type[Model], tree: Any, source: str = "") -> Model:
-    """Build `model` from plain values, turning the first error into one line that names the field.
+    """Build `model` from plain values, with one-line errors that name the field.
 
     Raises:
-        UsageError: if a key is unknown (the nearest one is named) or a value does not fit.
+        UsageError: If a key is unknown (the message suggests the nearest one) or a value is
+            invalid.
     """
     try:
         return model.model_validate(tree)
     except RecursionError:
-        raise UsageError(f"{source}expected values, got values within values without end") from None
+        raise UsageError(f"{source}expected plain values, got endlessly nested ones") from None
     except ValidationError as error:
         first = error.errors()[0]
         path = [str(part) for part in first["loc"] if not isinstance(part, int)]
@@ -148,7 +150,7 @@ def validate(model: type[Model], tree: Any, source: str = "") -> Model:
             for part in path[:-1]:
                 section = section.model_fields[part].annotation
             names = list(section.model_fields)
-            for field in section.model_fields.values():  # of the sections within, too
+            for field in section.model_fields.values():  # include nested sections
                 names += getattr(field.annotation, "model_fields", ())
             raise UsageError(source + unknown("key", path[-1], names)) from None
         name = ".".join(path) or "the file"
@@ -158,7 +160,7 @@ def validate(model: type[Model], tree: Any, source: str = "") -> Model:
 
 
 def _shown(value: Any) -> str:
-    """Short, whatever is in it: a few aliases in YAML can stand for a billion values."""
+    """Shorten any value for display: a few aliases in YAML can expand to a billion values."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 200
     short.maxlevel = 3
@@ -167,11 +169,11 @@ def _shown(value: Any) -> str:
 
 
 def expect_writable(field: str, path: Path | None, is_folder: bool = False) -> None:
-    """Refuse a place for a result that could not be written to; None is no result.
+    """Check that a result can be written to a path; None means no result.
 
     Args:
-        field: What asked for it.
-        path: A file, which may exist; with `is_folder` a folder, likewise.
+        field: Name of the option, for the message.
+        path: File, which may exist; with `is_folder` a folder, likewise.
 
     Raises:
         UsageError: `<field>: expected …, got …`.
@@ -188,6 +190,6 @@ def expect_writable(field: str, path: Path | None, is_folder: bool = False) -> N
         tempfile.TemporaryFile(dir=into).close()
     except UsageError:
         raise
-    except (OSError, ValueError) as error:  # no such disk, or no name that a file could have
+    except (OSError, ValueError) as error:  # not writable, or not a valid name
         reason = f"expected a {kind} that can be written, got {str(path)!r} ({one_line(error)})"
         raise UsageError(f"{field}: {reason}") from None

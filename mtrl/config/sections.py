@@ -1,6 +1,6 @@
-"""The sections of a configuration that learn: networks and learner. Every field states its unit.
+"""Configuration sections for networks and learner. Every field states its unit.
 
-Imports neither torch nor MuJoCo, so that `--help` answers at once.
+This module imports neither torch nor MuJoCo, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -10,31 +10,36 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
+from mtrl.config.rates import Nats, total
 from mtrl.config.section import Section
 
 
 class AgentConfig(Section):
-    """The networks: a trunk the tasks share, and parameters of each task."""
+    """Configuration of the networks: a shared trunk and parameters of each task."""
 
     heads: Literal["multi", "single"] = Field(
         default="multi",
         description="'multi': one linear head per task; 'single': one head for all tasks, which "
-        "the task one-hot in the input tells apart.",
+        "are distinguished by the task one-hot in the input.",
     )
     trunk: str = Field(
         default="mlp",
         description="Architecture of the trunk: 'mlp', 'residual', 'film', 'soft-modules', "
-        "'moore', 'care', 'paco'; a name that a module of 'imports' registers; or "
+        "'moore', 'care', 'paco'; a name that a module in 'imports' registers; or "
         "'package.module:name', a torch.nn.Module from observations to features. Options follow "
         "in brackets: 'moore(experts=4)'.",
     )
-    actor_trunk: str | None = Field(default=None, description="The actor's (default: trunk).")
-    critic_trunk: str | None = Field(default=None, description="The critics' (default: trunk).")
+    actor_trunk: str | None = Field(
+        default=None, description="Architecture of the actor's trunk (default: trunk)."
+    )
+    critic_trunk: str | None = Field(
+        default=None, description="Architecture of the critics' trunks (default: trunk)."
+    )
     hidden_sizes: tuple[PositiveInt, ...] = Field(
         default=(400, 400, 400),
         min_length=1,
-        description="Widths of the trunk's layers; of a residual trunk, of its first layer and its "
-        "blocks [units].",
+        description="Widths of the trunk's layers [units]; for a residual trunk, of its first "
+        "layer and each block.",
     )
     actor_hidden_sizes: tuple[PositiveInt, ...] | None = Field(
         default=None,
@@ -68,8 +73,8 @@ class AgentConfig(Section):
     value_limit: float = Field(
         default=10.0,
         gt=0,
-        description="Largest value a categorical critic represents; its bins cover -value_limit to "
-        "value_limit [scaled return].",
+        description="Largest value that a categorical critic can represent; its bins cover "
+        "-value_limit to value_limit [scaled return].",
     )
     initial_temperature: float = Field(
         default=1.0,
@@ -83,21 +88,22 @@ class AgentConfig(Section):
             trunk = getattr(self, name.replace("hidden_sizes", "trunk")) or self.trunk
             if trunk == "residual" and len(set(getattr(self, name) or (1,))) > 1:
                 raise PydanticCustomError(
-                    "widths", f"{name}: expected one width throughout a residual trunk"
+                    "widths", f"{name}: expected equal widths for a residual trunk"
                 )
         return self
 
 
 class LearnerConfig(Section):
-    """One SAC update."""
+    """Configuration of the SAC update."""
 
     surgery: str = Field(
         default="none",
         description="Method that combines the tasks' gradients on the trunk: 'none' (their mean), "
-        "'pcgrad', 'rotograd' or another of the README's table; a name that a module of 'imports' "
-        "or an installed package's entry point registers; 'torchjd:NAME'; or "
-        "'package.module:name', a Surgery class or a function from Gramian to weights. Options "
-        "follow in brackets: 'cagrad(c=0.4)'.",
+        "'pcgrad', 'rotograd', 'rotograd-scale', 'rotograd-rotate', 'cagrad', 'mgda', 'imtl-g', "
+        "'aligned-mtl', 'fairgrad', 'gradnorm', 'famo'; a name that a module in 'imports' or the "
+        "entry point of an installed package registers; 'torchjd:NAME'; or 'package.module:name', "
+        "a Surgery class or a function from Gramian to weights. Options follow in brackets: "
+        "'cagrad(c=0.4)'.",
     )
     actor_surgery: str | None = Field(
         default=None, description="Method for the actor (default: surgery)."
@@ -115,7 +121,7 @@ class LearnerConfig(Section):
         gt=0,
         le=1,
         description="RotoGrad: decay of the rotations' learning rate [factor per update]; below 1, "
-        "rotations settle before the networks do.",
+        "rotations converge before the networks.",
     )
     rotation_size: int | None = Field(
         default=None, gt=1, description="RotoGrad: number of features to rotate (default: all)."
@@ -127,7 +133,7 @@ class LearnerConfig(Section):
     )
     gradient_engine: Literal["auto", "jacobian", "factored"] = Field(
         default="auto",
-        description="How the Gramian is computed: 'jacobian' forms every task's gradient; "
+        description="How to compute the Gramian: 'jacobian' forms every task's gradient; "
         "'factored' forms none and needs less memory for wide trunks; 'auto' chooses by width.",
     )
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
@@ -143,8 +149,8 @@ class LearnerConfig(Section):
     )
     compile: bool = Field(
         default=False,
-        description="On CUDA, fuse an update's small operations by torch.compile, which takes a "
-        "minute at the start; without effect on a CPU, where updates took a quarter longer.",
+        description="On CUDA, fuse small operations of an update with torch.compile, which takes a "
+        "minute at the start; no effect on a CPU, where updates took a quarter longer.",
     )
     batch_size: int = Field(
         default=128, gt=0, description="Batch size of an update [transitions per task]."
@@ -154,10 +160,17 @@ class LearnerConfig(Section):
         gt=0,
         description="Capacity of the replay buffer [transitions per task].",
     )
+    demonstration_share: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="Share of each batch that is sampled from demonstrations, for tasks that have "
+        "any [fraction].",
+    )
     gradient_steps: int = Field(
         default=1,
         gt=0,
-        description="Updates per vector step; one vector step is one step of every environment.",
+        description="Updates per vector step, which is one step of every environment.",
     )
     learning_rate: float = Field(
         default=3e-4, gt=0, description="Adam's learning rate for actor, critics and temperatures."
@@ -165,19 +178,21 @@ class LearnerConfig(Section):
     final_learning_rate: float | None = Field(
         default=None,
         ge=0,
-        description="Learning rate at the run's end, reached by linear decay (default: no decay).",
+        description="Learning rate at the end of the run, reached by linear decay (default: no "
+        "decay).",
     )
     adam_epsilon: float = Field(default=1e-5, gt=0, description="Adam's epsilon.")
     weight_decay: float = Field(
         default=0.0,
         ge=0,
-        description="AdamW's weight decay; an update multiplies each weight by "
+        description="Weight decay of AdamW; an update multiplies each weight by "
         "1 - learning_rate * weight_decay.",
     )
     max_grad_norm: float = Field(
         default=1.0,
         ge=0,
-        description="Largest norm of a network's gradient, clipped after surgery; 0: no clipping.",
+        description="Maximum norm of each network's gradient, clipped after surgery; 0: no "
+        "clipping.",
     )
     gamma: float = Field(
         default=0.99, ge=0, le=1, description="Discount factor [per environment step]."
@@ -185,20 +200,20 @@ class LearnerConfig(Section):
     tau: float = Field(
         default=0.005, gt=0, le=1, description="Polyak coefficient of target critics [per update]."
     )
-    target_entropy: float | None = Field(
+    target_entropy: Nats | None = Field(
         default=None,
-        description="Target entropy of each task's temperature [nats] (default: minus the number "
-        "of action dimensions).",
+        description="Target entropy of each task's temperature [nats, or X/action for each action "
+        "dimension] (default: -1/action).",
     )
     min_temperature: float = Field(
         default=0.0,
         ge=0,
-        description="Floor under each task's entropy temperature; 0 is none.",
+        description="Lower bound of each task's entropy temperature; 0: none.",
     )
     reward_scale: float = Field(
         default=1.0,
         gt=0,
-        description="Factor on the rewards of the learner; logs show raw rewards.",
+        description="Factor on the rewards used for learning; logs show raw rewards.",
     )
     return_scale: float | None = Field(
         default=None,
@@ -209,8 +224,8 @@ class LearnerConfig(Section):
     return_memory: int | None = Field(
         default=None,
         gt=0,
-        description="With return_scale, scale by the mean of the largest discounted returns of the "
-        "last episodes instead of the largest so far [episodes per task].",
+        description="With return_scale, scale by the mean over this many last episodes of their "
+        "largest discounted return, instead of the largest so far [episodes per task].",
     )
 
     @model_validator(mode="after")
@@ -218,3 +233,9 @@ class LearnerConfig(Section):
         if self.return_memory is not None and self.return_scale is None:
             raise PydanticCustomError("memory", "return_memory: expected return_scale with it")
         return self
+
+    def entropy_of(self, n_actions: int) -> float:
+        """Return the target entropy for so many action dimensions [nats]."""
+        if self.target_entropy is None:
+            return -float(n_actions)
+        return float(total(self.target_entropy, n_actions, float))

@@ -1,19 +1,21 @@
-"""The configuration: one frozen, validated tree, read from YAML and from flags.
+"""Configuration of a run: one frozen, validated tree, read from YAML and flags.
 
     TrainConfig
-    ├── agent: AgentConfig              the networks
+    ├── agent: AgentConfig              networks
     ├── learner: LearnerConfig          losses, optimisers, replay, surgery
-    └── environment: EnvironmentConfig  the simulator
+    ├── environment: EnvironmentConfig  simulator
+    └── transfer: TransferConfig        policy that a run begins from
 
-Every leaf has a unique name, so a field is the same word everywhere: `learner.batch_size` in YAML,
-`--batch-size` on the command line (`imports` is `--import`). Counts called *timesteps* are
-environment steps over all tasks and copies together: one vector step of MT10 is ten of them.
+Every leaf has a unique name, so a field has the same name everywhere: `learner.batch_size` in YAML
+is `--batch-size` on the command line (`imports` is `--import`). *Timesteps* are environment steps
+summed over all tasks and copies: one vector step of MT10 counts as ten.
 
-This module imports neither torch nor MuJoCo, so that `--help` answers at once.
+This module imports neither torch nor MuJoCo, so that `--help` is fast.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_origin
 
@@ -21,25 +23,26 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from mtrl.config import yaml12
+from mtrl.config.base import read_tree
 from mtrl.config.environment import MAX_PROCESSES
 from mtrl.config.environment import EnvironmentConfig as EnvironmentConfig
-from mtrl.config.schedule import MAX_COUNT
+from mtrl.config.rates import Steps, StepsOrNever
 from mtrl.config.schedule import Schedule as Schedule
 from mtrl.config.section import Section, validate
 from mtrl.config.sections import AgentConfig as AgentConfig
 from mtrl.config.sections import LearnerConfig as LearnerConfig
-from mtrl.errors import UsageError, one_line
+from mtrl.config.transfer import TransferConfig as TransferConfig
 
 Camera = Literal[
     "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV"
 ]
-"""Meta-World's cameras."""
+"""Names of Meta-World's cameras."""
 
 
 class TrainConfig(Section):
-    """The whole configuration of a training run.
+    """Configuration of a training run.
 
-    Every field has a unique name, so fields of a section may be given without it.
+    Every field has a unique name, so fields of a section may be given without the section.
 
     Example:
         >>> TrainConfig(benchmark="mt10", surgery="pcgrad").learner.surgery
@@ -59,68 +62,56 @@ class TrainConfig(Section):
     tasks: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="Names of Meta-World tasks to train on instead of the benchmark's, in this "
-        "order; with a custom benchmark, a subset of its tasks.",
+        description="Meta-World tasks to train on instead of the benchmark's, in this order; with "
+        "a custom benchmark, a subset of its tasks.",
     )
-    total_timesteps: int | None = Field(
+    total_timesteps: Steps | None = Field(
         default=None,
-        gt=0,
-        lt=MAX_COUNT,
-        description="Length of the run [environment steps over all tasks] (default: 2,000,000 per "
-        "task).",
+        description="Length of the run [environment steps over all tasks, or N/task] (default: "
+        "2,000,000/task). So are the step counts below.",
     )
-    learning_starts: int | None = Field(
+    learning_starts: Steps | None = Field(
         default=None,
-        gt=0,
-        lt=MAX_COUNT,
-        description="Uniformly random steps before the first update [environment steps over all "
-        "tasks] (default: 4,000 per task).",
+        description="Steps with uniformly random actions before the first update [environment "
+        "steps over all tasks] (default: 4,000/task).",
     )
-    eval_every: int | None = Field(
+    eval_every: Steps | None = Field(
         default=None,
-        gt=0,
-        lt=MAX_COUNT,
         description="Interval between evaluations [environment steps over all tasks] (default: "
-        "50,000 per task).",
+        "50,000/task).",
     )
     eval_episodes: int = Field(
         default=10,
         gt=0,
         le=50,
-        description="Episodes of an evaluation during training [episodes per task], each on "
-        "another goal. The final evaluation always uses all 50.",
+        description="Episodes of each evaluation during training [episodes per task], each on a "
+        "different goal. The final evaluation always uses all 50.",
     )
     eval_video: bool = Field(
         default=False,
         description="Show each task's first evaluation episode in TensorBoard; each video takes "
-        "seconds to draw and 0.1 to 0.2 MB.",
+        "seconds to render and 0.1 to 0.2 MB.",
     )
-    checkpoint_every: int | None = Field(
+    checkpoint_every: Steps | None = Field(
         default=None,
-        gt=0,
-        lt=MAX_COUNT,
         description="Interval between checkpoints [environment steps over all tasks] (default: "
-        "50,000 per task).",
+        "50,000/task).",
     )
-    log_every: int | None = Field(
+    log_every: Steps | None = Field(
         default=None,
-        gt=0,
-        lt=MAX_COUNT,
         description="Interval between rows of the logs [environment steps over all tasks] "
-        "(default: 2,000 per task).",
+        "(default: 2,000/task).",
     )
-    diagnose_every: int | None = Field(
+    diagnose_every: StepsOrNever | None = Field(
         default=None,
-        ge=0,
-        lt=MAX_COUNT,
-        description="Interval between measurements of how the tasks' gradients conflict "
-        "[environment steps over all tasks] (default: 20,000 per task); 0: never.",
+        description="Interval between measurements of gradient conflicts [environment steps over "
+        "all tasks] (default: 20,000/task); 0: never.",
     )
     max_runtime: float | None = Field(
         default=None,
         gt=0,
-        description="Time limit after which the run writes a checkpoint and stops [hours]; a "
-        "resumed run has as long again.",
+        description="Time limit after which the run writes a checkpoint and stops [hours]; it "
+        "starts again when a run is resumed.",
     )
     seed: int = Field(
         default=0,
@@ -136,9 +127,9 @@ class TrainConfig(Section):
         default=None,
         gt=0,
         le=MAX_PROCESSES,
-        description="CPU threads of PyTorch (default: found in the first updates by timing whole "
-        "steps, simulators included). Another number rounds differently: give it for a run that is "
-        "to repeat another to the bit.",
+        description="Number of CPU threads of PyTorch (default: chosen in the first updates by "
+        "timing whole steps, simulators included). Rounding depends on it: set it to reproduce "
+        "another run exactly.",
     )
     run_dir: Path | None = Field(
         default=None,
@@ -147,12 +138,24 @@ class TrainConfig(Section):
     )
     imports: tuple[str, ...] = Field(
         default=(),
-        description="Modules to import first, for the methods of surgery that they register; the "
-        "working directory is searched, too.",
+        description="Modules to import first, because they register methods of surgery or trunks; "
+        "the working directory is also searched.",
+    )
+    callbacks: tuple[str, ...] = Field(
+        default=(),
+        description="Callbacks: mtrl.Callback classes as 'package.module:Name', with options in "
+        "brackets: 'package.module:Name(every=1000)'.",
+    )
+    demonstrations: tuple[str, ...] = Field(
+        default=(),
+        description="Demonstrations to learn from, as [TASK=]SOURCE. A source is a file of "
+        "mtrl-collect, or expert:N for N episodes of Meta-World's scripted policies. A source "
+        "without a task serves all tasks that no other source names.",
     )
     agent: AgentConfig = Field(default_factory=AgentConfig)
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
+    transfer: TransferConfig = Field(default_factory=TransferConfig)
 
     @field_validator("run_dir")
     @classmethod
@@ -165,11 +168,7 @@ class TrainConfig(Section):
         if not isinstance(tree, dict):
             return tree
         found = dict(tree)
-        for section, field in cls.model_fields.items():
-            model = field.annotation
-            # On Python 3.10 `tuple[str, ...]` is an instance of `type`, too.
-            if get_origin(model) or not (isinstance(model, type) and issubclass(model, Section)):
-                continue
+        for section, model in cls._sections():
             given = {name: found.pop(name) for name in model.model_fields if name in found}
             inside = found.get(section, {})
             if isinstance(inside, Section):
@@ -181,67 +180,43 @@ class TrainConfig(Section):
                 found[section] = inside | given
         return found
 
-    def schedule(self, n_tasks: int) -> Schedule:
-        """The step counts for `n_tasks` tasks, checked against each other.
+    @classmethod
+    def _sections(cls) -> Iterator[tuple[str, type[Section]]]:
+        for name, field in cls.model_fields.items():
+            model = field.annotation
+            # On Python 3.10 `tuple[str, ...]` is an instance of `type`, too.
+            if not get_origin(model) and isinstance(model, type) and issubclass(model, Section):
+                yield name, model
 
-        Raises:
-            UsageError: if the run could never learn from what it collects.
-        """
-        filled = {
-            name: n_tasks * per_task if getattr(self, name) is None else getattr(self, name)
-            for name, per_task in Schedule.PER_TASK.items()
-        }
-        schedule = Schedule(**filled)
-        if schedule.learning_starts >= schedule.total_timesteps:
-            raise UsageError(
-                "learning_starts: expected less than total_timesteps "
-                f"({schedule.total_timesteps}), got {schedule.learning_starts}"
-            )
-        copies = self.environment.envs_per_task
-        capacity = self.learner.buffer_size // copies * copies  # whole vector steps
-        if not capacity:
-            raise UsageError(
-                f"envs_per_task: expected at most buffer_size ({self.learner.buffer_size}), got "
-                f"{copies}"
-            )
-        stored = min(schedule.learning_starts // n_tasks, capacity)
-        if self.learner.batch_size > stored:
-            raise UsageError(
-                f"batch_size: expected at most the {stored} transitions per task that "
-                f"learning_starts ({schedule.learning_starts} steps over {n_tasks} tasks) and "
-                f"buffer_size ({self.learner.buffer_size}) leave in the replay, got "
-                f"{self.learner.batch_size}"
-            )
-        return schedule
+    def schedule(self, n_tasks: int) -> Schedule:
+        """Return the step counts for `n_tasks` tasks; see `Schedule.of`."""
+        return Schedule.of(self, n_tasks)
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> TrainConfig:
-        """Read a configuration file; keys it leaves out keep their defaults.
+        """Read a configuration file; missing keys keep their defaults.
 
         Raises:
-            UsageError: if the file cannot be read, is not YAML, or holds an unknown or bad value.
+            UsageError: If the file cannot be read, is not YAML, or holds an unknown key or an
+                invalid value.
         """
-        try:
-            tree = yaml12.load(Path(path).read_text(encoding="utf-8"))
-        except Exception as error:  # a hostile text makes the parser raise anything
-            reason = one_line(error).replace(' in "<unicode string>", line', " in line")
-            raise UsageError(f"config: cannot read {path}: {reason}") from None
-        return validate(cls, {} if tree is None else tree, source=f"{path}: ")
+        sections = {name for name, _ in cls._sections()}
+        return validate(cls, read_tree(Path(path), sections), source=f"{path}: ")
 
     def flat(self) -> dict[str, Any]:
-        """Every leaf by its name, without the sections."""
+        """Return every leaf by its name, without the sections."""
         leaves: dict[str, Any] = {}
         for name, value in self:
             leaves |= dict(value) if isinstance(value, Section) else {name: value}
         return leaves
 
     def to_yaml(self) -> str:
-        """The whole tree as YAML, such that `from_yaml` gives it back."""
+        """Return the whole tree as YAML, which `from_yaml` reads."""
         return yaml12.dump(self.model_dump(mode="json"))
 
 
 def shown(value: Any) -> str:
-    """A leaf of the configuration, as typed on the command line."""
+    """Format a value of the configuration as on the command line."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return "default" if value is None else str(value)

@@ -1,9 +1,9 @@
 """YAML with the scalars of YAML 1.2 (core schema, https://yaml.org/spec/1.2.2/#103-core-schema).
 
-PyYAML reads YAML 1.1, where `12:00` is 720, `010` is 8, `yes` is true and `1e6` is text, and where
-the second of two equal keys silently replaces the first.
+PyYAML implements YAML 1.1, where `12:00` is 720, `010` is 8, `yes` is true and `1e6` is a string.
+It also silently replaces the first of two equal keys by the second.
 
-One deviation from the core schema: an integer's digits may be grouped as in `20_000_000`.
+One deviation from the core schema: digits of an integer may be grouped, as in `20_000_000`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _INT = rf"{_DECIMAL}|0o[0-7]+|0x[0-9a-fA-F]+"
 _NUMBER = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _FLOAT = rf"{_NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 _WORD = re.compile(r"\.(?=[a-zA-Z])")  # the dot of `.inf` and `.nan`
-_RESOLVERS = (  # the first that matches decides: every integer is a number, too
+_RESOLVERS = (  # the first match wins, because every integer also matches as a float
     ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", _BOOL, list("tTfF")),
     ("int", _INT, list("-+0123456789")),
@@ -29,12 +29,12 @@ _RESOLVERS = (  # the first that matches decides: every integer is a number, too
 
 
 class Loader(yaml.SafeLoader):
-    """Refuses duplicate keys."""
+    """YAML loader that rejects duplicate keys."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012, declared so by PyYAML
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML's, which keeps the last of two equal keys."""
+        """Construct a mapping like PyYAML, but raise on duplicate keys."""
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         if len(found) < len(node.value):
             seen: set[Any] = set()
@@ -55,7 +55,7 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes every string that `Loader` would take for something else."""
+    """YAML dumper that quotes every string `Loader` would parse as another type."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
@@ -69,15 +69,15 @@ Loader.add_constructor("tag:yaml.org,2002:float", Loader._float)
 
 
 def load(text: str, loader: type[Loader] = Loader) -> Any:
-    """Plain values from one YAML document.
+    """Parse a YAML document into plain values.
 
     Raises:
-        yaml.YAMLError: if the text is not YAML, or gives a key twice. A hostile text can make the
-            parser raise anything else.
+        yaml.YAMLError: If the text is not YAML, or gives a key twice. A malicious text can make
+            the parser raise any other exception.
     """
     return yaml.load(text, loader)
 
 
 def dump(tree: Any) -> str:
-    """YAML of plain values, in their order; `load` gives them back."""
+    """Format plain values as YAML, in their order, such that `load` restores them."""
     return yaml.dump(tree, Dumper=Dumper, sort_keys=False)

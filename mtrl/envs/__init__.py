@@ -1,1 +1,1 @@
-"""Simulators, one vector environment each, task-major."""
+"""Tasks, simulators and the vector environment that steps them, in task-major order."""

@@ -1,6 +1,6 @@
-"""Task sets: which tasks one policy is trained on, in which order.
+"""Task sets: the tasks one policy is trained on, and their order.
 
-A task's position in `Benchmark.tasks` is its index everywhere: row t of every `[T, …]` tensor.
+The position of a task in `Benchmark.tasks` is its index everywhere: row t of every `[T, …]` tensor.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mtrl.errors import UsageError, import_attribute, one_line, unknown
 EnvFactory = Callable[[], gym.Env[Any, Any]]
 
 N_GOALS = 50
-"""Goals per task, the same ones in training and evaluation (Meta-World's MT protocol)."""
+"""Goals per task, the same in training and evaluation (Meta-World's MT protocol)."""
 
 MAX_NAME = 200
-"""Longest name of a benchmark or task [characters]; a file's name has at most 255 bytes."""
+"""Maximum length of a benchmark's or task's name [characters]; file names hold 255 bytes."""
 
 NAMED = {"mt10": tuple(MT10_V3), "mt25": tuple(MT25_V3), "mt50": tuple(MT50_V3)}
-"""Meta-World's own multi-task benchmarks, from its own lists."""
+"""Meta-World's multi-task benchmarks, from its own lists."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,22 @@ class Benchmark:
     """A task set.
 
     Args:
-        name: What run folders and tables call it.
-        environments: For each task's name a function that makes its environment, or None for
-            Meta-World's task of this name. Custom environments have observations and actions in a
-            `Box` of one dimension, of one shape for all tasks; see `mtrl.envs.custom`.
-        success_key: The key of `info` that says at a step whether the task is solved: a bool, 0 or
-            1; None or no such key: the step does not say so. An episode counts as solved if any of
-            its steps says so. A task whose steps never had the key is judged by its return;
-            with `success_key=None`, all are.
-        tells_success: Tasks that are judged by success from the start, though no step may have had
-            the key yet: some environments have it at the solving step alone.
-        source: The `package.module:attribute` it was imported from, if it was.
-        spaces: Of custom environments' observations and actions, once `examined`.
+        name: Name in run folders and tables.
+        environments: Maps each task's name to a function that creates its environment, or to None
+            for Meta-World's task of this name. Custom environments have observations and actions in
+            a `Box` of one dimension, of one shape for all tasks; see `mtrl.envs.custom`.
+        success_key: Key of `info` that says at a step whether the task is solved: a bool, 0 or 1.
+            If the value is None or the key is missing, the step does not report success. An episode
+            counts as solved if any of its steps reports success. A task whose steps never had the
+            key is scored by its return; with `success_key=None`, all tasks are.
+        tells_success: Tasks that are scored by success from the start, even if no step has had the
+            key yet: some environments set it only in the step that solves the task.
+        source: The `package.module:attribute` the benchmark was imported from, if any.
+        spaces: Observation and action space of custom environments, set by `examined`.
 
     Raises:
-        UsageError: if there is no task, Meta-World's tasks are mixed with custom ones, what should
-            make an environment cannot be called, or a name cannot be used; see `expect_task_name`.
+        UsageError: If there is no task, Meta-World's tasks are mixed with custom ones, a factory is
+            not callable, or a name is not allowed (see `expect_task_name`).
 
     Example:
         >>> from functools import partial
@@ -74,7 +74,7 @@ class Benchmark:
             expect_task_name(task)
             if make is not None and not callable(make):
                 raise UsageError(
-                    f"benchmark: expected a function that makes task {task!r}, got {make!r}"
+                    f"benchmark: expected a function that creates task {task!r}, got {make!r}"
                 )
         if len({make is None for make in self.environments.values()}) != 1:
             problem = "both" if self.environments else "none"
@@ -85,35 +85,35 @@ class Benchmark:
             if task not in self.environments:
                 raise UsageError(unknown("tells_success", task, self.environments))
         if self.custom and self.name in NAMED:
-            raise UsageError(f"name: expected another than Meta-World's, got {self.name!r}")
+            raise UsageError(f"name: expected a name Meta-World does not use, got {self.name!r}")
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks' names."""
+        """Names of the tasks."""
         return tuple(self.environments)
 
     @property
     def custom(self) -> dict[str, EnvFactory]:
-        """Functions that make environments which are not Meta-World's, by task."""
+        """Functions that create custom environments, by task; empty for Meta-World's tasks."""
         return {task: make for task, make in self.environments.items() if make is not None}
 
 
 RESERVED = ("mean", "worst")
-"""Last parts of tags that are not tasks: `eval/success_rate/mean`."""
+"""Last parts of log tags that are not tasks, as in `eval/success_rate/mean`."""
 
 
 def expect_task_name(name: Any) -> None:
-    """Refuse a name that a log, a table, a policy file or a flag could not hold.
+    """Check that a name can be used in logs, tables, policy files and flags.
 
     Raises:
-        UsageError: unless it is a printable string without `|` (which ends a cell of a Markdown
-            table), comma or quotation mark (Stable-Baselines3's CSV logger writes them as they
-            are), and another word than `mean` and `worst` (which have tags of their own).
+        UsageError: Unless it is a printable string without `|` (which ends a cell of a Markdown
+            table), comma or quotation mark (which Stable-Baselines3's CSV logger does not escape),
+            and not `mean` or `worst` (which have tags of their own).
     """
     _expect_name("tasks", name)
     if name in RESERVED:
         raise UsageError(
-            f"tasks: expected another name than {' and '.join(RESERVED)}, got {name!r}"
+            f"tasks: expected a name other than {' and '.join(RESERVED)}, got {name!r}"
         )
 
 
@@ -130,15 +130,17 @@ def _expect_name(field: str, name: Any) -> None:
 
 
 def get_benchmark(name: str, tasks: tuple[str, ...] | None = None) -> Benchmark:
-    """Look up a benchmark, or make one from a list of Meta-World's tasks.
+    """Look up a benchmark, or build one from a list of Meta-World tasks.
 
     Args:
-        name: `mt10`, `mt25`, `mt50`, `mt1:<task>`, or `package.module:attribute`, a `Benchmark` or
-            a function that returns one.
-        tasks: Some tasks of that last benchmark, or else any of Meta-World's, instead.
+        name: `mt10`, `mt25`, `mt50`, `mt1:<task>`, or `package.module:attribute`, where the
+            attribute is a `Benchmark` or a function that returns one.
+        tasks: Tasks to select from an imported benchmark; for any other name, Meta-World tasks to
+            use instead of it.
 
     Raises:
-        UsageError: if a name is unknown (the nearest one is given) or a task is named twice.
+        UsageError: If a name is unknown (the message suggests the nearest one) or a task is given
+            twice.
     """
     if ":" in name and not name.startswith("mt1:"):
         benchmark = _imported(name)
@@ -177,10 +179,10 @@ def _imported(name: str) -> Benchmark:
 
 
 def select(benchmark: Benchmark, tasks: tuple[str, ...]) -> Benchmark:
-    """These of its tasks, in this order.
+    """Select tasks of a benchmark, in the given order.
 
     Raises:
-        UsageError: if it has no such task, or one is named twice.
+        UsageError: If the benchmark has no such task, or a task is given twice.
     """
     among = benchmark.environments
     for task in tasks:
@@ -190,6 +192,6 @@ def select(benchmark: Benchmark, tasks: tuple[str, ...]) -> Benchmark:
     if len(set(tasks)) < len(tasks):
         twice = next(task for task in tasks if tasks.count(task) > 1)
         raise UsageError(f"tasks: expected every task once, got {twice!r} more than once")
-    told = tuple(task for task in benchmark.tells_success if task in tasks)
+    by_success = tuple(task for task in benchmark.tells_success if task in tasks)
     chosen = {task: among[task] for task in tasks}
-    return replace(benchmark, environments=chosen, tells_success=told)
+    return replace(benchmark, environments=chosen, tells_success=by_success)

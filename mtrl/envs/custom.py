@@ -1,4 +1,4 @@
-"""Tasks that users bring: any Gymnasium environments with vectors of one shape."""
+"""Custom tasks: Gymnasium environments whose observations and actions are vectors of one shape."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from mtrl.envs.benchmarks import EnvFactory
 from mtrl.errors import UsageError
 
 ENDLESS = 10_000
-"""Steps after which an episode that nothing else ends is truncated; an evaluation has to end."""
+"""Steps after which an episode without any other limit is truncated, so that evaluations end."""
 
 
 class CustomTask(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
-    """A user's environment with episodes that repeat from a seed, and actions in [-1, 1].
+    """Wrapper of a user's environment: reproducible episodes, and actions in [-1, 1].
 
-    Episode e is what `reset(seed=…)` gives for a number drawn from (seed, task, e), and for
-    evaluation from another stream than for training. So a trajectory depends on (seed, task,
-    episode, actions), if the environment is deterministic after a seeded reset.
+    Episode e starts with `reset(seed=…)`, whose seed is derived from (seed, task, e); evaluation
+    and training use different streams. A trajectory therefore depends on (seed, task, episode,
+    actions), provided that the environment is deterministic after a seeded reset.
 
-    Actions in [-1, 1] are scaled to the action space's range, [low, high]. What the environment
-    returns is held against Gymnasium's contract at every call, because NumPy would broadcast most
-    of what breaks it.
+    Actions in [-1, 1] are scaled to the range [low, high] of the action space. Every return value
+    of the environment is checked against Gymnasium's contract, because NumPy would silently
+    broadcast most violations.
 
     Args:
-        task: Its name.
-        make: Makes the environment.
-        success_key: The key of `info` that says whether the task is solved.
+        task: Name of the task.
+        make: Function that creates the environment.
+        success_key: Key of `info` that says whether the task is solved.
         horizon: Steps after which the episode is truncated if the environment has not ended it;
             None: `ENDLESS`.
         for_training: Whether episodes are those of training.
-        stride: As of `MetaWorldTask`.
+        stride: See `MetaWorldTask`.
 
     Attributes:
-        spaces: Of observations and actions.
+        spaces: Observation space and action space.
 
     Raises:
-        UsageError: also from `reset` and `step`, if the environment breaks the contract; naming
-            what was expected.
+        UsageError: Also from `reset` and `step`, if the environment breaks the contract. The
+            message says what was expected.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class CustomTask(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         """Start the next episode; observations are float32.
 
         Args:
-            seed: Starts over at episode 0.
-            options: `episode` jumps there. `generation` above 0 gives other episodes under the
-                same numbers, for those in which the environment failed.
+            seed: New seed; starts over at episode 0.
+            options: `episode` selects an episode. A `generation` above 0 selects a replacement for
+                an episode in which the environment failed.
         """
         if seed is not None:
             self._seed, self._episode = seed, -self.stride
@@ -100,7 +100,7 @@ class CustomTask(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         return self._observation("reset", answer[0]), {"episode": self._episode}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """`info["success"]` is this step's flag; it is missing where the environment says none."""
+        """Step once; `info["success"]` is missing if the environment does not report it."""
         given = np.clip(
             self._center + action * self._half, self._actions.low, self._actions.high
         ).astype(self._actions.dtype)
@@ -131,30 +131,30 @@ class CustomTask(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         if row is None or row.shape != self._observations.shape:
             raise UsageError(
                 f"expected {call} to return an observation of shape {self._observations.shape}, as "
-                f"the observation space has it, got {_kind(observation)}"
+                f"in the observation space, got {_kind(observation)}"
             )
         return row
 
     def _success(self, info: Any) -> dict[str, Any]:
         if not isinstance(info, Mapping):
             raise UsageError(f"expected step to return info as a dict, got {_kind(info)}")
-        told = None if self.success_key is None else info.get(self.success_key)
-        return {} if told is None else {"success": _flag(f"info[{self.success_key!r}]", told)}
+        flag = None if self.success_key is None else info.get(self.success_key)
+        return {} if flag is None else {"success": _flag(f"info[{self.success_key!r}]", flag)}
 
 
 def _vector(name: str, space: Any) -> Box:
     if not isinstance(space, Box) or len(space.shape) != 1 or space.shape == (0,):
         hint = ""
         if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple | Box) and name == "observations":
-            hint = " (gymnasium.wrappers.FlattenObservation makes one)"
+            hint = " (use gymnasium.wrappers.FlattenObservation)"
         raise UsageError(f"expected {name} in a Box of one dimension, got {space}{hint}")
     return space
 
 
 def _range(actions: Box) -> tuple[np.ndarray, np.ndarray]:
-    """Middle of each action's range, and half its width; in float64."""
+    """Return the centre and half width of each action's range, in float64."""
     if actions.dtype.kind != "f":
-        raise UsageError(f"expected actions of floating-point numbers, got {actions}")
+        raise UsageError(f"expected floating-point actions, got {actions}")
     low, high = actions.low.astype(np.float64), actions.high.astype(np.float64)
     if not (actions.is_bounded() and np.isfinite([low, high]).all()):
         raise UsageError(f"expected bounded actions, got {actions}")
@@ -180,7 +180,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _kind(value: Any) -> str:
-    """A value in few words."""
+    """Describe a value briefly."""
     if isinstance(value, tuple):
         return f"{len(value)} values"
     if isinstance(value, np.ndarray) or hasattr(value, "shape"):

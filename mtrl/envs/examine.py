@@ -1,4 +1,4 @@
-"""A look at custom environments, before anything heavy starts."""
+"""Check of custom environments before anything heavy starts."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from mtrl.envs.worker import NotFinite, expect_finite
 from mtrl.errors import UsageError, one_line
 
 EPISODES, STEPS, RESETS = 2, 3, 10
-"""What is played of each task, and how many resets may be made for that."""
+"""Episodes and steps played per task, and the maximum number of resets to get there."""
 
 
 def examined(benchmark: Benchmark) -> Benchmark:
-    """The benchmark with its `spaces`, once every custom environment was made and played.
+    """Check every custom environment, and return the benchmark with its `spaces`.
 
-    Each is made once, here in this process, reset, stepped with random actions and closed.
+    Each environment is created once in this process, reset, stepped with random actions and
+    closed.
 
     Raises:
-        UsageError: naming the task, if an environment fails, breaks Gymnasium's contract, returns
+        UsageError: Naming the task, if an environment fails, breaks Gymnasium's contract, returns
             NaN at every reset, cannot be sent to another process, or its shapes differ from the
             first task's.
     """
@@ -45,22 +46,22 @@ def examined(benchmark: Benchmark) -> Benchmark:
         for name, space, expected in zip(("observations", "actions"), found, first, strict=True):
             if space.shape != expected.shape:
                 raise UsageError(
-                    f"benchmark: expected {name} of equal shape, got {expected.shape} of task "
-                    f"{benchmark.tasks[0]!r} and {space.shape} of task {task!r}"
+                    f"benchmark: expected {name} of equal shape, got {expected.shape} for task "
+                    f"{benchmark.tasks[0]!r} and {space.shape} for task {task!r}"
                 )
     return replace(benchmark, spaces=first)
 
 
 class _Hangs(BaseException):
-    """An environment has not answered in time; not an Exception, which it might catch."""
+    """An environment did not return in time. No Exception, because the environment may catch it."""
 
 
 @contextmanager
 def _clock() -> Iterator[Callable[[], object]]:
-    """Raise `_Hangs` inside if the function it yields is not called again within `START_TIMEOUT`.
+    """Raise `_Hangs` inside if the yielded function is not called again within `START_TIMEOUT`.
 
-    By a signal, which Python delivers to the main thread alone, and between its own instructions or
-    in a system call: an endless loop in C code is not interrupted.
+    This uses a signal, which Python delivers only to the main thread, and only between bytecode
+    instructions or in a system call. An endless loop in C code is not interrupted.
     """
     if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
         yield int
@@ -78,7 +79,7 @@ def _clock() -> Iterator[Callable[[], object]]:
 
 
 def _play(task: str, make: EnvFactory, success_key: str | None) -> tuple[Box, Box]:
-    doing = "making it"
+    doing = "creating it"
     env = None
     try:
         with _clock() as begin:
@@ -92,7 +93,7 @@ def _play(task: str, make: EnvFactory, success_key: str | None) -> tuple[Box, Bo
                 observation, _ = env.reset(seed=0, options={"episode": episode})
                 try:
                     expect_finite("a reset's observation", observation)
-                except NotFinite as error:  # now and then it may happen: the row begins anew
+                except NotFinite as error:  # allowed now and then: the row would reset again
                     problem = str(error)
                     continue
                 doing, played = "step", played + 1
@@ -118,7 +119,7 @@ def _play(task: str, make: EnvFactory, success_key: str | None) -> tuple[Box, Bo
 
 
 def _close(env: CustomTask) -> None:
-    """After a failure, of which the user is told, and not of others that follow from it."""
+    """Close after a failure; only that failure is reported, not those that follow from it."""
     with suppress(Exception, SystemExit, _Hangs), _clock() as begin:
         begin()
         env.close()
@@ -129,7 +130,7 @@ def _refuse(task: str, doing: str, error: BaseException) -> NoReturn:
         raise UsageError(f"benchmark: task {task!r}: {error}") from None
     where = traceback.extract_tb(error.__traceback__)
     if isinstance(error, _Hangs):
-        last, what = where[-2], f"no answer for {START_TIMEOUT:.0f} s"  # -1: of the signal
+        last, what = where[-2], f"no answer for {START_TIMEOUT:.0f} s"  # -1: the signal handler
     else:
         last, what = where[-1], f"{type(error).__name__}: {one_line(error)}"
     raise UsageError(

@@ -1,4 +1,4 @@
-"""A benchmark's tasks as a vector environment."""
+"""Construction of a vector environment from a benchmark."""
 
 from __future__ import annotations
 
@@ -29,21 +29,22 @@ def make_vector_env(
     simulators: Sequence[str] | None = None,
     max_restarts: int = 0,
 ) -> TaskVectorEnv:
-    """The benchmark's tasks, ready to be reset.
+    """Create the vector environment of a benchmark's tasks, ready to be reset.
 
     Args:
         benchmark: The tasks.
-        horizon: As of `steps_of_an_episode`.
-        workers: Processes for the tasks on the reference simulator; default: one per core.
+        horizon: See `steps_of_an_episode`.
+        workers: Number of processes for the tasks on the reference simulator; default: one per
+            core.
         shuffle_goals: Whether the 50 goals of the reference simulator come in random order, as in
-            training; of custom environments, whether episodes are those of training.
-        envs_per_task: Copies of each task.
-        simulators: For each of Meta-World's tasks `"metaworld"` (the reference) or `"envpool"`, as
-            `choose_simulators` has it; default: all on the reference.
-        max_restarts: Simulator processes that may be lost and replaced.
+            training. For custom environments: whether episodes are those of training.
+        envs_per_task: Number of copies of each task.
+        simulators: `"metaworld"` (the reference) or `"envpool"` for each Meta-World task, as
+            returned by `choose_simulators`; default: the reference for all.
+        max_restarts: Maximum number of lost simulator processes to replace.
 
     Raises:
-        UsageError: see `examined` and `steps_of_an_episode`.
+        UsageError: See `examined` and `steps_of_an_episode`.
     """
     observations: Box = OBSERVATION_SPACE
     actions: Box = ACTION_SPACE
@@ -53,7 +54,7 @@ def make_vector_env(
         observations, actions = benchmark.spaces
         simulators = ("own",) * len(benchmark.tasks)
     simulators = simulators or ("metaworld",) * len(benchmark.tasks)
-    told = benchmark.tells_success
+    by_success = benchmark.tells_success
     first_rows = {task: t * envs_per_task for t, task in enumerate(benchmark.tasks)}
     chosen = dict(zip(benchmark.tasks, simulators, strict=True))
     native = [task for task in benchmark.tasks if chosen[task] == "envpool"]
@@ -63,7 +64,7 @@ def make_vector_env(
         rows = [first_rows[task] + copy for task in tasks for copy in range(envs_per_task)]
         factory = partial(_factory, benchmark, horizon, shuffle_goals, envs_per_task)
         of_rows = [task for task in tasks for _ in range(envs_per_task)]
-        # A custom environment may take its time, above all for the reset within a step.
+        # Custom environments may be slow, in particular when they reset within a step.
         patience = START_TIMEOUT if benchmark.custom else None
         factories = list(map(factory, of_rows))
         parts.append(WorkerProcesses(rows, factories, of_rows, workers, patience))
@@ -78,20 +79,19 @@ def make_vector_env(
         actions,
         envs_per_task=envs_per_task,
         max_restarts=max_restarts,
-        tells_success=[not benchmark.custom or task in told for task in benchmark.tasks],
+        tells_success=[not benchmark.custom or task in by_success for task in benchmark.tasks],
         endless=ENDLESS if horizon is None else None,
     )
 
 
 def steps_of_an_episode(benchmark: Benchmark, horizon: int | None) -> int | None:
-    """After how many steps an episode is truncated, if it has not ended before.
+    """Return the number of steps after which an episode is truncated, None for no limit.
 
     Args:
-        horizon: What was asked for; default: Meta-World's 500, or as long as a custom environment
-            goes on.
+        horizon: Requested limit. Default: 500 for Meta-World, no limit for custom environments.
 
     Raises:
-        UsageError: if it is more than Meta-World's environments allow.
+        UsageError: If the limit exceeds what Meta-World's environments allow.
     """
     if benchmark.custom:
         return horizon
@@ -106,7 +106,7 @@ def steps_of_an_episode(benchmark: Benchmark, horizon: int | None) -> int | None
 def _factory(
     benchmark: Benchmark, horizon: int | None, shuffle_goals: bool, stride: int, task: str
 ) -> worker.EnvFactory:
-    """A picklable callable that makes the task's environment."""
+    """Return a picklable callable that creates the task's environment."""
     if task not in benchmark.custom:
         return partial(MetaWorldTask, task, horizon or MAX_STEPS, shuffle_goals, stride)
     make, key = CloudpickleWrapper(benchmark.custom[task]), benchmark.success_key

@@ -1,4 +1,4 @@
-"""One Meta-World task as a Gymnasium environment whose episodes repeat from a seed."""
+"""A Meta-World task as a Gymnasium environment with reproducible episodes."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from mtrl.envs.benchmarks import N_GOALS
 
 OBSERVATION_SPACE = Box(-np.inf, np.inf, (39,), np.float32)
-"""18 numbers of now, the same 18 of the step before, and the goal [metres, quaternions]."""
+"""18 numbers of the current step, 18 of the previous one, and the goal [metres, quaternions]."""
 ACTION_SPACE = Box(-1.0, 1.0, (4,), np.float32)
-"""Displacement of the hand (x, y, z) and the gripper's effort, each as a fraction of its limit."""
+"""Displacement of the hand (x, y, z) and effort of the gripper, each as a fraction of its limit."""
 
 MAX_STEPS = 500
-"""Steps of an episode after which Meta-World's environments refuse to go on."""
+"""Maximum number of steps of an episode that Meta-World's environments allow."""
 
 _DRAW_GOAL, _ORDER_GOALS = 0, 1
 
 
 class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
-    """A Meta-World V3 task with V2 rewards and its goal observable.
+    """A Meta-World V3 task with V2 rewards and an observable goal.
 
-    `SawyerXYZEnv.reset` ignores its seed. So the goal is drawn here, by the task's own rejection
-    rule, from a generator seeded with (seed, task, goal number) alone. Episode e uses goal
-    e mod 50, in an order that is shuffled anew every 50 episodes; evaluation takes goals in order
-    (`shuffle_goals=False`). A trajectory depends on (seed, task, episode, actions) alone.
+    `SawyerXYZEnv.reset` ignores its seed. The goal is therefore sampled here, by the task's own
+    rejection rule, from a generator seeded only with (seed, task, goal number). Episode e uses
+    goal e mod 50, in an order that is reshuffled every 50 episodes; evaluation takes goals in
+    order (`shuffle_goals=False`). A trajectory depends only on (seed, task, episode, actions).
 
     Args:
-        task: Meta-World name, e.g. `"reach-v3"`.
+        task: Meta-World task name, e.g. `"reach-v3"`.
         horizon: Steps after which the episode is truncated, at most 500.
         shuffle_goals: Whether the 50 goals come in random order.
-        stride: By how many episodes `reset()` advances. E copies of a task with stride E that
-            start at episodes 0, …, E − 1 share the task's episodes.
-        kwargs: Passed on to Meta-World, e.g. `render_mode="rgb_array"`.
+        stride: Number of episodes by which `reset()` advances. E copies of a task with stride E
+            that start at episodes 0, …, E − 1 share the task's episodes.
+        kwargs: Passed to Meta-World, e.g. `render_mode="rgb_array"`.
 
     Example:
         >>> env = MetaWorldTask("reach-v3")
@@ -79,8 +79,8 @@ class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start the next episode; `seed` starts over at episode 0; `options["episode"]` jumps."""
-        super().reset(seed=seed)  # Gymnasium's convention; nothing here draws from np_random
+        """Start the next episode, episode 0 if a `seed` is given, or `options["episode"]`."""
+        super().reset(seed=seed)  # Gymnasium's convention; nothing here uses np_random
         if seed is not None:
             self._seed, self._episode = seed, -self.stride
             self._random_vectors.clear()
@@ -94,7 +94,7 @@ class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
         return observation.astype(np.float32), {"episode": self._episode, "goal": goal}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Advance 1/80 s. `info["success"]` is this step's flag; `terminated` is never true."""
+        """Step 1/80 s; `info["success"]` is the flag of this step, `terminated` is never true."""
         observation, reward, terminated, _, info = self.simulator.step(action)
         self._elapsed += 1
         truncated = self._elapsed >= self.horizon
@@ -102,7 +102,7 @@ class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
         return observation.astype(np.float32), float(reward), terminated, truncated, success
 
     def render(self) -> Any:
-        """An image of the scene, [height, width, 3], with `render_mode="rgb_array"`."""
+        """Return an image of the scene, [height, width, 3], if `render_mode="rgb_array"`."""
         return self.simulator.render()
 
     def close(self) -> None:
@@ -114,10 +114,10 @@ class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
         return np.random.default_rng([self._seed, name, purpose, number])
 
     def _set_goal(self, goal: int) -> None:
-        """Freeze the simulator's random vector (positions of goal and object) to goal's."""
+        """Freeze the simulator's random vector (positions of goal and object) to that of `goal`."""
         if goal not in self._random_vectors:
-            # The task's reset draws by its own rule, and rejects. The vector it kept is then
-            # frozen, as in Meta-World's own benchmarks.
+            # The task's reset samples by its own rule, with rejection. The accepted vector is then
+            # frozen, as in Meta-World's benchmarks.
             self._set_random_vector(np.zeros(0))
             self.simulator.np_random = self._generator(_DRAW_GOAL, goal)
             self.simulator.seeded_rand_vec, self.simulator._freeze_rand_vec = True, False
@@ -136,10 +136,10 @@ class MetaWorldTask(gym.Env[np.ndarray, np.ndarray]):
 
 
 def _touching_object(simulator: SawyerXYZEnv, geom: int) -> bool:
-    """Whether both of the gripper's pads press on the geometry.
+    """Return whether both pads of the gripper press on the geometry.
 
-    Equal to Meta-World's method of this name, without its loop over contacts in Python, which took
-    a third of a step of push-v3.
+    Equal to Meta-World's method of this name, but without its Python loop over contacts, which
+    took a third of a step of push-v3.
     """
     data = simulator.data
     contacts, forces = data.contact.geom, []

@@ -1,8 +1,8 @@
-"""Tasks on EnvPool, a port of Meta-World in C++: several times as fast as the reference.
+"""Tasks on EnvPool, a C++ port of Meta-World that is several times as fast as the reference.
 
-It is used where `scripts/parity.py` has found it to agree with the reference (`parity.py`). Its
-goals come from the task's continuous range, another one for every episode, where the reference
-has 50 of them.
+It is used for tasks on which `scripts/parity.py` found it to agree with the reference (see
+`parity.py`). It samples a new goal from the task's continuous range for every episode, whereas the
+reference has 50 goals per task.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from mtrl.envs.processes import WorkerError, n_cores
 EPISODES_PER_POOL = 50
 """Episodes after which a pool is replaced by one with another seed.
 
-EnvPool cannot be put into a state, but its random stream advances in resets alone. To be where a
-run was, a pool is made again and reset as often as it had been, at 6 ms a reset; this bounds how
-often that is. Making a pool takes some 0.1 s, 1% of what 50 episodes take.
+EnvPool cannot restore a state, but its random stream advances only in resets. To resume a run, a
+pool is recreated and reset as often as before, at 6 ms per reset; this constant bounds the number
+of resets. Creating a pool takes about 0.1 s, 1% of the time of 50 episodes.
 """
 
 
 class NativePools:
-    """Some tasks of a vector environment on EnvPool, one pool of E environments for each.
+    """Tasks of a vector environment that run on EnvPool, with a pool of E environments per task.
 
-    Every episode lasts exactly `horizon` steps (no task of Meta-World's terminates), so all rows
-    begin their episodes together. A trajectory depends on (seed, task, copy, episode, actions).
+    Every episode lasts exactly `horizon` steps (no Meta-World task terminates), so all rows start
+    their episodes together. A trajectory depends on (seed, task, copy, episode, actions).
 
     Args:
-        tasks: Meta-World names.
-        first_rows: The row of each task's first environment; its copies follow.
-        envs_per_task: The number E of environments per task.
+        tasks: Meta-World task names.
+        first_rows: Row of each task's first environment; its copies follow.
+        envs_per_task: Number E of environments per task.
         horizon: Steps after which an episode is truncated.
     """
 
@@ -48,17 +48,17 @@ class NativePools:
         self._pools: list[Any] = []
 
     def open(self, memory: worker.Memory) -> None:
-        """Work on `memory`."""
+        """Attach to the shared memory."""
         self._arrays = worker.view(memory)
 
     def close(self) -> None:
-        """End the pools' threads."""
+        """Stop the threads of the pools."""
         self._pools = []
 
     def start(
         self, seed: int | None, episodes: np.ndarray, actions: Sequence[np.ndarray] | None
     ) -> None:
-        """Begin every row's episode, and play what `actions` there are in it."""
+        """Start every row's episode, and replay `actions` in it if given."""
         if seed is not None:
             self._seed, self._block = seed, -1
         self._begin(int(episodes[self._rows[0].start]) // self._copies)
@@ -70,15 +70,15 @@ class NativePools:
                 self.wait()
 
     def step(self) -> None:
-        """Begin a step with the actions in memory."""
+        """Start a step with the actions in memory."""
         for pool, rows in zip(self._pools, self._rows, strict=True):
             pool.send(self._arrays.actions[rows])
         self._stepping = True
 
     def wait(self) -> None:
-        """Until a step that was begun is done, and so is the reset that may follow it.
+        """Wait for a step that was started, and reset if episodes ended.
 
-        EnvPool would take the next action for the request to reset, and give no transition for it.
+        EnvPool itself would treat the next action as a request to reset, without a transition.
         """
         if not self._stepping:
             return
@@ -97,7 +97,7 @@ class NativePools:
             self._begin(self._episode + 1)
 
     def _begin(self, episode: int) -> None:
-        """Start this episode of every environment, the number counted in each by itself."""
+        """Start episode number `episode` of every environment, counted per environment."""
         self._episode = episode
         block, position = divmod(episode, EPISODES_PER_POOL)
         if block != self._block or position < self._begun:
@@ -113,12 +113,12 @@ class NativePools:
             _expect_finite(task, self._arrays.observations[rows])
 
     def _make(self, task: str, block: int) -> Any:
-        import envpool  # takes half a second
+        import envpool  # here, because it takes half a second
         from envpool.mujoco.metaworld.registration import metaworld_task_id
 
         name = zlib.crc32(task.encode())
         seeds = [
-            # EnvPool's seeds have 31 bits.
+            # EnvPool seeds have 31 bits.
             int(np.random.SeedSequence([self._seed, name, copy, block]).generate_state(1)[0] >> 1)
             for copy in range(self._copies)
         ]

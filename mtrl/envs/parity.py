@@ -1,7 +1,7 @@
-"""Which simulator runs each task: EnvPool where it was found to agree with the reference.
+"""Choice of each task's simulator: EnvPool where it was found to agree with the reference.
 
-The verdicts are `parity.json`, written by `scripts/parity.py`. They hold for the versions and the
-platform named in it and for no others.
+The verdicts are in `parity.json`, written by `scripts/parity.py`. They hold only for the versions
+and the platform named in that file.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ INSTALL = 'pip install "mtrl-surgery[fast]"'
 
 @dataclass(frozen=True)
 class Simulators:
-    """What runs each task, and why.
+    """Simulator of each task, and the reason for the choice.
 
     Attributes:
         by_task: `"metaworld"`, `"envpool"` or `"own"` for each task, in the tasks' order.
-        note: One line for people.
+        note: One line for the user.
     """
 
     by_task: tuple[str, ...]
@@ -37,12 +37,12 @@ class Simulators:
 
 @cache
 def verdicts() -> dict[str, Any]:
-    """What `scripts/parity.py` found: `versions`, and for each of `tasks` whether it `passed`."""
+    """Read the results of `scripts/parity.py`: `versions`, and whether each of `tasks` `passed`."""
     return json.loads((files("mtrl.envs") / "parity.json").read_text(encoding="utf-8"))
 
 
 def simulator_versions() -> dict[str, str]:
-    """Everything a verdict depends on; without EnvPool, without that key."""
+    """Return the versions a verdict depends on; packages that are not installed are left out."""
     found = {"platform": f"{platform.system()} {platform.machine()}"}
     for package in ("envpool", "metaworld", "mujoco"):
         try:
@@ -53,15 +53,15 @@ def simulator_versions() -> dict[str, str]:
 
 
 def choose_simulators(benchmark: Benchmark, config: EnvironmentConfig) -> Simulators:
-    """Decide where each task runs; starts nothing. A benchmark's own environments are themselves.
+    """Choose the simulator of each task without starting any; custom tasks are their own.
 
-    `native_tasks` run on EnvPool whatever their verdict. For the others, `simulator` is
-    "metaworld": the reference; "envpool": EnvPool, and a task that has not passed is refused;
-    "auto": EnvPool where a task has passed and EnvPool is there, else the reference.
+    `native_tasks` run on EnvPool whatever their verdict. The other tasks depend on `simulator`:
+    "metaworld" selects the reference; "envpool" selects EnvPool and rejects tasks that have not
+    passed; "auto" selects EnvPool if it is installed and the task has passed, else the reference.
 
     Raises:
-        UsageError: if EnvPool is asked for and missing, or for a task that has not passed, or that
-            is not Meta-World's.
+        UsageError: If EnvPool is requested but is not installed, the task has not passed, or the
+            task is not one of Meta-World's.
     """
     tasks = benchmark.tasks
     for task in config.native_tasks:
@@ -72,7 +72,7 @@ def choose_simulators(benchmark: Benchmark, config: EnvironmentConfig) -> Simula
             raise UsageError(f"simulator: expected 'auto' for {benchmark.name}, got 'envpool'")
         note = f"simulators: those of {benchmark.name}"
         if benchmark.success_key is None:
-            note += "; tasks are judged by their return, as it asks for"
+            note += "; tasks are scored by their return, because success_key is None"
         return Simulators(("own",) * len(tasks), note)
     if config.simulator == "metaworld":
         if config.native_tasks:
@@ -80,7 +80,7 @@ def choose_simulators(benchmark: Benchmark, config: EnvironmentConfig) -> Simula
                 "native_tasks: expected none with simulator 'metaworld', got "
                 f"{config.native_tasks[0]!r}"
             )
-        return _describe(tasks, [], "as asked for")
+        return _describe(tasks, [], "as requested")
     found, tested = simulator_versions(), verdicts()["versions"]
     if "envpool" not in found:
         if config.simulator == "envpool" or config.native_tasks:
@@ -89,31 +89,31 @@ def choose_simulators(benchmark: Benchmark, config: EnvironmentConfig) -> Simula
         return _describe(tasks, [], f"EnvPool is not installed: {INSTALL}")
     if found == tested:
         passed = {task for task, verdict in verdicts()["tasks"].items() if verdict["passed"]}
-        why = "EnvPool was not found to agree, see mtrl/envs/parity.json"
+        why = "EnvPool does not agree with it, see mtrl/envs/parity.json"
     else:
         passed = set()
         other = next(key for key in tested if found.get(key) != tested[key])
-        why = f"parity was shown with {other} {tested[other]}, here is {found[other]}"
+        why = f"parity was tested with {other} {tested[other]}, installed is {found[other]}"
     native = [task for task in tasks if task in passed or task in config.native_tasks]
     if config.simulator == "envpool" and len(native) < len(tasks):
         rest = " ".join(task for task in tasks if task not in native)
         raise UsageError(
-            f"simulator: expected tasks EnvPool was found to agree on ({why}) or that are named "
-            f"in native_tasks, got {rest}"
+            f"simulator: expected tasks on which EnvPool agrees with the reference ({why}) or "
+            f"tasks in native_tasks, got {rest}"
         )
     return _describe(tasks, native, why)
 
 
 def expect_same_simulators(tasks: Sequence[str], before: Sequence[str], now: Sequence[str]) -> None:
-    """Refuse to go on with a run on other simulators than it began with.
+    """Check that a run resumes on the simulators it started with.
 
     Raises:
-        UsageError: naming the first task that would change.
+        UsageError: Naming the first task whose simulator would change.
     """
     for task, old, new in zip(tasks, before, now, strict=True):
         if old != new:
             raise UsageError(
-                f"simulator: expected {task} to go on with the one it began with, {old}, got {new}"
+                f"simulator: expected {task} to resume on {old}, where it started, got {new}"
             )
 
 

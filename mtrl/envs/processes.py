@@ -1,4 +1,4 @@
-"""Environments in worker processes, as many as there are cores, seen from the parent."""
+"""Environments in worker processes, one process per core, as seen from the parent."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ import numpy as np
 from mtrl.envs import worker
 
 START_TIMEOUT, STEP_TIMEOUT = 120.0, 60.0
-"""Longest time in one call of an environment that is taken for work [seconds]: to make or reset it,
-and to step it. A dead process is noticed at once."""
+"""Maximum time of one call of an environment [seconds]: to create or reset it, and to step it. A
+dead process is noticed at once."""
 CLOSE_TIMEOUT = 5.0
-"""Longest time that a process may take to close its environments [seconds]."""
+"""Maximum time for a process to close its environments [seconds]."""
 NO_MAIN_GUARD = 77
-"""A worker's exit code if the script that it imports would start simulators itself."""
+"""Exit code of a worker whose main script would start simulators when imported."""
 
 
 def n_cores() -> int:
-    """Processor cores this process may use."""
+    """Return the number of CPU cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def expect_main_guard() -> None:
-    """End a worker whose script starts simulators when it is imported; its parent says why.
+    """Exit a worker whose main script starts simulators on import; its parent reports why.
 
-    A worker imports the script that was started, as `multiprocessing` does everywhere, to find
-    what the script defines. Without `if __name__ == "__main__":` it would train within.
+    Like every `multiprocessing` child, a worker imports the main script to find its definitions.
+    Without `if __name__ == "__main__":`, that import would start the training again.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.stdout.flush()
@@ -45,11 +45,11 @@ def expect_main_guard() -> None:
 
 
 class WorkerError(ChildProcessError):
-    """A simulator failed, died, hangs or returned NaN; the message names the task.
+    """A simulator failed, died, hung or returned NaN; the message names the task.
 
     Attributes:
-        rows: The rows that are lost with it, if they can be begun again.
-        at_fault: Those whose environments were being called.
+        rows: Rows lost with the process, if they can be restarted.
+        at_fault: Rows whose environments were being called.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class WorkerError(ChildProcessError):
 
 
 class WorkerProcesses:
-    """Some rows of a vector environment, dealt out to processes that hold several each.
+    """Rows of a vector environment, distributed over processes that hold several rows each.
 
     Args:
-        rows: Which rows of the vector environment these are.
-        factories: For each of them a picklable callable that makes its environment.
-        tasks: For each of them its task's name, for error messages.
+        rows: Indices of the rows in the vector environment.
+        factories: Picklable callable that creates the environment of each row.
+        tasks: Task name of each row, for error messages.
         workers: Number of processes; default: one per core this process may use.
-        step_timeout: In place of `STEP_TIMEOUT`.
+        step_timeout: Timeout in place of `STEP_TIMEOUT` [seconds].
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class WorkerProcesses:
     ) -> None:
         expect_main_guard()
         n = min(len(rows), workers or n_cores())
-        # Dealt in turn, because neighbours in Meta-World's lists cost alike (0.2 to 0.7 ms a step).
+        # Round-robin, because neighbours in Meta-World's lists cost alike (0.2 to 0.7 ms a step).
         self._rows = [list(rows[index::n]) for index in range(n)]
         self._factories = [factories[index::n] for index in range(n)]
         self._tasks = dict(zip(rows, tasks, strict=True))
@@ -90,9 +90,9 @@ class WorkerProcesses:
         self._timeout, self._step_timeout = START_TIMEOUT, step_timeout
 
     def open(self, memory: worker.Memory) -> None:
-        """Start the processes on `memory`; `wait` returns when they are ready."""
-        # A server that has imported the simulator forks each worker: no second import per worker,
-        # and none of the parent's threads or CUDA state in it.
+        """Start the processes on shared memory; `wait` returns when they are ready."""
+        # A server that has imported the simulator forks each worker: workers need no import of
+        # their own, and inherit none of the parent's threads or CUDA state.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["mtrl.envs.metaworld"])
         self._memory = memory
@@ -120,7 +120,7 @@ class WorkerProcesses:
     def start(
         self, seed: int | None, episodes: np.ndarray, actions: Sequence[np.ndarray] | None
     ) -> None:
-        """Begin every row's episode, and play what `actions` there are in it."""
+        """Start every row's episode, and replay `actions` in it if given."""
         for index in self._pipes:
             self._start(index, seed, episodes, actions)
 
@@ -137,17 +137,17 @@ class WorkerProcesses:
         self._send(self._pipes[index], ("reset", ([seed] * len(rows), numbers, played)))
 
     def restart(self, lost: Sequence[int], seed: int, episodes: np.ndarray) -> None:
-        """Put another process in the place of each that had a lost row; `wait` follows.
+        """Replace each process that held a lost row, and restart the episodes of its rows.
 
         Args:
-            lost: Rows that a `WorkerError` named.
-            seed: Of the episodes.
-            episodes: Each row's, to begin again.
+            lost: Rows named by a `WorkerError`.
+            seed: Seed of the episodes.
+            episodes: Episode number of every row.
         """
         for index, rows in enumerate(self._rows):
             if not set(rows).isdisjoint(lost):
                 self._pipes[index].close()
-                # One that has said why it failed closes its environments; others cannot.
+                # A process that reported its failure closes its environments; others cannot.
                 _end(self._processes[index], CLOSE_TIMEOUT if index in self._leaving else 0.0)
                 self._leaving.discard(index)
                 self._launch(index)
@@ -157,16 +157,16 @@ class WorkerProcesses:
                 self._answer(index)
 
     def step(self) -> None:
-        """Begin a step with the actions in memory."""
+        """Start a step with the actions in memory."""
         self._timeout = self._step_timeout or STEP_TIMEOUT
         for pipe in self._pipes.values():
             self._send(pipe, ("step", None))
 
     def wait(self) -> None:
-        """Until every worker has done what was begun, or has failed.
+        """Wait until every worker has finished its command or failed.
 
         Raises:
-            WorkerError: with the first failure's message, and the rows of all.
+            WorkerError: With the first failure's message and the rows of all failures.
         """
         failures: list[WorkerError] = []
         for index in self._pipes:
@@ -177,7 +177,7 @@ class WorkerProcesses:
         if not failures:
             return
         for failure in failures:
-            if not failure.rows:  # of no use to begin again
+            if not failure.rows:  # a restart would not help
                 raise failure
         raise WorkerError(
             str(failures[0]),
@@ -214,7 +214,7 @@ class WorkerProcesses:
 
     @staticmethod
     def _send(pipe: Any, message: tuple[str, Any]) -> None:
-        with suppress(BrokenPipeError):  # a dead worker: `wait` finds it, and says whose
+        with suppress(BrokenPipeError):  # the worker is dead: `wait` reports it with its task
             pipe.send(message)
 
     def _at(self, index: int) -> str:
@@ -222,20 +222,20 @@ class WorkerProcesses:
 
 
 _NO_MAIN_GUARD = (
-    "simulators run in processes of their own, each of which imports the script that was started: "
-    'expected what trains or evaluates there to stand under `if __name__ == "__main__":`'
+    "simulators run in separate processes, each of which imports the main script: expected the "
+    'code that trains or evaluates there to be under `if __name__ == "__main__":`'
 )
 
 
 def _stop(pipes: dict[int, Any], processes: dict[int, Any]) -> None:
     for pipe in pipes.values():
-        pipe.close()  # a worker leaves when its pipe ends
+        pipe.close()  # a worker exits when its pipe is closed
     for process in processes.values():
         _end(process, CLOSE_TIMEOUT)
 
 
 def _end(process: Any, patience: float) -> None:
-    """Wait so long [seconds] for a worker to leave, or else kill it, and what it has started."""
+    """Wait up to `patience` seconds for a worker to exit, then kill it and its child processes."""
     process.join(patience)
     if process.exitcode == 0:
         return

@@ -1,4 +1,4 @@
-"""Benchmarks on disk: what a run writes down of its own, and how it is made again from that."""
+"""Benchmark records: what a run stores about its benchmark, and how it is rebuilt from that."""
 
 from __future__ import annotations
 
@@ -13,48 +13,49 @@ from mtrl.folder import BenchmarkRecord, TaskRecord
 
 
 def record_of(benchmark: Benchmark, tells_success: Sequence[bool]) -> BenchmarkRecord:
-    """What to write down.
+    """Build the record of a benchmark.
 
     Args:
-        tells_success: For each task whether it has said if it is solved, `[T]`.
+        tells_success: Whether each task has ever reported success or failure, `[T]`.
     """
     return BenchmarkRecord(
         name=benchmark.name,
         environments="custom" if benchmark.custom else "metaworld",
         source=benchmark.source,
         tasks=tuple(
-            TaskRecord(name=task, score="success" if told else "return")
-            for task, told in zip(benchmark.tasks, tells_success, strict=True)
+            TaskRecord(name=task, score="success" if by_success else "return")
+            for task, by_success in zip(benchmark.tasks, tells_success, strict=True)
         ),
     )
 
 
 def benchmark_of(record: BenchmarkRecord) -> Benchmark:
-    """The benchmark again; a custom one is imported from where the record says.
+    """Rebuild the benchmark of a record; a custom one is imported from the recorded module.
 
     Raises:
-        UsageError: if it cannot be imported, or does not have the tasks any more.
+        UsageError: If it cannot be imported, or no longer has these tasks.
     """
     if record.environments == "metaworld":
         return replace(get_benchmark("", record.names), name=record.name)
     if record.source is None:
         raise UsageError(
-            f"benchmark: expected --benchmark MODULE:NAME (in Python: benchmark=...), for "
-            f"{record.name!r} was not imported from a module; got none"
+            f"benchmark: expected --benchmark MODULE:NAME (in Python: benchmark=...), because "
+            f"{record.name!r} was not imported from a module, got none"
         )
     return _with_scores(record, get_benchmark(record.source, record.names))
 
 
 def expect_tasks_of(record: BenchmarkRecord, benchmark: Benchmark) -> Benchmark:
-    """The tasks of a record, out of a benchmark that a user names in place of it.
+    """Select the tasks of a record from a benchmark that the user gives in its place.
 
     Raises:
-        UsageError: if it is of the other kind, or does not have them.
+        UsageError: If the benchmark is of the other kind, or lacks one of the tasks.
     """
     kind = "custom" if benchmark.custom else "metaworld"
     if kind != record.environments:
         raise UsageError(
-            f"benchmark: expected {record.environments} tasks as those of {record.name}, got {kind}"
+            f"benchmark: expected {record.environments} tasks like those of {record.name}, got "
+            f"{kind}"
         )
     missing = [task for task in record.names if task not in benchmark.tasks]
     if missing:
@@ -67,20 +68,20 @@ def expect_tasks_of(record: BenchmarkRecord, benchmark: Benchmark) -> Benchmark:
 
 
 def _with_scores(record: BenchmarkRecord, benchmark: Benchmark) -> Benchmark:
-    told = tuple(task.name for task in record.tasks if task.score == "success")
-    return replace(benchmark, tells_success=told) if benchmark.custom else benchmark
+    by_success = tuple(task.name for task in record.tasks if task.score == "success")
+    return replace(benchmark, tells_success=by_success) if benchmark.custom else benchmark
 
 
 def with_source(benchmark: Benchmark) -> Benchmark:
-    """The benchmark with the module and attribute that hold this very object, if one does.
+    """Set `source` to the module and attribute that hold this very object, if there is one.
 
-    The script that was started counts under its file's name: whoever imports it by that name has
-    to stand in its folder.
+    The main script is recorded under its file's name. Importing it by that name works only from
+    its folder.
     """
     if benchmark.source is not None or not benchmark.custom:
         return benchmark
-    # A module stands there after those that it imports, except the script, which is first, and has
-    # a second name in its worker processes.
+    # `sys.modules` lists a module after its imports, except the main script, which comes first and
+    # has a second name in worker processes.
     modules = sorted(sys.modules.items(), key=lambda item: item[0] == "__main__")
     for name, module in modules:
         if name == "__mp_main__":

@@ -1,4 +1,4 @@
-"""Waiting for simulators, and putting others in the place of processes that are lost."""
+"""Waiting for simulators, and replacing lost processes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mtrl.envs.worker import SharedArrays
 
 
 class Restarts:
-    """Replaces lost processes of a vector environment's parts, with a warning for each.
+    """Waits for the simulators of a vector environment and replaces lost processes, with a warning.
 
     Args:
         parts: The simulators.
-        arrays: What they share.
-        names: Each row's task.
-        most: So many processes are replaced.
+        arrays: Their shared arrays.
+        names: Task name of each row.
+        max_restarts: Maximum number of processes to replace.
 
     Attributes:
-        count: How many were.
+        count: Number of processes replaced so far.
     """
 
     def __init__(
@@ -30,34 +30,34 @@ class Restarts:
         parts: Sequence[WorkerProcesses | NativePools],
         arrays: SharedArrays,
         names: Sequence[str],
-        most: int,
+        max_restarts: int,
     ) -> None:
         self._parts, self._arrays, self._names = parts, arrays, names
-        self.most, self.count = most, 0
+        self.max_restarts, self.count = max_restarts, 0
 
-    def begin(self) -> None:
-        """To be called before anything is begun, with the simulators at rest."""
+    def prepare(self) -> None:
+        """Record the state before a step or reset; call this while no simulator is running."""
         self._generations = self._arrays.generations.copy()
 
     def wait(self, seed: int, episodes: np.ndarray, replace: bool = True) -> np.ndarray:
-        """Wait for what was begun; lost rows begin their `episodes`, `[N]`, again.
+        """Wait for the simulators; lost rows restart their `episodes`, `[N]`.
 
-        The row that was at fault counts up its generation, which gives it another episode under
-        the same number: in the same one a deterministic environment would fail again.
+        The generation of a row at fault is incremented, which gives it another episode under the
+        same number: a deterministic environment would fail again in the same episode.
 
         Args:
-            replace: Whether a process may be lost at all.
+            replace: Whether lost processes may be replaced.
 
         Returns:
-            Which rows have begun again, bool `[N]`.
+            Which rows were restarted, bool `[N]`.
 
         Raises:
-            WorkerError: if a process is lost and is not to be replaced; generations are then as
-                before.
+            WorkerError: If a process is lost and may not be replaced. Generations are then
+                unchanged.
         """
         arrays, restarted = self._arrays, np.zeros(len(episodes), bool)
         expected = self._generations.copy()
-        # Pools first: what they reset, they reset while workers still work.
+        # Pools come first, so that they reset while workers are still busy.
         for part in reversed(self._parts):
             lost: list[int] = []
             while True:
@@ -68,7 +68,7 @@ class Restarts:
                         part.wait()
                     break
                 except WorkerError as error:
-                    if not (replace and self._counts(error)):
+                    if not (replace and self._may_replace(error)):
                         arrays.generations[:] = self._generations
                         raise
                     lost = sorted({*lost, *error.rows})
@@ -76,10 +76,10 @@ class Restarts:
                     expected[error.at_fault] += 1
             restarted[lost] = True
         for row in np.flatnonzero(arrays.generations > expected).tolist():
-            # Python shows an equal warning once.
+            # Python shows equal warnings only once.
             warnings.warn(
                 f"task {self._names[row]!r}: a reset returned an observation that is not finite in "
-                "float32; the episode was drawn again from another seed",
+                "float32; the episode was restarted from another seed",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -87,14 +87,14 @@ class Restarts:
             array[restarted] = 0
         return restarted
 
-    def _counts(self, error: WorkerError) -> bool:
-        """Whether its processes are to be replaced."""
-        if not error.rows or self.count >= self.most:
+    def _may_replace(self, error: WorkerError) -> bool:
+        """Return whether the lost processes may be replaced, and count and warn if so."""
+        if not error.rows or self.count >= self.max_restarts:
             return False
         self.count += 1
         warnings.warn(
             f"{str(error).splitlines()[0]}; its process is replaced (restart {self.count} of at "
-            f"most {self.most})",
+            f"most {self.max_restarts})",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""All tasks as one `gymnasium.vector.VectorEnv`, whatever simulates them."""
+"""All tasks as one `gymnasium.vector.VectorEnv`, independent of their simulators."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ from mtrl.envs.restarts import Restarts
 class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """E environments per task; row t E + e of every array belongs to copy e of task t.
 
-    `step` is `step_async`, after which the caller may do other work while simulators step, and
-    `step_wait`. Below, N = T E rows.
+    `step` calls `step_async`, after which the caller may do other work while simulators step, and
+    then `step_wait`. Below, N = T E is the number of rows.
 
-    Episodes end in the same step they are followed by the next (`AutoresetMode.SAME_STEP`): where
+    An environment resets in the step that ends its episode (`AutoresetMode.SAME_STEP`). Where
     `terminated | truncated`, `infos["final_obs"]` holds the true last observation, and
-    `infos["final_info"]["episode"]` return `r`, length `l` and whether it ever saw success `s`.
-    `infos["success"]` is each step's flag.
+    `infos["final_info"]["episode"]` holds the return `r`, the length `l` and whether any step was
+    successful, `s`. `infos["success"]` is the success flag of each step.
 
     Args:
-        names: The T tasks' names.
-        simulators: For each task what simulates it, `"metaworld"`, `"envpool"` or `"own"`.
-        parts: The rows' simulators, which together have every row once. Copy e of a task plays
-            its episodes e, e + E, e + 2E, …
-        observation_space: Of every task, a `Box` of one dimension.
+        names: Names of the T tasks.
+        simulators: Simulator of each task, `"metaworld"`, `"envpool"` or `"own"`.
+        parts: Simulators, which together cover every row once. Copy e of a task plays its
+            episodes e, e + E, e + 2E, …
+        observation_space: Space of every task, a `Box` of one dimension.
         action_space: Likewise.
-        envs_per_task: The number E of copies of each task.
-        max_restarts: So many processes are replaced.
-        tells_success: Which tasks are known to say if they are solved; one bool stands for all.
-        endless: At this length an episode is truncated only because nothing else ends it, which is
-            worth a warning.
+        envs_per_task: Number E of copies of each task.
+        max_restarts: Maximum number of processes to replace.
+        tells_success: Which tasks are known to report success; a single bool applies to all.
+        endless: Length at which episodes are truncated only because nothing else ends them; the
+            first such episode gives a warning.
 
-    A simulator process that is lost is replaced, with a warning, and the episodes it was at begin
-    again: `infos["restarted"]` is true in their rows, whose rewards mean nothing then. The row
-    that was at fault begins an episode from another seed, if it is a custom task: under the same
-    seed a deterministic environment would fail again.
+    A lost simulator process is replaced with a warning, and its current episodes start again:
+    `infos["restarted"]` is true in their rows, whose rewards are then meaningless. The row at
+    fault starts an episode from another seed if it is a custom task, because a deterministic
+    environment would fail again under the same seed.
 
     Raises:
-        WorkerError: from any method, if a process is lost and is not to be replaced.
+        WorkerError: From any method, if a process is lost and may not be replaced.
 
     Attributes:
-        tells_success: Whether a step of the task has ever said if it is solved, `[T]`.
+        tells_success: Whether a step of each task has ever reported success or failure, `[T]`.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -98,7 +98,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start every row's next episode, or its first one of `seed`. Observations [N, d]."""
+        """Start every row's next episode, or its first one under `seed`; observations [N, d]."""
         self._expect_no_step("reset")
         following = self._episodes + self.envs_per_task
         if seed is not None:
@@ -115,14 +115,14 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self.step_wait()
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Have every row step with actions [N, a], and return before they have.
+        """Start a step of every row with actions [N, a], without waiting for it.
 
         Raises:
-            AlreadyPendingCallError: (Gymnasium's) if the last step has not been waited for.
+            AlreadyPendingCallError: From Gymnasium, if the last step has not been waited for.
         """
         self._expect_no_step("step_async")
         self._shared.actions[:] = actions
-        self._restarts.begin()
+        self._restarts.prepare()
         for part in self._parts:
             part.step()
         for history, action in zip(self._history, self._shared.actions.copy(), strict=True):
@@ -132,10 +132,10 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def step_wait(
         self,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """What came of `step_async`, as `step` returns it.
+        """Wait for `step_async` and return its results like `step`.
 
         Raises:
-            NoAsyncCallError: (Gymnasium's) if there was none.
+            NoAsyncCallError: From Gymnasium, if no step was started.
         """
         if not self._pending:
             raise NoAsyncCallError("step_wait: expected a step_async before it", "step")
@@ -143,12 +143,12 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         shared = self._shared
         try:
             restarted = self._restarts.wait(self._seed, self._episodes)
-        except WorkerError:  # the step has not been: `state` is that before it
+        except WorkerError:  # undo the step, so that `state` is the one before it
             for history in self._history:
                 history.pop()
             raise
 
-        self._note_told()
+        self._update_tells_success()
         terminated, truncated = shared.terminated.astype(bool), shared.truncated.astype(bool)
         success = shared.success.astype(bool)
         self._returns += shared.rewards
@@ -158,7 +158,7 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if restarted.any():
             infos["restarted"] = restarted
             done &= ~restarted
-            self._begin(restarted)
+            self._clear(restarted)
         if done.any():
             lengths = np.array([len(history) for history in self._history])
             self._warn_if_endless(done & truncated & (lengths == self._endless))
@@ -169,17 +169,17 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 "final_info": {"episode": episode, "_episode": done},
                 "_final_info": done,
             }
-            self._begin(done)
+            self._clear(done)
             self._episodes[done] += self.envs_per_task
         return shared.observations.copy(), shared.rewards.copy(), terminated, truncated, infos
 
     @property
     def restarts(self) -> int:
-        """Processes replaced so far."""
+        """Number of processes replaced so far."""
         return self._restarts.count
 
     def state(self) -> dict[str, Any]:
-        """Where every row is: its episode's number, and what was done and seen in it so far."""
+        """Return the state of every row: its episode's number and the actions taken in it."""
         self._expect_no_step("state")
         actions = {str(row): np.array(a, np.float32) for row, a in enumerate(self._history)}
         return {
@@ -193,18 +193,18 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         }
 
     def restore(self, state: dict[str, Any], *, seed: int) -> np.ndarray:
-        """Go back to a `state` under `seed` by playing its actions again. Observations [N, d].
+        """Restore a `state` under `seed` by replaying its actions; observations [N, d].
 
-        The simulators are deterministic, so this is exact, and needs nothing of their inside.
+        The simulators are deterministic, so this is exact without access to their internal state.
 
         Raises:
-            UsageError: if other simulators made the state.
+            UsageError: If the state comes from other simulators.
         """
         self._expect_no_step("restore")
         expect_same_simulators(self.names, state["simulators"], self.simulators)
         self._episodes = np.array(state["episodes"])
         actions = [np.asarray(state["actions"][str(row)]) for row in range(self.num_envs)]
-        # States from before these were kept are of rows that were never lost, as far as one knows.
+        # Older states lack generations: assume that no row was ever lost.
         self._shared.generations[:] = state.get("generations", 0)
         self.tells_success |= np.array(state.get("tells_success", False))
         self._start(seed, actions)
@@ -213,28 +213,28 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self._shared.observations.copy()
 
     def _start(self, seed: int | None, actions: list[np.ndarray] | None) -> None:
-        """Start the episodes of `self._episodes`, and play `actions` in them."""
+        """Start the episodes of `self._episodes`, and replay `actions` in them if given."""
         self._seed = self._seed if seed is None else seed
-        self._restarts.begin()
+        self._restarts.prepare()
         for part in self._parts:
             part.start(seed, self._episodes, actions)
-        # What is played again has to be played to its end; a new episode may begin anew.
+        # A replay must reach its end; only a new episode may be started again.
         self._restarts.wait(self._seed, self._episodes, replace=actions is None)
-        self._begin(np.ones(self.num_envs, bool))
-        self._note_told()
+        self._clear(np.ones(self.num_envs, bool))
+        self._update_tells_success()
 
-    def _note_told(self) -> None:
-        told = self._shared.tells_success.astype(bool).reshape(self.n_tasks, -1).any(1)
-        self.tells_success |= told
+    def _update_tells_success(self) -> None:
+        rows = self._shared.tells_success.astype(bool)
+        self.tells_success |= rows.reshape(self.n_tasks, -1).any(1)
 
     def _warn_if_endless(self, rows: np.ndarray) -> None:
         for row in np.flatnonzero(rows)[:1]:
-            text = f"an episode had not ended after {self._endless:,} steps and is truncated there"
+            text = f"an episode had not ended after {self._endless:,} steps and was truncated"
             task = self.names[row // self.envs_per_task]
-            warnings.warn(f"task {task!r}: {text}; horizon sets another limit", stacklevel=3)
+            warnings.warn(f"task {task!r}: {text}; set horizon for another limit", stacklevel=3)
             self._endless = None  # once is enough
 
-    def _begin(self, started: np.ndarray) -> None:
+    def _clear(self, started: np.ndarray) -> None:
         self._returns[started] = 0.0
         self._success[started] = False
         for row in np.flatnonzero(started):
@@ -245,6 +245,6 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise AlreadyPendingCallError(f"{call}: expected step_wait after step_async", "step")
 
     def close_extras(self, **kwargs: Any) -> None:
-        """End processes and threads."""
+        """Stop processes and threads."""
         for part in self._parts:
             part.close()

@@ -1,8 +1,8 @@
-"""What runs inside a simulator process: several tasks, stepped in turn, seen through shared memory.
+"""Main loop of a simulator process: it steps several tasks in turn through shared memory.
 
-The parent writes actions, sends a word, and waits for the answer; arrays never travel through the
-pipe. A finished episode is followed at once by the next one's reset (same-step autoreset), and its
-last observation is kept aside, because the learner's target needs the true s′.
+The parent writes actions, sends a command and waits for the reply; arrays never travel through the
+pipe. The environment resets in the step that ends an episode (same-step autoreset). Its last
+observation is kept separately, because the learner's target needs the true s′.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ EnvFactory = Callable[[], gym.Env[np.ndarray, np.ndarray]]
 
 
 RESETS = 10
-"""How often an episode is drawn before a simulator counts as lost that returns NaN each time."""
+"""Number of resets that may return NaN in a row before the simulator counts as lost."""
 
 Memory = dict[str, tuple[Any, tuple[int, ...]]]
-"""Anonymous shared memory (no name to leak), and the shape of the array in it, by name."""
+"""Anonymous shared memory (no name to leak) and its array shape, by field of `SharedArrays`."""
 
 
 @dataclass
 class SharedArrays:
-    """What passes between the vector environment and its simulators, one row per environment."""
+    """Arrays shared by the vector environment and its simulators, one row per environment."""
 
     observations: np.ndarray  # [N, observation], of the state to act in next
-    final_observations: np.ndarray  # [N, observation], of the state before an autoreset
+    final_observations: np.ndarray  # [N, observation], of the last state before an autoreset
     actions: np.ndarray  # [N, action]
     rewards: np.ndarray  # [N]
     terminated: np.ndarray  # [N]
     truncated: np.ndarray  # [N]
     success: np.ndarray  # [N]
-    tells_success: np.ndarray  # [N], whether some step so far said if the task is solved
-    generations: np.ndarray  # [N], how often the row failed; another one has other episodes
+    tells_success: np.ndarray  # [N], whether any step so far reported success or failure
+    generations: np.ndarray  # [N], number of failures of the row; selects its episodes
 
 
 def allocate(rows: int, observation_size: int, action_size: int) -> Memory:
-    """Memory for `SharedArrays` of so many rows."""
+    """Allocate shared memory for the `SharedArrays` of `rows` environments."""
     shapes: dict[str, tuple[tuple[int, ...], str]] = {
         "observations": ((rows, observation_size), "f"),
         "final_observations": ((rows, observation_size), "f"),
@@ -67,7 +67,7 @@ def allocate(rows: int, observation_size: int, action_size: int) -> Memory:
 
 
 def view(memory: Memory) -> SharedArrays:
-    """NumPy arrays over the memory `allocate` gave."""
+    """Return NumPy arrays over the memory that `allocate` returned."""
     return SharedArrays(
         **{
             name: np.frombuffer(raw, raw._type_).reshape(shape)
@@ -78,12 +78,12 @@ def view(memory: Memory) -> SharedArrays:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a worker leaves.
+    """Reason why a worker exits.
 
     Attributes:
-        text: For people.
-        is_lost: Whether another process may do better; false if the environment breaks Gymnasium's
-            contract, which it would do again.
+        text: Message for the user.
+        is_lost: Whether a new process may succeed. False if the environment breaks Gymnasium's
+            contract, because it would do so again.
     """
 
     text: str
@@ -91,22 +91,22 @@ class Failure:
 
 
 class Progress:
-    """Where each of n workers is, for its parent: the row it works at, and a count of its calls."""
+    """Progress of n workers, shared with the parent: current row and number of calls."""
 
     def __init__(self, memory: Any) -> None:
         self._numbers = np.frombuffer(memory, np.int64).reshape(-1, 2)
 
     def note(self, worker: int, row: int) -> None:
-        """The worker calls the environment of this row now."""
+        """Record that the worker is about to call the environment of this row."""
         self._numbers[worker, 0] = row
         self._numbers[worker, 1] += 1
 
     def row(self, worker: int) -> int:
-        """What it works at."""
+        """Return the row whose environment was called last."""
         return int(self._numbers[worker, 0])
 
     def calls(self, worker: int) -> int:
-        """How many it has begun."""
+        """Return the number of calls started so far."""
         return int(self._numbers[worker, 1])
 
 
@@ -119,12 +119,12 @@ def run(
     progress: Any,
     pipe: Connection,
 ) -> None:
-    """Serve `reset` and `step` until the parent closes its pipe; then close the environments.
+    """Serve `reset` and `step` until the parent closes its pipe, then close the environments.
 
     Args:
-        progress: The memory of a `Progress`.
+        progress: Shared memory of a `Progress`.
     """
-    _stay_until_told()
+    _ignore_signals()
     place, arrays = Progress(progress), view(memory)
     envs: list[gym.Env[np.ndarray, np.ndarray]] = []
     try:
@@ -157,24 +157,24 @@ def run(
                 env.close()
 
 
-def _stay_until_told() -> None:
-    """Survive a Ctrl-C or a scheduler's signals; the parent decides when to stop."""
+def _ignore_signals() -> None:
+    """Ignore Ctrl-C and a scheduler's signals; the parent decides when to stop."""
     if hasattr(os, "setpgid"):
-        # A group of its own, so that it can be killed with the programs its environments started,
-        # and so that no Ctrl-C reaches those.
+        # A process group of its own, so that the programs started by environments can be killed
+        # with the worker, and do not receive Ctrl-C.
         os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Not SIG_IGN, which those programs would inherit: nobody could end them then.
+    # Not SIG_IGN: those programs would inherit it and could no longer be terminated.
     for name in ("SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda *_: None)
-    # An environment may start processes of its own, which multiprocessing refuses to daemons. This
-    # one still is its parent's daemon; only here it does not count as one.
+    # An environment may start processes, which multiprocessing forbids for daemons. The parent
+    # still treats this process as a daemon; the flag is cleared only here.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     if hasattr(os, "SCHED_BATCH"):
-        # Linux: a worker that is woken must not push the parent, which has others to wake, off
-        # its core. Worth 7% of a vector step on two cores.
-        with suppress(OSError):  # some container runtimes refuse it
+        # Linux: a worker that wakes up must not preempt the parent, which has other workers to
+        # wake. This saves 7% of a vector step on two cores.
+        with suppress(OSError):  # some container runtimes forbid it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
@@ -189,14 +189,14 @@ def _failure(error: BaseException) -> Failure:
 
 
 class NotFinite(ArithmeticError):
-    """An environment gave a number that is infinite or NaN in float32."""
+    """An environment returned a number that is infinite or NaN in float32."""
 
 
 def expect_finite(what: str, numbers: Any) -> None:
-    """Refuse numbers that float32 cannot hold, in which they are stored.
+    """Check that numbers are finite in float32, the type they are stored in.
 
     Raises:
-        NotFinite: naming the first.
+        NotFinite: Naming the first one that is not.
     """
     with np.errstate(over="ignore"):
         finite = np.isfinite(np.asarray(numbers, np.float32))
@@ -229,10 +229,10 @@ def _reset(
     seed: int | None,
     episode: int | None,
 ) -> None:
-    """Start the episode of this number, or the next one.
+    """Start the episode with this number, or the next one.
 
-    One whose first observation is not finite is drawn again in the row's next generation: under the
-    same seed it would be the same.
+    An episode whose first observation is not finite is replaced by one of the row's next
+    generation, because the same seed would give the same observation.
     """
     options = {} if episode is None else {"episode": episode}
     for attempt in range(RESETS):

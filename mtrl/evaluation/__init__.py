@@ -1,1 +1,1 @@
-"""Judging a policy, and filming it."""
+"""Evaluation and filming of policies."""

@@ -1,7 +1,7 @@
-"""The process that films episodes: `python -m mtrl.evaluation.camera`.
+"""Process that films episodes: `python -m mtrl.evaluation.camera`.
 
-A process of its own, because MuJoCo reads `MUJOCO_GL`, which chooses the renderer, when it is
-imported. It reads a pickled `Job` from standard input and writes a video file.
+It is a separate process because MuJoCo reads `MUJOCO_GL`, which selects the renderer, on import.
+It reads a pickled `Job` from standard input and writes a video file.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ Kind = Literal["mp4", "gif"]
 
 @dataclass(frozen=True)
 class Job:
-    """One video.
+    """Description of one video.
 
     Attributes:
-        path: The file to write.
-        kind: An MP4 or an animated GIF.
-        task: Meta-World name.
-        seed: Of the goals; episode e is on goal e.
-        actions: Of the first n episodes, `[n, H, A]`.
-        returns: Their returns in the evaluation, `[n]`.
-        camera: Name of one of Meta-World's cameras.
+        path: File to write.
+        kind: MP4 or animated GIF.
+        task: Meta-World task name.
+        seed: Seed of the goals; episode e uses goal e.
+        actions: Actions of the first n episodes, `[n, H, A]`.
+        returns: Returns of these episodes in the evaluation, `[n]`.
+        camera: Name of a Meta-World camera.
         size: Height and width of a frame [pixels].
         every: Simulation steps between two frames.
         speed: Simulated seconds per second of video.
@@ -56,14 +56,14 @@ def shoot(job: Job) -> None:
     """Replay the episodes and write the video.
 
     Raises:
-        RuntimeError: if a replayed episode's return differs from the evaluation's.
+        RuntimeError: If the return of a replayed episode differs from the evaluation's.
     """
     env = MetaWorldTask(job.task, job.actions.shape[1], shuffle_goals=False)
     fps = env.metadata["render_fps"] / job.every * job.speed
     if job.kind == "mp4":
-        size, how = (job.size, job.size), ["-f", "mp4"]  # whatever the path is called
+        size, how = (job.size, job.size), ["-f", "mp4"]  # whatever the path's suffix
         writer = imageio_ffmpeg.write_frames(str(job.path), size, fps=fps, output_params=how)
-        writer.send(None)  # starts it
+        writer.send(None)  # start the generator
         for picture in pictures(env, job):
             writer.send(picture.tobytes())
         writer.close()
@@ -73,9 +73,9 @@ def shoot(job: Job) -> None:
 
 
 def pictures(env: MetaWorldTask, job: Job) -> Iterator[Image.Image]:
-    """All frames with captions: an episode's first, one every `every` steps, and its last."""
+    """Yield frames with captions: the first of each episode, every `every` steps, and the last."""
     model, data = env.simulator.model, env.simulator.data
-    # Without a GPU, shadows and antialiasing take five times as long as everything else.
+    # Without a GPU, shadows and antialiasing take five times as long as all the rest.
     model.vis.quality.offsamples = 0
     model.vis.global_.offwidth = model.vis.global_.offheight = job.size
     with mujoco.Renderer(model, job.size, job.size) as renderer:
@@ -100,13 +100,13 @@ def pictures(env: MetaWorldTask, job: Job) -> Iterator[Image.Image]:
                     yield picture(step, first_success)
             if total != job.returns[episode]:
                 raise RuntimeError(
-                    f"expected episode {episode} to have the return {job.returns[episode]} it was "
-                    f"judged to have, got {total}"
+                    f"expected episode {episode} to have return {job.returns[episode]}, as in the "
+                    f"evaluation, got {total}"
                 )
 
 
 def caption(image: Image.Image, task: str, step: int, first_success: int) -> Image.Image:
-    """Write the task, the step and the first success into a band at the top of the image."""
+    """Draw the task, the step and the first success into a band at the top of the image."""
     line = image.height // 16
     font = ImageFont.load_default(line)
     draw = ImageDraw.Draw(image)

@@ -1,4 +1,4 @@
-"""The evaluation protocol: deterministic policy, every goal once, success seen at any step."""
+"""Evaluation protocol: deterministic policy, every goal once, success at any step counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtrl.envs.make import make_vector_env, steps_of_an_episode
 from mtrl.envs.processes import expect_main_guard, n_cores
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.errors import UsageError, unknown
-from mtrl.evaluation.play import Play, act
+from mtrl.evaluation.play import Play, act, played
 from mtrl.evaluation.scores import Evaluation
 from mtrl.policy.policy import Policy
 
@@ -29,23 +29,23 @@ def evaluate(
     stochastic: bool = False,
     progress: bool = False,
 ) -> Evaluation:
-    """Judge a policy in environments of its own, on the first `episodes` of the 50 goals of `seed`.
+    """Evaluate a policy in new environments, on the first `episodes` of the 50 goals of `seed`.
 
-    What comes out for a task depends on the policy, the seed, the horizon and `stochastic` alone.
+    The results of a task depend only on the policy, the seed, the horizon and `stochastic`.
 
     Args:
-        policy: Any `Policy`, or an `MTSAC`.
-        benchmark: Tasks it was trained for.
-        seed: Of the goals, and of the samples.
-        episodes: Of each task, at most 50.
-        horizon: Steps after which an episode is truncated; default: Meta-World's 500, or as long as
-            a custom environment goes on.
-        workers: Simulator processes; default: one per core.
+        policy: Any `Policy`, including an `MTSAC`.
+        benchmark: Tasks the policy was trained for.
+        seed: Seed of the goals and of sampled actions.
+        episodes: Episodes per task, at most 50.
+        horizon: Steps after which an episode is truncated. Default: 500 for Meta-World, no limit
+            for custom environments.
+        workers: Number of simulator processes; default: one per core.
         stochastic: Sample actions instead of taking the mode.
-        progress: Show a bar on a terminal.
+        progress: Show a progress bar on a terminal.
 
     Raises:
-        UsageError: if the policy was not trained for one of the tasks.
+        UsageError: If the policy was not trained for one of the tasks.
 
     Example:
         >>> from mtrl import AgentConfig, Policy, evaluate, get_benchmark
@@ -62,13 +62,13 @@ def evaluate(
     expect_main_guard()
     envs = make_evaluation_env(benchmark, [episodes], horizon, workers, max_restarts=10)
     try:
-        _expect_sizes(policy, envs)
+        expect_sizes(policy, envs)
         steps = steps_of_an_episode(benchmark, horizon)
         with tqdm(
             total=steps and len(benchmark.tasks) * episodes * steps,
             unit=" steps",
             unit_scale=True,
-            disable=None if progress else True,  # None: unless it is a terminal
+            disable=None if progress else True,  # None: only on a terminal
         ) as bar:
             return evaluate_in(policy, envs, seed, episodes, stochastic=stochastic, tick=bar.update)
     finally:
@@ -82,12 +82,12 @@ def make_evaluation_env(
     workers: int | None = None,
     max_restarts: int = 0,
 ) -> TaskVectorEnv:
-    """Environments on the reference simulator that take their goals in order, for `evaluate_in`.
+    """Create environments on the reference simulator with goals in order, for `evaluate_in`.
 
     Args:
-        episodes: Of each task, in the evaluations to come; they decide how many copies of a task
-            play side by side.
-        benchmark, horizon, workers, max_restarts: As `make_vector_env`.
+        episodes: Episodes per task of each evaluation to come; they determine how many copies of a
+            task run in parallel.
+        benchmark, horizon, workers, max_restarts: See `make_vector_env`.
     """
     return make_vector_env(
         benchmark,
@@ -99,23 +99,29 @@ def make_evaluation_env(
     )
 
 
-def _expect_sizes(policy: Policy, envs: TaskVectorEnv) -> None:
+def expect_sizes(policy: Policy, envs: TaskVectorEnv) -> None:
+    """Refuse environments of other sizes than the policy's.
+
+    Raises:
+        UsageError: naming what differs.
+    """
     for name, expected, got in (
         ("observations", policy.observation_size, envs.observation_size),
         ("actions", policy.action_size, envs.action_size),
     ):
         if expected != got:
             raise UsageError(
-                f"benchmark: expected {name} of length {expected}, as the policy was trained on, "
+                f"benchmark: expected {name} of length {expected}, as in the policy's training, "
                 f"got {got}"
             )
 
 
 def _copies(n_tasks: int, episodes: Sequence[int], workers: int) -> int:
-    """How many environments of a task are soonest done, so that all of them end together.
+    """Return the number of copies per task that minimises the evaluation's time.
 
-    Counted in steps of one simulator: a policy's answer for all rows takes about as long as two,
-    and making an environment as four episodes, because it needs memory too.
+    It divides all numbers of episodes, so that all copies end together. The cost is measured in
+    steps of one simulator: computing the actions of all rows takes about two steps. Creating an
+    environment is counted as four episodes, because it also needs memory.
     """
 
     def cost(copies: int) -> float:
@@ -134,40 +140,27 @@ def evaluate_in(
     stochastic: bool = False,
     tick: Callable[[int], object] = int,
 ) -> Evaluation:
-    """As `evaluate`, in environments that take their goals in order and can be used again.
+    """Evaluate like `evaluate`, in environments from `make_evaluation_env`, which can be reused.
 
     Args:
-        tick: Told after each vector step of how many environment steps it was.
+        tick: Callback after each vector step, with its number of environment steps.
     """
     names, copies = envs.names, envs.envs_per_task
     tasks = np.repeat([policy.tasks.index(name) for name in names], copies)
-    plays = [Play(name, seed, copy, envs.action_size) for name in names for copy in range(copies)]
-    found: dict[tuple[int, int], tuple[int, float, np.ndarray]] = {}
-    observations, _ = envs.reset(seed=seed)
-    while any(play.episode < episodes for play in plays):
-        noise = np.stack([play.noise() for play in plays]) if stochastic else None
-        actions = act(policy, observations, tasks, noise)
-        observations, _, _, _, infos = envs.step(actions)
-        for play, action, success in zip(plays, actions, infos["success"], strict=True):
-            play.note(action, success)
-        for row in np.flatnonzero(infos.get("restarted", ())).tolist():
-            plays[row].begin(plays[row].episode)
-        for row in np.flatnonzero(infos.get("_final_info", ())).tolist():
-            play, episode = plays[row], infos["final_info"]["episode"]
-            found[row // copies, play.episode] = (
-                play.first_success,
-                episode["r"][row],
-                np.array(play.actions),
-            )
-            play.begin(play.episode + copies)
-        tick(len(plays))
-    numbers = [[found[t, e] for e in range(episodes)] for t in range(len(names))]
-    first_success, returns = (
-        np.array([[episode[i] for episode in row] for row in numbers]) for i in (0, 1)
-    )
-    longest = max(len(played) for (_, e), (*_, played) in found.items() if e < episodes)
-    played = np.full((*returns.shape, longest, envs.action_size), np.nan, np.float32)
-    for (t, e), (*_, done) in found.items():
-        if e < episodes:
-            played[t, e, : len(done)] = done
-    return Evaluation(names, seed, first_success, returns, played, envs.tells_success.copy())
+
+    def choose(observations: np.ndarray, plays: Sequence[Play]) -> np.ndarray:
+        size = envs.action_size
+        noise = np.stack([play.noise(size) for play in plays]) if stochastic else None
+        return act(policy, observations, tasks, noise)
+
+    counts = [episodes] * len(names)
+    ended = played(envs, seed, counts, choose, begin=Play, tick=tick)
+    found = {(names.index(play.name), play.episode): play for play in ended}
+    longest = max(len(play.actions) for play in found.values())
+    first_success = np.zeros((len(names), episodes), int)
+    returns = np.zeros((len(names), episodes))
+    actions = np.full((len(names), episodes, longest, envs.action_size), np.nan, np.float32)
+    for place, play in found.items():
+        first_success[place], returns[place] = play.first_success, play.total_reward
+        actions[place][: len(play.actions)] = play.actions
+    return Evaluation(names, seed, first_success, returns, actions, envs.tells_success.copy())

@@ -1,4 +1,4 @@
-"""Judging policies from disk: finding the file, its tasks and their environments."""
+"""Evaluation of saved policies: find the file, its tasks and their environments."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def evaluate_file(
     stochastic: bool = False,
     benchmark: str | None = None,
 ) -> tuple[Evaluation, dict[str, Any]]:
-    """Judge a run folder's final policy (or its newest checkpoint), a checkpoint, or a policy file.
+    """Evaluate a run folder's final policy (or latest checkpoint), a checkpoint or a policy file.
 
     Args:
-        tasks: Some of the policy's tasks; default: all.
-        seed: Of the goals; default: the training run's.
-        benchmark: `package.module:attribute` of custom tasks; default: of a run folder, what the
-            run was trained on, imported from where its benchmark.json says. A policy file or a
-            checkpoint only names its tasks: nothing that it says is imported.
+        tasks: Tasks to evaluate; default: all tasks of the policy.
+        seed: Seed of the goals; default: that of the training run.
+        benchmark: `package.module:attribute` of custom tasks. Default for a run folder: the
+            benchmark it was trained on, imported from the module recorded in its benchmark.json. A
+            policy file or a checkpoint only names its tasks: nothing it names is imported.
 
     Returns:
-        The evaluation, and what it was made of, as plain values.
+        The evaluation, and its inputs as plain values.
 
     Raises:
-        UsageError: if there is no policy, or it was not trained for one of the tasks.
+        UsageError: If there is no policy, or it was not trained for one of the tasks.
     """
     path = find_policy(policy)
     loaded, header = Policy.load_with_header(path, resolve_device(device))
-    found = examined(_benchmark_for(policy, header, tasks, benchmark))
+    found = examined(benchmark_for(policy, header, tasks, benchmark))
     seed = header.seed if seed is None else seed
     result = evaluate(
         loaded,
@@ -65,10 +65,10 @@ def evaluate_file(
     }
 
 
-def _benchmark_for(
+def benchmark_for(
     source: Path, header: PolicyHeader, tasks: tuple[str, ...] | None, named: str | None
 ) -> Benchmark:
-    """The tasks a policy is judged on: what is named, or else what is known of them."""
+    """Return the tasks to evaluate on: the named benchmark's, or else those on record."""
     wanted = tasks or header.tasks
     if named is not None:
         return get_benchmark(named, wanted)
@@ -77,6 +77,6 @@ def _benchmark_for(
     if header.environments == "custom":
         raise UsageError(
             f"benchmark: expected --benchmark MODULE:NAME for the custom tasks of "
-            f"{header.benchmark}, which a file only names, got none"
+            f"{header.benchmark}, because a file only names its tasks, got none"
         )
     return get_benchmark("", wanted)

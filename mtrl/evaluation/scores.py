@@ -1,4 +1,4 @@
-"""What an evaluation found, for people and for files."""
+"""Results of an evaluation, as tables, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mtrl.policy.file import short_number
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What E episodes of every task showed.
+    """Results of E episodes of every task.
 
     Attributes:
-        tasks: Task names, T of them.
-        seed: Of the goals; episode e is on goal e.
-        first_success: The step that first set the success flag, counted from 1; 0 if none did.
+        tasks: T task names.
+        seed: Seed of the goals; episode e uses goal e.
+        first_success: First step with the success flag set, counted from 1; 0 if there is none.
             int `[T, E]`.
         returns: Undiscounted sums of raw rewards over the whole episode, `[T, E]`.
-        actions: What was done in H steps, float32 `[T, E, H, A]`; enough to play it again. NaN
-            after the end of a shorter episode.
-        tells_success: Whether a step of the task has ever said if it is solved, bool `[T]`; one
-            bool stands for all. The other tasks are judged by their return.
+        actions: Actions of H steps, float32 `[T, E, H, A]`, which suffice to replay the episodes.
+            NaN after the end of shorter episodes.
+        tells_success: Whether a step of each task has ever reported success or failure, bool
+            `[T]`; a single bool applies to all. The other tasks are scored by their return.
     """
 
     tasks: tuple[str, ...]
@@ -40,12 +40,12 @@ class Evaluation:
     tells_success: np.ndarray | bool = True
 
     def __post_init__(self) -> None:
-        told = np.broadcast_to(np.asarray(self.tells_success, bool), len(self.tasks))
-        object.__setattr__(self, "tells_success", told)
+        by_task = np.broadcast_to(np.asarray(self.tells_success, bool), len(self.tasks))
+        object.__setattr__(self, "tells_success", by_task)
 
     @property
     def told(self) -> np.ndarray:
-        """Which tasks have a success rate, indices `[S]`."""
+        """Indices of the tasks that have a success rate, `[S]`."""
         return np.flatnonzero(self.tells_success)
 
     @property
@@ -55,7 +55,7 @@ class Evaluation:
 
     @property
     def success_rates(self) -> np.ndarray:
-        """Fraction of successful episodes, `[T]`; NaN for a task that is judged by its return."""
+        """Fraction of successful episodes, `[T]`; NaN for tasks scored by their return."""
         return np.where(self.tells_success, self.success.mean(1), np.nan)
 
     @property
@@ -66,13 +66,13 @@ class Evaluation:
 
     @property
     def worst(self) -> float:
-        """Mean success rate of the worst fifth of the tasks that have one, rounded up; or NaN."""
+        """Mean success rate of the worst fifth (rounded up) of the tasks that have one, or NaN."""
         rates = np.sort(self.success_rates[self.told])[: math.ceil(len(self.told) / 5)]
         return float(rates.mean()) if len(rates) else math.nan
 
     @property
     def summary(self) -> str:
-        """The mean scores in a few words: `success 0.87`, `return 12.3`, or both."""
+        """Short text with the mean scores: `success 0.87`, `return 12.3`, or both."""
         parts = [f"success {self.mean:.2f}"] if len(self.told) else []
         rest = self.returns[~np.asarray(self.tells_success)]
         if len(rest):
@@ -84,13 +84,13 @@ class Evaluation:
         return ", ".join(tasks)
 
     def intervals(self) -> list[tuple[float, float]]:
-        """Wilson's 95% interval of each task's success rate."""
+        """Return Wilson's 95% interval of each task's success rate."""
         tests = [binomtest(int(row.sum()), len(row)) for row in self.success]
         proportions = [test.proportion_ci(0.95, method="wilson") for test in tests]
         return [(float(p.low), float(p.high)) for p in proportions]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One plain dictionary per task."""
+        """Return one plain dictionary per task."""
         return [
             {
                 "task": task,
@@ -114,14 +114,14 @@ class Evaluation:
         }
 
     def _steps_to_success(self, t: int) -> dict[str, float | None]:
-        """Mean over the successful episodes, None if there are none."""
+        """Average over the successful episodes; None if there are none."""
         if t not in self.told:
             return {}
         steps = self.first_success[t][self.success[t]]
         return {"steps_to_success_mean": float(steps.mean()) if len(steps) else None}
 
     def table(self) -> str:
-        """For people."""
+        """Return a plain-text table for the terminal."""
         width = max(len(task) for task in (*self.tasks, "worst fifth"))
         if not len(self.told):
             lines = [f"{'task':<{width}}    return"]
@@ -145,15 +145,15 @@ class Evaluation:
         lines.append(f"{'mean':<{width}}  {self.mean:7.3f}")
         lines.append(f"{'worst fifth':<{width}}  {self.worst:7.3f}")
         if len(self.told) < len(self.tasks):
-            lines.append("–: no step said whether the task is solved; its score is the return")
+            lines.append("–: the task does not report success; its score is the return")
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        """`table`, for `print`."""
+        """Return `table`, for `print`."""
         return self.table()
 
     def _repr_html_(self) -> str:
-        """The table, for notebooks."""
+        """Return the table as HTML, for notebooks."""
         rows = self.rows()
         columns = list(dict.fromkeys(key for row in rows for key in row))
         lines = ["".join(f"<th>{html.escape(column)}</th>" for column in columns)]
@@ -161,17 +161,17 @@ class Evaluation:
         return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
     def to_csv(self) -> str:
-        """One line per task."""
+        """Return the rows as CSV, one line per task."""
         text = io.StringIO()
         rows = self.rows()
-        columns = max(rows, key=len)  # with those of success, if any has them
+        columns = max(rows, key=len)  # includes the columns of success, if any task has them
         writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
 
     def to_json(self, **context: Any) -> str:
-        """Everything, with what the caller knows of where it comes from."""
+        """Return all results as JSON, with `context` of the caller such as the policy's path."""
         summary = {"mean_return": float(self.returns.mean())}
         if len(self.told):
             summary |= {"mean_success_rate": self.mean, "worst_fifth_success_rate": self.worst}
@@ -179,7 +179,7 @@ class Evaluation:
 
 
 def _cell(value: Any) -> str:
-    """A value of a table in a notebook."""
+    """Format a value as HTML."""
     if value is None:
         return "–"
     return f"{value:.2f}" if isinstance(value, float) else html.escape(str(value))

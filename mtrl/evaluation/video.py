@@ -1,7 +1,7 @@
-"""Films of judged episodes: their actions are played again, before a camera.
+"""Videos of evaluated episodes, recorded by replaying their actions with a camera.
 
-So a film cannot change the figures, and only what is filmed is drawn. The simulator is
-deterministic; that the episode on film is the one that was judged is checked by its return.
+Recording therefore cannot change the results, and only frames of a video are rendered. The
+simulator is deterministic; the return of the replay is checked against the evaluation's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mtrl.evaluation.scores import Evaluation
 from mtrl.folder import write_atomically
 
 BACKENDS = ("egl", "osmesa")
-"""Ways to draw without a display, as `MUJOCO_GL` has them."""
+"""Values of `MUJOCO_GL` that render without a display."""
 
 _PROBE = """
 import mujoco
@@ -35,17 +35,17 @@ mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8).render()
 
 
 def find_backend() -> str:
-    """How pictures can be drawn here: `MUJOCO_GL`'s way if that is set, or else EGL or OSMesa.
+    """Find a renderer that works here: `MUJOCO_GL` if it is set, else EGL or OSMesa.
 
     Raises:
-        UsageError: if none of them can draw a picture.
+        UsageError: If none of them can render an image.
     """
     asked = os.environ.get("MUJOCO_GL")
     for backend in (asked,) if asked else BACKENDS:
         if _python("-c", _PROBE, backend=backend).returncode == 0:
             return backend
     wanted = f"MUJOCO_GL={asked}" if asked else "EGL (libegl1) or OSMesa (libosmesa6)"
-    raise UsageError(f"video: expected {wanted} to draw with, found none that works")
+    raise UsageError(f"video: expected {wanted} for rendering, found none that works")
 
 
 def film(
@@ -55,21 +55,21 @@ def film(
     episodes: int = 1,
     progress: bool = False,
 ) -> list[Path]:
-    """Make one `<task>.mp4` per task of its first episodes, in real time.
+    """Write one `<task>.mp4` per task with its first episodes, in real time.
 
     Args:
-        evaluation: What is shown.
-        folder: Where films go; made if it does not exist, in a folder that does.
-        camera: One of Meta-World's.
-        episodes: How many of each task.
-        progress: Show a bar on a terminal.
+        evaluation: Evaluation whose episodes are shown.
+        folder: Output folder, created if missing; its parent must exist.
+        camera: Name of a Meta-World camera.
+        episodes: Number of episodes per task.
+        progress: Show a progress bar on a terminal.
 
     Returns:
-        The films' paths, in the tasks' order.
+        Paths of the videos, in the tasks' order.
 
     Raises:
-        UsageError: if the camera is unknown, or nothing can be drawn here.
-        ChildProcessError: if drawing fails.
+        UsageError: If the camera is unknown, or no renderer works here.
+        ChildProcessError: If rendering fails.
     """
     if camera not in get_args(Camera):
         raise UsageError(unknown("camera", camera, get_args(Camera)))
@@ -79,23 +79,28 @@ def film(
     return list(tqdm(films, total=total, unit=" videos", disable=None if progress else True))
 
 
-def animations(evaluation: Evaluation) -> dict[str, bytes]:
-    """A small GIF of each task's first episode, at twice its speed.
+def animations(evaluation: Evaluation, size: int = 160, every: int = 16) -> dict[str, bytes]:
+    """Render a small GIF of each task's first episode, at twice its speed.
+
+    Args:
+        evaluation: What is shown.
+        size: Height and width [pixels].
+        every: Simulation steps between two frames.
 
     Raises:
-        UsageError: if nothing can be drawn here.
-        ChildProcessError: if drawing fails.
+        UsageError: If no renderer works here.
+        ChildProcessError: If rendering fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         into = Path(folder)
-        paths = _shoot(evaluation, into, "gif", 1, "corner4", size=160, every=16, speed=2.0)
+        paths = _shoot(evaluation, into, "gif", 1, "corner4", size=size, every=every, speed=2.0)
         return {path.stem: path.read_bytes() for path in paths}
 
 
 def _shoot(
     evaluation: Evaluation, folder: Path, kind: Kind, episodes: int, camera: str, **settings: Any
 ) -> Iterator[Path]:
-    """Paths in the tasks' order, each when its film is done."""
+    """Yield the paths in the tasks' order, each when its video is written."""
     backend = find_backend()
 
     def shoot(t: int) -> Path:
@@ -120,7 +125,7 @@ def _shoot(
 def _python(
     *arguments: str, backend: str, given: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
-    # Mesa would start threads for all cores in each of the processes.
+    # Otherwise Mesa would start one thread per core in each of the processes.
     environment = {**os.environ, "MUJOCO_GL": backend, "LP_NUM_THREADS": "1"}
     command = [sys.executable, *arguments]
     return subprocess.run(command, input=given, capture_output=True, env=environment, check=False)

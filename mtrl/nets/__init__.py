@@ -1,1 +1,1 @@
-"""Networks: a trunk that the tasks share, and a head for each."""
+"""Networks: a trunk shared by all tasks, and a head per task."""

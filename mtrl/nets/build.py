@@ -1,4 +1,4 @@
-"""How a trunk's parameters are declared, and how they begin."""
+"""Declaration and initialisation of a trunk's parameters."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mtrl.errors import UsageError
 
 @dataclass(frozen=True)
 class Layer:
-    """What `Build.linear` declared.
+    """Layer declared by `Build.linear`.
 
     Attributes:
         weight: Name of the matrix in a file.
         bias: Name of the bias, or None.
-        experts: K matrices beside each other, or None for a single one.
+        experts: Number K of parallel matrices, or None for a single one.
         composed: Whether a task's matrix is Σ_k w_tk φ_k.
     """
 
@@ -34,16 +34,16 @@ class Layer:
 
 
 class Build:
-    """Collects a trunk's parameters.
+    """Collects the parameters that a trunk declares.
 
     Attributes:
-        layers: By the name that the trunk gives them.
-        shared: `[N, …]`, subject to surgery.
-        own: `[N, T, …]`, each task's own.
-        fixed: `[N, T, …]`, numbers of each task that nothing trains.
+        layers: Layers by the name that the trunk gives them.
+        shared: Shared parameters, `[N, …]`, subject to surgery.
+        own: Per-task parameters, `[N, T, …]`.
+        fixed: Fixed inputs of each task, `[N, T, …]`, which nothing trains.
 
     Args:
-        descriptions: Gives the tasks' descriptions as vectors, `[T, e]`, if they have some.
+        descriptions: Returns the tasks' descriptions as vectors, `[T, e]`, or None.
     """
 
     def __init__(
@@ -71,16 +71,16 @@ class Build:
         bias: str | None = "shared",
         bound: float | None = None,
     ) -> None:
-        """A linear layer that the tasks share: He-uniform weights and a bias of zeros.
+        """Declare a shared linear layer with He-uniform weights and zero bias.
 
-        Its parameters are called `name_weight` and `name_bias`, of a numbered layer `weight0` and
+        Its parameters are named `name_weight` and `name_bias`; for a numbered layer, `weight0` and
         `bias0`.
 
         Args:
-            experts: So many layers beside each other, all on the same inputs or each on its own.
-            composed: A task's layer is a weighted sum of the experts' parameters.
-            bias: "shared"; "task", one for each task, uniform like the weights, which makes the
-                layer one on the inputs with the task's one-hot; or None.
+            experts: Number of parallel layers, all on the same inputs or each on its own.
+            composed: Whether a task's layer is a weighted sum of the experts' parameters.
+            bias: "shared"; "task" for one bias per task, uniform like the weights, which is
+                equivalent to a layer on the inputs with the task's one-hot; or None.
             bound: Weights are uniform in ± this; default: √(6 / n_inputs) (He et al. 2015).
         """
         weight, offset = f"{name}_weight", f"{name}_bias"
@@ -96,38 +96,38 @@ class Build:
             self.shared[offset] = torch.zeros(self.n_networks, *lead, n_outputs)
 
     def layers_in_a_row(self, name: str, *widths: int, **how: Any) -> None:
-        """Layers `name0`, `name1`, … from each width to the next; see `linear`."""
+        """Declare layers `name0`, `name1`, … from each width to the next; see `linear`."""
         for number, (n_inputs, n_outputs) in enumerate(pairwise(widths)):
             self.linear(f"{name}{number}", n_inputs, n_outputs, **how)
 
     def table(self, name: str, *shape: int, unit: bool = False) -> None:
-        """A task's own numbers, `[N, T, *shape]`: normal, or random directions of unit length."""
+        """Declare per-task numbers, `[N, T, *shape]`: normal, or random unit vectors."""
         drawn = torch.empty(self.n_networks, self.n_tasks, *shape)
         drawn.normal_(generator=self._generator)
         self.own[name] = normalize(drawn, dim=-1) if unit else drawn
 
     def description(self, name: str) -> int:
-        """The tasks' descriptions as a table that nothing trains; returns their vectors' length.
+        """Declare the tasks' description vectors as fixed inputs, and return their length.
 
         Raises:
-            UsageError: if the tasks have none.
+            UsageError: If the tasks have no descriptions.
         """
         known = self._descriptions()
         if known is None:
             raise UsageError(
-                "trunk: expected tasks with descriptions, which Meta-World's have, or an embedding "
-                "to be learned in their place, as in care(embedding=50)"
+                "trunk: expected tasks with descriptions, as Meta-World's have, or a learned "
+                "embedding in their place, as in care(embedding=50)"
             )
         self.fixed[name] = torch.from_numpy(known).repeat(self.n_networks, 1, 1)
         return known.shape[-1]
 
     def seed(self) -> int:
-        """A number drawn for what has a generator of its own."""
+        """Draw a seed for another generator."""
         drawn = torch.randint(2**62, (), generator=self._generator, device="cpu")
         return int(drawn)
 
     def uniform(self, bound: float, *shape: int) -> Tensor:
-        """`[N, *shape]`, uniform in ± bound."""
+        """Draw `[N, *shape]`, uniform in ± bound."""
         return torch.empty(self.n_networks, *shape).uniform_(
             -bound, bound, generator=self._generator
         )

@@ -1,7 +1,7 @@
-"""A layer as one function: product, bias, LayerNorm, ReLU and residual, one pass each way.
+"""A layer as one autograd function: product, bias, LayerNorm, ReLU and residual.
 
-Written out by hand, for a network of 192 units spends as much time between its products as in them:
-autograd would save more, cast more and add more often than a layer needs.
+Forward and backward are written by hand, because a network of 192 units spends as much time
+between its matrix products as in them: autograd would save, cast and add more often than needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from mtrl.nets.precision import float32_products, float32_setting
 
 EPSILON = 1e-5
-"""Added to a variance by LayerNorm."""
+"""Epsilon of LayerNorm, added to the variance."""
 
 
 def layer(
@@ -28,32 +28,32 @@ def layer(
     residual: Tensor | None = None,
     exact: bool = False,
 ) -> Tensor:
-    """X W + b, normalised, rectified or added to a residual, for N networks of T tasks.
+    """Compute X W + b with optional LayerNorm, ReLU or residual, for N networks of T tasks.
 
-    Shapes tell which gradients the backward makes; a view from `expand` costs nothing. From a
-    weight `[N, T, in, out]` that is such a view over the tasks it makes one gradient per task, at
-    the price of a single one: it sums over B rows at a time instead of T B. A bias `[N, T, out]`
-    gets a gradient per task likewise, and a bias `[N, T, B, out]` the gradient by X W + b itself.
+    Shapes select which gradients the backward computes; views from `expand` are free. A weight
+    `[N, T, in, out]` that is such a view over tasks gets one gradient per task, at the cost of a
+    single one: the backward sums over B rows at a time instead of T B. Likewise, a bias
+    `[N, T, out]` gets one gradient per task, and a bias `[N, T, B, out]` the gradient of X W + b.
 
-    Inside autocast the product is in autocast's type, forward and backward, and so is the result;
-    float64 stays what it is. LayerNorm's statistics are in float32 at least.
+    Under autocast, the product is computed in autocast's type, forward and backward, and so is the
+    result; float64 stays unchanged. LayerNorm's statistics are in float32 or wider.
 
-    Deviation from LayerNorm (Ba et al. 2016): there is no factor and no shift after it.
+    Deviation from LayerNorm (Ba et al. 2016): no factor or shift is learned.
 
     Args:
-        inputs: X, `[N, T, B, in]`, or `[1, T, B, in]` for all networks.
+        inputs: X, `[N, T, B, in]`, or `[1, T, B, in]` if shared by all networks.
         weight: `[N, in, out]`, or an expanded view of it, `[N, T, in, out]`.
         bias: `[N, out]`, `[N, T, out]`, or an expanded view of either, `[N, T, B, out]`.
-        norm: Whether each row is normalised.
-        relu: Whether ReLU follows; not together with a residual.
-        residual: Added in the end, `[N, T, B, out]`.
-        exact: Multiply in the weight's type, whatever autocast says; the backward still heeds it.
+        norm: Whether to normalise each row.
+        relu: Whether to apply ReLU; not allowed together with a residual.
+        residual: Added to the result, `[N, T, B, out]`.
+        exact: Multiply in the weight's type despite autocast; the backward still follows autocast.
 
     Returns:
         `[N, T, B, out]`.
 
     Raises:
-        ValueError: if both ReLU and a residual are asked for.
+        ValueError: If both ReLU and a residual are given.
     """
     if relu and residual is not None:
         raise ValueError("layer: expected ReLU or a residual, got both")
@@ -68,7 +68,7 @@ def layer(
 
 
 class _How(NamedTuple):
-    """What a layer does, and the types in which it multiplies."""
+    """Options of a layer, and the types of its products."""
 
     product: torch.dtype
     backward: torch.dtype
@@ -86,7 +86,7 @@ def _product_type(inputs: Tensor) -> torch.dtype:
 def _forward(
     inputs: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, how: _How
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """The layer's outputs, and what the backward needs."""
+    """Return the outputs and the tensors saved for the backward."""
     if weight.ndim == 4:
         weight = weight[:, 0]
     n_tasks, n_rows = inputs.shape[1:3]
@@ -107,7 +107,7 @@ def _forward(
 
 
 class _Layer(torch.autograd.Function):
-    """See `layer`."""
+    """Autograd function of `layer`."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -115,12 +115,12 @@ class _Layer(torch.autograd.Function):
         _, weight, bias, *_ = arguments
         ctx.save_for_backward(*saved)
         ctx.by_task, ctx.bias_ndim = weight.ndim == 4, bias.ndim
-        # A trunk's products may be of TF32, a head's are not, and one backward goes through both.
+        # One backward goes through trunks, which may use TF32, and heads, which do not.
         ctx.setting = float32_setting()
         return outputs
 
     @staticmethod
-    @once_differentiable  # the weight is saved as it was used, and no longer known as the argument
+    @once_differentiable  # the saved weight is a cast, not the argument
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.setting == float32_setting():
             return _backward(ctx, gradients[0])
@@ -141,10 +141,10 @@ def _backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
     rows = _as(d, x.dtype).reshape(n_networks, -1, width)
     at_inputs = at_weight = None
     if by_inputs:
-        thin = width == 1  # an outer product, which bmm is slow at on the CPU
+        thin = width == 1  # an outer product, for which bmm is slow on the CPU
         multiply = torch.mul if thin else torch.bmm
         at_inputs = multiply(rows, w.mT).view(n_networks, n_tasks, n_rows, -1)
-    if by_weight and ctx.by_task:  # a sum for each task over its own rows
+    if by_weight and ctx.by_task:  # sum over the rows of each task
         each = (n_networks * n_tasks, n_rows, -1)
         at_weight = torch.bmm(x.reshape(each).mT, rows.reshape(each)).view(
             n_networks, n_tasks, -1, width
@@ -155,11 +155,11 @@ def _backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor, shape: tuple[int, int], relu: bool) -> Tensor:
-    """X W + b, with ReLU if so asked: the product begins from the bias."""
+    """Compute X W + b with optional ReLU; the product accumulates into the bias."""
     n_networks, _, width = weight.shape
     outputs = x.new_empty(n_networks, *shape, width)
     flat = outputs.view(n_networks, -1, width)
-    if relu and bias.ndim == 2 and x.is_cuda:  # one launch for all three
+    if relu and bias.ndim == 2 and x.is_cuda:  # a single kernel for all three
         for n in range(n_networks):
             torch.ops.aten._addmm_activation(bias[n], x[n], weight[n], out=flat[n])
         return outputs
@@ -169,17 +169,16 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor, shape: tuple[int, int], rel
 
 
 def _layer_norm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each row: normalised, and its mean and reciprocal deviation in at least float32."""
+    """Return normalised rows, their mean and reciprocal deviation, in float32 or wider."""
     factor = shift = None
-    if (
-        x.device.type == "cpu"
-    ):  # without them, torch's kernel is not vectorised, and rounds the statistics
+    # On the CPU, torch's kernel needs them: else it is not vectorised and rounds the statistics.
+    if x.device.type == "cpu":
         factor, shift = _ones_and_zeros(x)
     return torch.native_layer_norm(x, x.shape[-1:], factor, shift, EPSILON)
 
 
 def _layer_norm_backward(d: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    factor = shift = None  # asked for by a CPU whose statistics are in another type
+    factor = shift = None  # needed on the CPU if the statistics have another type
     if x.dtype != rstd.dtype and x.device.type == "cpu":
         factor, shift = _ones_and_zeros(x)
     wanted = [True, False, False]
@@ -193,9 +192,9 @@ _constants: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
 
 def _ones_and_zeros(x: Tensor) -> tuple[Tensor, Tensor]:
-    """A factor and a shift for LayerNorm that do nothing, in at least float32."""
+    """Return a factor of ones and a shift of zeros for LayerNorm, in float32 or wider."""
     key = x.shape[-1], torch.float64 if x.dtype == torch.float64 else torch.float32
-    if type(x) is not Tensor or torch.compiler.is_compiling():  # not to be kept: traced
+    if type(x) is not Tensor or torch.compiler.is_compiling():  # do not cache traced tensors
         return x.new_ones(key[0], dtype=key[1]), x.new_zeros(key[0], dtype=key[1])
     if key not in _constants:
         _constants[key] = torch.ones(key[0], dtype=key[1]), torch.zeros(key[0], dtype=key[1])
@@ -203,7 +202,7 @@ def _ones_and_zeros(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Half as long as `to`, where there is nothing to do."""
+    """Cast if needed; takes half the time of `to` if not."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
@@ -212,7 +211,7 @@ def _bias_gradient(d: Tensor, ndim: int) -> Tensor:
 
 
 def _transposed_product(rows: Tensor, at_output: Tensor) -> Tensor:
-    """Xᵀ D; for a thin D as (Dᵀ X)ᵀ, which the CPU's library does six times as fast."""
+    """Compute Xᵀ D; for a thin D as (Dᵀ X)ᵀ, which is six times as fast on the CPU."""
     if at_output.shape[-1] <= 8 and not rows.is_cuda:
         return torch.bmm(at_output.mT, rows).mT
     return torch.bmm(rows.mT, at_output)

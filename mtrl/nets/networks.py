@@ -1,7 +1,7 @@
-"""Multi-task networks: a trunk the tasks share, and parameters one task alone owns.
+"""Multi-task networks: a trunk shared by all tasks, and parameters that belong to a single task.
 
-Networks of one shape are computed together: in front of everything stands N, two for twin critics.
-Then come the tasks and the samples of a task: `[N, T, B, …]`. Weights are stored `[in, out]`.
+N networks of one shape are computed together (N = 2 for twin critics). The leading axes of all
+tensors are networks, tasks and samples of a task: `[N, T, B, …]`. Weights are stored `[in, out]`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from torch import Tensor, nn
 
 from mtrl.errors import UsageError
 from mtrl.nets.build import Build, Layer
-from mtrl.nets.linear import own_linear, own_product, shared_linear
+from mtrl.nets.fused import layer
 from mtrl.nets.params import Parameters, Params, Record
 from mtrl.nets.precision import float32_products, full_float32
 from mtrl.nets.trunks.base import Trunk
 
+HEAD = ("head_weight", "head_bias")
+"""Names of the heads' parameters; all others are the trunk's."""
+
 
 @dataclass(frozen=True, eq=False)
 class TrunkFunction:
-    """A trunk as a function of parameters by name.
+    """A trunk as a function of its parameters by name.
 
     Args:
-        trunk: What it computes.
-        layers: What it declared; see `Build`.
+        trunk: Architecture.
+        layers: Layers it declared; see `Build`.
     """
 
     trunk: Trunk
@@ -41,30 +44,30 @@ class TrunkFunction:
         inputs: Tensor,
         record: Record | None = None,
     ) -> Tensor:
-        """The features, `[N, T, B, d]`.
+        """Compute the features, `[N, T, B, d]`.
 
         Args:
-            shared: Parameters all tasks share, `[N, …]`, or views of them `[N, T, …]`.
-            per_task: The tasks' own.
-            inputs: `[N, T, B, in]`, or `[1, T, B, in]` for all networks.
+            shared: Parameters shared by all tasks, `[N, …]`, or views of them `[N, T, …]`.
+            per_task: Parameters of each task, `[N, T, …]`.
+            inputs: `[N, T, B, in]`, or `[1, T, B, in]` if shared by all networks.
             record: See `Record`.
         """
         return self.trunk(Params(self.layers, shared, per_task, record), inputs)
 
 
 def head(shared: Parameters, per_task: Parameters, features: Tensor) -> Tensor:
-    """Linear head on the features, rotated if `per_task` holds a `rotation`; shapes as `trunk`.
+    """Apply the linear head to features, rotated if `per_task` holds a `rotation`.
 
-    Its results are in the parameters' type whatever that of the features: rounding a value to 8
-    bits would drown the differences that a target is made of.
+    Results have the type of the parameters, whatever the type of the features: rounding a value to
+    8 bits would swamp the differences that make up a target. Shapes are those of `TrunkFunction`.
     """
     with float32_products("highest"):
         if "head_weight" in shared:
-            return shared_linear(features, shared["head_weight"], shared["head_bias"], exact=True)
+            return layer(features, shared["head_weight"], shared["head_bias"], exact=True)
         weight, bias = per_task["head_weight"], per_task["head_bias"]
         if "rotation" in per_task:
             rotation = per_task["rotation"]
-            if features.shape[2] < weight.shape[-1]:  # fewer samples than outputs
+            if features.shape[2] < weight.shape[-1]:  # cheaper with fewer samples than outputs
                 features = rotate(rotation, features)
             else:
                 weight = fold(rotation, weight)
@@ -72,51 +75,76 @@ def head(shared: Parameters, per_task: Parameters, features: Tensor) -> Tensor:
 
 
 def fold(rotation: Tensor, weight: Tensor) -> Tensor:
-    """The head that sees z as `weight` sees R z: Wᵀ(R z) = (Rᵀ W)ᵀ z, `[…, d, out]`.
+    """Fold a rotation into a head: return Rᵀ W, `[…, d, out]`, with Wᵀ(R z) = (Rᵀ W)ᵀ z.
 
-    O(d² out) where rotating every sample's features would take O(B d²). A rotation `[…, m, m]`
-    turns the first m features and leaves the others.
+    This takes O(d² out), whereas rotating the features of every sample takes O(B d²). A rotation
+    `[…, m, m]` acts on the first m features and leaves the others unchanged.
     """
     size = rotation.shape[-1]
     with full_float32(weight.device):
-        # RᵀW, in the order that is fast in memory
+        # RᵀW, in the memory order that is fast
         turned = own_product(weight[..., :size, :].mT, rotation).mT
     return torch.cat([turned, weight[..., size:, :]], -2) if size < weight.shape[-2] else turned
 
 
 def rotate(rotation: Tensor, features: Tensor) -> Tensor:
-    """R z of every sample, `[…, B, d]`, in the rotation's type: O(B d²)."""
+    """Compute R z for every sample, `[…, B, d]`, in the rotation's type: O(B d²)."""
     size = rotation.shape[-1]
     turned = own_product(features[..., :size], rotation.mT)
     rest = features[..., size:].to(turned.dtype)
     return torch.cat([turned, rest], -1) if size < features.shape[-1] else turned
 
 
+def own_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Apply a layer with weights per task: X_t W_t + b_t, in the weight's type.
+
+    Args:
+        inputs: `[N, T, B, in]`.
+        weight: `[N, T, in, out]`.
+        bias: `[N, T, out]`.
+
+    Returns:
+        `[N, T, B, out]`.
+    """
+    n_networks, n_tasks = weight.shape[:2]
+    rows = inputs.reshape(n_networks * n_tasks, 1, *inputs.shape[2:])
+    outputs = layer(rows, weight.flatten(0, 1), bias.flatten(0, 1), exact=True)
+    return outputs.view(n_networks, n_tasks, *outputs.shape[2:])
+
+
+def own_product(inputs: Tensor, weight: Tensor) -> Tensor:
+    """Compute `[…, B, in] @ […, in, out]` with the same float32 setting forward and backward."""
+    rows = inputs.reshape(-1, 1, *inputs.shape[-2:])
+    weights = weight.reshape(-1, *weight.shape[-2:])
+    outputs = layer(rows, weights, weights.new_zeros(len(weights), weight.shape[-1]), exact=True)
+    return outputs.view(*inputs.shape[:-1], weight.shape[-1])
+
+
 class Function(NamedTuple):
-    """Networks as a function of their inputs, with these parameters."""
+    """Networks with fixed parameters, as a function of their inputs."""
 
     trunk: TrunkFunction
     shared: Parameters
     per_task: Parameters
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Trunk and head: `[N or 1, T, B, in]` to `[N, T, B, out]`."""
+        """Apply trunk and head, `[N or 1, T, B, in]` to `[N, T, B, out]`."""
         return head(self.shared, self.per_task, self.trunk(self.shared, self.per_task, inputs))
 
 
 class MultiTaskNetworks(nn.Module):
-    """N networks of one shape for T tasks, their parameters split by who owns them.
+    """N networks of one shape for T tasks, with shared and per-task parameters kept apart.
 
     `shared` holds the trunk, and the head if there is a single one: `[N, …]`, subject to surgery.
-    `per_task` holds what of the trunk is a task's own, such as the one-hot's column, and with
-    several heads each task's head: `[N, T, …]`, never touched by surgery. `rotation` is
-    `[N, T, m, m]` where a method puts one between trunk and heads, and `fixed` what a trunk is told
-    of the tasks, `[N, T, …]`: no loss trains them.
+    `per_task` holds the per-task parameters of the trunk, such as the task's column of a one-hot
+    layer, and with several heads the head of each task: `[N, T, …]`, never changed by surgery.
+    `rotation`, `[N, T, m, m]`, exists if a method puts one between trunk and heads. `fixed` holds
+    fixed inputs that describe the tasks, `[N, T, …]`. No loss trains `rotation` and `fixed`.
 
-    The trunk's parameters begin as it says; the head is uniform in ± `head_bound`.
+    The trunk defines its own initialisation; the head is uniform in ± `head_bound`.
 
     Args:
-        trunk: From inputs to features; sizes it leaves open become its paper's for T tasks.
+        trunk: Maps inputs to features; unset sizes are taken from its paper for T tasks.
         descriptions: See `Build`.
     """
 
@@ -159,13 +187,15 @@ class MultiTaskNetworks(nn.Module):
             self.fixed.register_buffer(name, value)
 
     def add_rotation(self, size: int | None = None) -> None:
-        """Put a rotation R_k between the trunk and the head of each task, the identity at first.
+        """Insert a rotation R_k, initially the identity, between the trunk and each task's head.
+
+        One that is there already goes into the heads, so what is computed stays the same.
 
         Args:
-            size: Turn the first so many features; default: all.
+            size: Number of leading features to rotate; default: all.
 
         Raises:
-            UsageError: if there are not so many, or all tasks have one head.
+            UsageError: If `size` exceeds the number of features, or there is a single head.
         """
         if "head_weight" not in self.per_task:
             raise UsageError(
@@ -178,24 +208,27 @@ class MultiTaskNetworks(nn.Module):
                 f"got {size}"
             )
         like = self.per_task["head_weight"]
+        if self.rotation is not None:
+            with torch.no_grad():
+                like.copy_(fold(self.rotation, like))
         eye = torch.eye(size, dtype=like.dtype, device=like.device)
         self.rotation = eye.repeat(self.n_networks, self.n_tasks, 1, 1)
 
     def named(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The shared and the tasks' own parameters by name; faster than through `ParameterDict`."""
+        """Return shared and per-task parameters by name; faster than `ParameterDict`."""
         shared, per_task = (module._parameters for module in (self.shared, self.per_task))
         return cast(dict[str, Tensor], {**shared}), cast(dict[str, Tensor], {**per_task})
 
     def fixed_inputs(self) -> dict[str, Tensor]:
-        """What nothing trains, by name."""
+        """Return the fixed inputs, which nothing trains, by name."""
         return cast(dict[str, Tensor], {**self.fixed._buffers})
 
     def rotations(self) -> list[Tensor]:
-        """Each network's rotations as views, `[T, m, m]`; empty without."""
+        """Return each network's rotations as views, `[T, m, m]`; empty if there are none."""
         return [] if self.rotation is None else list(self.rotation)
 
     def folded(self) -> Function:
-        """The function that is computed, heads behind their rotation; what is fixed is a task's."""
+        """Return the networks as a function, with rotations folded into the heads."""
         shared, per_task = self.named()
         if self.rotation is not None:
             per_task["head_weight"] = fold(self.rotation, per_task["head_weight"])

@@ -1,4 +1,4 @@
-"""What a trunk computes with: parameters of N networks and T tasks, by name."""
+"""Parameters of N networks and T tasks, by name, and the layers trunks compute with them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from mtrl.nets.build import Layer
 from mtrl.nets.fused import EPSILON, layer
 
 Parameters = Mapping[str, Tensor]
-"""By name: shared ones `[N, …]`, per-task ones `[N, T, …]`."""
+"""Parameters by name: shared ones `[N, …]`, per-task ones `[N, T, …]`."""
 
 
 @dataclass
 class Record:
-    """What a forward pass writes down so that gradients by matrices need not be formed.
+    """Values recorded in a forward pass so that gradients of weight matrices need not be formed.
 
-    All entries are by the layer's name. Of a layer with K experts, N stands for N K.
+    All entries are keyed by the name of the layer. For a layer with K experts, N means N K.
 
     Attributes:
-        factored: Whether layers are written down, or only composed ones.
+        factored: Whether all layers are recorded, or only composed ones.
         inputs: X, `[N or 1, T, B, in]`.
-        outputs: X W + b's place in the graph, `[N, T, B, out]`; the gradient by it is D.
-        composed: A composed layer's matrix and bias for each task, `[N, T, …]`.
+        outputs: Node of X W + b in the graph, `[N, T, B, out]`; its gradient is D.
+        composed: Matrix and bias of a composed layer for each task, `[N, T, …]`.
         mixes: w, `[N, T, K]`.
     """
 
@@ -39,13 +39,13 @@ class Record:
 
 
 class Params:
-    """What a trunk computes with.
+    """Parameters and layers of a trunk.
 
     Args:
-        layers: As declared.
-        shared: `[N, …]`, or views of these for each task, `[N, T, …]`.
-        own: `[N, T, …]`.
-        record: Given one, written into.
+        layers: Layers as declared in `Build`.
+        shared: Shared parameters, `[N, …]`, or views of them for each task, `[N, T, …]`.
+        own: Per-task parameters, `[N, T, …]`.
+        record: Record to fill in the forward pass, if any.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Params:
         self._layers, self._shared, self._own, self._record = layers, shared, own, record
 
     def __getitem__(self, name: str) -> Tensor:
-        """A table, or what is fixed, `[N, T, …]`."""
+        """Return a table or a fixed input by name, `[N, T, …]`."""
         return self._own[name]
 
     def shared(self, name: str, ndim: int) -> Tensor:
-        """A shared parameter of so many axes, `[N, T or 1, …]`."""
+        """Return a shared parameter with `ndim` axes of its own, `[N, T or 1, …]`."""
         value = self._shared[name]
         return value if value.ndim == ndim + 2 else value[:, None]
 
@@ -77,19 +77,19 @@ class Params:
         relu: bool = False,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """X W + b, normalised, rectified or added to a residual; see `mtrl.nets.fused.layer`.
+        """Compute X W + b with optional LayerNorm, ReLU or residual; see `mtrl.nets.fused.layer`.
 
         Args:
-            name: The layer's.
-            inputs: `[N or 1, T, B, in]`; of K experts also `[N, K, T, B, in]`, each its own.
-            mix: w `[N, T, K]` of a composed layer.
+            name: Name of the layer.
+            inputs: `[N or 1, T, B, in]`; for K experts also `[N, K, T, B, in]`, one per expert.
+            mix: Weights w of a composed layer, `[N, T, K]`.
             offset: Added to the bias, `[N, T, out]`.
-            norm: Whether each row is normalised.
-            relu: Whether ReLU follows.
-            residual: Added in the end, of the output's shape.
+            norm: Whether to normalise each row.
+            relu: Whether to apply ReLU.
+            residual: Added to the result, with its shape.
 
         Returns:
-            `[N, T, B, out]`; of K experts `[N, K, T, B, out]`.
+            `[N, T, B, out]`; for K experts `[N, K, T, B, out]`.
         """
         at = self._layers[name]
         weight, bias = self._shared[at.weight], self._bias(at)
@@ -115,7 +115,7 @@ class Params:
         return self._own[at.bias] if at.bias in self._own else self._shared[at.bias]
 
     def _written(self, name: str, inputs: Tensor, bias: Tensor) -> Tensor:
-        """The bias as `[N, T, B, out]`, for `layer` to give the gradient by X W + b."""
+        """Record the layer; return the bias as `[N, T, B, out]`, whose gradient is X W + b's."""
         assert self._record is not None
         if not bias.requires_grad:
             bias = bias.detach().requires_grad_()
@@ -126,10 +126,10 @@ class Params:
     def _composed(
         self, name: str, inputs: Tensor, weight: Tensor, bias: Tensor, mix: Tensor, **how: Any
     ) -> Tensor:
-        """The layer with Σ_k w_tk φ_k as its parameters, a product for each network and task."""
+        """Compute the layer with parameters Σ_k w_tk φ_k, one product per network and task."""
         n_networks, n_tasks, n_experts = mix.shape
         if self._record is None and inputs.shape[2] == 1:
-            # A row each, as in acting: it is less to mix K outputs than K matrices.
+            # One row per task, as in acting: mixing K outputs is cheaper than mixing K matrices.
             zeros = weight.new_zeros(n_networks * n_experts, weight.shape[-1])
             rows = layer(_fold_inputs(inputs, n_experts), weight.flatten(0, 1), zeros)
             outputs = torch.einsum("nktbo,ntk->ntbo", rows.unflatten(0, (-1, n_experts)), mix)
@@ -149,13 +149,13 @@ class Params:
 
 
 def _fold(value: Tensor, ndim: int) -> Tensor:
-    """`[N, K, …]` of so many axes to `[N K, …]`, `[N, T, K, …]` to `[N K, T, …]`: views."""
+    """Fold experts into networks: `[N, K, …]` of `ndim` axes, or `[N, T, K, …]`, to `[N K, …]`."""
     return (value if value.ndim == ndim else value.transpose(1, 2)).flatten(0, 1)
 
 
 def _fold_inputs(inputs: Tensor, n_experts: int) -> Tensor:
     if inputs.ndim == 5:
         return inputs.flatten(0, 1)
-    if len(inputs) == 1:  # for all networks, so for all experts
+    if len(inputs) == 1:  # shared by all networks, hence by all experts
         return inputs
     return inputs[:, None].expand(-1, n_experts, -1, -1, -1).flatten(0, 1)

@@ -1,1 +1,1 @@
-"""What acts: the policy, its file, and what it exports."""
+"""Policies: networks that act, policy files and exports."""

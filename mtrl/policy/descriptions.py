@@ -1,4 +1,4 @@
-"""Meta-World's tasks in words, and these words as vectors."""
+"""Descriptions of Meta-World's tasks in words, and their sentence embeddings."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _FOLDER = files("mtrl.policy")
 
 @cache
 def texts() -> dict[str, str]:
-    """A description of each of the 50 tasks, in our own words."""
+    """Read a description of each of the 50 tasks, in our own words."""
     found: dict[str, str] = yaml12.load((_FOLDER / "descriptions.yaml").read_text("utf-8"))
     return found
 
 
 def vectors(tasks: Sequence[str]) -> np.ndarray | None:
-    """The descriptions' sentence embeddings, `[T, 384]`, of unit length up to rounding.
+    """Return sentence embeddings of the descriptions, `[T, 384]`, of unit length up to rounding.
 
-    They are all-MiniLM-L6-v2's (Wang et al. 2020, arXiv 2002.10957), kept in float16: no language
-    model is needed. `scripts/describe.py` made the file.
+    They were computed with all-MiniLM-L6-v2 (Wang et al. 2020, arXiv 2002.10957) by
+    `scripts/describe.py` and are stored in float16, so no language model is needed.
 
     Returns:
         None if one of the tasks has no description.

@@ -1,4 +1,4 @@
-"""What the networks' outputs mean: a policy over actions, and a value."""
+"""The squashed Gaussian, the distribution of actions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 def squashed_gaussian(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Sample a = tanh(u), u ~ N(μ, σ²), with its log-probability (SAC, appendix C).
 
-    log π(a|s) = log N(u; μ, σ²) − Σ log(1 − tanh² u), where log(1 − tanh² u) is written as
-    2(log 2 − u − softplus(−2u)): no epsilon, exact for any u.
+    log π(a|s) = log N(u; μ, σ²) − Σ log(1 − tanh² u), where log(1 − tanh² u) is computed as
+    2(log 2 − u − softplus(−2u)), which is exact for any u and needs no epsilon.
 
-    Its derivative by u is −2 tanh u, so that the backward is a few operations on what is known.
+    Its derivative with respect to u is −2 tanh u, so the backward pass takes only a few operations
+    on values from the forward pass.
 
     Args:
-        outputs: The actor's `[…, 2A]`: mean and log standard deviation.
+        outputs: Outputs of the actor, `[…, 2A]`: mean and log standard deviation.
         noise: Standard normal, `[…, A]`.
 
     Returns:
@@ -39,12 +40,12 @@ def squashed_gaussian(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_fused(outputs: Tensor) -> bool:
-    """Whether a kernel of ours makes the sample; torch.compile writes its own."""
+    """Return whether to use our Triton kernel; torch.compile generates its own."""
     return outputs.is_cuda and _HAS_TRITON and not torch.compiler.is_compiling()
 
 
 def _sample(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Actions, log-probabilities, and where it was formed σ ε."""
+    """Return actions, log-probabilities and, without the kernel, σ ε."""
     if _is_fused(outputs):
         from mtrl.policy import gaussian_triton
 
@@ -53,7 +54,7 @@ def _sample(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | No
     log_std = log_std.clamp(*LIMITS)
     away = log_std.exp() * noise
     u = mean + away
-    # Half of each action's log π, but for a constant: u + softplus(−2u) − (log σ + ½ ε²) / 2.
+    # Half of each action's log π, up to a constant: u + softplus(−2u) − (log σ + ½ ε²) / 2.
     half = u.sub(softplus(u, beta=-2), alpha=2)
     half = half.sub(torch.addcmul(log_std, noise, noise, value=0.5), alpha=0.5)
     constant = -noise.shape[-1] * (2 * math.log(2) + 0.5 * LOG_2PI)
@@ -61,7 +62,7 @@ def _sample(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | No
 
 
 class _SquashedGaussian(torch.autograd.Function):
-    """See `squashed_gaussian`; the noise gets no gradient."""
+    """Autograd function of `squashed_gaussian`; the noise gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

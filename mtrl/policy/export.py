@@ -1,4 +1,4 @@
-"""Policies to share: one file with what acting needs, and a card that says what it is."""
+"""Export of policies to share: one file with all that acting needs, and a model card."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from mtrl.policy.file import Figures, PolicyHeader, digest, short_number
 from mtrl.policy.policy import Policy
 
 SUFFIXES = (".safetensors", ".pt2")
-"""Of the files that can be made: for mtrl, and for PyTorch alone."""
+"""Suffixes of exported files: for mtrl, and for PyTorch without mtrl."""
 
 
 def export_policy(source: Path | str, target: Path | str) -> None:
-    """Write the policy of a run folder, a checkpoint or a policy file into a file of its own.
+    """Export the policy of a run folder, a checkpoint or a policy file to a file.
 
     A `.safetensors` file is for `Policy.load` and `mtrl-eval`. A `.pt2` file is a program for
-    `torch.export.load` from observations with their one-hot, `[n, observation + T]` in float32, to
-    the mode's actions `[n, A]`; it takes PyTorch 2.7, older ones may not read what newer ones
-    write, and nothing of mtrl.
+    `torch.export.load` that maps observations with their one-hot, `[n, observation + T]` in
+    float32, to the mode's actions, `[n, A]`. It needs PyTorch 2.7 or newer but not mtrl. An older
+    PyTorch may be unable to read a program written by a newer one.
 
     Raises:
-        UsageError: if there is no policy, or the file cannot be made.
+        UsageError: If there is no policy, or the file cannot be written.
     """
     path, target = find_policy(Path(source)), Path(target)
     if target.suffix not in SUFFIXES:
@@ -41,8 +41,8 @@ def export_policy(source: Path | str, target: Path | str) -> None:
             f"output: expected a name that ends in {' or '.join(SUFFIXES)}, got {target}"
         )
     if target.resolve() == path.resolve():
-        raise UsageError(f"output: expected another file than the policy's, got {target}")
-    if target.suffix == ".pt2" and torch.__version__ < "2.7":  # cannot write what it exports
+        raise UsageError(f"output: expected a file other than the policy's, got {target}")
+    if target.suffix == ".pt2" and torch.__version__ < "2.7":  # cannot save exported programs
         raise UsageError(f"output: expected PyTorch 2.7 for a .pt2 file, got {torch.__version__}")
     policy, header = _read(path)
     _fold(policy)
@@ -59,16 +59,16 @@ def export_policy(source: Path | str, target: Path | str) -> None:
 
 
 def card(source: Path | str) -> str:
-    """What a policy is, as Markdown: what `export_policy` puts into a file's header.
+    """Return the model card as Markdown, which `export_policy` also stores in the file's header.
 
     Raises:
-        UsageError: if there is no policy.
+        UsageError: If there is no policy.
     """
     return _card(_read(find_policy(Path(source)))[1])
 
 
 def _read(path: Path) -> tuple[Policy, PolicyHeader]:
-    """A policy, and all that is known of it: by its file, and by the run folder it lies in."""
+    """Read a policy, and all that its file and its run folder say about it."""
     policy, header = Policy.load_with_header(path)
     known: dict[str, Any] = {}
     is_final, is_checkpoint = path.name == FINAL, path.parent.name == "checkpoints"
@@ -77,7 +77,7 @@ def _read(path: Path) -> tuple[Policy, PolicyHeader]:
         known["versions"] = processes[-1]["versions"]
     if is_final and (found := _json(run_dir / "eval.json")):
         figures = validate(Figures, found, source=f"{run_dir / 'eval.json'}: ")
-        if figures.total_timesteps == header.total_timesteps:  # else it is about an earlier one
+        if figures.total_timesteps == header.total_timesteps:  # else of an earlier policy
             known["evaluation"] = figures
     return policy, header.model_copy(update=known)
 
@@ -90,7 +90,7 @@ def _json(path: Path) -> Any:
 
 
 def _fold(policy: Policy) -> None:
-    """Put the rotations into the heads: the same function, without T matrices of d × d."""
+    """Fold the rotations into the heads: the same function without T matrices of d × d."""
     actor = policy.actor
     if actor.rotation is not None:
         folded = actor.folded().per_task["head_weight"].contiguous()
@@ -99,7 +99,7 @@ def _fold(policy: Policy) -> None:
 
 
 class _Program(nn.Module):
-    """From observations with their one-hot to the mode's actions."""
+    """Module from observations with their one-hot to the mode's actions."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
@@ -135,30 +135,30 @@ def _card(header: PolicyHeader) -> str:
         f"# A policy for {len(tasks)} task{'s' * (len(tasks) > 1)}"
         + (f" ({header.benchmark})" if header.benchmark else ""),
         "",
-        "The actor of a multi-task SAC, made by mtrl.",
+        "The actor of a multi-task SAC agent, trained with mtrl.",
         "",
         f"- Training: {'; '.join(part for part in origin if part)}.",
-        f"- Observation: {header.observation_size} numbers as the simulator gives them (Meta-World:"
-        f" with the goal observable), float32; then, unless the task is named, its one-hot of "
-        f"{len(tasks)}.{normalized}",
+        f"- Observation: {header.observation_size} float32 numbers as returned by the simulator "
+        f"(Meta-World: with the goal observable), followed by the one-hot of {len(tasks)} tasks "
+        f"unless the task is given by name.{normalized}",
         f"- Action: {header.action_size} numbers in [-1, 1].",
         "- Episode: "
         + (f"{header.horizon} steps." if header.horizon else "until the environment ends it."),
         f"- Networks: trunk `{agent.actor_trunk or agent.trunk}`{sizes}, {heads}.",
-        f"- Tasks, in the one-hot's order: {', '.join(tasks)}.",
+        f"- Tasks in the order of the one-hot: {', '.join(tasks)}.",
         "",
     ]
     if header.evaluation:
         lines += [*_table(header.evaluation), ""]
-    # A file only names custom tasks: whoever evaluates it says where they are.
+    # A file only names custom tasks: the user has to say where they are defined.
     benchmark = " --benchmark MODULE:NAME" if header.environments == "custom" else ""
     return "\n".join([*lines, _USE.format(task=tasks[0], benchmark=benchmark)])
 
 
 def _table(figures: Figures) -> list[str]:
     lines = [
-        f"Scores of the policy's mode on episodes of seed {figures.seed}; success counts if the "
-        "flag was set at any step:",
+        f"Scores of the deterministic policy on episodes of seed {figures.seed}. An episode counts "
+        "as solved if the success flag was set at any step:",
         "",
         "| task | episodes | success | 95% interval | return | steps to success |",
         "|---|---|---|---|---|---|",
@@ -185,12 +185,12 @@ def _table(figures: Figures) -> list[str]:
         f"| {'' if mean is None else short_number(mean)} | |"
     )
     if any(row.success_rate is None for row in figures.tasks):
-        lines += ["", "–: no step said whether the task is solved; its score is the return."]
+        lines += ["", "–: the task does not report success; its score is the return."]
     return lines
 
 
 _USE = """\
-In Python, and judged again (the file's name for FILE):
+Use it in Python, or evaluate it again (replace FILE by the name of the file):
 
     from mtrl import Policy
 

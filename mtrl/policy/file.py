@@ -1,4 +1,4 @@
-"""Files with a policy in them, read without trusting them: nothing is executed, all is bounded."""
+"""Safe reading of files with a policy: nothing is executed, and all sizes are bounded."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mtrl.errors import UsageError, one_line
 from mtrl.folder import EXPORT_FORMAT
 
 PREFIX = "agent/"
-"""In front of the agent's tensors in a file, a policy or a checkpoint."""
+"""Prefix of the agent's tensors in a policy file or checkpoint."""
 
 
 MAX_HEADER, MAX_CONFIG = 16 * 2**20, 64 * 2**10
-"""Longest header of a file, and longest configuration in it, that are looked at [bytes]."""
+"""Maximum size of a file's header, and of the configuration in it [bytes]."""
 
 
 def _printable(text: str) -> str:
@@ -38,7 +38,7 @@ Name = Annotated[str, AfterValidator(_printable)]
 
 
 class TaskFigures(BaseModel):
-    """A row of an evaluation; see `Evaluation.rows`. No success: the task is judged by return."""
+    """Row of an evaluation, see `Evaluation.rows`; no success rate if it is scored by return."""
 
     task: Name
     episodes: PositiveInt
@@ -57,12 +57,12 @@ class TaskFigures(BaseModel):
 
 
 def short_number(value: float) -> str:
-    """A return for people: one digit after the point from 10 on, or else three that count."""
+    """Format a return with one decimal from 10 on, and with three significant digits below."""
     return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 class Figures(BaseModel):
-    """What an `eval.json` says of a final policy."""
+    """Results of a final policy, as in `eval.json`."""
 
     seed: int
     total_timesteps: int
@@ -72,22 +72,22 @@ class Figures(BaseModel):
 
 
 class PolicyHeader(BaseModel):
-    """What a file says of its policy: what feeding it takes, and where it comes from.
+    """Header of a policy file: the policy's inputs and outputs, and its origin.
 
     Attributes:
-        tasks: Names in the order of the one-hot.
-        observation_size: Numbers in an observation, without the one-hot.
-        action_size: Numbers in an action.
-        agent: Shape of the networks.
-        benchmark: The tasks' common name.
-        environments: Whether they are Meta-World's or custom; None in a file from before this was
-            written down.
-        surgery: How it was trained.
-        seed: Of the training run, and so of its goals.
+        tasks: Task names in the order of the one-hot.
+        observation_size: Length of an observation, without the one-hot.
+        action_size: Length of an action.
+        agent: Architecture of the networks.
+        benchmark: Name of the benchmark.
+        environments: Whether the tasks are Meta-World's or custom; None in older files, which lack
+            this entry.
+        surgery: Method of surgery used in training.
+        seed: Seed of the training run and of its goals.
         horizon: Steps after which an episode is truncated; None: the environments end it.
         total_timesteps: Environment steps over all tasks.
-        evaluation: Figures of this very policy.
-        versions: Packages it was trained with, by name.
+        evaluation: Results of this very policy.
+        versions: Versions of the packages used in training, by name.
     """
 
     tasks: tuple[Name, ...] = Field(min_length=1)
@@ -106,12 +106,12 @@ class PolicyHeader(BaseModel):
 
 @contextmanager
 def open_policy(path: Path | str) -> Iterator[tuple[Any, PolicyHeader]]:
-    """An open safetensors file of ours, and what its header says.
+    """Open a safetensors file written by mtrl, and yield it with its header.
 
-    What goes wrong inside is the file's fault too.
+    Errors raised in the context count as the file's, too.
 
     Raises:
-        UsageError: in one line that names the file.
+        UsageError: In one line that names the file.
     """
     try:
         with Path(path).open("rb") as start:
@@ -124,7 +124,7 @@ def open_policy(path: Path | str) -> Iterator[tuple[Any, PolicyHeader]]:
                 )
             if int.from_bytes(first, "little") > MAX_HEADER:
                 raise UsageError(
-                    f"policy: expected a .safetensors file, got {path}, which is none or has a "
+                    f"policy: expected a .safetensors file, got {path}, which is not one or has a "
                     f"header of more than {MAX_HEADER} bytes"
                 )
         with safe_open(path, "pt") as file:
@@ -132,20 +132,20 @@ def open_policy(path: Path | str) -> Iterator[tuple[Any, PolicyHeader]]:
     except UsageError as error:
         if str(error).startswith("policy: "):
             raise
-        raise UsageError(f"policy: {path}: {error}") from None  # of the trunk it names
+        raise UsageError(f"policy: {path}: {error}") from None  # e.g. about its trunk
     except (OSError, SafetensorError) as error:
         raise UsageError(f"policy: cannot read {path}: {one_line(error)}") from None
     except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
-        reason = f"{path} does not hold what its header says: {one_line(error)}"
+        reason = f"the tensors of {path} do not match its header: {one_line(error)}"
         raise UsageError(f"policy: {reason}") from None
 
 
 def digest(metadata: Mapping[str, str], tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 of a file's header and tensors, as hexadecimal digits.
+    """Return the SHA-256 of a file's header and tensors, as hexadecimal digits.
 
     Args:
-        metadata: The header's entries; `sha256` itself does not count.
-        tensors: Names and tensors, in the names' order.
+        metadata: Entries of the header; `sha256` itself is left out.
+        tensors: Names and tensors, sorted by name.
     """
     found = hashlib.sha256()
     for key in sorted(metadata.keys() - {"sha256"}):
@@ -153,14 +153,14 @@ def digest(metadata: Mapping[str, str], tensors: Iterable[tuple[str, Tensor]]) -
     for name, tensor in tensors:
         found.update(repr((name, str(tensor.dtype), list(tensor.shape))).encode())
         flat = tensor.contiguous().reshape(-1)
-        if len(flat) < 2:  # may have any stride, which `view` does not like
+        if len(flat) < 2:  # its stride is arbitrary, and `view` rejects some
             flat = flat.as_strided(flat.shape, (1,))
         found.update(flat.view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
 class _Loader(yaml12.Loader):
-    """YAML without aliases: a kilobyte of them can stand for a billion values."""
+    """YAML loader without aliases: a kilobyte of them can expand to a billion values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -169,19 +169,19 @@ class _Loader(yaml12.Loader):
 
 
 def _read_header(file: Any, path: str) -> PolicyHeader:
-    """The configuration in the header of an open file.
+    """Read the configuration in the header of an open file.
 
     Raises:
-        UsageError: if there is none, it is not valid, or the file is not what was exported.
+        UsageError: If it is missing or invalid, or the checksum does not match.
     """
     metadata = file.metadata() or {}
     kind, text = metadata.get("format", ""), metadata.get("config", "")
     if not kind.startswith("mtrl-"):
-        raise UsageError(f"policy: expected a file that mtrl wrote, got {path}")
+        raise UsageError(f"policy: expected a file written by mtrl, got {path}")
     if kind == EXPORT_FORMAT or "sha256" in metadata:
         tensors = ((name, file.get_tensor(name)) for name in sorted(file.keys()))
         if digest(metadata, tensors) != metadata.get("sha256"):
-            raise UsageError(f"policy: {path} is damaged: it is not what was exported")
+            raise UsageError(f"policy: {path} is damaged: its checksum does not match")
     if len(text) > MAX_CONFIG:
         raise UsageError(
             f"policy: cannot read {path}: expected a configuration of at most "
@@ -189,6 +189,6 @@ def _read_header(file: Any, path: str) -> PolicyHeader:
         )
     try:
         header = yaml12.load(text, _Loader)
-    except Exception as error:  # a hostile text makes the parser raise anything
+    except Exception as error:  # a malicious text can make the parser raise anything
         raise UsageError(f"policy: cannot read {path}: {one_line(error)}") from None
     return validate(PolicyHeader, header, source=f"policy: {path}: ")

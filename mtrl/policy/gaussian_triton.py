@@ -1,4 +1,4 @@
-"""The squashed Gaussian's sample and its derivative as one kernel each, for CUDA; needs Triton."""
+"""Triton kernels of the squashed Gaussian for CUDA: one for sampling, one for the derivative."""
 
 import torch
 import triton
@@ -6,16 +6,16 @@ import triton.language as tl
 from torch import Tensor
 
 LANES = 256
-"""Rows times actions, filled up to a power of two, of one program."""
+"""Elements of one program: rows times actions, padded to a power of two."""
 
 
 def sample(outputs: Tensor, noise: Tensor, limits: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Actions and log-probabilities; see `squashed_gaussian`.
+    """Compute actions and log-probabilities; see `squashed_gaussian`.
 
     Args:
         outputs: `[…, 2A]`, contiguous.
-        noise: `[…, A]`, of as many rows.
-        limits: Of the log standard deviation.
+        noise: `[…, A]`, with the same number of rows.
+        limits: Limits of the log standard deviation.
     """
     action = outputs.new_empty(*outputs.shape[:-1], noise.shape[-1])
     log_prob = outputs.new_empty(outputs.shape[:-1])
@@ -31,7 +31,7 @@ def derivative(
     at_results: tuple[Tensor, Tensor],
     limits: tuple[float, float],
 ) -> Tensor:
-    """The gradient by `outputs`, from those by actions and log-probabilities."""
+    """Compute the gradient w.r.t. `outputs` from those w.r.t. actions and log-probabilities."""
     found = torch.empty_like(outputs)
     at_action, at_log_prob = (gradient.contiguous() for gradient in at_results)
     sizes, grid = _sizes(at_log_prob.numel(), noise.shape[-1])
@@ -48,7 +48,7 @@ def _sizes(n_rows: int, n_actions: int) -> tuple[tuple[int, int, int, int], tupl
 
 @triton.jit
 def _places(n_rows, n_actions: tl.constexpr, rows: tl.constexpr, width: tl.constexpr):  # type: ignore[no-untyped-def]
-    """This program's rows `[rows, 1]` and actions `[1, width]`, and which of them there are."""
+    """Return this program's rows `[rows, 1]` and actions `[1, width]`, and which are in range."""
     row = tl.program_id(0) * rows + tl.arange(0, rows)[:, None]
     column = tl.arange(0, width)[None, :]
     return row, column, (row < n_rows) & (column < n_actions)
@@ -65,7 +65,7 @@ def _sample(  # type: ignore[no-untyped-def]
     epsilon = tl.load(noise + row * n_actions + column, mask=real, other=0.0)
     log_std = tl.where(log_std < low, low, tl.where(log_std > high, high, log_std))  # NaN stays
     u = mean + tl.exp(log_std) * epsilon
-    away = tl.exp(-2 * tl.abs(u))  # in (0, 1], so that nothing below can overflow
+    away = tl.exp(-2 * tl.abs(u))  # in (0, 1], so nothing below can overflow
     tanh = (1 - away) / (1 + away)
     tl.store(action + row * n_actions + column, tl.where(u < 0, -tanh, tanh), mask=real)
     softplus = tl.where(u < 0, -2 * u, 0.0) + tl.log(1 + away)

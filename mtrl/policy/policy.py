@@ -1,4 +1,4 @@
-"""Policy: what acts in many tasks."""
+"""`Policy`: the part of the agent that acts."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.config.sections import AgentConfig
-from mtrl.errors import UsageError, unknown
+from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks
 from mtrl.nets.trunks import Trunk, trunk_of
 from mtrl.policy.descriptions import vectors
 from mtrl.policy.distributions import squashed_gaussian
 from mtrl.policy.file import PREFIX, PolicyHeader, open_policy
-from mtrl.policy.normalizer import ObservationNormalizer
+from mtrl.policy.inputs import ObservationNormalizer, by_task
 
 ACTOR_HEAD_BOUND = 1e-3
-"""Initial weights of the actor's heads are uniform in ± this, so that it begins near a = 0."""
+"""Initial weights of the actor's heads are uniform in ± this, so that actions start near 0."""
 
 AnyPolicy = TypeVar("AnyPolicy", bound="Policy")
 
 
 class Policy(nn.Module):
-    """One policy for many tasks: a trunk the tasks share, and what each of them owns.
+    """One policy for many tasks: a shared trunk and parameters of each task.
 
     Args:
-        tasks: Task names; a task's position is its index.
-        config: Shape of the networks.
+        tasks: Task names; the position of a task is its index.
+        config: Architecture of the networks.
         observation_size: Length of an observation, without the task.
         action_size: Length of an action; every component lies in [-1, 1].
-        seed: Of the initial weights and of stochastic `predict`.
+        seed: Seed of the initial weights and of stochastic `predict`.
 
     Example:
         >>> policy = Policy(("reach-v3", "push-v3"), AgentConfig(), 39, 4)
@@ -44,7 +44,7 @@ class Policy(nn.Module):
     """
 
     IGNORED: ClassVar[tuple[str, ...]] = ("critics.", "target_critics.", "log_alpha")
-    """What a file may hold beside what acting needs."""
+    """Prefixes of tensors that a file may hold and that acting does not need."""
 
     def __init__(
         self,
@@ -79,14 +79,14 @@ class Policy(nn.Module):
             head_bound=bound,
             generator=self._generator,
             descriptions=partial(vectors, self.tasks),
-        ).requires_grad_(False)  # surgery differentiates with respect to views of its own
+        ).requires_grad_(False)  # surgery differentiates with respect to its own views
 
     def networks(self) -> dict[str, MultiTaskNetworks]:
-        """All that are made of a trunk and heads."""
+        """Return all networks that consist of a trunk and heads, by name."""
         return {"actor": self.actor}
 
     def snapshot(self, device: torch.device | str) -> Policy:
-        """A copy, as it is now, of what acting needs; it does not change with this one."""
+        """Return an independent copy of the current policy, without what only training needs."""
         copied = Policy(self.tasks, self.config, self.observation_size, self.action_size)
         copied.actor = copy.deepcopy(self.actor)
         copied.normalizer = copy.deepcopy(self.normalizer)
@@ -94,20 +94,20 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.actor.parameters()).device
 
     def normalized(self, observations: Tensor) -> Tensor:
-        """As the networks are to see them, `[…, observation]`."""
+        """Normalise observations for the networks, if configured, `[…, observation]`."""
         return observations if self.normalizer is None else self.normalizer(observations)
 
     @torch.no_grad()
     def act(self, observations: Tensor, tasks: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Actions for rows of any tasks.
+        """Compute actions for rows of any tasks.
 
         Args:
             observations: `[n, observation]`.
-            tasks: Each row's task index, `[n]`.
+            tasks: Task index of each row, `[n]`.
             noise: Standard normal `[n, A]`, or None for the mode tanh(μ).
 
         Returns:
@@ -129,46 +129,26 @@ class Policy(nn.Module):
         deterministic: bool = False,
         task: str | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Actions for observations, with Stable-Baselines3's signature.
+        """Compute actions for observations, with Stable-Baselines3's signature.
 
-        Which task a row belongs to is told in one of three ways: the observation ends with the
-        task's one-hot, as Meta-World's `OneHotWrapper` makes it; or `task` names one for all; or
-        there is one row per task, in the order of `self.tasks`.
+        The task of a row is given in one of three ways: the observation ends with the task's
+        one-hot, as from Meta-World's `OneHotWrapper`; `task` names the task of all rows; or there
+        is one row per task, in the order of `self.tasks`.
 
         Args:
-            observation: `[observation]`, `[n, observation]`, or with `+ T` for the one-hot.
-            state: Not used: the policy has no memory.
+            observation: `[observation]` or `[n, observation]`; T longer with the one-hot.
+            state: Returned unchanged: the policy has no memory.
             episode_start: Not used.
-            deterministic: The mode instead of a sample.
-            task: Name of the rows' task.
+            deterministic: Return the mode instead of a sample.
+            task: Name of the task of all rows.
 
         Returns:
             Actions `[A]` or `[n, A]`, and `state`.
 
         Raises:
-            ValueError: if the task of a row cannot be told.
+            ValueError: If the task of a row is not given.
         """
-        rows = np.atleast_2d(np.asarray(observation, np.float32))
-        n_tasks, size = len(self.tasks), self.observation_size
-        if rows.ndim != 2 or rows.shape[-1] not in (size, size + n_tasks):
-            raise ValueError(
-                f"observation: expected length {size}, or {size + n_tasks} with the task's "
-                f"one-hot, got shape {np.shape(observation)}"
-            )
-        if rows.shape[-1] == size + n_tasks:
-            index = rows[:, size:].argmax(-1)
-            rows = rows[:, :size]
-        elif task is not None:
-            if task not in self.tasks:
-                raise ValueError(unknown("task", task, self.tasks))
-            index = np.full(len(rows), self.tasks.index(task))
-        elif n_tasks == 1 or len(rows) in (0, n_tasks):
-            index = np.arange(len(rows)) % n_tasks
-        else:
-            raise ValueError(
-                f"observation: expected one row for each of the {n_tasks} tasks, rows that end "
-                f"with the task's one-hot, or `task=...`, got {len(rows)} rows"
-            )
+        rows, index = by_task(observation, self.tasks, self.observation_size, task)
         if not len(rows):
             return np.empty((0, self.action_size), np.float32), state
         noise = None
@@ -180,7 +160,7 @@ class Policy(nn.Module):
         return actions.cpu().numpy().reshape(*np.shape(observation)[:-1], self.action_size), state
 
     def description(self) -> dict[str, Any]:
-        """What the constructor needs, as plain values."""
+        """Return the constructor's arguments as plain values."""
         return {
             "tasks": list(self.tasks),
             "observation_size": self.observation_size,
@@ -189,20 +169,19 @@ class Policy(nn.Module):
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """All parameters under the names they have in a file."""
+        """Return all tensors under their names in a file."""
         return {f"{PREFIX}{name}": value for name, value in self.state_dict().items()}
 
     @classmethod
     def load(
         cls: type[AnyPolicy], path: Path | str, device: torch.device | str = "cpu"
     ) -> AnyPolicy:
-        """Read what acting needs from a policy file, a training checkpoint or an exported file.
+        """Load a policy from a policy file, a training checkpoint or an exported file.
 
-        Nothing in the file is executed, and no more memory is used than the file has bytes, and
-        as much again.
+        Nothing in the file is executed, and at most twice the file's size is used as memory.
 
         Raises:
-            UsageError: if the file is missing, damaged, or not of ours.
+            UsageError: If the file is missing, damaged, or was not written by mtrl.
         """
         return cls.load_with_header(path, device)[0]
 
@@ -210,7 +189,7 @@ class Policy(nn.Module):
     def load_with_header(
         cls: type[AnyPolicy], path: Path | str, device: torch.device | str = "cpu"
     ) -> tuple[AnyPolicy, PolicyHeader]:
-        """As `load`, with what the file says of the policy."""
+        """Load a policy like `load`, together with the header of its file."""
         with open_policy(path) as (file, header):
             policy = cls._build(file, header, path)
         return policy.to(device), header
@@ -221,10 +200,10 @@ class Policy(nn.Module):
     ) -> AnyPolicy:
         found = {
             name: file.get_slice(name).get_shape()
-            for name in file.keys()  # noqa: SIM118, it is no mapping
+            for name in file.keys()  # noqa: SIM118, not a mapping
             if name.startswith(PREFIX)
         }
-        # Without memory, until it is known that the file holds what the header asks for.
+        # Allocate no memory until the file is known to hold the tensors its header implies.
         with torch.device("meta"):
             policy = cls(header.tasks, header.agent, header.observation_size, header.action_size)
             for name, networks in policy.networks().items():
@@ -237,12 +216,12 @@ class Policy(nn.Module):
             shapes = [list(wanted[name].shape) if name in wanted else "none", found.get(name)]
             if shapes[0] != shapes[1]:
                 raise UsageError(
-                    f"policy: {path} does not hold what its header says: expected {shapes[0]} "
+                    f"policy: the tensors of {path} do not match its header: expected {shapes[0]} "
                     f"for {name!r}, got {shapes[1] or 'none'}"
                 )
         tensors = {
             name.removeprefix(PREFIX): file.get_tensor(name).to(empty.dtype, copy=True)
-            for name, empty in wanted.items()  # a copy: what is read is mapped, not loaded
+            for name, empty in wanted.items()  # copy, because the file is memory-mapped
         }
         policy.load_state_dict(tensors, assign=True)
         return policy

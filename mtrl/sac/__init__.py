@@ -1,1 +1,1 @@
-"""Soft actor-critic for many tasks: agent, replay, losses and the update."""
+"""Multi-task soft actor-critic: agent, replay buffer, losses and update."""

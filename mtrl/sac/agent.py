@@ -1,4 +1,4 @@
-"""MTSAC: a policy with what trains it, the critics and temperatures of soft actor-critic."""
+"""`MTSAC`: a policy with the critics and temperatures of soft actor-critic."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mtrl.policy.policy import Policy
 from mtrl.sac.values import CategoricalValue, ScalarValue, Value
 
 CRITIC_HEAD_BOUND = 3e-3
-"""Initial weights of the critics' heads are uniform in ± this, so that values begin near 0."""
+"""Initial weights of the critics' heads are uniform in ± this, so that values start near 0."""
 
 
 class MTSAC(Policy):
-    """Multi-task multi-head SAC (Yu et al. 2020, Meta-World); arguments are those of `Policy`."""
+    """Multi-task multi-head SAC (Yu et al. 2020, Meta-World); takes the arguments of `Policy`."""
 
     IGNORED = ()
 
@@ -50,14 +50,14 @@ class MTSAC(Policy):
         self.log_alpha = nn.Parameter(initial, requires_grad=False)
 
     def networks(self) -> dict[str, MultiTaskNetworks]:
-        """What surgery is done on."""
+        """Return the networks that surgery is applied to, by name."""
         return {"actor": self.actor, "critics": self.critics}
 
     def save(self, path: Path | str, extra: dict[str, Any] | None = None) -> None:
-        """Write one safetensors file: all tensors, and in its header the configuration as YAML.
+        """Save all tensors to a safetensors file, with the configuration as YAML in its header.
 
         Args:
-            extra: Further plain values for the header, e.g. the training run's seed.
+            extra: Additional plain values for the header, e.g. the training run's seed.
         """
         config = yaml12.dump(self.description() | (extra or {}))
         save_file(self.tensors(), path, {"format": POLICY_FORMAT, "config": config})

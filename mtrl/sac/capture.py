@@ -1,4 +1,4 @@
-"""A piece of work on a GPU as one CUDA graph: a thousand launches become one."""
+"""Capture of work on a GPU as a CUDA graph: a single launch instead of a thousand."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Generic, TypeVar, cast
 import torch
 
 WARM_UP = 3
-"""Calls that run as they are before the capture: libraries and optimisers set themselves up."""
+"""Eager calls before the capture, in which libraries and optimisers initialise themselves."""
 
 Result = TypeVar("Result")
 
 
 class Captured(Generic[Result]):
-    """Calls a function as it is a few times, then captures one call and replays it for ever.
+    """Calls a function eagerly a few times, then captures one call and replays it from then on.
 
-    Every call does the work once and returns what the function does; of a replay these are the same
-    tensors each time, written anew. The function must do the same in every call but for what is in
-    its tensors, which stay where they are, and must not wait for the device.
+    Every call does the work once and returns the function's result. Replays return the same
+    tensors each time, with new values. Calls of the function may differ only in the contents of
+    its tensors, which must stay in place, and must not synchronise with the device.
 
     Args:
         function: The work, without arguments.
-        generators: All it draws random numbers from; a replay advances them as a call does.
-        priority: Of its kernels beside those of others; -1 goes first.
+        generators: All generators it draws from; a replay advances them like a call.
+        priority: Priority of its kernels over others; -1 runs first.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class Captured(Generic[Result]):
         self._priority = priority
         self._function, self._generators = function, generators
         self._calls = 0
-        # Warm-up and capture share one stream, and no other graph has it: cuBLAS keeps a workspace
-        # per stream, and graphs that run side by side must not write into the same one.
+        # Warm-up and capture share a stream that no other graph uses: cuBLAS keeps a workspace per
+        # stream, and graphs that run concurrently must not write into the same one.
         self._stream: torch.cuda.Stream | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: Result | None = None
 
     def __call__(self) -> Result:
-        """Do the work, on the current stream."""
+        """Do the work on the current stream."""
         self._calls += 1
         if self._stream is None:
             self._stream = torch.cuda.Stream(priority=self._priority)
@@ -60,4 +60,4 @@ class Captured(Generic[Result]):
                 self._result = self._function()
             self._graph = graph
         self._graph.replay()
-        return cast(Result, self._result)  # None is a result too
+        return cast(Result, self._result)  # which may be None

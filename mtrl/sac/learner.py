@@ -1,9 +1,8 @@
-"""One SAC update of all tasks. Which surgery it uses, it does not know."""
+"""SAC update of all tasks, independent of the method of surgery."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -15,15 +14,10 @@ from mtrl.config.sections import LearnerConfig
 from mtrl.nets.precision import resolve_precision
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.capture import Captured
+from mtrl.sac.descend import Frozen, descend, follow_, stand_still
 from mtrl.sac.losses import temperature_gradient
-from mtrl.sac.optimizers import (
-    clip_by_network_,
-    load_moments_,
-    make_optimizer,
-    moments,
-    set_learning_rate,
-)
-from mtrl.sac.problems import Compiled, actor_problem, as_it_is, critic_problem
+from mtrl.sac.optimizers import load_moments_, make_optimizer, moments, set_learning_rate
+from mtrl.sac.problems import Compiled, actor_problem, as_it_is, critic_problem, normalized
 from mtrl.sac.replay import Batch, ReplayBuffer
 from mtrl.sac.threads import ThreadChoice
 from mtrl.sac.watch import LossWatch
@@ -32,32 +26,33 @@ from mtrl.surgery.base import MAINTAIN_EVERY
 from mtrl.surgery.stacked import StackedProblem
 
 _SURGERY_STREAM = 1
-"""Sets the surgery's stream of random numbers apart from the noise's, which has the same seed."""
+"""Separates the surgery's random stream from that of the noise, which has the same seed."""
 
 
 class Learner:
-    """Optimisers, surgery, and the random numbers of an update.
+    """Optimisers, surgery and random generators of the SAC update.
 
-    Deviations from Haarnoja et al. 2018: twin critics trained on ½ (Q − y)² each, no state value
-    network, and a temperature learned per task: as in the authors' later code. From Meta-World's
-    published agents: a gradient is clipped network by network, not for both critics together.
+    Deviations from Haarnoja et al. 2018, as in the authors' later code: twin critics trained on
+    ½ (Q − y)² each, no state value network, and a learned temperature, one per task. Deviation from
+    Meta-World's published agents: gradients are clipped per network, not for both critics together.
 
     Args:
-        agent: Updated in place.
+        agent: Agent, updated in place.
         config: See its fields.
-        seed: Of the update's noise, and of the surgery's random orders, which are a stream of their
-            own: with equal seeds, methods differ in what they do with the noise, not in the noise.
+        seed: Seed of the update's noise and of the surgery's random orders. The latter use a
+            separate stream, so that methods see the same noise under equal seeds.
 
     Attributes:
-        generator: Of the update's noise.
-        surgery_generator: Of the surgery's random orders.
-        diagnosis_generator: Of what `diagnose` draws.
+        generator: Generator of the update's noise.
+        surgery_generator: Generator of the surgery's random orders.
+        diagnosis_generator: Generator of `diagnose`.
         captures: Whether `step` is launched as a CUDA graph.
-        precision: Of the trunks' products: fp32, tf32 or bf16.
-        updates: Made so far by `step`.
-        watch: When losses went wrong.
-        threads: Where set, chooses how many CPU threads `step` computes with.
-        last_batch: What the last update was fed, observations as the networks see them.
+        precision: Precision of the trunks' products: fp32, tf32 or bf16.
+        updates: Number of updates made by `step`.
+        watch: Records losses that are not finite.
+        threads: If set, chooses the number of CPU threads of `step`.
+        last_batch: Batch of the last update, with observations as the networks see them.
+        frozen: Parts that are not trained.
     """
 
     def __init__(self, agent: MTSAC, config: LearnerConfig, seed: int = 0) -> None:
@@ -79,12 +74,12 @@ class Learner:
         self.watch = LossWatch(("critic_loss", "actor_loss"), len(agent.tasks), agent.device)
         self.threads: ThreadChoice | None = None
         self.last_batch: Batch | None = None
+        self.frozen = Frozen()
         self._graph: tuple[ReplayBuffer, int, Captured[dict[str, Tensor]]] | None = None
-        # Not dynamic: torch 2.11 cannot differentiate the symbolic sizes of a second method.
+        # Not dynamic, because torch 2.11 cannot differentiate a second method's symbolic sizes.
         compiled = cache(partial(torch.compile, dynamic=False))
         self._compiled: Compiled = compiled if config.compile else as_it_is
-        usual = -float(agent.action_size)
-        self.target_entropy = usual if config.target_entropy is None else config.target_entropy
+        self.target_entropy = config.entropy_of(agent.action_size)
         self.optimizers = {
             name: make_optimizer(dict(module.named_parameters()), config)
             for name, module in agent.networks().items()
@@ -92,10 +87,10 @@ class Learner:
         self.optimizers["temperature"] = make_optimizer({"log_alpha": agent.log_alpha}, config)
 
     def anneal(self, progress: float) -> None:
-        """Lower the step sizes as `final_learning_rate` asks.
+        """Decay the learning rates linearly towards `final_learning_rate`.
 
         Args:
-            progress: How much of the run is over, 0 to 1.
+            progress: Completed fraction of the run, 0 to 1.
         """
         first, last = self.config.learning_rate, self.config.final_learning_rate
         if last is None:
@@ -104,17 +99,17 @@ class Learner:
             set_learning_rate(optimizer, first + (last - first) * progress)
 
     def step(self, replay: ReplayBuffer, updates: int = 1) -> dict[str, Tensor]:
-        """Sample batches and update on them; on CUDA all launched as one graph.
+        """Sample batches and update on them; on CUDA, launched as one graph.
 
         Args:
-            replay: Of the agent's tasks, on its device; captured, the same one in every call.
-            updates: How many; likewise.
+            replay: Replay buffer on the agent's device; if captured, the same one in every call.
+            updates: Number of updates; likewise.
 
         Returns:
-            What the last `update` does; the next call may overwrite it.
+            The result of the last `update`; the next call may overwrite it.
 
         Raises:
-            ValueError: if updates are captured and an argument is another one than before.
+            ValueError: If updates are captured and an argument differs from the first call's.
         """
         if self.threads is not None:
             self.threads.begin()
@@ -125,19 +120,20 @@ class Learner:
         self.updates += updates
         if self.updates % MAINTAIN_EVERY < updates:
             for name, networks in self.agent.networks().items():
-                self.surgeries[name].maintain(networks)
+                if not self.frozen.trunk(name):
+                    self.surgeries[name].maintain(networks)
         return metrics
 
     def _graph_of(self, replay: ReplayBuffer, updates: int) -> Captured[dict[str, Tensor]]:
         if self._graph is None:
-            drawn_from = {self.generator, self.surgery_generator, replay.generator}
-            captured = Captured(partial(self._steps, replay, updates), list(drawn_from))
+            drawn_from = [*{self.generator, self.surgery_generator, replay.generator}]
+            captured = Captured(partial(self._steps, replay, updates), drawn_from)
             self._graph = replay, updates, captured
         before, count, captured = self._graph
         if before is not replay or count != updates:
+            got = "another replay" if before is not replay else f"{updates} updates"
             raise ValueError(
-                f"step: expected the replay and the {count} updates that were captured, got "
-                f"{'another replay' if before is not replay else f'{updates} updates'}"
+                f"step: expected the replay and the {count} updates that were captured, got {got}"
             )
         return captured
 
@@ -147,38 +143,37 @@ class Learner:
             metrics = self.update(batch, self.noise(batch))
         return metrics
 
-    @torch.no_grad()  # but for the backward inside, there is nothing to record
+    @torch.no_grad()  # surgery records its own graph
     def update(self, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
-        """One update of critics, actor, temperatures and target critics, in this order.
+        """Update critics, actor, temperatures and target critics once, in this order.
 
         Args:
             batch: B transitions of each task.
-            noise: Standard normal numbers of the next and the current actions, `[2, T, B, A]`.
+            noise: Standard normal noise of the next and the current actions, `[2, T, B, A]`.
 
         Returns:
             `critic_loss`, `actor_loss`, `alpha`, `critic_weight` and `actor_weight`, each `[T]`, on
             the device.
         """
         agent, config = self.agent, self.config
-        batch, alpha = self.normalized(batch), agent.log_alpha.exp()
+        batch, alpha, frozen = normalized(agent, batch), agent.log_alpha.exp(), self.frozen
         how: Any = {"alpha": alpha, "precision": self.precision, "compiled": self._compiled}
+        how["frozen"] = frozen
         problem = critic_problem(agent, config, batch, noise=noise[0], **how)
         critics = self.descend("critics", problem)
-        # Rotations do not average, but what a head and its rotation do together does.
+        # Rotations cannot be averaged, but heads with their rotation folded in can.
         folded = agent.critics.folded()
         problem = actor_problem(agent, config, batch, noise=noise[1], critics=folded, **how)
         actor = self.descend("actor", problem)
 
-        log_prob = actor.auxiliary["log_prob"][0]
-        agent.log_alpha.grad = temperature_gradient(log_prob, self.target_entropy)
-        self.optimizers["temperature"].step()
-        if config.min_temperature > 0:
-            agent.log_alpha.clamp_(min=math.log(config.min_temperature))
-        targets, sources = (
-            [*found.shared.values(), *found.per_task.values()]
-            for found in (agent.target_critics.folded(), folded)
-        )
-        torch._foreach_lerp_(targets, sources, config.tau)
+        if not frozen.whole("actor"):  # else no temperature could bring its entropy to the target
+            log_prob = actor.auxiliary["log_prob"][0]
+            agent.log_alpha.grad = temperature_gradient(log_prob, self.target_entropy)
+            self.optimizers["temperature"].step()
+            if config.min_temperature > 0:
+                agent.log_alpha.clamp_(min=math.log(config.min_temperature))
+        if not frozen.whole("critics"):
+            follow_(agent.target_critics.folded(), folded, config.tau)
         critic_loss, actor_loss, n_tasks = critics.losses.mean(0), actor.losses[0], len(alpha)
         self.watch.note(critic_loss, actor_loss)
         self.last_batch = batch
@@ -191,7 +186,7 @@ class Learner:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments of the optimisers, and generators; the agent is saved on its own."""
+        """Return states of optimisers, generators and surgery; the agent is saved separately."""
         state = {
             "optimizers": {name: moments(found) for name, found in self.optimizers.items()},
             "updates": self.updates,
@@ -206,7 +201,7 @@ class Learner:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; step sizes and the like stay those of the config."""
+        """Restore a state from `state_dict`; settings such as learning rates follow the config."""
         for name, optimizer in self.optimizers.items():
             load_moments_(optimizer, state.get("optimizers", {}).get(name, {}))
         for name, surgery in self.surgeries.items():
@@ -218,33 +213,30 @@ class Learner:
         self.diagnosis_generator.set_state(state["diagnosis_generator"].cpu())
         if "surgery_generator" in state:
             self.surgery_generator.set_state(state["surgery_generator"].cpu())
-        else:  # an older run, whose orders came from the noise's stream: it goes on to the bit
+        else:  # an older run drew orders from the noise's stream: continue it bit by bit
             self.surgery_generator = self.generator
 
-    def normalized(self, batch: Batch) -> Batch:
-        """Observations as the networks see them."""
-        return replace(
-            batch,
-            observations=self.agent.normalized(batch.observations),
-            next_observations=self.agent.normalized(batch.next_observations),
-        )
-
     def noise(self, batch: Batch) -> Tensor:
-        """What `update` needs for a batch, drawn anew."""
+        """Draw the noise that `update` needs for a batch, `[2, T, B, A]`."""
         return batch.actions.new_empty(2, *batch.actions.shape).normal_(generator=self.generator)
 
     def descend(self, name: str, problem: StackedProblem) -> Gradients:
-        """Surgery, clipping of each network's gradient, and a step of the optimiser."""
-        networks, surgery = self.agent.networks()[name], self.surgeries[name]
-        gradients = surgery(problem, self.surgery_generator)
-        # Contiguous: torch's fused Adam takes a gradient's memory for laid out as its parameter's.
-        tree = {**gradients.shared, **gradients.per_task}
-        found = {key: value.contiguous() for key, value in tree.items()}
-        if self.config.max_grad_norm > 0:
-            clip_by_network_(list(found.values()), self.config.max_grad_norm)
-        for part in networks.named():
-            for key, parameter in part.items():
-                parameter.grad = found[key]
-        self.optimizers[name].step()
-        surgery.after_step(problem.losses)
-        return gradients
+        """Step `actor` or `critics`; see `mtrl.sac.descend`."""
+        if self.frozen.whole(name):
+            return stand_still(problem)
+        return descend(
+            self.agent.networks()[name],
+            problem,
+            self.surgeries[name],
+            self.optimizers[name],
+            generator=self.surgery_generator,
+            max_grad_norm=self.config.max_grad_norm,
+        )
+
+    def freeze(self, parts: frozenset[str]) -> None:
+        """Stop training these parts and train all others from now on; see `Frozen`."""
+        if parts != self.frozen.parts:
+            self._graph = None  # it captured other work
+        self.frozen = Frozen(parts)
+        if self.agent.normalizer is not None:
+            self.agent.normalizer.frozen = self.frozen.normalizer

@@ -1,7 +1,7 @@
 """SAC's losses (Haarnoja et al. 2018, arXiv 1812.05905), one value per task.
 
-All networks and tasks at once: `[N, T, B, …]`. A `*_loss` function starts from the trunk's
-features, so that surgery can see both their gradients and the parameters'.
+They are computed for all networks and tasks at once: `[N, T, B, …]`. A `*_loss` function starts
+from the trunk's features, so that surgery has access to the gradients of features and parameters.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def td_target(
     alpha: Tensor,
     gamma: float,
 ) -> Tensor:
-    """Y = r + γ (1 − terminal) (min_i Q̄_i(s′, a′) − α_t log π(a′|s′)), a′ ~ π(·|s′): eqs. 2–3.
+    """Compute y = r + γ (1 − terminal) (min_i Q̄_i(s′, a′) − α_t log π(a′|s′)), a′ ~ π(·|s′).
 
-    Time limits are not terminal: they bootstrap from the true s′.
+    These are eqs. 2–3. Time limits are not terminal: they bootstrap from the true s′.
 
     Args:
-        value: What the critics' outputs mean.
+        value: Interpretation of the critics' outputs.
         noise: `[T, B, A]`.
         alpha: `[T]`.
 
@@ -51,30 +51,30 @@ def td_target(
 def critic_loss(
     shared: Parameters, per_task: Parameters, features: Tensor, value: Value, target: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """½ (Q(s, a) − y)² or the histogram's cross-entropy, averaged over a task's batch: eq. 5.
+    """Average ½ (Q(s, a) − y)², or the histogram's cross-entropy, over a task's batch: eq. 5.
 
     Args:
-        shared: The critics' shared parameters.
-        per_task: The critics' parameters of each task.
-        features: Of observation and action, `[N, T, B, d]`.
-        value: What the critics' outputs mean.
+        shared: Shared parameters of the critics.
+        per_task: Parameters of the critics for each task.
+        features: Features of observation and action, `[N, T, B, d]`.
+        value: Interpretation of the critics' outputs.
         target: `[T, B]`.
 
     Returns:
-        The losses, `[N, T]`, and nothing beside them.
+        The losses, `[N, T]`, and an empty dictionary.
     """
     return value.loss(head(shared, per_task, features), target).mean(-1), {}
 
 
 class ActorTargets(NamedTuple):
-    """What an actor is judged by.
+    """Inputs of the actor's loss besides its own features.
 
     Attributes:
-        critics: All of them.
-        value: What their outputs mean.
+        critics: All critics.
+        value: Interpretation of the critics' outputs.
         observations: `[T, B, observation]`.
         noise: `[T, B, A]`.
-        alpha: The temperatures, `[T]`.
+        alpha: Temperatures, `[T]`.
     """
 
     critics: Function
@@ -87,32 +87,32 @@ class ActorTargets(NamedTuple):
 def actor_loss(
     shared: Parameters, per_task: Parameters, features: Tensor, targets: ActorTargets
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """α log π(a|s) − min_i Q_i(s, a), a ~ π(·|s), averaged over a task's batch: eqs. 7 and 9.
+    """Average α log π(a|s) − min_i Q_i(s, a), a ~ π(·|s), over a task's batch: eqs. 7 and 9.
 
     Args:
-        shared: The actor's shared parameters.
-        per_task: The actor's parameters of each task.
-        features: Of the observations, `[1, T, B, d]`.
-        targets: What judges the actions.
+        shared: Shared parameters of the actor.
+        per_task: Parameters of the actor for each task.
+        features: Features of the observations, `[1, T, B, d]`.
+        targets: Critics and their other inputs.
 
     Returns:
-        The losses, `[1, T]`, and beside them the batch means of log π, which the temperature needs.
+        The losses, `[1, T]`, and `log_prob`, the batch means of log π for the temperature.
     """
     action, log_prob = squashed_gaussian(head(shared, per_task, features), targets.noise)
     judged = torch.cat([targets.observations[None], action], -1)
     values = targets.value.mean(targets.critics(judged))
     log_prob = log_prob.mean(-1)
-    least = values.min(0).values  # whose backward takes half of amin's operations
+    least = values.min(0).values  # its backward takes half of amin's operations
     return targets.alpha * log_prob - least.mean(-1), {"log_prob": log_prob}
 
 
 def temperature_gradient(log_prob: Tensor, target_entropy: float) -> Tensor:
-    """∂/∂log α_t of −log α_t (log π + H̄): eq. 18 in log α, as the authors' code has it.
+    """Compute ∂/∂log α_t of −log α_t (log π + H̄): eq. 18 in log α, as in the authors' code.
 
     Args:
         log_prob: Batch means, `[T]`.
 
     Returns:
-        `[T]`, each task its own, not divided by T: a temperature has one task.
+        `[T]`, not divided by T: each temperature belongs to one task.
     """
     return torch.rsub(log_prob, -target_entropy)

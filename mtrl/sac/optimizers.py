@@ -1,4 +1,4 @@
-"""Steps of the optimisers, for N networks whose parameters are held together."""
+"""Optimisers for N networks whose parameters are stacked."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from mtrl.config.sections import LearnerConfig
 
 
 class FusedAdamW(torch.optim.AdamW):
-    """AdamW (Loshchilov & Hutter 2019); without decay it is Adam.
+    """AdamW (Loshchilov & Hutter 2019); without weight decay it is Adam.
 
-    State and settings are those of torch's. Its step does on the way to the kernel what takes as
-    long as the kernel with small networks: it asks anew for every parameter what cannot change.
+    State and settings are those of `torch.optim.AdamW`. Before it launches its kernel, torch's
+    step checks properties of every parameter that cannot change, which takes as long as the kernel
+    if networks are small. This step leaves these checks out.
     """
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step, of the parameters that have a gradient."""
+        """Step the parameters that have a gradient."""
         groups = []
         for group in self.param_groups:
             rows = [self._row(p) for p in group["params"] if p.grad is not None]
@@ -57,12 +58,12 @@ class FusedAdamW(torch.optim.AdamW):
 def make_optimizer(
     parameters: Mapping[str, nn.Parameter], config: LearnerConfig
 ) -> torch.optim.AdamW:
-    """AdamW; biases and the like do not decay.
+    """Create AdamW with weight decay for weights only.
 
     Args:
-        parameters: By name. Those called some weight decay, of trunk and heads; biases, embeddings
-            and temperatures do not.
-        config: Step size, epsilon and decay.
+        parameters: Parameters by name. Those with "weight" in their name decay, in trunk and heads;
+            biases, embeddings and temperatures do not.
+        config: Learning rate, epsilon and weight decay.
     """
     decaying = [p for name, p in parameters.items() if "weight" in name]
     others = [p for name, p in parameters.items() if "weight" not in name]
@@ -72,7 +73,7 @@ def make_optimizer(
     rate = config.learning_rate
     return FusedAdamW(
         [{"params": group, "weight_decay": each} for group, each in groups if group],
-        lr=torch.tensor(rate, device=device) if on_cuda else rate,  # a graph reads it anew
+        lr=torch.tensor(rate, device=device) if on_cuda else rate,  # a graph reads the tensor
         eps=config.adam_epsilon,
         fused=True,
         capturable=on_cuda,
@@ -80,19 +81,19 @@ def make_optimizer(
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """What an optimiser remembers of each parameter, by the parameter's number as text."""
-    return {str(i): found for i, found in optimizer.state_dict()["state"].items()}
+    """Return the state of each parameter, by the parameter's number as a string."""
+    return {str(i): state for i, state in optimizer.state_dict()["state"].items()}
 
 
 def load_moments_(optimizer: torch.optim.Optimizer, saved: Mapping[str, Mapping[str, Any]]) -> None:
-    """Take over what `moments` gave; settings stay as they are.
+    """Restore the states returned by `moments`; settings stay unchanged.
 
-    In place where there are moments already, for a captured graph holds on to these tensors, which
-    torch's own `load_state_dict` would replace by others. What `saved` lacks is zero.
+    Existing moments are overwritten in place, because a captured graph refers to these tensors,
+    which torch's `load_state_dict` would replace. Moments missing in `saved` become zero.
 
     Raises:
-        IndexError: if there are moments of a parameter that does not exist.
-        RuntimeError: if they have another shape than the parameter.
+        IndexError: If there are moments of a parameter that does not exist.
+        RuntimeError: If their shape differs from the parameter's.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for unknown in saved.keys() - {str(i) for i in range(len(parameters))}:
@@ -113,11 +114,11 @@ def load_moments_(optimizer: torch.optim.Optimizer, saved: Mapping[str, Mapping[
                 )
             held[name].copy_(value)
         if not held:
-            del optimizer.state[parameter]  # as a new optimiser, which makes its own
+            del optimizer.state[parameter]  # as in a new optimiser, which creates its own
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Change the step size of all parameters, in a captured graph too."""
+    """Change the learning rate of all parameters, also in a captured graph."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -126,11 +127,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def clip_by_network_(gradients: list[Tensor], max_norm: float) -> None:
-    """Scale each network's gradient, all its parameters `[N, …]` together, to at most this norm."""
+    """Clip the norm of each network's gradient, over all parameters `[N, …]`, to `max_norm`."""
     networks = list(zip(*(gradient.unbind() for gradient in gradients), strict=True))
     norms = torch.stack(torch._foreach_norm([part for parts in networks for part in parts]))
     norms = torch.linalg.vector_norm(norms.view(len(networks), -1), dim=1)
-    # (norm + 1e-6) / max_norm, as torch's clip_grad_norm_ has it.
+    # (norm + 1e-6) / max_norm, as in torch's clip_grad_norm_.
     excess = torch.rsub(norms, 1e-6 / max_norm, alpha=-1 / max_norm).clamp_(min=1)
     for parts, factor in zip(networks, excess.unbind(), strict=True):
         torch._foreach_div_(parts, factor)

@@ -1,8 +1,9 @@
-"""What an SAC update minimises, as problems for surgery: the critics' and the actor's."""
+"""Losses of an SAC update as problems for surgery: the critics' and the actor's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,17 +13,27 @@ from mtrl.config.sections import LearnerConfig
 from mtrl.nets.networks import Function, MultiTaskNetworks
 from mtrl.nets.precision import trunks_in
 from mtrl.sac.agent import MTSAC
+from mtrl.sac.descend import Frozen, split_shared
 from mtrl.sac.losses import ActorTargets, actor_loss, critic_loss, td_target
 from mtrl.sac.replay import Batch
 from mtrl.surgery.stacked import StackedProblem, TaskLoss
 
 Compiled = Callable[[Any], Any]
-"""From a function to the same one, fused by torch.compile or as it is."""
+"""Maps a function to its torch.compiled version, or to itself."""
 
 
 def as_it_is(function: Any) -> Any:
-    """Not compiled."""
+    """Return the function without compiling it."""
     return function
+
+
+def normalized(agent: MTSAC, batch: Batch) -> Batch:
+    """Return the batch with observations as the networks see them."""
+    return replace(
+        batch,
+        observations=agent.normalized(batch.observations),
+        next_observations=agent.normalized(batch.next_observations),
+    )
 
 
 def critic_problem(
@@ -34,8 +45,9 @@ def critic_problem(
     alpha: Tensor,
     precision: str = "fp32",
     compiled: Compiled = as_it_is,
+    frozen: Frozen = Frozen(),  # noqa: B008, it is immutable
 ) -> StackedProblem:
-    """What the critics minimise; `noise` is that of the next actions, `[T, B, A]`."""
+    """Build the critics' problem; `noise` is for the next actions, `[T, B, A]`."""
     with trunks_in(precision, agent.device):
         target = compiled(td_target)(
             agent.actor.folded(),
@@ -54,6 +66,7 @@ def critic_problem(
         engine=config.gradient_engine,
         precision=precision,
         compiled=compiled,
+        frozen=frozen.trunk("critics"),
     )
 
 
@@ -66,12 +79,13 @@ def actor_problem(
     alpha: Tensor,
     precision: str = "fp32",
     compiled: Compiled = as_it_is,
+    frozen: Frozen = Frozen(),  # noqa: B008, it is immutable
     critics: Function | None = None,
 ) -> StackedProblem:
-    """What the actor minimises; `noise` is that of the current actions, `[T, B, A]`.
+    """Build the actor's problem; `noise` is for the current actions, `[T, B, A]`.
 
     Args:
-        critics: The agent's, where they are folded already.
+        critics: The agent's critics, if they are already folded.
     """
     critics = critics or agent.critics.folded()
     targets = ActorTargets(critics, agent.value, batch.observations, noise=noise, alpha=alpha)
@@ -83,6 +97,7 @@ def actor_problem(
         engine=config.gradient_engine,
         precision=precision,
         compiled=compiled,
+        frozen=frozen.trunk("actor"),
     )
 
 
@@ -95,8 +110,10 @@ def _problem(
     engine: str,
     precision: str,
     compiled: Compiled,
+    frozen: bool,
 ) -> StackedProblem:
-    shared, per_task = networks.named()
+    shared, constants = split_shared(networks, frozen)
+    _, per_task = networks.named()
     return StackedProblem(
         trunk=networks.trunk,
         loss=loss,
@@ -109,4 +126,5 @@ def _problem(
         engine=engine,
         precision=precision,
         compiled=compiled,
+        frozen=constants,
     )

@@ -1,8 +1,9 @@
-"""Task-major replay that lives on the learner's device."""
+"""Task-major replay buffer on the learner's device."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mtrl.devices import upload
+from mtrl.sac.demonstrated import Demonstrated
 from mtrl.sac.reward_scale import RewardScale
 
 
@@ -21,36 +23,36 @@ class Batch:
     observations: Tensor  # [T, B, observation]
     actions: Tensor  # [T, B, action]
     rewards: Tensor  # [T, B], scaled
-    terminated: Tensor  # [T, B], 1 where the episode truly ended; a time limit is 0
+    terminated: Tensor  # [T, B], 1 if the episode terminated; 0 for a time limit
     next_observations: Tensor  # [T, B, observation], never an observation after a reset
 
 
 class ReplayBuffer:
-    """A ring of vector steps, each row `[T·E, observation | action | reward | terminated]`.
+    """Ring buffer of vector steps, each row `[T·E, observation | action | reward | terminated]`.
 
-    Observations are stored once: s′ is the next row's. After an episode's last step comes a row
-    with the final observation alone, which no sample starts from; a list of the places that samples
-    may start from makes the draw uniform over the stored transitions, without rejection.
+    Observations are stored once: s′ is the observation of the next row. The last step of an episode
+    is followed by a row with only the final observation, where no sample may start. A list of the
+    rows where samples may start makes sampling uniform over transitions, without rejection.
 
-    Nothing here waits for the device, and `sample` holds no number of the host's that changes: it
-    can be captured in a CUDA graph once and replayed while the buffer fills. It takes six kernels
-    on a GPU, and one more where rewards are scaled; each costs as long as thousands of these
-    numbers: the list is kept twice in a row and the ring has a row beyond its end, so that no index
-    has to be wrapped.
+    No method synchronises with the device, and `sample` uses no changing number from the host, so
+    it can be captured in a CUDA graph once and replayed while the buffer fills. It takes six
+    kernels on a GPU, and one more if rewards are scaled. To avoid further kernels that wrap
+    indices, the list of starts is stored twice in a row, and the ring has a row beyond its end.
 
     Args:
-        capacity: Transitions kept per task; of E copies of a task, whole vector steps of E.
-        n_tasks: T.
-        seed: Of the buffer's own generator.
-        envs_per_task: E; row t·E + e of what is added is copy e of task t.
-        scale: Of the rewards that are sampled; default: as they are.
+        capacity: Transitions kept per task; rounded down to whole vector steps of E copies.
+        n_tasks: Number T of tasks.
+        seed: Seed of the buffer's generator.
+        envs_per_task: Number E of copies per task; added row t·E + e is copy e of task t.
+        scale: Scale of sampled rewards; default: unscaled.
+        demonstrations: Source of a share of every batch; default: none.
 
     Attributes:
-        generator: What `sample` draws with, for who captures it.
+        generator: Generator of `sample`, to be registered when capturing it.
 
     Note:
-        When only some environments' episodes end, the others store their observation twice. Where
-        that happens often, fewer than `capacity` transitions fit.
+        If only some of the episodes end in a step, the other environments store their observation
+        twice. If that happens often, fewer than `capacity` transitions fit.
     """
 
     def __init__(
@@ -64,33 +66,39 @@ class ReplayBuffer:
         seed: int = 0,
         envs_per_task: int = 1,
         scale: RewardScale | None = None,
+        demonstrations: Demonstrated | None = None,
     ) -> None:
         self.scale = scale or RewardScale(n_tasks, envs_per_task, device=device)
+        self.demonstrations = demonstrations
+        if demonstrations is not None:
+            demonstrations.tell(self.scale)
         self.n_tasks, self.envs_per_task = n_tasks, envs_per_task
         self._n_starts = capacity // envs_per_task
         self._split = (observation_size, action_size, 1, 1)
-        # A row more for each episode of 100 steps or longer, and two that are being written.
+        # One extra row per episode of at least 100 steps, and two that are being written.
         n_rows = self._n_starts + self._n_starts // 100 + 2
         n_envs = n_tasks * envs_per_task
         self._n_rows = n_rows
-        # One more, for the successor of the last.
+        # One more row, for the successor of the last.
         self._rows = torch.zeros(n_rows + 1, n_envs, sum(self._split), device=device)
-        # Where task 0's copies are in `_rows.flatten(0, 1)`, for each row that samples start from.
+        # Index of task 0's copies in `_rows.flatten(0, 1)` for each row where samples may start.
         self._starts = torch.zeros(
             2, self._n_starts, envs_per_task, dtype=torch.int64, device=device
         )
-        self._stored: deque[int] = deque()  # these rows on the host, oldest first
+        self._stored: deque[int] = deque()  # the same rows on the host, oldest first
         self._next_row = self._next_start = 0
-        # Where the oldest of the starts is, and how many there are, copies counted: for `sample`.
-        self._window = torch.zeros(2, dtype=torch.int64, device=device)
-        # From there to each task, and on to the successor: [2, T, 1].
+        # Of each task, how many of these it has; fewer if it joined later than others.
+        self._held = np.zeros(n_tasks, np.int64)
+        # For `sample`: position of the oldest start, and number of starts, counting copies.
+        self._window = torch.zeros(2, n_tasks, 1, dtype=torch.int64, device=device)
+        # Offsets from there to each task, and to its successor: [2, T, 1].
         tasks = torch.arange(0, n_envs, envs_per_task, device=device)[:, None]
         self._away = torch.stack([tasks, tasks + n_envs])
         self._copies = torch.arange(envs_per_task, device=device)
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def __len__(self) -> int:
-        """Transitions stored per task."""
+        """Transitions stored per task, of the task that has the most."""
         return len(self._stored) * self.envs_per_task
 
     @property
@@ -112,14 +120,14 @@ class ReplayBuffer:
 
         Args:
             next_observations: The true s′, before any reset, `[T·E, observation]`.
-            done: Whose episode ended, `[T·E]`. If none, the next call's `observations` must be
-                these `next_observations`.
+            done: Whether the episode ended, `[T·E]`. If none ended, the next call's `observations`
+                must equal these `next_observations`.
 
         Returns:
             The observations on the device.
 
         Raises:
-            FloatingPointError: if a number is not finite in float32; nothing is stored then.
+            FloatingPointError: If a number is not finite in float32; nothing is stored then.
         """
         two_rows = np.zeros((2, *self._rows.shape[1:]), np.float32)
         two_rows[0] = np.hstack([observations, actions, rewards[:, None], terminated[:, None]])
@@ -133,9 +141,10 @@ class ReplayBuffer:
         ):
             self._stored.popleft()
         self._stored.append(row)
+        self._held = np.minimum(self._held + 1, len(self._stored))
         stored = upload(two_rows, self._rows.device)
         self._rows[row : row + 2] = stored
-        # Numbers travel with the launches; nothing of the host's is read later.
+        # Numbers are passed with the kernel launches; no host memory is read later.
         place = row * self._rows.shape[1]
         torch.add(self._copies, place, out=self._starts[0, self._next_start])
         torch.add(self._copies, place, out=self._starts[1, self._next_start])
@@ -145,65 +154,95 @@ class ReplayBuffer:
         return stored[0, :, : self._split[0]]
 
     def skip(self, lost: np.ndarray) -> None:
-        """Leave out a vector step, in which the episodes of rows `lost`, `[T·E]`, were given up.
+        """Skip a vector step in which the episodes of rows `lost`, bool `[T·E]`, were abandoned.
 
-        What is added next need not begin where the last one ended.
+        The next step that is added need not continue from the last one.
         """
         self.scale.forget(lost)
         if self._stored and self._stored[-1] == (self._next_row - 1) % self._n_rows:
             self._next_row = (self._next_row + 1) % self._n_rows
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Batch:
-        """Draw uniformly, with replacement, for each task on its own: one gather, `[T, B, …]`.
+        """Sample uniformly with replacement for each task, in one gather: `[T, B, …]`.
 
         Args:
-            generator: Random numbers for a look aside; default: the buffer's own.
+            generator: Generator to use instead of the buffer's own.
         """
         oldest, stored = self._window
-        draw = torch.randint(
-            2**63 - 1,
-            (self.n_tasks, batch_size),
-            generator=generator or self.generator,
-            device=self._rows.device,
-        )
-        # Of 63 random bits the remainder is uniform up to one part in 10¹².
+        generator = generator or self.generator
+        shape, device = (self.n_tasks, batch_size), self._rows.device
+        draw = torch.randint(2**63 - 1, shape, generator=generator, device=device)
+        # The remainder of 63 random bits is uniform up to one part in 10¹².
         places = self._starts.flatten()[draw.remainder_(stored).add_(oldest)]
         here, there = self._rows.flatten(0, 1)[places + self._away]
-        observations, actions, rewards, terminated = here.split(self._split, -1)
         next_observations = there[..., : self._split[0]]
+        if self.demonstrations is not None:
+            rows = torch.cat([here, next_observations], -1)
+            rows = self.demonstrations.fill(rows, generator)
+            here, next_observations = rows.split([sum(self._split), self._split[0]], -1)
+        observations, actions, rewards, terminated = here.split(self._split, -1)
         rewards = rewards[..., 0]
         if self.scale.changes:
             rewards = rewards * self.scale.factors[:, None]
         return Batch(observations, actions, rewards, terminated[..., 0], next_observations)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on exactly, the generator included."""
+        """Return the state for `load_state_dict`, including the generator."""
         in_order = not self._stored or self._stored[0] <= self._stored[-1] < self._next_row
         used = self._next_row + 1 if in_order else self._n_rows + 1
         return {
             "rows": self._rows[:used],
             "starts": torch.tensor(self._stored, dtype=torch.int64),
             "next_row": torch.tensor(self._next_row),
+            "held": torch.from_numpy(self._held),
             "generator": self.generator.get_state(),
             "scale": self.scale.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave, from a buffer of the same sizes."""
+        """Restore a state from `state_dict` of a buffer with the same sizes."""
         rows, starts = (state[name].to(self._rows.device) for name in ("rows", "starts"))
         self._rows[: len(rows)] = rows
-        if len(rows) == self._n_rows:  # an older state, in which the last one's successor is here
+        if len(rows) == self._n_rows:  # an older state, in which the last row's successor is row 0
             self._rows[-1] = rows[0]
-        self._stored = deque(state["starts"].tolist())
-        places = starts[:, None] * self._rows.shape[1] + self._copies
-        self._starts[:, : len(self._stored)] = places
-        self._next_start = len(self._stored) % self._n_starts
-        self._next_row = int(state["next_row"])
-        self._show_window()
+        everything = torch.full((self.n_tasks,), len(starts))  # as in older states
+        self._held = state.get("held", everything).numpy().copy()
+        self._place(starts, int(state["next_row"]))
         self.generator.set_state(state["generator"].cpu())
         self.scale.load_state_dict(state["scale"])
 
+    def take_over(self, other: ReplayBuffer, tasks: Sequence[tuple[int, int]]) -> None:
+        """Copy the transitions of some tasks from a buffer of the same capacity; others have none.
+
+        Args:
+            other: Buffer to copy from.
+            tasks: Each task's index here and there.
+        """
+        by_task = (-1, self.envs_per_task)
+        mine, theirs = (buffer._rows.unflatten(1, by_task) for buffer in (self, other))
+        self._held[:] = 0
+        for here, there in tasks:
+            mine[:, here] = theirs[:, there]
+            self._held[here] = other._held[there]
+        # The next step need not continue from the last one.
+        apart = bool(other._stored) and other._stored[-1] == (other._next_row - 1) % self._n_rows
+        starts = torch.tensor(other._stored, dtype=torch.int64, device=self._rows.device)
+        self._place(starts, (other._next_row + apart) % self._n_rows)
+        self.scale.take_over(other.scale, tasks)
+        self.scale.forget(np.ones(self._rows.shape[1], bool))
+
+    def _place(self, starts: Tensor, next_row: int) -> None:
+        self._stored = deque(starts.tolist())
+        places = starts[:, None] * self._rows.shape[1] + self._copies
+        self._starts[:, : len(self._stored)] = places
+        self._next_start, self._next_row = len(self._stored) % self._n_starts, next_row
+        self._show_window()
+
     def _show_window(self) -> None:
-        oldest = (self._next_start - len(self._stored)) % self._n_starts
-        self._window[0].fill_(oldest * self.envs_per_task)
-        self._window[1].fill_(len(self))
+        oldest = (self._next_start - self._held) % self._n_starts
+        window = np.stack([oldest, self._held]) * self.envs_per_task
+        if (self._held == self._held[0]).all():  # without a copy from the host
+            self._window[0].fill_(int(window[0, 0]))
+            self._window[1].fill_(int(window[1, 0]))
+        else:
+            self._window.copy_(upload(window[..., None], self._window.device))

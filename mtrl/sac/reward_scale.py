@@ -1,6 +1,8 @@
-"""A running scale for the rewards of tasks whose returns differ."""
+"""Reward normalisation by return: a running scale per task."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,29 +12,35 @@ from mtrl.devices import upload
 
 
 class RewardScale:
-    """A factor on each task's rewards.
+    """Multiplies the rewards of each task by a running or constant factor.
 
-    Running, it gives every task's returns the same magnitude: values then fill the range of a
-    categorical critic, and temperatures mean the same for all tasks. Rewards are multiplied when
-    they are sampled, so old transitions follow.
+    A running factor gives the returns of all tasks the same magnitude. Values then fill the range
+    of a categorical critic, and temperatures mean the same for all tasks. Rewards are scaled when
+    they are sampled, so that old transitions follow the current factor.
 
-    What is scaled to `magnitude` is an episode's largest discounted return |Σ γᵏ r| up to any of
-    its steps: the largest of all episodes so far, as in Nauman et al. 2025 (arXiv 2505.23150) with
-    the extreme alone; or, with a `memory`, the mean over the last episodes. The first bounds the
-    values. The second does not, but one lucky episode of a task that is hardly ever solved does not
-    make all its other returns, and so its share in the networks, vanish.
+    The quantity scaled to `magnitude` is the peak of an episode: its largest discounted return
+    |Σ γᵏ r| up to any of its steps. Without `memory`, the largest peak of all episodes so far is
+    used, as in Nauman et al. 2025 (arXiv 2505.23150) but only with the extreme; this bounds the
+    values. With `memory`, the mean peak of the last episodes is used. This does not bound the
+    values, but a single successful episode of a task that is rarely solved does not make all its
+    other returns, and with them its share in the networks, vanish.
+
+    Demonstrations count too: in the largest return as any episode does, and in the mean with their
+    share of a batch as weight. Otherwise a policy that fails would set a scale under which an
+    expert's values lie beyond the range of a categorical critic.
 
     Args:
-        n_tasks: T.
-        envs_per_task: E.
+        n_tasks: Number T of tasks.
+        envs_per_task: Number E of environments per task.
         gamma: Discount factor.
-        magnitude: What the return becomes; None for a constant factor.
-        constant: A factor on top, or alone.
-        device: Of `factors`.
-        memory: Episodes of a task whose mean is taken; None for the largest of all.
+        magnitude: Return after scaling; None for a constant factor.
+        constant: Constant factor, applied in addition to the running one.
+        device: Device of `factors`.
+        memory: Number of episodes per task to average over; None for the maximum over all
+            episodes.
 
     Attributes:
-        factors: `[T]`; stays in place.
+        factors: Factor of each task, `[T]`; updated in place.
     """
 
     _STATE = ("returns", "peaks", "largest", "past", "episodes")
@@ -52,18 +60,20 @@ class RewardScale:
         self.memory = memory
         self.factors = torch.full((n_tasks,), constant, device=device)
         self._returns = np.zeros((n_tasks, envs_per_task))
-        self._peaks = np.zeros((n_tasks, envs_per_task))  # of the episodes under way
-        self._largest = np.zeros(n_tasks)  # of all
+        self._peaks = np.zeros((n_tasks, envs_per_task))  # of the current episodes
+        self._largest = np.zeros(n_tasks)  # largest peak so far
         self._past = np.zeros((n_tasks, memory or 0))  # peaks of the last episodes
         self._episodes = np.zeros(n_tasks, np.int64)
+        self._demonstrated = np.zeros(n_tasks)  # mean peak of demonstrations
+        self._share = np.zeros(n_tasks)  # weight of that mean
 
     @property
     def changes(self) -> bool:
-        """Whether a factor may be another than 1."""
+        """Whether a factor may differ from 1."""
         return self.magnitude is not None or self.constant != 1
 
     def observe(self, rewards: np.ndarray, done: np.ndarray) -> None:
-        """Take in a vector step's rewards and ends of episodes, `[T·E]`."""
+        """Update with the rewards and ends of episodes of a vector step, `[T·E]` each."""
         if self.magnitude is None:
             return
         shape, before = self._returns.shape, self._scale()
@@ -78,28 +88,57 @@ class RewardScale:
         if (self._scale() != before).any():
             self._set()
 
+    def peak(self, rewards: np.ndarray) -> float:
+        """Return the largest discounted return up to any step of an episode with rewards `[n]`."""
+        found = total = 0.0
+        for reward in rewards.tolist():
+            total = self.gamma * total + reward
+            found = max(found, abs(total))
+        return found
+
+    def demonstrate(self, peaks: Sequence[np.ndarray], share: float) -> None:
+        """Include demonstrations, which are not part of `state_dict`.
+
+        Args:
+            peaks: For each task the `peak` of each episode; empty without demonstrations.
+            share: Share of a batch that is sampled from them.
+        """
+        for task, found in enumerate(peaks):
+            if len(found):
+                self._demonstrated[task], self._share[task] = found.mean(), share
+                self._largest[task] = max(self._largest[task], found.max())
+        self._set()
+
     def forget(self, rows: np.ndarray) -> None:
-        """Episodes of these rows, `[T·E]`, are over."""
+        """Reset the running returns of these rows, bool `[T·E]`, whose episodes are over."""
         ended = rows.reshape(self._returns.shape)
         self._returns[ended] = self._peaks[ended] = 0.0
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What `load_state_dict` needs to go on exactly."""
+        """Return the state for `load_state_dict`."""
         return {name: torch.from_numpy(getattr(self, f"_{name}")) for name in self._STATE}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore a state from `state_dict`."""
         for name in self._STATE:
             setattr(self, f"_{name}", state[name].numpy().copy())
         self._set()
 
+    def take_over(self, other: RewardScale, tasks: Sequence[tuple[int, int]]) -> None:
+        """Copy the statistics of some tasks; `tasks` has each one's index here and there."""
+        for here, there in tasks:
+            for name in self._STATE:
+                getattr(self, f"_{name}")[here] = getattr(other, f"_{name}")[there]
+        self._set()
+
     def _scale(self) -> np.ndarray:
-        """What becomes `magnitude`, `[T]`; 0 where nothing has been seen."""
+        """Return the return to be scaled to `magnitude`, `[T]`; 0 before the first reward."""
         if not self.memory:
             return self._largest
         counted = np.minimum(self._episodes, self.memory)
         mean = self._past.sum(1) / np.maximum(counted, 1)
-        return np.where(counted > 0, mean, self._largest)
+        own = np.where(counted > 0, mean, self._largest)
+        return self._share * self._demonstrated + (1 - self._share) * own
 
     def _set(self) -> None:
         if self.magnitude is not None:

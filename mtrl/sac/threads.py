@@ -1,4 +1,4 @@
-"""How many CPU threads learning is worth, found out while it goes on."""
+"""Choice of the number of CPU threads, by timing the first updates of a run."""
 
 from __future__ import annotations
 
@@ -9,48 +9,52 @@ from time import perf_counter
 import torch
 
 ROUNDS = 8
-"""Steps by which each number of threads is judged, after one that does not count."""
+"""Timed steps per number of threads, after one step of warm-up."""
 WORTH = 0.9
-"""More threads are taken where they need at most this part of the time: they are others' cores."""
+"""More threads are used only if they take at most this fraction of the time: they occupy cores that
+others could use."""
 
 
 class ThreadChoice:
-    """Tries 1, 2, 4, … threads in turn, each for a step of the loop, and keeps the best.
+    """Tries 1, 2, 4, … threads in turn, each for one step of the loop, and keeps the fastest.
 
-    Judged is the time from one step's beginning to the next one's, simulators and all: a thread
-    that takes a core from a simulator may make the update faster and the loop slower.
+    The measured time is from the start of one step to the start of the next, simulators included:
+    a thread that takes a core from a simulator may speed up the update but slow down the loop.
 
     Args:
-        most: Threads at most; default: as many as torch has taken for itself.
-        clock: Tells the time [s].
+        maximum: Maximum number of threads; default: `torch.get_num_threads()`.
+        clock: Returns the time [s].
 
     Attributes:
-        chosen: How many, once that is known; to be set where it is known from before.
+        chosen: Number of threads, once it is chosen; set it to skip the trials.
     """
 
-    def __init__(self, most: int | None = None, clock: Callable[[], float] = perf_counter) -> None:
-        most = most or torch.get_num_threads()
-        self._counts = [n for n in (2**i for i in range(most.bit_length())) if n < most] + [most]
+    def __init__(
+        self, maximum: int | None = None, clock: Callable[[], float] = perf_counter
+    ) -> None:
+        maximum = maximum or torch.get_num_threads()
+        powers = (2**i for i in range(maximum.bit_length()))
+        self._counts = [n for n in powers if n < maximum] + [maximum]
         self._clock = clock
         self._times: dict[int, list[float]] = {n: [] for n in self._counts}
-        self._begun: float | None = None
+        self._started: float | None = None
         self._current = -1
-        self.chosen: int | None = most if most == 1 else None
+        self.chosen: int | None = maximum if maximum == 1 else None
 
     def begin(self) -> None:
-        """A step begins: set the number of threads for it."""
+        """Set the number of threads at the start of a step."""
         if self.chosen is not None:
             if torch.get_num_threads() != self.chosen:
                 torch.set_num_threads(self.chosen)
             return
         now = self._clock()
-        if self._begun is not None:
-            self._times[self._counts[self._current]].append(now - self._begun)
+        if self._started is not None:
+            self._times[self._counts[self._current]].append(now - self._started)
         self._current = (self._current + 1) % len(self._counts)
         if all(len(times) > ROUNDS for times in self._times.values()):
             self.chosen = self._best()
         torch.set_num_threads(self.chosen or self._counts[self._current])
-        self._begun = now
+        self._started = now
 
     def _best(self) -> int:
         best, *others = self._counts

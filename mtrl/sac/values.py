@@ -1,4 +1,4 @@
-"""What a critic's outputs mean: the value itself, or a histogram over values."""
+"""Interpretation of critic outputs: as the value itself, or as a histogram over values."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from torch.nn.functional import huber_loss
 
 @dataclass(frozen=True)
 class ScalarValue:
-    """A critic's one output is the value."""
+    """The value is the single output of the critic."""
 
     n_outputs = 1
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """`[…, 1]` to `[…]`."""
+        """Return the value, `[…, 1]` to `[…]`."""
         return outputs.squeeze(-1)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """½ (Q − y)²: `[…, 1]` and `[…]` to `[…]`."""
+        """Compute ½ (Q − y)², `[…, 1]` and `[…]` to `[…]`."""
         values = self.mean(outputs)
-        # Huber's loss that never turns linear: one operation each way.
+        # A Huber loss that never becomes linear takes one operation in each direction.
         return huber_loss(values, target.expand_as(values), reduction="none", delta=math.inf)
 
 
 @dataclass(frozen=True)
 class CategoricalValue:
-    """A critic's outputs are the logits of a histogram over values, whose mean is the value.
+    """The value is the mean of a histogram, whose logits are the outputs of the critic.
 
-    Trained by cross-entropy with the histogram of a normal distribution around the target: HL-Gauss
-    (Farebrother et al. 2024, "Stop regressing", arXiv 2403.03950, section 3.1), whose width is
-    three quarters of a bin, as there. What lies beyond the bins counts as the last one.
+    The loss is the cross-entropy with the histogram of a normal distribution around the target:
+    HL-Gauss (Farebrother et al. 2024, "Stop regressing", arXiv 2403.03950, section 3.1). As in the
+    paper, its standard deviation is three quarters of a bin. Targets outside the bins are clamped.
 
     Args:
-        n_outputs: Bins.
-        limit: Centres of the bins go from −limit to limit [scaled return].
+        n_outputs: Number K of bins.
+        limit: Centres of the bins range from −limit to limit [scaled return].
     """
 
     n_outputs: int
@@ -47,18 +47,18 @@ class CategoricalValue:
 
     @property
     def width(self) -> float:
-        """Of a bin."""
+        """Width of a bin [scaled return]."""
         return 2 * self.limit / (self.n_outputs - 1)
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """Expected value under the histogram, `[…, K]` to `[…]`."""
+        """Return the expected value under the histogram, `[…, K]` to `[…]`."""
         limit, k = self.limit, self.n_outputs
         centres = torch.linspace(-limit, limit, k, device=outputs.device, dtype=outputs.dtype)
-        # No matrix product: in TF32 or bf16 it would round values to three digits.
+        # Not a matrix product, which would round values to three digits in TF32 or bf16.
         return (outputs.softmax(-1) * centres).sum(-1)
 
     def histogram(self, target: Tensor) -> Tensor:
-        """Probabilities of the bins, `[…]` to `[…, K]`."""
+        """Return the probabilities of the bins, `[…]` to `[…, K]`."""
         edge = self.limit - self.width / 2
         edges = torch.linspace(
             -edge, edge, self.n_outputs - 1, device=target.device, dtype=target.dtype
@@ -71,13 +71,13 @@ class CategoricalValue:
         )
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy [nats], `[N, T, B, K]` and `[T, B]` to `[N, T, B]`."""
+        """Compute the cross-entropy [nats], `[N, T, B, K]` and `[T, B]` to `[N, T, B]`."""
         losses: Tensor = _CrossEntropy.apply(outputs, self.histogram(target))
         return losses
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """−Σ p log softmax(x), for p that sum to 1: its gradient is (softmax(x) − p) times theirs."""
+    """−Σ p log softmax(x) for p that sum to 1, whose gradient w.r.t. x is softmax(x) − p."""
 
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, probabilities: Tensor) -> Tensor:

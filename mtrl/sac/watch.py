@@ -1,4 +1,4 @@
-"""Noticing that numbers go wrong, without waiting for the device in every update."""
+"""Detection of NaN, infinite and diverging values without synchronising in every update."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from torch import Tensor
 from mtrl.errors import RunError
 
 DIVERGING = 1e6
-"""A squared-error critic loss beyond this is of values beyond a thousand: no task pays that."""
+"""Squared-error critic loss above which a run counts as diverging. Its values are then off by more
+than a thousand, which no task can return."""
 
 
 class LossWatch:
-    """In which update each task's losses were first not finite; stays on the device.
+    """Records, on the device, in which update each task's losses were first not finite.
 
     Args:
-        losses: What they are called.
-        n_tasks: T.
+        losses: Names of the losses.
+        n_tasks: Number T of tasks.
     """
 
     def __init__(self, losses: Sequence[str], n_tasks: int, device: torch.device) -> None:
         self.losses = tuple(losses)
-        # Zero, until a loss that is not finite has turned it to NaN for ever.
+        # Zero until a loss that is not finite turns it into NaN for good.
         self._zero = torch.zeros(len(losses), n_tasks, device=device)
         self._finite = torch.zeros(len(losses), n_tasks, dtype=torch.int64, device=device)
         self._updates = torch.zeros((), dtype=torch.int64, device=device)
 
     def note(self, *losses: Tensor) -> None:
-        """After each update, its losses, each `[T]`; none of the host's numbers is used."""
+        """Record the losses of an update, each `[T]`; uses no values from the host."""
         self._updates += 1
         self._zero.add_(torch.stack(losses), alpha=0)
         self._finite += self._zero == 0
 
     def expect_finite(self, tasks: Sequence[str], updates: int) -> None:
-        """Wait for the device, and look.
+        """Synchronise with the device, and check all losses since the start.
 
         Args:
-            updates: Made by now.
+            updates: Number of updates made so far.
 
         Raises:
-            RunError: naming the loss, the task and the update it began with.
+            RunError: Naming the loss, the task and the first such update.
         """
         finite, noted = self._finite.cpu(), int(self._updates)
         if int(finite.min()) == noted:
@@ -54,10 +55,10 @@ class LossWatch:
 
 
 def expect_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Wait for the device, and look at the weights, and the normaliser's statistics.
+    """Synchronise with the device, and check weights and statistics of the normaliser.
 
     Raises:
-        RunError: naming the first tensor that holds an infinite number or NaN.
+        RunError: Naming the first tensor that holds an infinite number or NaN.
     """
     named = dict(tensors)
     wide = torch.float64
@@ -69,11 +70,11 @@ def expect_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def diverging(losses: Mapping[str, float]) -> str | None:
-    """A warning about the largest critic loss, if it is beyond reason; losses by task."""
+    """Return a warning if the largest critic loss is diverging, else None; losses by task."""
     task = max(losses, key=lambda task: losses[task])
     if losses[task] <= DIVERGING:
         return None
     return (
         f"warning: the critic loss of task {task!r} is {losses[task]:.1e}, above {DIVERGING:.0e}: "
-        "its values run away. --return-scale, --layer-norm or --critic-bins keep them in bounds."
+        "its values diverge. --return-scale, --layer-norm or --critic-bins may prevent this."
     )

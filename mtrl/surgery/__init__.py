@@ -1,4 +1,4 @@
-"""Gradient surgery: what is done about conflicts between the tasks' gradients."""
+"""Gradient surgery: methods that resolve conflicts between task gradients."""
 
 from mtrl.surgery.base import FeatureSurgery, GramianSurgery, Surgery
 from mtrl.surgery.gradients import (

@@ -1,7 +1,7 @@
-"""How much the tasks' gradients disagree: the three conditions of Yu et al. 2020, and more.
+"""Measures of conflict between task gradients: the three conditions of Yu et al. 2020, and more.
 
-From the Gramian alone come all but the curvature, whether conflicts repeat on another batch, and
-whom a step opposes.
+All measures are computed from the Gramian, except the curvature, whether conflicts repeat on
+another batch, and which tasks a step opposes.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from mtrl.surgery.stacked import StackedProblem
 
 @dataclass(frozen=True)
 class Step:
-    """What one step subtracts from N networks' shared parameters, each `[N, …]`.
+    """A step of the shared parameters of N networks, each `[N, …]`.
 
     Attributes:
-        gradient: The gradient that surgery gave.
-        taken: What the optimiser made of it, θ − θ′, with Adam's scales, momentum and decay.
+        gradient: Combined gradient from surgery.
+        taken: Step θ − θ′ of the optimiser, with Adam's scales, momentum and weight decay.
     """
 
     gradient: Parameters
     taken: Parameters
 
     def only(self, n: int) -> Step:
-        """Of the n-th network alone."""
+        """Return the step of only the n-th network."""
         trees = self.gradient, self.taken
         return Step(*({k: value[n : n + 1] for k, value in tree.items()} for tree in trees))
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What there is to say about one network."""
+    """Measures and cosines of one network."""
 
     measures: dict[str, Tensor]  # see `of`; scalars
     cosines: Tensor  # [T, T]
@@ -45,17 +45,17 @@ class Diagnosis:
     def of(
         cls, problem: StackedProblem, again: StackedProblem, step: Step, rate: float
     ) -> Diagnosis:
-        """Look at one network's problem, best in float64.
+        """Diagnose the problem of one network, preferably in float64.
 
         Args:
-            problem: On a batch.
-            again: On another, independent batch.
-            step: The one taken with the first batch.
+            problem: Problem on a batch.
+            again: Problem on another, independent batch.
+            step: Step made with the first batch.
             rate: Length of a plain gradient step, for `multi_task_curvature`.
 
         Returns:
-            With the measures of `diagnose`, `conflict_repeats` and `conflict_after`, `self_cosine`
-            and `curvature`; and the first batch's cosines.
+            The measures of `diagnose`, `conflict_repeats` and `conflict_after`, `self_cosine` and
+            `curvature`; and the cosines on the first batch.
         """
 
         def gradient(parameters: Parameters) -> Parameters:
@@ -77,16 +77,16 @@ class Diagnosis:
 
 
 def cosines(gramian: Tensor) -> Tensor:
-    """Cos φ_ij between the tasks' gradients, `[…, T, T]` to `[…, T, T]`; 0 with a zero gradient."""
+    """Compute cos φ_ij of task gradients, `[…, T, T]` to `[…, T, T]`; 0 for zero gradients."""
     norms = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
     products = norms[..., :, None] * norms[..., None, :]
     return torch.where(products > 0, gramian / products, 0)
 
 
 def magnitude_similarities(gramian: Tensor) -> Tensor:
-    """Definition 2: 2 ‖g_i‖ ‖g_j‖ / (‖g_i‖² + ‖g_j‖²), in [0, 1], 1 for equal norms.
+    """Compute definition 2: 2 ‖g_i‖ ‖g_j‖ / (‖g_i‖² + ‖g_j‖²), in [0, 1], 1 for equal norms.
 
-    A copy of the paper in circulation prints a product in the denominator; the sum is right.
+    Some copies of the paper have a product in the denominator; the sum is correct.
     """
     squares = gramian.diagonal(dim1=-2, dim2=-1)
     norms = squares.sqrt()
@@ -95,22 +95,22 @@ def magnitude_similarities(gramian: Tensor) -> Tensor:
 
 
 def scale_spread(gramian: Tensor) -> Tensor:
-    """Largest over smallest squared norm of a task's gradient, `[T, T]` to a scalar, at least 1.
+    """Return the ratio of the largest to the smallest squared norm, `[T, T]` to a scalar ≥ 1.
 
-    A zero gradient is left out: infinity would have no place on a chart, and the spread of the
-    other tasks would not be seen.
+    Zero gradients are left out: infinity cannot be charted, and would hide the spread of the other
+    tasks.
     """
     squares = gramian.diagonal()
     smallest = torch.where(squares > 0, squares, torch.inf).amin()
-    return (squares.amax() / smallest).clamp(min=1)  # 0 / inf where all are zero
+    return (squares.amax() / smallest).clamp(min=1)  # 0 / inf if all are zero
 
 
 def effective_rank(gramian: Tensor) -> Tensor:
-    """How many directions the gradients fill: exp of the entropy of G's normalised eigenvalues.
+    """Return the effective rank: exp of the entropy of G's normalised eigenvalues.
 
-    The measure is that of Roy & Vetterli 2007, of G rather than of J: 1 if all gradients are
-    parallel, or one dwarfs the rest; T if they are orthogonal and of one norm. Ill-conditioned
-    critic Gramians have been linked to tasks that never start (with PPO: arXiv 2605.11473).
+    This is the measure of Roy & Vetterli 2007, of G instead of J: 1 if all gradients are parallel
+    or one dwarfs the rest; T if they are orthogonal with equal norms. Ill-conditioned critic
+    Gramians have been linked to tasks that never start to learn (with PPO: arXiv 2605.11473).
 
     Args:
         gramian: `[T, T]`.
@@ -127,20 +127,20 @@ def effective_rank(gramian: Tensor) -> Tensor:
 
 
 def diagnose(gramian: Tensor) -> dict[str, Tensor]:
-    """What one network's Gramian tells about its tasks; empty for a single task.
+    """Compute the measures of one network's Gramian; empty for a single task.
 
     Args:
         gramian: `[T, T]`.
 
     Returns:
-        Means over the pairs of different tasks: `conflict_fraction` (pairs with cos φ < 0:
-        definition 1), `cosine_mean` and `magnitude_similarity`. Of all tasks together:
-        `scale_spread` and `effective_rank`. Each a float64 scalar.
+        Means over pairs of different tasks: `conflict_fraction` (pairs with cos φ < 0: definition
+        1), `cosine_mean` and `magnitude_similarity`. Over all tasks: `scale_spread` and
+        `effective_rank`. Each is a float64 scalar.
     """
     n_tasks = len(gramian)
     if n_tasks == 1:
         return {}
-    gramian = gramian.double()  # ratios of squared norms can leave float32's range
+    gramian = gramian.double()  # ratios of squared norms can exceed float32's range
     first, second = torch.triu_indices(n_tasks, n_tasks, 1, device=gramian.device)
     pairs = cosines(gramian)[first, second]
     return {
@@ -153,21 +153,21 @@ def diagnose(gramian: Tensor) -> dict[str, Tensor]:
 
 
 def conflict_repeats(first: Tensor, second: Tensor) -> dict[str, Tensor]:
-    """Do conflicts belong to the tasks, or to the batch?
+    """Measure whether conflicts are properties of the tasks or noise of the batch.
 
-    Of n pairs let a conflict on one batch, b on an independent other one, and c on both. A conflict
-    repeats in 2 c / (a + b) of cases (Dice's coefficient). Were each batch's conflicts strewn over
-    the pairs at random, c would be a b / n on average: that is the level of chance.
+    Of n pairs, a conflict on one batch, b on another independent batch, and c on both. The fraction
+    of conflicts that repeat is 2 c / (a + b) (Dice's coefficient). If the conflicts of each batch
+    were randomly distributed over pairs, c would be a b / n on average, the level of chance.
 
     Args:
         first: Cosines on one batch, `[T, T]`; see `cosines`.
-        second: On another.
+        second: Cosines on the other batch.
 
     Returns:
-        `conflict_repeats`, and `conflict_repeats_by_chance` to hold it against, both in [0, 1].
-        Conflicts that only the batch's noise makes repeat as often as by chance, give or take:
-        with few pairs one diagnosis says little, the mean over a run more. Empty if no pair
-        conflicts on either batch.
+        `conflict_repeats`, and `conflict_repeats_by_chance` to compare it with, both in [0, 1].
+        Conflicts due to the noise of the batch repeat about as often as by chance; with few pairs,
+        the mean over a run is more informative than one diagnosis. Empty if no pair conflicts on
+        either batch.
     """
     n_tasks = len(first)
     above = torch.triu_indices(n_tasks, n_tasks, 1, device=first.device).unbind()
@@ -182,19 +182,18 @@ def conflict_repeats(first: Tensor, second: Tensor) -> dict[str, Tensor]:
 
 
 def conflict_after(gradients: TaskGradients, step: Step) -> dict[str, Tensor]:
-    """Whom one network's step d opposes: tasks with ⟨g_t, d⟩ < 0, whose loss it first makes larger.
+    """Return the fraction of tasks that a step d opposes: ⟨g_t, d⟩ < 0, so their loss increases.
 
-    Surgery decides on a direction; the optimiser then divides every parameter's part of it by a
-    scale of its own, adds what it remembers, and lets weights decay. What did not oppose a task
-    before may do so after.
+    Surgery determines a direction. The optimiser then scales each of its components, adds momentum
+    and decays weights. A direction that did not oppose a task may therefore do so afterwards.
 
     Args:
-        gradients: The tasks' own, of the batch that the step was made from.
-        step: Of the same network.
+        gradients: Task gradients on the batch of the step.
+        step: Step of the same network.
 
     Returns:
         Fractions of the T tasks: `conflict_after_surgery`, opposed by the combined gradient, and
-        `conflict_after_step`, by the step that is taken. Empty for a single task.
+        `conflict_after_step`, opposed by the optimiser's step. Empty for a single task.
     """
     if gradients.losses.shape[-1] == 1:
         return {}
@@ -208,20 +207,21 @@ def conflict_after(gradients: TaskGradients, step: Step) -> dict[str, Tensor]:
 def multi_task_curvature(
     gradient: Callable[[Parameters], Parameters], parameters: Parameters, step: float
 ) -> Tensor:
-    """Definition 3: H = ∫₀¹ ∇L(θ)ᵀ ∇²L(θ + a(θ′ − θ)) ∇L(θ) da, where θ′ = θ − step ∇L(θ).
+    """Compute definition 3, H = ∫₀¹ ∇L(θ)ᵀ ∇²L(θ + a(θ′ − θ)) ∇L(θ) da, with θ′ = θ − step ∇L(θ).
 
-    Along that step ∇²L ∇L(θ) is the derivative of −∇L/step, so that the integral is exactly
+    Along this step, ∇²L ∇L(θ) is the derivative of −∇L/step, so the integral is exactly
 
-        H = ∇L(θ)ᵀ (∇L(θ) − ∇L(θ′)) / step:
+        H = ∇L(θ)ᵀ (∇L(θ) − ∇L(θ′)) / step.
 
-    one more gradient, where quadrature takes a Hessian-vector product per point, and misses what a
-    ReLU network's curvature mostly is, the jumps of the gradient between the points.
+    This takes one more gradient. Quadrature would take a Hessian-vector product per point, and
+    would miss the jumps of the gradient between points, which dominate the curvature of a ReLU
+    network.
 
     Args:
-        gradient: ∇L, from parameters to a gradient for each. The same function in each call, so
-            noise is drawn before; in float64, for the two gradients nearly cancel.
-        parameters: θ, the shared ones.
-        step: Length of the gradient step, in units of the gradient: a learning rate.
+        gradient: Function ∇L from parameters to their gradients. It must be the same in each call,
+            so noise is drawn before; in float64, because the two gradients nearly cancel.
+        parameters: Shared parameters θ.
+        step: Length of the gradient step in units of the gradient, i.e. a learning rate.
 
     Example:
         >>> gradient = lambda parameters: {"x": 2 * parameters["x"]}  # of Σ x², whose Hessian is 2

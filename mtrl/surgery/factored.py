@@ -1,13 +1,13 @@
-"""Gradients per task that are never formed: a Gramian from what goes into a layer and comes back.
+"""Factored task gradients: the Gramian from layer inputs and output gradients.
 
-A linear layer's weight gradient of task t is X_tᵀ D_t, with the layer's inputs X_t `[B, in]` and
-the gradient by its outputs D_t `[B, out]`. So, as Goodfellow 2015 (arXiv 1510.01799) has it for
-norms of single samples,
+The weight gradient of a linear layer for task t is X_tᵀ D_t, with the layer's inputs X_t `[B, in]`
+and the gradient w.r.t. its outputs D_t `[B, out]`. Therefore, as in Goodfellow 2015 (arXiv
+1510.01799) for norms of single samples,
 
-    ⟨g_s, g_t⟩ = Σ (X_s X_tᵀ) ∘ (D_s D_tᵀ),        Σ_t w_t g_t = Xᵀ (w ∘ D):
+    ⟨g_s, g_t⟩ = Σ (X_s X_tᵀ) ∘ (D_s D_tᵀ),        Σ_t w_t g_t = Xᵀ (w ∘ D).
 
-no `[T, in, out]`, and one more product of the plain backward's size in the end. The price is
-(T B)² numbers per layer, made and summed up task by task.
+This needs no `[T, in, out]` tensor, and one additional product of the plain backward's size at the
+end. The cost is (T B)² numbers per layer, computed and summed task by task.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ if TYPE_CHECKING:
 
 
 class Factor(Protocol):
-    """The tasks' gradients by one parameter, `[N, T, …]`, by what is asked of them."""
+    """Task gradients of one parameter, `[N, T, …]`, with the operations of `TaskGradients`."""
 
     def gramian(self) -> Tensor:
-        """Their dot products, `[N, T, T]`."""
+        """Compute their dot products, `[N, T, T]`."""
 
     def combine(self, weights: Tensor) -> Tensor:
-        """Σ_t w_t g_t, `[N, …]`; weights `[N, T]`."""
+        """Compute Σ_t w_t g_t, `[N, …]`; weights `[N, T]`."""
 
     def along(self, direction: Tensor) -> Tensor:
-        """⟨g_t, d⟩, `[N, T]`; the direction is `[N, …]`."""
+        """Compute ⟨g_t, d⟩, `[N, T]`; the direction is `[N, …]`."""
 
     def products(self, other: Any) -> Tensor:
-        """⟨g_t, g′_t⟩ with the same parameter's on another batch, `[N, T]`."""
+        """Compute ⟨g_t, g′_t⟩ with the gradients on another batch, `[N, T]`."""
 
 
 @dataclass(frozen=True)
 class OfLayer:
-    """X_tᵀ D_t, of a layer's matrix; of K experts N stands for N K.
+    """X_tᵀ D_t of a layer's matrix; for K experts, N means N K.
 
     Attributes:
         inputs: X, `[N or 1, T, B, in]`.
         at_output: D, `[N, T, B, out]`.
-        experts: K, or None.
+        experts: Number K of experts, or None.
     """
 
     inputs: Tensor
@@ -95,7 +95,7 @@ class OfLayer:
 
 @dataclass(frozen=True)
 class Composed:
-    """w_tk G_t, where a task's parameters are θ_t = Σ_k w_tk φ_k: rank one over k.
+    """w_tk G_t of a layer with parameters θ_t = Σ_k w_tk φ_k: rank one over k.
 
     Attributes:
         gradients: G_t = ∂L_t/∂θ_t, `[N, T, …]`.
@@ -128,11 +128,11 @@ class Composed:
 
 @dataclass(frozen=True)
 class FactoredGradients(TaskGradients):
-    """Gradients of matrices as factors, of all else formed.
+    """Factored gradients of matrices, and explicit gradients of all other parameters.
 
     Attributes:
-        formed: What is no such matrix, `[N, T, …]`.
-        factors: By the parameter's name.
+        formed: Explicit gradients, `[N, T, …]`.
+        factors: Factored gradients by the parameter's name.
     """
 
     formed: dict[str, Tensor]
@@ -167,9 +167,9 @@ class FactoredGradients(TaskGradients):
 
 
 def _layer_gramian(inputs: Tensor, at_output: Tensor) -> Tensor:
-    """Σ (X_s X_tᵀ) ∘ (D_s D_tᵀ), `[N, T, T]`; task s against all t ≥ s at a time.
+    """Compute Σ (X_s X_tᵀ) ∘ (D_s D_tᵀ), `[N, T, T]`, for task s and all t ≥ s at a time.
 
-    A thin layer's gradients are smaller than these products, and are formed.
+    The gradients of a narrow layer are smaller than these products and are computed instead.
     """
     x, d = at_least_float32(inputs), at_least_float32(at_output)
     n_networks, n_tasks, n_rows, n_outputs = d.shape

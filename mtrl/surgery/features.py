@@ -1,4 +1,4 @@
-"""The backward of stacked losses, paused at the trunk's features."""
+"""Backward of stacked losses, paused at the trunk's features."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from mtrl.nets.params import Parameters
 from mtrl.nets.precision import trunks_in
-from mtrl.surgery.autograd import add, differentiate
 from mtrl.surgery.gradients import FeatureGradients, Gradients, at_least_float32
 
 
 @dataclass(frozen=True)
 class StackedFeatures(FeatureGradients):
-    """The mean loss's backward, paused at z.
+    """Backward of the mean loss, paused at z.
 
     Attributes:
-        precision: Of the trunk's products; see `trunks_in`.
-        auxiliary: What the loss returned beside.
+        precision: Precision of the trunk's products; see `trunks_in`.
+        auxiliary: Other results of the loss.
         features: z, `[N, T, B, d]`, with its graph.
-        at_features: The mean loss's gradient by z, G_k / T.
-        above: The mean loss's gradients by `leaves`, as far as these lie above z.
+        at_features: Gradient of the mean loss w.r.t. z, G_k / T.
+        above: Gradients of the mean loss w.r.t. those `leaves` that are above z.
         leaves: Shared and per-task parameters.
         uniform: 1/T, `[N, T]`.
     """
@@ -51,11 +51,12 @@ class StackedFeatures(FeatureGradients):
         return self._below(self.at_features, self.uniform)
 
     def weighted(self, weights: Tensor) -> Gradients:
-        """Σ_k w_k ∇L_k on what is shared below z.
+        """Compute Σ_k w_k ∇L_k for the parameters below z.
 
-        The weights are factors on the tasks' rows before these go on into the trunk. What belongs
-        to a task but lies below z, its bias in the first layer, goes with them: it is the one-hot's
-        column of the trunk. A single head is shared but lies above z: it gets the mean.
+        The weights multiply the rows of the tasks before they are backpropagated into the trunk.
+        They also apply to per-task parameters below z, such as a task's bias in the first layer,
+        which is a column of the trunk's one-hot layer. A single head is shared but above z, so it
+        gets the gradient of the mean loss.
         """
         factors = (self._n_tasks * weights)[..., None, None]
         return self._below(self.at_features * factors.to(self.at_features.dtype), weights)
@@ -70,3 +71,30 @@ class StackedFeatures(FeatureGradients):
         on_shared, on_own = (add(a, b) for a, b in zip(self.above, below, strict=True))
         on_shared = {name: at_least_float32(value) for name, value in on_shared.items()}
         return Gradients(on_shared, on_own, self.losses, self.auxiliary, weights)
+
+
+def leaves(parameters: Parameters) -> dict[str, Tensor]:
+    """Return new leaves of a graph that share the parameters' memory."""
+    return {name: value.detach().requires_grad_() for name, value in parameters.items()}
+
+
+def detached(tensors: Parameters) -> dict[str, Tensor]:
+    """Return the tensors without their graph."""
+    return {name: value.detach() for name, value in tensors.items()}
+
+
+def differentiate(
+    output: Tensor, gradient: Tensor | None, *trees: dict[str, Tensor]
+) -> list[dict[str, Tensor]]:
+    """Return gradients w.r.t. all leaves of the trees, without those the output ignores."""
+    wanted = [leaf for tree in trees for leaf in tree.values()]
+    if not wanted or not output.requires_grad:  # everything below is frozen
+        return [{} for _ in trees]
+    found = iter(torch.autograd.grad(output, wanted, gradient, allow_unused=True))
+    pairs = [[(name, next(found)) for name in tree] for tree in trees]
+    return [{name: value for name, value in tree if value is not None} for tree in pairs]
+
+
+def add(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add dictionaries by entry; missing entries count as 0."""
+    return {**a, **b, **{name: a[name] + b[name] for name in a.keys() & b.keys()}}

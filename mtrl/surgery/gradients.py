@@ -1,7 +1,7 @@
-"""T losses on a shared trunk, differentiated in the ways that gradient surgery needs.
+"""Gradients of T losses on a shared trunk, as needed by gradient surgery.
 
-N networks of one shape are differentiated together; each has a Gramian of its own. Gradients stay
-dictionaries by parameter name, so that no `[T, P]` matrix is ever copied together.
+N networks of one shape are differentiated together; each has its own Gramian. Gradients stay
+dictionaries by parameter name, so that they are never copied into one `[T, P]` matrix.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
     from typing import Self  # Python 3.11
 
 SHORTEST = 2048
-"""Terms of a sum that one processor of a GPU adds up; modelled, not measured."""
+"""Number of terms that one processor of a GPU sums; modelled, not measured."""
 
 _ADDS_HALVES_IN_FLOAT32 = "dtype_out" in torch.ops.aten.bmm.overloads()  # from torch 2.8 on
 
 
 class Gradients(NamedTuple):
-    """The gradient an optimiser applies."""
+    """Gradients for the optimiser."""
 
     shared: dict[str, Tensor]  # each [N, …], of the parameter's shape
     per_task: dict[str, Tensor]  # each [N, T, …]
     losses: Tensor  # [N, T]
     auxiliary: dict[str, Tensor]
-    weights: Tensor  # [N, T]: how much of each task is in the shared gradient; the mean is 1/T
+    weights: Tensor  # [N, T]: weight of each task in the shared gradient; 1/T for the mean
 
 
 @dataclass(frozen=True)
 class TaskGradients(ABC):
-    """A gradient for each of T losses, by what a method on the Gramian asks of them.
+    """Gradients of each of T losses, with the operations that Gramian methods need.
 
     Attributes:
-        per_task: Each `[N, T, …]`: the tasks' own parameters, each its own gradient.
+        per_task: Gradients of per-task parameters by their own task, each `[N, T, …]`.
         losses: `[N, T]`.
-        auxiliary: What the loss returned beside, each `[N, T, …]`.
+        auxiliary: Other results of the loss, each `[N, T, …]`.
     """
 
     per_task: dict[str, Tensor]
@@ -53,22 +53,22 @@ class TaskGradients(ABC):
 
     @abstractmethod
     def gramian(self) -> Tensor:
-        """⟨g_s, g_t⟩ over what the tasks share, `[N, T, T]`, in float32 or better."""
+        """Compute ⟨g_s, g_t⟩ over shared parameters, `[N, T, T]`, in float32 or wider."""
 
     @abstractmethod
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
-        """Σ_t w_t g_t for each shared parameter; `weights` is `[N, T]`."""
+        """Compute Σ_t w_t g_t for each shared parameter; `weights` is `[N, T]`."""
 
     @abstractmethod
     def along(self, direction: Parameters) -> Tensor:
-        """⟨g_t, d⟩ with one direction d of all tasks, each `[N, …]` as the parameter, `[N, T]`."""
+        """Compute ⟨g_t, d⟩, `[N, T]`, with one direction d for all tasks, each part `[N, …]`."""
 
     @abstractmethod
     def products(self, other: Self) -> Tensor:
-        """⟨g_t, g′_t⟩ of each task with itself on another batch, `[N, T]`."""
+        """Compute ⟨g_t, g′_t⟩ of each task with itself on another batch, `[N, T]`."""
 
     def weighted(self, weights: Tensor) -> Gradients:
-        """Σ_t w_t g_t on what is shared; the mean loss's gradient on the tasks' own parameters."""
+        """Return Σ_t w_t g_t for shared, and the mean loss's gradient for per-task parameters."""
         means = torch._foreach_div(list(self.per_task.values()), weights.shape[-1])
         per_task = dict(zip(self.per_task, means, strict=True))
         return Gradients(self.combine(weights), per_task, self.losses, self.auxiliary, weights)
@@ -76,10 +76,10 @@ class TaskGradients(ABC):
 
 @dataclass(frozen=True)
 class Jacobian(TaskGradients):
-    """Every task's gradient, formed.
+    """Explicit gradients of every task.
 
     Attributes:
-        shared: Each `[N, T, …]`.
+        shared: Gradients of shared parameters, each `[N, T, …]`.
     """
 
     shared: dict[str, Tensor]
@@ -103,7 +103,7 @@ class Jacobian(TaskGradients):
 
 @dataclass(frozen=True)
 class FeatureGradients(ABC):
-    """G_k = ∂L_k/∂z: what each task wants of the trunk's output z.
+    """G_k = ∂L_k/∂z: gradients of each task w.r.t. the trunk's output z.
 
     Attributes:
         losses: `[N, T]`.
@@ -119,46 +119,46 @@ class FeatureGradients(ABC):
     @property
     @abstractmethod
     def means(self) -> Tensor:
-        """ḡ_k, the mean over a task's samples, `[N, T, d]`."""
+        """ḡ_k, the mean of G_k over a task's samples, `[N, T, d]`."""
 
     @abstractmethod
     def mean(self) -> Gradients:
-        """The mean loss's gradient."""
+        """Return the gradient of the mean loss."""
 
     @abstractmethod
     def weighted(self, weights: Tensor) -> Gradients:
-        """Σ_k w_k ∇L_k on what is shared below z; weights are `[N, T]`.
+        """Compute Σ_k w_k ∇L_k for shared parameters below z; weights are `[N, T]`.
 
-        A task's own parameters, and all above z, get the mean loss's gradient whatever the weights.
+        Per-task parameters, and everything above z, get the gradient of the mean loss.
         """
 
 
 class Problem(Protocol):
     """T losses on the trunks of N networks.
 
-    `StackedProblem` has parameters stacked by task; `MultiTaskModel` is one network of any modules.
+    `StackedProblem` has stacked parameters; `MultiTaskModel` is one network of arbitrary modules.
     """
 
     @property
     def tasks(self) -> Any:
-        """Index of these T among all tasks: `slice(None)`, or a list if a batch lacks some."""
+        """Index of the T tasks among all tasks: `slice(None)`, or a list if some are missing."""
 
     @property
     def rotation(self) -> Tensor | None:
-        """R_k between trunk and heads, `[N, T, m, m]`, to be turned in place, if there is one."""
+        """R_k between trunk and heads, `[N, T, m, m]`, to be updated in place; or None."""
 
     def task_gradients(self) -> TaskGradients:
-        """A gradient of its own for each task."""
+        """Compute the gradient of each task."""
 
     def features(self) -> FeatureGradients:
-        """What the tasks want of the features, by one backward that pauses there."""
+        """Compute gradients w.r.t. the features, by a backward that pauses there."""
 
 
 def gramian(gradients: Parameters) -> Tensor:
-    """G = J Jᵀ of gradients `[N, T, …]`, `[N, T, T]`.
+    """Compute G = J Jᵀ of gradients `[N, T, …]`, `[N, T, T]`.
 
-    Signs of its entries decide, so it is never computed in less than float32, and long sums go on
-    in float64.
+    The signs of its entries matter, so it is computed in float32 or wider, and long sums are
+    accumulated in float64.
     """
     device = next(iter(gradients.values())).device
     with full_float32(device):
@@ -171,12 +171,11 @@ def gramian(gradients: Parameters) -> Tensor:
 
 
 def split_gramian(gradients: Parameters) -> Tensor:
-    """`gramian` for a GPU, each parameter's sum as many short ones beside each other.
+    """Compute `gramian` on a GPU, with each parameter's sum split into many short ones.
 
-    A product of T × T numbers, each a sum over 10⁵ to 10⁶, would keep one or two of a GPU's
-    hundred processors busy; every part here is one's work. Numbers of bf16 are multiplied as they
-    are where torch can add the products up in float32, which is exact to float32, and in half the
-    traffic.
+    A product of T × T numbers, each a sum over 10⁵ to 10⁶ terms, would use only one or two of a
+    GPU's hundred processors; here, every part occupies one. bf16 numbers are multiplied directly if
+    torch can accumulate in float32, which is as exact as float32 and halves the traffic.
     """
     rows = [value.flatten(2) for value in gradients.values()]
     splits = [equal_parts(value.shape[-1]) for value in rows]
@@ -195,12 +194,12 @@ def split_gramian(gradients: Parameters) -> Tensor:
 
 
 def equal_parts(length: int) -> int:
-    """Into how many equal parts a sum is split, each of at least `SHORTEST` terms, if it can be."""
+    """Return the number of equal parts of a sum, each of at least `SHORTEST` terms if possible."""
     return next(n for n in range(max(1, length // SHORTEST), 0, -1) if length % n == 0)
 
 
 def combine(weights: Tensor, gradients: Parameters) -> dict[str, Tensor]:
-    """Σ_t w_t g_t for each parameter, `[N, …]`; weights `[N, T]`, gradients `[N, T, …]`."""
+    """Compute Σ_t w_t g_t for each parameter, `[N, …]`; weights `[N, T]`, gradients `[N, T, …]`."""
     with full_float32(weights.device):
         found = {}
         for name, value in gradients.items():
@@ -211,7 +210,7 @@ def combine(weights: Tensor, gradients: Parameters) -> dict[str, Tensor]:
 
 
 def along(gradients: Parameters, direction: Parameters) -> Tensor:
-    """⟨g_t, d⟩ over all parameters, `[N, T]`; gradients `[N, T, …]`, the direction `[N, …]`."""
+    """Compute ⟨g_t, d⟩ over all parameters, `[N, T]`; gradients `[N, T, …]`, direction `[N, …]`."""
     with full_float32(next(iter(gradients.values())).device):
         products = [
             at_least_float32(value.flatten(2)) @ direction[name].flatten(1)[..., None]
@@ -221,7 +220,7 @@ def along(gradients: Parameters, direction: Parameters) -> Tensor:
 
 
 def products(gradients: Parameters, others: Parameters) -> Tensor:
-    """⟨g_t, g′_t⟩ over all parameters, `[N, T]`; both `[N, T, …]`."""
+    """Compute ⟨g_t, g′_t⟩ over all parameters, `[N, T]`; both `[N, T, …]`."""
     found = [
         (at_least_float32(value) * others[name]).flatten(2).sum(-1)
         for name, value in gradients.items()
@@ -230,14 +229,14 @@ def products(gradients: Parameters, others: Parameters) -> Tensor:
 
 
 def _chunks(gradient: Tensor) -> Iterator[Tensor]:
-    """`[N, T, …]` as matrices `[N, T, at most so many]` in at least float32, one after the other.
+    """Yield `[N, T, …]` as matrices `[N, T, size or less]` in float32 or wider.
 
-    On a CPU they fit into its cache, so that casting and multiplying read memory once.
+    On a CPU, they fit into the cache, so that casting and multiplying read memory once.
     """
     size = 2**15 if gradient.device.type == "cpu" else 2**22
     return (at_least_float32(rows) for rows in gradient.flatten(2).split(size, -1))
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half floats to float32; others as they are."""
+    """Cast half-precision tensors to float32; return others unchanged."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -1,4 +1,4 @@
-"""The parts of a `MultiTaskModel` around the features: heads by task, and trees of tensors."""
+"""Parts of a `MultiTaskModel` around the features: heads by task, and trees of tensors."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from mtrl.errors import unknown
+
 
 class Heads(nn.Module):
-    """Modules by task, whatever the tasks are called: `type` and `v1.0` too.
+    """Modules by task with arbitrary names, including `type` and `v1.0`.
 
-    `torch.nn.ModuleDict` refuses names that are attributes of a module or hold a dot.
+    `torch.nn.ModuleDict` rejects names that are attributes of a module or contain a dot.
     """
 
     def __init__(self, heads: Mapping[str, nn.Module]) -> None:
@@ -43,15 +45,31 @@ class Heads(nn.Module):
         return task in self._keys
 
     def items(self) -> Iterator[tuple[str, nn.Module]]:
-        """Tasks and their heads."""
+        """Return tasks with their heads."""
         return ((task, self[task]) for task in self)
+
+    def expect(self, losses: Mapping[str, Tensor]) -> None:
+        """Check that these are losses of the tasks.
+
+        Raises:
+            ValueError: If there are none, or one is of an unknown task or not a scalar.
+        """
+        if not losses:
+            raise ValueError("losses: expected the loss of at least one task, got none")
+        for task, loss in losses.items():
+            if task not in self:
+                raise ValueError(unknown("losses", task, list(self)))
+            if loss.ndim:
+                raise ValueError(
+                    f"losses: expected a scalar for {task!r}, got shape {tuple(loss.shape)}"
+                )
 
 
 class Features:
-    """A trunk's output: a tensor, or tuples, lists, dictionaries and dataclasses of tensors.
+    """Output of a trunk: a tensor, or tuples, lists, dictionaries and dataclasses of tensors.
 
     Attributes:
-        tensors: Those that a gradient flows through.
+        tensors: Tensors through which gradients flow.
     """
 
     def __init__(self, output: Any) -> None:
@@ -69,11 +87,11 @@ class Features:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Those that a gradient flows through."""
+        """Tensors through which gradients flow."""
         return [self._leaves[i] for i in self._learned]
 
     def replaced(self, tensors: list[Tensor]) -> Features:
-        """With others for these."""
+        """Return the features with these tensors replaced."""
         found = Features.__new__(Features)
         found._leaves, found._form, found._learned = list(self._leaves), self._form, self._learned
         for i, tensor in zip(self._learned, tensors, strict=True):
@@ -81,10 +99,10 @@ class Features:
         return found
 
     def for_head(self, head: nn.Module, turn: Callable[[Tensor], Tensor] | None) -> Any:
-        """What a head gets: turned, and a copy for one that changes its input in place.
+        """Return the input of a head: rotated if needed, and copied if it has in-place modules.
 
         Raises:
-            ValueError: if there is more than one tensor to be turned.
+            ValueError: If there is more than one tensor to rotate.
         """
         leaves = list(self._leaves)
         here = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]

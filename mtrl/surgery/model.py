@@ -1,4 +1,4 @@
-"""Gradient surgery for any PyTorch multi-task model, with no reinforcement learning in it."""
+"""Gradient surgery for any PyTorch multi-task model, independent of reinforcement learning."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from mtrl.errors import UsageError
 from mtrl.surgery.base import Surgery
 from mtrl.surgery.gradients import at_least_float32
 from mtrl.surgery.heads import Features, Heads
-from mtrl.surgery.outcome import Outcome
 from mtrl.surgery.registry import get_surgery
-from mtrl.surgery.surgeon import Surgeon
+from mtrl.surgery.surgeon import Outcome, Surgeon
 
 
 class MultiTaskModel(nn.Module):
-    """A trunk the tasks share, a head for each of them, and a method of surgery.
+    """A trunk shared by all tasks, a head for each task, and a method of surgery.
 
-    Called with one input for all tasks, it gives each task's output. `loss.backward()` then does
-    the surgery, for whatever loss was computed of the outputs: the sum of the tasks' losses, say,
-    as Lightning or Hugging Face's Trainer call it. What is not the trunk's gets the gradient that
-    autograd gives, heads and encoders in front of the model included. The trunk gets
-    T Σ_k w_k g_k, where g_k is what comes through the k-th head, w_k is the method's weight, and T
-    is the number of tasks in this backward: with weights of 1/T, autograd's own gradient. Several
-    forward passes before one backward count together. A task whose output the loss does not use is
-    left out. One backward is one step of surgery: losses that are to be weighed against each other
-    have to be in it together.
+    A call with one input for all tasks returns the output of each task. `loss.backward()` then
+    applies surgery, for any loss computed from the outputs, such as the sum of the tasks' losses;
+    Lightning or Hugging Face's Trainer may call it. All parameters outside the trunk, including
+    heads and encoders before the model, get the gradient of autograd. The trunk gets T Σ_k w_k g_k,
+    where g_k is the gradient through the k-th head, w_k is the weight from the method, and T is the
+    number of tasks in this backward; with weights 1/T, this is the gradient of autograd. Several
+    forward passes before one backward are combined. Tasks whose output the loss does not use are
+    left out. One backward is one step of surgery: losses to be weighed against each other must be
+    part of the same backward.
 
     Args:
-        trunk: From an input to features: a tensor `[B, …, d]`, or tuples, dictionaries or
+        trunk: Maps an input to features: a tensor `[B, …, d]`, or tuples, dictionaries or
             dataclasses of tensors.
-        heads: From features to whatever the task's loss needs; shapes may differ.
-        surgery: A name, see `get_surgery`, or a method. Of what a method returns the weights count.
-        n_features: d; only rotations have to know it.
-        seed: Of the method's random numbers.
-        watch: Compute the tasks' cosines for methods too that do not need them.
+        heads: Map features to the inputs of each task's loss; shapes may differ.
+        surgery: Name of a method, see `get_surgery`, or a method, of whose result only the weights
+            are used.
+        n_features: Number d of features; only needed for rotations.
+        seed: Seed of the method's random numbers.
+        watch: Whether to compute the cosines also for methods that do not need them.
 
     Example:
         >>> trunk = nn.Sequential(nn.Linear(8, 32), nn.ReLU())
@@ -54,7 +54,7 @@ class MultiTaskModel(nn.Module):
         torch.Size([2, 2])
 
     Raises:
-        UsageError: for an unknown method.
+        UsageError: If the method is unknown.
     """
 
     n_networks = 1
@@ -80,16 +80,16 @@ class MultiTaskModel(nn.Module):
 
     @property
     def n_tasks(self) -> int:
-        """T."""
+        """Number T of tasks."""
         return len(self.heads)
 
     @property
     def last(self) -> Outcome | None:
-        """What surgery did in the last backward; None before the first."""
+        """Result of surgery in the last backward; None before the first."""
         return self._surgeon.last
 
     def add_rotation(self, size: int | None = None) -> None:
-        """Put a rotation between the trunk and each head; see `SurgeryTarget`."""
+        """Insert a rotation between the trunk and each head; see `SurgeryTarget`."""
         size = size or self.n_features
         if size is None:
             raise UsageError(
@@ -105,24 +105,24 @@ class MultiTaskModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MultiTaskModel:
         super()._apply(fn, recurse)
-        if self.rotation is not None:  # stays a rotation, in a model of half floats too
+        if self.rotation is not None:  # keep float32, also in a half-precision model
             self.rotation = at_least_float32(self.rotation.real)
         return self
 
     def rotations(self) -> list[Tensor]:
-        """R_k in front of each head, `[T, m, m]`, once they are added."""
+        """Return the rotations R_k before the heads, `[T, m, m]`, after `add_rotation`."""
         return [] if self.rotation is None else list(self.rotation)
 
     def forward(self, *inputs: Any, **keywords: Any) -> dict[str, Any]:
-        """Outputs of the heads by task.
+        """Compute the outputs of the heads, by task.
 
         Args:
-            inputs: The trunk's, for all tasks. Or a single mapping from tasks to inputs of their
-                own, of which a mapping is taken for the trunk's keywords.
-            keywords: The trunk's.
+            inputs: Inputs of the trunk for all tasks; or a single mapping from each task to its own
+                input, where a mapping as input gives the trunk's keyword arguments.
+            keywords: Keyword arguments of the trunk.
 
         Raises:
-            UsageError: for batch normalisation in the trunk while tasks have their own inputs.
+            UsageError: For batch normalisation in the trunk if tasks have their own inputs.
         """
         own = len(inputs) == 1 and not keywords and isinstance(inputs[0], Mapping)
         if not (own and inputs[0].keys() <= set(self.heads)):
@@ -135,51 +135,51 @@ class MultiTaskModel(nn.Module):
         return outputs
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The sum of the tasks' losses, which tells surgery which is which.
+        """Return the sum of the losses, with which surgery knows each task's loss.
 
-        For methods that look at losses (`famo`, `gradnorm`), and for losses that use the outputs of
-        several tasks: g_k is then the gradient of the k-th loss, through whichever head it comes.
-        Losses without a gradient, a constant say, are left out.
+        Use this for methods that need losses (`famo`, `gradnorm`), and for losses that use the
+        outputs of several tasks: g_k is then the gradient of the k-th loss, through any head.
+        Losses without a gradient, such as constants, are left out.
 
         Args:
-            losses: A scalar for each task, computed from the outputs.
+            losses: Scalar loss of each task, computed from the outputs.
 
         Returns:
-            A scalar, for `backward()`, a `GradScaler`, or anything else.
+            A scalar, for `backward()`, a `GradScaler` or the like.
 
         Raises:
-            ValueError: if a loss is not a scalar, or was not computed from its task's output.
+            ValueError: If a loss is not a scalar, or was not computed from its task's output.
         """
         return self._surgeon.total(losses)
 
     def backward(self, losses: Mapping[str, Tensor]) -> Outcome | None:
-        """As `total(losses).backward()`.
+        """Call `total(losses).backward()`.
 
         Returns:
-            What was done; None where nothing is shared that learns.
+            The result of surgery; None if there are no trainable shared parameters.
         """
         self._surgeon.last = None
         self.total(losses).backward()
         return self.last
 
     def accumulate(self, losses: Mapping[str, Tensor]) -> None:
-        """As `backward`, but the trunk waits for the next backward.
+        """Call `backward`, but accumulate the trunk's gradients for the next backward.
 
-        Its gradients are kept task by task, and weighed once, together with those to come. Heads
-        get theirs at once. A mean over n batches is for the caller: `loss / n`.
+        Its gradients are stored for each task and weighed once, together with those of the next
+        backward. Heads get their gradients at once. For a mean over n batches, use `loss / n`.
 
         Raises:
-            UsageError: if something in front of the trunk learns: it could not wait.
+            UsageError: If there are trainable parameters before the trunk, which cannot wait.
         """
         total = self.total(losses)
         with self._surgeon.keeping():
             total.backward()
 
     def after_step(self, losses: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Let a method see what the optimiser's step has brought; only `famo` looks, and needs it.
+        """Give the method the losses after the optimiser's step; only `famo` needs this.
 
         Args:
-            losses: Computes the losses of the last `backward` anew: its tasks, on its batch.
+            losses: Computes the losses of the last `backward` again, for its tasks and batch.
         """
         self._surgeon.after_step(losses)
 
@@ -205,7 +205,7 @@ def _refuse_batch_norm(trunk: nn.Module) -> None:
     for name, module in trunk.named_modules():
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             raise UsageError(
-                f"trunk: expected one input for all tasks beside batch statistics, got {name!r} "
-                "(BatchNorm) and inputs of their own: each task would be normalised by itself, and "
-                "the running averages would fit none; use LayerNorm or GroupNorm, or eval mode"
+                f"trunk: expected one input for all tasks with batch statistics, got {name!r} "
+                "(BatchNorm) and separate inputs: each task would be normalised separately, and "
+                "the running averages would fit none; use LayerNorm, GroupNorm or eval mode"
             )

@@ -1,4 +1,4 @@
-"""What a method may ask about one backward through a `MultiTaskModel`."""
+"""Gradients that a method may request in a backward through a `MultiTaskModel`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from mtrl.surgery.gradients import (
     at_least_float32,
 )
 from mtrl.surgery.graph import added
-from mtrl.surgery.ranks import mean_of_ranks, world_size
-from mtrl.surgery.rows import Row
+from mtrl.surgery.rows import Row, mean_of_ranks, world_size
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11
@@ -28,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class ModuleGradients(TaskGradients):
-    """Every task's gradient, formed."""
+    """Gradients of every task."""
 
     def __init__(self, problem: ModuleProblem) -> None:
         nan = torch.full((1, len(problem.tasks)), torch.nan, device=problem.device)
-        super().__init__({}, nan, {})  # a plain backward does not know the losses
+        super().__init__({}, nan, {})  # losses are unknown in a plain backward
         object.__setattr__(self, "problem", problem)
 
     problem: ModuleProblem
@@ -42,8 +41,8 @@ class ModuleGradients(TaskGradients):
         for crossing in self.problem.crossings:
             if crossing.hidden:
                 raise UsageError(
-                    "trunk: expected autograd to see its parameters below the features, for a "
-                    "method that looks at them; checkpointing needs use_reentrant=False"
+                    "trunk: expected parameters that are visible to autograd, for a method that "
+                    "uses their gradients; checkpointing needs use_reentrant=False"
                 )
         self.problem.seen = self.problem.jacobian.gramian().to(self.problem.device)
         return self.problem.seen
@@ -71,12 +70,12 @@ class ModuleGradients(TaskGradients):
         return torch.stack(sums)[None]
 
     def weighted(self, weights: Tensor) -> Gradients:
-        """The weights: what is shared is left to the graph, see `MultiTaskModel`."""
+        """Return only the weights; gradients are left to the graph, see `MultiTaskModel`."""
         return Gradients({}, {}, self.losses, {}, weights)
 
 
 class ModuleFeatures(FeatureGradients):
-    """What the tasks want of the features, of all forward passes together."""
+    """Gradients of all tasks w.r.t. the features, over all forward passes."""
 
     def __init__(self, problem: ModuleProblem) -> None:
         self.problem = problem
@@ -88,12 +87,12 @@ class ModuleFeatures(FeatureGradients):
 
     @cached_property
     def norms(self) -> Tensor:
-        """‖G_k‖, `[1, T]`, over the batch of all processes together."""
+        """‖G_k‖, `[1, T]`, over the joint batch of all processes."""
         squares = [
             added(torch.linalg.vector_norm(at_least_float32(g)).square() for g in self._of(task))
             for task in self.problem.tasks
         ]
-        zero = torch.zeros((), device=self.problem.device)  # of a task that other ranks have
+        zero = torch.zeros((), device=self.problem.device)  # for tasks of other ranks
         found = torch.stack([zero if square is None else square for square in squares])
         return (mean_of_ranks(found[None]) / world_size()).sqrt()
 
@@ -115,7 +114,7 @@ class ModuleFeatures(FeatureGradients):
         return self.weighted(torch.full((1, n), 1 / n, device=self.problem.device))
 
     def weighted(self, weights: Tensor) -> Gradients:
-        """The weights; what is shared is left to the graph, see `MultiTaskModel`."""
+        """Return only the weights; gradients are left to the graph, see `MultiTaskModel`."""
         return Gradients({}, {}, torch.full_like(weights, torch.nan), {}, weights)
 
     def _of(self, task: int) -> list[Tensor]:

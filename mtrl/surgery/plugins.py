@@ -1,4 +1,4 @@
-"""Methods from outside: TorchJD's weightings, and any function from a Gramian to weights."""
+"""External methods: TorchJD's weightings, and any function from a Gramian to weights."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mtrl.errors import UsageError, one_line, unknown
 from mtrl.surgery.base import GramianSurgery, SurgeryTarget
 
 _EXAMPLES = {"alpha": 1.0, "c": 0.5, "n_byzantine": 1, "weights": [0.7, 0.3]}
-"""Values to show for options of TorchJD's that have no default."""
+"""Example values of TorchJD's options without a default, for error messages."""
 
 
 class PerNetwork(GramianSurgery):
-    """A function from one Gramian `[T, T]` to weights `[T]`, called for each network."""
+    """A function from a Gramian `[T, T]` to weights `[T]`, called for each network."""
 
-    capturable = False  # it may do anything
+    capturable = False  # the function may do anything
 
     def __init__(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -28,9 +28,9 @@ class PerNetwork(GramianSurgery):
         self.function = function
 
     def prepare(self, networks: SurgeryTarget) -> None:
-        """Try the function on orthogonal gradients, before the run collects anything."""
+        """Try the function on orthogonal gradients before the run starts."""
         device = next(networks.parameters()).device
-        if device.type == "meta":  # a function need not work without numbers
+        if device.type == "meta":  # the function may need values
             device = torch.device("cpu")
         try:
             identity = torch.eye(networks.n_tasks, device=device)
@@ -55,10 +55,10 @@ class PerNetwork(GramianSurgery):
 
 
 class TorchJDWeighting(PerNetwork):
-    """One of TorchJD's weightings, on the CPU, where most of them compute in any case.
+    """A weighting of TorchJD, on the CPU, where most of them compute anyway.
 
-    Its randomness is TorchJD's global generator's, which is seeded from ours for the call and put
-    back afterwards. On CUDA the host waits twice for the device: for that seed and for the Gramian.
+    It draws from torch's global generator, which is seeded from ours for the call and restored
+    afterwards. On CUDA, a call synchronises twice: for that seed and for the Gramian.
     """
 
     @override
@@ -70,25 +70,25 @@ class TorchJDWeighting(PerNetwork):
 
 
 def callable_weighting(function: Callable[[Tensor], Tensor]) -> GramianSurgery:
-    """Make a method of any function from one Gramian `[T, T]` to weights `[T]`.
+    """Create a method from any function that maps a Gramian `[T, T]` to weights `[T]`.
 
-    It is given each network's Gramian in turn, on the device, and should draw no random numbers:
-    a resumed run could not repeat them.
+    It is called for each network with the Gramian on the device. It should not draw random numbers,
+    because a resumed run could not reproduce them.
     """
-    original = getattr(function, "func", function)  # of a functools.partial
+    original = getattr(function, "func", function)  # unwrap a functools.partial
     return PerNetwork(getattr(original, "__name__", type(original).__name__), function)
 
 
 def torchjd_weighting(name: str, /, **options: Any) -> GramianSurgery:
-    """Make a method of `torchjd.aggregation.<name>Weighting`.
+    """Create a method from `torchjd.aggregation.<name>Weighting`.
 
     Args:
-        name: Without the `Weighting`, such as `UPGrad`.
-        options: What its constructor takes; a list stands for a tensor.
+        name: Name without `Weighting`, such as `UPGrad`.
+        options: Arguments of its constructor; lists become tensors.
 
     Raises:
-        UsageError: if TorchJD or what it needs is not installed, if it has no such weighting, if
-            the weighting needs more than one Gramian, or if it does not take these options.
+        UsageError: If TorchJD or one of its dependencies is not installed, there is no such
+            weighting, the weighting needs more than one Gramian, or it does not have these options.
     """
     given = ", ".join(f"{option}={value!r}" for option, value in options.items())
     spec = f"torchjd:{name}({given})" if options else f"torchjd:{name}"
@@ -99,9 +99,9 @@ def torchjd_weighting(name: str, /, **options: Any) -> GramianSurgery:
         weighting = make(**{option: _tensor(value) for option, value in options.items()})
     except ImportError as error:
         raise UsageError(
-            f"surgery: expected what TorchJD needs for {spec}, got: {one_line(error)}"
+            f"surgery: expected the dependencies of TorchJD for {spec}, got: {one_line(error)}"
         ) from None
-    except (TypeError, ValueError, AttributeError) as error:  # the last of a number for a list
+    except (TypeError, ValueError, AttributeError) as error:  # the last for a number as a list
         shown = ", ".join(
             f"{p.name}={_EXAMPLES.get(p.name, '…') if p.default is p.empty else p.default!r}"
             for p in signature.parameters.values()
@@ -120,7 +120,7 @@ def _tensor(value: Any) -> Any:
 
 
 def _find(name: str) -> Callable[..., Any]:
-    """The class of a weighting that needs one Gramian, and nothing of the steps before."""
+    """Return the class of a weighting that needs one Gramian and keeps no state."""
     try:
         from torchjd import Stateful, aggregation
     except ImportError:
@@ -136,12 +136,12 @@ def _find(name: str) -> Callable[..., Any]:
     if name in usable:
         return classes[name]
     if name in classes:
-        reason = "keeps a state from step to step, which no checkpoint would hold"
+        reason = "keeps a state between steps, which checkpoints would not contain"
     elif name in names and not name.endswith("Aggregator"):
         reason = "needs the gradients themselves"
     else:
         raise UsageError(unknown("surgery", f"torchjd:{name}", [f"torchjd:{n}" for n in usable]))
     raise UsageError(
-        f"surgery: expected a method that needs the Gramian alone, got 'torchjd:{name}', "
+        f"surgery: expected a method that needs only the Gramian, got 'torchjd:{name}', "
         f"which {reason}"
     )

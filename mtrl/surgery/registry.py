@@ -1,4 +1,4 @@
-"""Methods by name."""
+"""Registry of surgery methods by name."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+from mtrl.config.registry import METHODS, check_options, parse
 from mtrl.config.sections import LearnerConfig
-from mtrl.config.spec import check_options, parse
-from mtrl.config.surgery import choices, entry_point
-from mtrl.errors import UsageError, import_attribute, one_line, unknown
+from mtrl.errors import UsageError, import_attribute, one_line
 from mtrl.surgery.base import Surgery
 
 Method = TypeVar("Method", bound=type[Surgery])
-_METHODS: dict[str, type[Surgery]] = {}
 
 
 def register(name: str) -> Callable[[Method], Method]:
-    """Class decorator that makes a method known to `--surgery` and `TrainConfig` by name.
+    """Register a method under a name for `--surgery` and `TrainConfig`; a class decorator.
 
     Example:
         >>> from mtrl.surgery import GramianSurgery
@@ -30,43 +28,36 @@ def register(name: str) -> Callable[[Method], Method]:
         True
 
     Raises:
-        ValueError: if another class has the name.
+        ValueError: If another class has this name.
     """
-
-    def add(method: Method) -> Method:
-        if _METHODS.get(name, method) is not method:
-            raise ValueError(f"surgery: expected a new name, got {name!r} a second time")
-        _METHODS[name] = method
-        return method
-
-    return add
+    return METHODS.register(name)
 
 
 def available() -> list[str]:
-    """The names that are registered."""
-    return sorted(_METHODS)
+    """Return the registered names, sorted."""
+    return sorted(METHODS.classes)
 
 
 def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
-    """Make the method that a text describes.
+    """Create a method from its description.
 
     Args:
-        spec: A registered name; `torchjd:Name`, one of TorchJD's weightings; or
-            `package.module:name`, a `Surgery` class or any callable from a Gramian `[T, T]` to
-            weights `[T]`. Options may follow: `cagrad(c=0.4)`.
-        config: Where the methods find the settings that have flags of their own.
+        spec: A registered name; `torchjd:Name`, a weighting of TorchJD; or `package.module:name`,
+            a `Surgery` class or any callable from a Gramian `[T, T]` to weights `[T]`. Options may
+            follow: `cagrad(c=0.4)`.
+        config: Settings of methods that have their own flags.
 
     Raises:
-        UsageError: if there is no such method, or it does not take these options.
+        UsageError: If there is no such method, or it does not have these options.
     """
     name, options = parse("surgery", spec)
     make: Any
     if ":" in name:
         make = _import(name)
-    elif name in _METHODS or _installed(name):
-        make = _METHODS[name]
+    elif METHODS.load(name, Surgery, "a Surgery class"):
+        make = METHODS.classes[name]
     else:
-        raise UsageError(unknown("surgery", name, choices(_METHODS)))
+        raise METHODS.unknown(name)
     try:
         if not (isinstance(make, type) and issubclass(make, Surgery)):
             return make(**options)
@@ -81,20 +72,8 @@ def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
         raise UsageError(f"surgery: {spec!r}: {one_line(error)}") from None
 
 
-def _installed(name: str) -> bool:
-    """Load the entry point of this name, if there is one, and register its class."""
-    point = entry_point(name)
-    if point is None:
-        return False
-    found = import_attribute("surgery", point.value)
-    if not (isinstance(found, type) and issubclass(found, Surgery)):
-        raise UsageError(f"surgery: expected a Surgery class at {point.value}, got {found!r}")
-    _METHODS.setdefault(name, found)  # unless its decorator has done so
-    return True
-
-
 def _import(name: str) -> type[Surgery] | Callable[..., Surgery]:
-    """What makes the method that `torchjd:Name` or `package.module:name` stands for."""
+    """Return a factory for `torchjd:Name` or `package.module:name`."""
     from mtrl.surgery.plugins import callable_weighting, torchjd_weighting
 
     module, _, attribute = name.partition(":")

@@ -1,4 +1,4 @@
-"""Tasks' gradients parameter by parameter: dense or sparse, real or complex, and not all there."""
+"""Task gradients by parameter: dense or sparse, real or complex, and possibly missing."""
 
 from __future__ import annotations
 
@@ -6,22 +6,46 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mtrl.surgery.gradients import at_least_float32, gramian
 from mtrl.surgery.graph import added
 from mtrl.surgery.layers import Layer, weighted_sum
-from mtrl.surgery.ranks import in_any_rank, mean_of_ranks, world_size
 
 Row = dict[int, Tensor]
 """A task's gradient on the shared parameters it depends on, by their `id`."""
 
 LARGE = 2**15
-"""Numbers of a gradient from which on a call costs less than a copy."""
+"""Size of a gradient above which a separate call costs less than a copy."""
+
+
+def world_size() -> int:
+    """Return the number of processes, 1 without `torch.distributed`."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_of_ranks(tensor: Tensor) -> Tensor:
+    """Average a tensor over all processes."""
+    if world_size() == 1:
+        return tensor
+    tensor = tensor.clone()
+    dist.all_reduce(tensor)
+    return tensor / world_size()
+
+
+def in_any_rank(tasks: list[int], n_tasks: int, device: torch.device) -> list[int]:
+    """Return the tasks that are present in any process."""
+    if world_size() == 1:
+        return tasks
+    here = torch.zeros(n_tasks, dtype=torch.int32, device=device)
+    here[tasks] = 1
+    dist.all_reduce(here)
+    return here.nonzero().flatten().tolist()
 
 
 def rows_added(rows: Sequence[Row]) -> Row:
-    """Their sum."""
+    """Add rows by parameter."""
     found: Row = {}
     for row in rows:
         for key, gradient in row.items():
@@ -30,16 +54,16 @@ def rows_added(rows: Sequence[Row]) -> Row:
 
 
 class TaskRows:
-    """T rows; where a task does without a parameter, its gradient is zero.
+    """Gradients of T tasks; the gradient of a parameter that a task does not use is zero.
 
-    Small dense gradients of one dtype are copied into one matrix `[T, P]`: one product then makes
-    the Gramian and one their combination, however many parameters there are.
+    Small dense gradients of one dtype are copied into one matrix `[T, P]`. The Gramian and the
+    combination then take one product each, however many parameters there are.
 
     Args:
-        rows: As far as they are formed by autograd.
-        layers: Those that hold what is not in the rows.
-        shared: The shared parameters, in an order that is the same in all processes: the Gramian
-            is then that of the rows' mean over these. None: of the rows.
+        rows: Gradients computed by autograd.
+        layers: Factored layers with the remaining gradients.
+        shared: Shared parameters, in the same order in all processes: the Gramian is then that of
+            the mean over processes. None: of this process's rows.
     """
 
     def __init__(
@@ -59,17 +83,18 @@ class TaskRows:
         if shared is not None and self._averaged:
             like = _in_any_rank(shared, like)
         self._like = like
+        self._sizes = {key: g.numel() * (2 if g.is_complex() else 1) for key, g in like.items()}
         self._sparse = [key for key in like if like[key].is_sparse]
         dense = [key for key in like if not like[key].is_sparse]
         self._large = [] if self._averaged else [k for k in dense if like[k].numel() >= LARGE]
         self._groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
         for key in dense:
             if key not in self._large:
-                group = _flat(like[key]).dtype, like[key].device
+                group = like[key].dtype.to_real(), like[key].device
                 self._groups.setdefault(group, []).append(key)
 
     def gramian(self) -> Tensor:
-        """⟨g_s, g_t⟩, `[1, T, T]`; of complex numbers the real part."""
+        """Compute ⟨g_s, g_t⟩, `[1, T, T]`; for complex numbers, the real part."""
         n_tasks = len(self._rows)
         matrices = list(self._matrices.values())
         if self._averaged:
@@ -90,12 +115,12 @@ class TaskRows:
         return found
 
     def combined(self, weights: Tensor) -> Row:
-        """Σ_t w_t g_t, of this process; weights are `[T]`."""
+        """Compute Σ_t w_t g_t of this process; weights are `[T]`."""
         found: Row = {}
         for group, matrix in self._matrices.items():
             vector = weighted_sum(weights.to(matrix.device), matrix)
             keys = self._groups[group]
-            sizes = [_flat(self._like[key]).numel() for key in keys]
+            sizes = [self._sizes[key] for key in keys]
             for key, part in zip(keys, vector.split(sizes), strict=True):
                 if key in self._own:
                     found[key] = _shaped(part, self._like[key])
@@ -112,18 +137,15 @@ class TaskRows:
         return found
 
     def each(self) -> list[Row]:
-        """The rows one by one, all formed."""
+        """Return all rows, with the gradients of factored layers."""
         return [self.combined(weights) for weights in torch.eye(len(self._rows))]
 
     @cached_property
     def _matrices(self) -> dict[tuple[torch.dtype, torch.device], Tensor]:
         found = {}
         for group, keys in self._groups.items():
-            size = sum(_flat(self._like[key]).numel() for key in keys)
-            matrix = torch.empty(len(self._rows), size, dtype=group[0], device=group[1])
-            for row, out in zip(self._rows, matrix, strict=True):
-                torch.cat([_flat(self._of(row, key)) for key in keys], out=out)
-            found[group] = matrix
+            parts = [_flat(self._of(row, key)) for row in self._rows for key in keys]
+            found[group] = torch.cat(parts).view(len(self._rows), -1)
         return found
 
     def _sum(self, key: int, weights: Tensor) -> Tensor:
@@ -146,7 +168,7 @@ class TaskRows:
 
 
 def _in_any_rank(shared: Sequence[Tensor], like: Row) -> Row:
-    """What the rows of any process have, in one order, all dense."""
+    """Return the parameters in the rows of any process, in one order, as dense tensors."""
     here = [i for i, parameter in enumerate(shared) if id(parameter) in like]
     there = in_any_rank(here, len(shared), shared[0].device)
     return {id(shared[i]): shared[i].detach() for i in there}

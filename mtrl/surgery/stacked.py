@@ -1,4 +1,4 @@
-"""The losses of N networks with parameters stacked by task: how an SAC update poses its problem."""
+"""Problem of an SAC update: losses of N networks with parameters stacked by network and task."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from torch import Tensor
 from mtrl.nets.build import Layer
 from mtrl.nets.params import Record
 from mtrl.nets.precision import trunks_in
-from mtrl.surgery.autograd import detached, differentiate, leaves
 from mtrl.surgery.factored import Composed, Factor, FactoredGradients, OfLayer
-from mtrl.surgery.features import StackedFeatures
+from mtrl.surgery.features import StackedFeatures, detached, differentiate, leaves
 from mtrl.surgery.gradients import (
     Jacobian,
     Parameters,
@@ -24,16 +23,16 @@ from mtrl.surgery.gradients import (
 
 
 class TrunkFunction(Protocol):
-    """From inputs `[N, T, B, in]` to features `[N, T, B, d]`; `mtrl.nets.networks` has one.
+    """Maps inputs `[N, T, B, in]` to features `[N, T, B, d]`, as in `mtrl.nets.networks`.
 
     Attributes:
-        layers: Whose matrices are among the shared parameters. A layer whose gradients are to be
-            left as factors goes through `mtrl.nets.params.Params`.
+        layers: Layers whose matrices are among the shared parameters. Layers with factored
+            gradients must use `mtrl.nets.params.Params`.
     """
 
     @property
     def layers(self) -> Mapping[str, Layer]:
-        """By name."""
+        """Layers by name."""
 
     def __call__(
         self,
@@ -46,8 +45,8 @@ class TrunkFunction(Protocol):
 
 
 TaskLoss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
-"""`(shared, per_task, features, *targets) -> (losses, auxiliary)`: what to minimise, `[N, T]`, and
-whatever else is wanted of the forward pass."""
+"""`(shared, per_task, features, *targets) -> (losses, auxiliary)`: losses to minimise, `[N, T]`,
+and other results of the forward pass."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +55,19 @@ class StackedProblem:
 
     Args:
         trunk: See `TrunkFunction`.
-        loss: See `TaskLoss`. No randomness in either: noise is part of the batch.
-        shared: Parameters all tasks share, subject to surgery, `[N, …]`.
-        per_task: Each task's own parameters, `[N, T, …]`. They reach only their own task's
-            gradient: they cannot leak into another's, nor into the dot products that decide on
-            conflicts.
-        inputs: What the trunk sees, `[N, T, B, in]`, or `[1, T, B, in]` for all networks.
+        loss: See `TaskLoss`. Neither may be random: noise is part of the batch.
+        shared: Parameters shared by all tasks, subject to surgery, `[N, …]`.
+        per_task: Parameters of each task, `[N, T, …]`. They only affect the gradient of their own
+            task, and neither that of another task nor the dot products that determine conflicts.
+        inputs: Inputs of the trunk, `[N, T, B, in]`, or `[1, T, B, in]` if shared by all networks.
         targets: Further arguments of the loss.
-        rotation: Joins `per_task` under this name, as a constant.
-        engine: What `task_gradients` gives: `jacobian` or `factored`; `auto` is what measures
-            best for these sizes.
-        precision: Of the trunk's products; see `trunks_in`.
-        fixed: What the trunk is told beside, `[N, T, …]`, as constants.
-        compiled: Fuses the trunk's operations, but where gradients are left as factors.
+        rotation: Added to `per_task` under this name, as a constant.
+        engine: Result of `task_gradients`: `jacobian` or `factored`; `auto` chooses the faster one
+            for these sizes.
+        precision: Precision of the trunk's products; see `trunks_in`.
+        fixed: Other inputs of the trunk, `[N, T, …]`, as constants.
+        compiled: Fuses the trunk's operations, except for factored gradients.
+        frozen: Shared parameters that get no gradient and are not subject to surgery, `[N, …]`.
     """
 
     trunk: TrunkFunction
@@ -82,46 +81,49 @@ class StackedProblem:
     precision: str = "fp32"
     fixed: Parameters = field(default_factory=dict)
     compiled: Callable[[Any], Any] = field(default=lambda trunk: trunk, repr=False)
+    frozen: Parameters = field(default_factory=dict)
     tasks: ClassVar[Any] = slice(None)
 
     def task_gradients(self) -> TaskGradients:
-        """Every task's own gradient, in one batched forward and backward.
+        """Compute every task's gradient in one batched forward and backward.
 
-        Each task is given its own view of the shared parameters (`expand`: nothing is copied). The
-        ordinary backward of Σ_t L_t then leaves in task t's view the gradient of L_t alone. That is
+        Each task gets its own view of the shared parameters (`expand`, without a copy). An ordinary
+        backward of Σ_t L_t then accumulates only the gradient of L_t in the view of task t. This is
 
             vmap(grad(loss, argnums=(0, 1)), in_dims=(None, 0, 0))(shared, per_task, batch)
 
-        at the price of the plain backward: a layer sees the view and multiplies but once.
+        at the cost of a plain backward, because a layer recognises the view and multiplies once.
         """
+        if self.frozen:  # at most a head is left
+            return self._jacobian()
         factored = self.engine == "factored" or (self.engine == "auto" and self._is_wide())
         if factored or any(layer.composed for layer in self.trunk.layers.values()):
             return self._factors(factored)
         return self._jacobian()
 
     def _is_wide(self) -> bool:
-        """Whether T gradients take longer to form than to do without.
+        """Return whether forming T gradients takes longer than the factored engine.
 
-        A layer's gradients are T in·out numbers to write and to read; without them there are
-        T² B² (in + out) products to make. On a CPU the times cross between 2,048 and 4,096 units
-        for ten tasks as for fifty (`scripts/bench_engines.py`). In bf16 forming them was faster
-        at every width up to 2,048.
+        Forming a layer's gradients writes and reads T in·out numbers; without them, T² B² (in +
+        out) products are needed. On a CPU, the times cross between 2,048 and 4,096 units, for ten
+        tasks as for fifty (`scripts/bench_engines.py`). In bf16, forming them was faster at every
+        width up to 2,048.
 
-        A GPU moves more numbers in the time of a product: at 4 TB/s and 40 TFLOP/s of float32,
-        which no Gramian may leave, the times cross at 2,700 units for ten tasks of 128 samples and
-        at 3,400 for fifty of 64. That is modelled, not measured. Below, bf16 halves the traffic.
+        A GPU moves more numbers in the time of a product. At 4 TB/s and 40 TFLOP/s of float32,
+        which every Gramian needs, the times cross at 2,700 units for ten tasks of 128 samples and
+        at 3,400 for fifty of 64. This is modelled, not measured. Below, bf16 halves the traffic.
         """
         _, n_tasks, n_rows, _ = self.inputs.shape
         matrices = [self.shared[layer.weight] for layer in self.trunk.layers.values()]
         sizes = [(v.numel() // len(v), *v.shape[-2:]) for v in matrices]
-        if not matrices:  # a module's, which gives no factors
+        if not matrices:  # a custom module has no factors
             return False
         ratio = sum(n for n, _, _ in sizes) / sum(n // (a * b) * (a + b) for n, a, b in sizes)
         rows = 120 if self.inputs.is_cuda else 550
         return self.precision != "bf16" and ratio > max(1000, n_tasks * n_rows**2 / rows)
 
     def _jacobian(self) -> Jacobian:
-        shared = leaves(self._by_task(self._rounded()))
+        shared = leaves(self._by_task(self._rounded(self.shared)))
         per_task = leaves(self.per_task)
         with torch.enable_grad(), self._precision():
             losses, auxiliary = self._losses(shared, per_task)
@@ -129,9 +131,9 @@ class StackedProblem:
         return Jacobian(on_own, losses.detach(), detached(auxiliary), on_shared)
 
     def _factors(self, factored: bool) -> FactoredGradients:
-        """As `_jacobian`, but for the layers' matrices the backward stops earlier.
+        """Compute `_jacobian` with a backward that stops earlier for the layers' matrices.
 
-        It stops at X W + b; at a composed layer's W_t and b_t, whichever engine it is.
+        It stops at X W + b, and at W_t and b_t of a composed layer with either engine.
         """
         apart: set[str] = set()
         for layer in self.trunk.layers.values():
@@ -140,7 +142,9 @@ class StackedProblem:
             if layer.composed and layer.bias is not None:
                 apart.add(layer.bias)
         constants = {name: value for name, value in self.shared.items() if name in apart}
-        others = {name: value for name, value in self._rounded().items() if name not in apart}
+        others = {
+            name: value for name, value in self._rounded(self.shared).items() if name not in apart
+        }
         shared, per_task = leaves(self._by_task(others)), leaves(self.per_task)
         record = Record(factored)
         with torch.enable_grad(), self._precision():
@@ -166,14 +170,14 @@ class StackedProblem:
         return FactoredGradients(on_own, losses.detach(), detached(auxiliary), formed, factors)
 
     def features(self) -> StackedFeatures:
-        """By the backward of the mean loss to z, which gives all G_k at once: rows are tasks'."""
+        """Compute feature gradients by a backward of the mean loss to z, which gives all G_k."""
         n_tasks = self.inputs.shape[1]
-        shared, per_task = leaves(self._rounded()), leaves(self.per_task)
+        shared, per_task = leaves(self._rounded(self.shared)), leaves(self.per_task)
         with torch.enable_grad(), self._precision():
             features = self._features(shared, per_task)
             z = features.detach().requires_grad_()
             losses, auxiliary = self._heads(shared, per_task, z)
-            # Σ_n of the networks' mean losses: each network gets its own gradient.
+            # Sum over networks of their mean losses: each network gets its own gradient.
             each = torch.full_like(losses, 1 / n_tasks)
             above = differentiate(losses, each, {"z": z}, shared, per_task)
         return StackedFeatures(
@@ -188,12 +192,12 @@ class StackedProblem:
         )
 
     def losses(self) -> Tensor:
-        """The losses at the present parameters, `[N, T]`."""
+        """Compute the losses with the current parameters, `[N, T]`."""
         with self._precision():
             return self._losses(self.shared, self.per_task)[0]
 
     def only(self, n: int) -> StackedProblem:
-        """The n-th network alone."""
+        """Return the problem of only the n-th network."""
         part = slice(n, n + 1)
         inputs = self.inputs if len(self.inputs) == 1 else self.inputs[part]
         return replace(
@@ -201,26 +205,27 @@ class StackedProblem:
             shared={name: value[part] for name, value in self.shared.items()},
             per_task={name: value[part] for name, value in self.per_task.items()},
             fixed={name: value[part] for name, value in self.fixed.items()},
+            frozen={name: value[part] for name, value in self.frozen.items()},
             inputs=inputs,
             rotation=None if self.rotation is None else self.rotation[part],
         )
 
     def _by_task(self, parameters: Parameters) -> dict[str, Tensor]:
-        """`[N, …]` to views `[N, T, …]`."""
+        """Expand parameters `[N, …]` to views `[N, T, …]`."""
         n_tasks = self.inputs.shape[1]
         return {
             name: value[:, None].expand(-1, n_tasks, *value.shape[1:])
             for name, value in parameters.items()
         }
 
-    def _rounded(self) -> dict[str, Tensor]:
-        """Shared parameters, the trunk's matrices as they are multiplied with."""
+    def _rounded(self, shared: Parameters) -> dict[str, Tensor]:
+        """Return shared parameters, with the trunk's matrices in the type of their products."""
         if self.precision != "bf16":
-            return dict(self.shared)
+            return dict(shared)
         matrices = {layer.weight for layer in self.trunk.layers.values()}
         return {
             name: value.bfloat16() if name in matrices and value.dtype != torch.float64 else value
-            for name, value in self.shared.items()
+            for name, value in shared.items()
         }
 
     def _precision(self) -> AbstractContextManager[None]:
@@ -230,7 +235,7 @@ class StackedProblem:
         return self._heads(shared, per_task, self._features(shared, per_task))
 
     def _features(self, shared: Parameters, per_task: Parameters) -> Tensor:
-        known = {**per_task, **self.fixed}
+        shared, known = {**self._rounded(self.frozen), **shared}, {**per_task, **self.fixed}
         found: Tensor = self.compiled(self.trunk)(shared, known, self.inputs)
         return found
 

@@ -1,4 +1,4 @@
-"""What a `MultiTaskModel` does in a backward: collect, let the method decide, deliver."""
+"""Backward of a `MultiTaskModel`: collect gradients, apply the method, pass on the result."""
 
 from __future__ import annotations
 
@@ -6,28 +6,47 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from mtrl.errors import UsageError, unknown
+from mtrl.errors import UsageError
 from mtrl.surgery.base import MAINTAIN_EVERY, Surgery, SurgeryTarget
+from mtrl.surgery.diagnostics import cosines
 from mtrl.surgery.graph import Crossing, Total, splits_below
 from mtrl.surgery.heads import Features, Heads
 from mtrl.surgery.methods.none import NoSurgery
 from mtrl.surgery.modules import ModuleProblem
-from mtrl.surgery.outcome import Outcome
-from mtrl.surgery.ranks import mean_of_ranks, world_size
-from mtrl.surgery.rows import Row
+from mtrl.surgery.rows import Row, mean_of_ranks, world_size
 
 PATIENCE = 10
-"""Backwards without `after_step` until a method that needs it is said to learn nothing."""
+"""Backwards without `after_step` after which a method that needs it gives a warning."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of surgery in one backward.
+
+    Attributes:
+        weights: Weight of each task's gradient of the trunk; all 1 is the sum of the losses.
+        gramian: Gramian of the task gradients of the trunk, `[T, T]`, in the order of `weights`;
+            None if the method does not compute it, see `MultiTaskModel.watch`.
+    """
+
+    weights: dict[str, Tensor]
+    gramian: Tensor | None
+
+    @property
+    def cosines(self) -> Tensor | None:
+        """Cosines between the task gradients, `[T, T]`; negative ones are conflicts."""
+        return None if self.gramian is None else cosines(self.gramian)
 
 
 class Patient(SurgeryTarget, Protocol):
-    """What the surgeon may know of a model."""
+    """Attributes of a model that the surgeon uses."""
 
     trunk: nn.Module
     heads: Heads
@@ -38,7 +57,7 @@ class Patient(SurgeryTarget, Protocol):
 
 
 class Surgeon:
-    """Keeps the forward passes of a model in view, and decides once in each backward."""
+    """Tracks the forward passes of a model, and applies the method once per backward."""
 
     def __init__(self, model: Patient) -> None:
         self.model = model
@@ -49,9 +68,9 @@ class Surgeon:
         self._forget()
 
     def _forget(self) -> None:
-        """Start without any forward pass."""
+        """Forget all forward passes."""
         self._open: list[Any] = []  # weak references to crossings
-        self._crossed = False  # in the last forward pass
+        self._crossed = False  # whether the last forward pass has a crossing
         self._kept: list[ModuleProblem] = []
         self._keeps = False
         self._losses: dict[int, Tensor] | None = None
@@ -59,7 +78,7 @@ class Surgeon:
         self._passed: dict[Crossing, list[Tensor | None]] = {}
 
     def copies(self, features: Features, tasks: list[int]) -> Sequence[Features]:
-        """Features for the heads of each of these tasks, in whose backward surgery is done."""
+        """Return the features for each task's head, whose backward applies surgery."""
         model = self.model
         self._crossed = torch.is_grad_enabled() and bool(features.tensors)
         if not self._crossed:
@@ -68,18 +87,18 @@ class Surgeon:
         crossing = Crossing(tasks, features.tensors)
         tensors = crossing.features
         if not plain:
-            tensors = crossing.weighed(model.trunk.parameters(), self._weigh)
+            tensors = crossing.weighed(model.trunk, self._weigh)
         found = crossing.copies(tensors)
         self._open = [ref for ref in self._open if ref() is not None]
         self._open.append(weakref.ref(crossing))
         return [features.replaced(tensors) for tensors in found]
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The sum of the tasks' losses, in whose backward surgery knows each."""
-        self._check(losses)
+        """Return the sum of the losses, whose backward gives surgery access to each loss."""
+        self.model.heads.expect(losses)
         names = [task for task in self.model.heads if task in losses and losses[task].requires_grad]
         if not names:
-            raise ValueError("losses: expected one that depends on the model's outputs, got none")
+            raise ValueError("losses: expected a loss that depends on the model, got none")
         tasks = [list(self.model.heads).index(name) for name in names]
         foreign = []
         for name, task in zip(names, tasks, strict=True):
@@ -114,7 +133,7 @@ class Surgeon:
             with torch.no_grad():
                 found = losses()
             here = [task for task in self.model.heads if task in found]
-            if world_size() > 1 and self.last is not None:  # another process may have others
+            if world_size() > 1 and self.last is not None:  # processes may have different tasks
                 here = list(self.last.weights)
             zero = torch.zeros((), device=next(iter(found.values())).device)
             return mean_of_ranks(
@@ -125,7 +144,7 @@ class Surgeon:
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Inside, a backward leaves the trunk's gradients for a later one."""
+        """Return a context in which backwards accumulate the trunk's gradients for a later one."""
         self._keeps = True
         try:
             yield
@@ -134,7 +153,7 @@ class Surgeon:
 
     @torch.no_grad()
     def _weigh(self, crossing: Crossing) -> list[Tensor | None]:
-        """Gradients for what enters a crossing; the first of a backward decides for all."""
+        """Return gradients for a crossing's inputs; a backward's first call decides for all."""
         if crossing.wanted is not None and crossing not in self._passed:
             self._decide()
         passed = self._passed.pop(crossing, None) or [None] * len(crossing.features)
@@ -147,17 +166,21 @@ class Surgeon:
         crossings = [found for ref in self._open if (found := ref()) is not None]
         if any(crossing.awaited for crossing in crossings):
             raise UsageError(
-                "backward: expected forward passes that do not feed each other, on one device: "
-                "the tasks' gradients of one pass are wanted before those of another are known"
+                "backward: expected independent forward passes on one device: the task gradients "
+                "of one pass are needed before those of another are known"
             )
         here = [crossing for crossing in crossings if crossing.wanted]
         if not here:
             return
         losses, self._losses = self._losses, None
         kept = [] if self._keeps else self._kept
-        trunk = dict(self.model.trunk.named_parameters())
         problem = ModuleProblem(
-            here, self.model.n_tasks, trunk, rotation=self.model.rotation, losses=losses, kept=kept
+            here,
+            self.model.n_tasks,
+            self.model.trunk,
+            rotation=self.model.rotation,
+            losses=losses,
+            kept=kept,
         )
         if self._keeps:
             self._keep(problem)
@@ -188,7 +211,7 @@ class Surgeon:
         if self._n_backwards == PATIENCE:
             warnings.warn(
                 f"{method.__name__}: expected model.after_step(losses) after each optimiser step, "
-                f"got none in {PATIENCE} backwards: its weights are learned there",
+                f"got none in {PATIENCE} backwards: the method learns its weights there",
                 stacklevel=2,
             )
 
@@ -196,30 +219,19 @@ class Surgeon:
         if not isinstance(self._generator, torch.Generator):
             state, self._generator = self._generator, torch.Generator(device)
             self._generator.manual_seed(self.model.seed)
-            if state is not None:  # of a model that was copied or saved
+            if state is not None:  # from a model that was copied or saved
                 self._generator.set_state(state)
         return self._generator
 
     def _keep(self, problem: ModuleProblem) -> None:
         if not all(crossing.closed for crossing in problem.crossings):
-            raise UsageError("accumulate: expected nothing that learns in front of the trunk")
-        problem.rows  # noqa: B018  # while the graph is there
+            raise UsageError("accumulate: expected no trainable parameters before the trunk")
+        problem.rows  # noqa: B018  # compute them while the graph exists
         self._kept = [*self._kept, problem]
         self._found, self._passed = {}, {c: [] for c in problem.crossings}
 
-    def _check(self, losses: Mapping[str, Tensor]) -> None:
-        if not losses:
-            raise ValueError("losses: expected at least one task's, got none")
-        for task, loss in losses.items():
-            if task not in self.model.heads:
-                raise ValueError(unknown("losses", task, list(self.model.heads)))
-            if loss.ndim:
-                raise ValueError(
-                    f"losses: expected a scalar for {task!r}, got shape {tuple(loss.shape)}"
-                )
-
     def __getstate__(self) -> dict[str, Any]:
-        """Without the forward passes: a graph is neither copied nor saved."""
+        """Return the state without forward passes: graphs are neither copied nor saved."""
         generator = self._generator
         if isinstance(generator, torch.Generator):
             generator = generator.get_state()
@@ -231,7 +243,7 @@ class Surgeon:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Forward passes begin anew."""
+        """Restore the state, without forward passes."""
         self.model, self.last = state["model"], state["last"]
         self._n_backwards, self._generator = state["n_backwards"], state["generator"]
         self._stepped = False

@@ -1,1 +1,1 @@
-"""Many runs: which they are, and how they get done on one machine or on a cluster."""
+"""Sweeps: planning many runs, and running them on one machine or a cluster."""

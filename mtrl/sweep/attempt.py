@@ -1,4 +1,4 @@
-"""One process of one run, from its start to what became of it: the same on every backend."""
+"""One process of a run, from its start to its outcome; the same on every backend."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ import mtrl
 from mtrl.sweep.folder import BEAT, Attempt, State, is_finished, read_state, write_state
 
 LOOK = 1.0
-"""How often a process is looked after [seconds]."""
+"""Interval at which a process is polled [seconds]."""
 
 LINES = 8
-"""How many of the last lines of a process that failed are kept."""
+"""Number of last output lines of a failed process to keep."""
 
 LEASH = """
 import ctypes, os, signal, sys
@@ -38,30 +38,31 @@ if os.getppid() != parent:
     sys.exit(128 + signal.SIGTERM)
 os.execv(program[0], program)
 """
-"""Becomes the run's process, once it is on its cores, and sure to get a SIGTERM if its parent dies
-(Linux): it writes a checkpoint then, and leaves."""
+"""Launcher of the run: pins it to its cores, and makes sure that it gets a SIGTERM if its parent
+dies (Linux), on which it writes a checkpoint and exits."""
 
 
 class Rule(Protocol):
-    """Ends runs that are not worth their time."""
+    """Stops unpromising runs early."""
 
     def verdict(self, name: str, run_dir: Path) -> str | None:
-        """Why the run is to end, or None."""
+        """Return the reason why the run should stop, or None."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is to be made.
+    """A run to be started.
 
     Attributes:
-        name: Of the run.
-        arguments: Of `mtrl-train`, with --resume-if-exists: they start it and go on with it.
-        run_dir: Its folder.
-        log: What its processes print is added to this file.
-        state: What becomes of it is written here.
-        variables: Of the environment, beside those there are.
-        folder: Working directory; modules of the user's are looked for here.
-        rule: May end it early.
+        name: Name of the run.
+        arguments: Arguments of `mtrl-train`, with --resume-if-exists, so that they start or resume
+            the run.
+        run_dir: Run folder.
+        log: File to which the output of its processes is appended.
+        state: File with the state of the run.
+        variables: Additional environment variables.
+        folder: Working directory, which is also searched for users' modules.
+        rule: Rule that may stop it early.
     """
 
     name: str
@@ -76,13 +77,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a process of a run ended.
+    """Outcome of a process of a run.
 
     Attributes:
-        name: Of the run.
-        what: `stopped`: asked to, or after --max-runtime, with a checkpoint; `lost`: with the
-            machine it ran on.
-        lines: The last that it printed, if it failed; or why it ended early.
+        name: Name of the run.
+        what: `stopped`: on request or after --max-runtime, with a checkpoint; `lost`: together
+            with its machine.
+        lines: Last lines of its output if it failed, or the reason if it ended early.
     """
 
     name: str
@@ -91,19 +92,19 @@ class Ending:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """As typed in a shell."""
+    """Return the command line for a shell."""
     return shlex.join(["mtrl-train", *arguments])
 
 
 def attempt(
     job: Job, cores: Sequence[int] | None = None, stop: Callable[[], bool] = lambda: False
 ) -> Ending:
-    """Start the run or go on with it, and wait for its end.
+    """Start or resume the run, and wait for its end.
 
     Args:
         job: The run.
-        cores: What it is pinned to (Linux).
-        stop: Asked every second whether to stop it in good order.
+        cores: CPU cores to pin it to (Linux).
+        stop: Polled every second; returns whether to stop it cleanly.
     """
     before = read_state(job.state) or State(what="queued")
     before = before.model_copy(update={"why": None, "lines": ()})
@@ -130,7 +131,7 @@ def attempt(
         _note(job, before, what="running", attempts=(*before.attempts, this))
         try:
             code, asked, why = _look_after(process, job, stop)
-        except BaseException:  # whoever waits is interrupted: the run is not left alone
+        except BaseException:  # do not leave the run behind
             process.terminate()
             raise
     lines: tuple[str, ...] = ()
@@ -163,14 +164,14 @@ def _start(job: Job, cores: Sequence[int] | None, log: int) -> subprocess.Popen[
         stderr=log,
         cwd=job.folder,
         env={**os.environ, **job.variables},
-        start_new_session=True,  # a Ctrl-C is the sweep's to pass on, once
+        start_new_session=True,  # the sweep passes on Ctrl-C, once
     )
 
 
 def _look_after(
     process: subprocess.Popen[bytes], job: Job, stop: Callable[[], bool]
 ) -> tuple[int, bool, str | None]:
-    """Returns its exit code, whether it was asked to stop, and why a rule ended it, if one did."""
+    """Wait for a process; return exit code, whether it was asked to stop, and a rule's reason."""
     asked, why, beat = False, None, time.monotonic()
     while True:
         with suppress(subprocess.TimeoutExpired):
@@ -190,10 +191,10 @@ def _verdict(job: Job) -> str | None:
 
 
 def _wait_until_free(run_dir: Path, stop: Callable[[], bool]) -> bool:
-    """Wait while another process trains there, as one does whose sweep or node was lost just now.
+    """Wait while another process trains there, for example one of a sweep or node just lost.
 
     Returns:
-        Whether it is free; False if asked to stop.
+        Whether the folder is free; False if asked to stop.
     """
     while (run_dir / ".owner").exists():
         try:
@@ -203,7 +204,7 @@ def _wait_until_free(run_dir: Path, stop: Callable[[], bool]) -> bool:
             if stop():
                 return False
             time.sleep(LOOK)
-        except (NotImplementedError, OSError):  # no locks there
+        except (NotImplementedError, OSError):  # the file system has no locks
             return True
     return True
 
@@ -216,14 +217,14 @@ def _last_lines(log: Path, start: int, code: int) -> tuple[str, ...]:
     lines = [line.rstrip() for line in text.splitlines() if line.strip()][-LINES:]
     if code < 0:
         lines.append(f"killed by {signal.Signals(-code).name}")
-    return tuple(lines or [f"exit code {code}, without a word"])
+    return tuple(lines or [f"exit code {code}, without output"])
 
 
 @cache
 def commit() -> str | None:
-    """The commit of mtrl's own checkout, with `-dirty` if files differ; None if it is not one."""
+    """Return the commit of mtrl's checkout, with `-dirty` if modified; None if it is not one."""
     here = Path(str(mtrl.__file__)).parent
-    known = ["ls-files", "--error-unmatch", "__init__.py"]  # not a project around an environment
+    known = ["ls-files", "--error-unmatch", "__init__.py"]  # not an enclosing project
     told = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         for words in (known, told):

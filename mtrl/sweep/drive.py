@@ -1,4 +1,4 @@
-"""The loop of a sweep: start runs while there is room, hear of their ends, try some again."""
+"""Main loop of a sweep: start runs while there is room, collect outcomes, and retry some."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mtrl.training.console import say
 from mtrl.training.interrupt import Interrupt
 
 LOSSES = 10
-"""So often a run may be lost with a machine without having got any further."""
+"""Maximum number of times a run may be lost with its machine without progress."""
 
 
 class Backend(Protocol):
-    """Where runs are made."""
+    """Executes runs."""
 
     running: int
 
@@ -28,29 +28,29 @@ class Backend(Protocol):
         """Start a run."""
 
     def endings(self, timeout: float) -> list[Ending]:
-        """Runs that have ended by now; waits so long for the first [seconds]."""
+        """Return runs that have ended, after waiting up to `timeout` seconds for the first."""
 
     def stop(self) -> None:
-        """Ask all runs to stop in good order."""
+        """Ask all runs to stop cleanly."""
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Release resources."""
 
 
 @dataclass
 class Summary:
-    """How a sweep went.
+    """Outcome of a sweep.
 
     Attributes:
-        ended: What became of each run that was at work, by its name.
-        signal: What interrupted the sweep, or None.
+        ended: Outcome of each run that was started, by name.
+        signal: Number of the signal that interrupted the sweep, or None.
     """
 
     ended: dict[str, Ending] = field(default_factory=dict)
     signal: int | None = None
 
     def having(self, what: str) -> list[Ending]:
-        """Those of one kind."""
+        """Return the outcomes of one kind."""
         return [ending for ending in self.ended.values() if ending.what == what]
 
 
@@ -61,14 +61,14 @@ def drive(
     show: Callable[[], None] = lambda: None,
     tell: Callable[[str], None] = say,
 ) -> Summary:
-    """Make runs until there are no more. One that fails stops no other.
+    """Execute all runs. A failed run does not stop others.
 
     Args:
-        jobs: Taken one by one, when there is room: a search decides then what comes next.
-        backend: Where.
-        retries: How often a run that fails is tried again, from its newest checkpoint.
-        show: Called every second, and at each end.
-        tell: Called with a line for people.
+        jobs: Runs, taken one by one when there is room; a search chooses the next one then.
+        backend: Executes the runs.
+        retries: Number of times a failed run is retried from its latest checkpoint.
+        show: Called every second, and when a run ends.
+        tell: Called with each line to print.
     """
     summary, again, exhausted = Summary(), deque[Job](), False
     working: dict[str, Job] = {}
@@ -117,15 +117,15 @@ def _is_tried_again(
         failures[job.name] += 1
         if failures[job.name] <= retries:
             times = f"{failures[job.name]} of {retries}"
-            tell(f"{job.name} failed, is tried again ({times}): {ending.lines[-1]}")
+            tell(f"{job.name} failed and is retried ({times}): {ending.lines[-1]}")
             return True
     if ending.what == "lost":
         newest = max((p.name for p in job.run_dir.glob("checkpoints/step_*")), default="")
         before, count = losses.get(job.name, ("", 0))
         losses[job.name] = newest, count + 1 if newest == before else 1
         if losses[job.name][1] <= LOSSES:
-            where = f"from {newest.partition('.')[0]}" if newest else "from its beginning"
-            tell(f"{job.name} was lost with its machine, goes on {where}")
+            where = f"from {newest.partition('.')[0]}" if newest else "from the start"
+            tell(f"{job.name} was lost with its machine and continues {where}")
             return True
     return False
 

@@ -1,12 +1,12 @@
-"""One element of a Slurm array: what a batch script runs, `python -m mtrl.sweep.element …`.
+"""One element of a Slurm array, run by a batch script as `python -m mtrl.sweep.element …`.
 
     <sweep> <file with the names of the array's runs> <retries>
 
-- A run that fails is tried again here, from its newest checkpoint.
-- At SIGUSR1, which Slurm sends before the time is up, and when --max-runtime is over, the run
-  writes a checkpoint and the element goes back into the queue.
-- At SIGTERM, which comes with preemption and `scancel`, it writes a checkpoint. After preemption
-  Slurm itself puts the element back into the queue; what was cancelled is to stay away.
+- A failed run is retried from its latest checkpoint.
+- On SIGUSR1, which Slurm sends before the time limit, and after --max-runtime, the run writes a
+  checkpoint and the element is requeued.
+- On SIGTERM, from preemption or `scancel`, it writes a checkpoint. After preemption, Slurm itself
+  requeues the element; a cancelled element is not requeued.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from mtrl.sweep.attempt import Job, attempt
 from mtrl.sweep.folder import State, SweepFolder, read_state, write_state
 from mtrl.sweep.jobs import job_of
 
-IN_VAIN = 3
-"""So often an element may go back without a newer checkpoint: its time does not suffice for one."""
+MAX_STALLS = 3
+"""Number of times an element is requeued without a newer checkpoint before it counts as failed."""
 
 
 class Signals:
-    """Notes which signal came first."""
+    """Records which signal came first."""
 
     def __init__(self) -> None:
         self.first: int | None = None
@@ -40,12 +40,12 @@ class Signals:
         self.first = self.first or number
 
     def came(self) -> bool:
-        """Whether one did."""
+        """Return whether a signal came."""
         return self.first is not None
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit code."""
+    """Run the element; return the exit code."""
     sweep, names, retries = arguments
     signals = Signals()
     folder = SweepFolder(Path(sweep))
@@ -63,21 +63,23 @@ def main(arguments: list[str]) -> int:
 
 
 def _requeue(job: Job) -> int:
-    """Go back into the queue; Slurm ends this process then."""
+    """Requeue the element; Slurm then ends this process."""
     number = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     newest = max((path.name for path in job.run_dir.glob("checkpoints/step_*")), default="")
     state = read_state(job.state) or State(what="queued")
     before, count = state.newest
     count = count + 1 if newest == before else 0
     changes: dict[str, Any] = {"what": "queued", "newest": (newest, count)}
-    if count >= IN_VAIN:
-        lines = (f"ran out of time {count + 1} times without a newer checkpoint; it needs longer",)
+    if count >= MAX_STALLS:
+        lines = (
+            f"ran out of time {count + 1} times without a newer checkpoint; increase its time",
+        )
         changes |= {"what": "failed", "lines": lines}
     write_state(job.state, state.model_copy(update=changes))
-    if count >= IN_VAIN:
+    if count >= MAX_STALLS:
         print(*changes["lines"], flush=True)
         return 1
-    print(f"{job.name} goes back into the queue as {number}", flush=True)
+    print(f"{job.name} is requeued as {number}", flush=True)
     return subprocess.run(["scontrol", "requeue", number], check=False).returncode
 
 

@@ -1,13 +1,13 @@
-"""A sweep's folder, which is all that its parts know of each other, on however many machines.
+"""Folder of a sweep, through which its processes communicate, on any number of machines.
 
 <sweep>/
-├── sweep.json            the runs, and the rules that may end them early
+├── sweep.json            runs, and rules that may stop them early
 ├── configs/              copies of the files that runs start from
-├── runs/<run>/           an ordinary run folder each; `tensorboard --logdir <sweep>/runs`
-├── logs/<run>.txt        what the run's processes printed
-├── states/<run>.json     what became of them: see `State`; touched while one is at work
-├── optuna.log            what a search or successive halving remembers
-├── slurm/                the array scripts that were submitted
+├── runs/<run>/           ordinary run folders; `tensorboard --logdir <sweep>/runs`
+├── logs/<run>.txt        output of the run's processes
+├── states/<run>.json     state of the run, see `State`; touched while a process runs
+├── optuna.log            storage of a search or of successive halving
+├── slurm/                array scripts that were submitted
 └── report/               figures, table, report.html
 """
 
@@ -32,9 +32,9 @@ from mtrl.sweep.rules import Rules
 from mtrl.training.lock import NO_LOCKS
 
 BEAT = 10.0
-"""A process at work touches its run's state so often [seconds]."""
+"""Interval at which a running process touches its run's state [seconds]."""
 SILENCE = 6 * BEAT
-"""After so long without, it is taken for dead [seconds]."""
+"""Time without a touch after which a process counts as dead [seconds]."""
 
 What = Literal["running", "finished", "failed", "stopped", "ended early", "queued"]
 
@@ -51,17 +51,17 @@ class Attempt(BaseModel):
 
 
 class State(BaseModel):
-    """What became of a run so far.
+    """State of a run.
 
     Attributes:
-        what: `queued`: in a scheduler's hands; `stopped`: asked to, with a checkpoint; `ended
+        what: `queued`: submitted to a scheduler; `stopped`: on request, with a checkpoint; `ended
             early`: by a rule, for good.
-        why: Of `ended early`: the rule.
-        job: The scheduler's number of it, if it was given to one.
-        lines: The last that a process printed that failed.
+        why: The rule, if it ended early.
+        job: Job id of the scheduler, if it was submitted to one.
+        lines: Last output lines of a failed process.
         attempts: Its processes, the latest last.
-        newest: Its newest checkpoint when it last went back into a queue, and how often it did so
-            without a newer one.
+        newest: Latest checkpoint when the run was last requeued, and number of times it was
+            requeued without a later one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,7 +74,7 @@ class State(BaseModel):
 
 
 def read_state(path: Path) -> State | None:
-    """The state that was written; None if there is none, or it cannot be read."""
+    """Read a state; None if there is none, or it cannot be read."""
     try:
         return State.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
@@ -82,12 +82,12 @@ def read_state(path: Path) -> State | None:
 
 
 def write_state(path: Path, state: State) -> None:
-    """What `read_state` gives back."""
+    """Write a state, which `read_state` reads."""
     write_text(path, state.model_dump_json(indent=1) + "\n")
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether a run has its final evaluation, of as many steps as it is to have."""
+    """Return whether a run has its final evaluation at its full length."""
     try:
         stored = read_final(run_dir)
         total = TrainConfig.from_yaml(run_dir / "config.yaml").total_timesteps if stored else None
@@ -97,17 +97,17 @@ def is_finished(run_dir: Path) -> bool:
 
 
 class Entry(BaseModel):
-    """A run of a sweep, as sweep.json lists it.
+    """A run of a sweep in sweep.json.
 
     Attributes:
-        name: Of its folder.
-        method: What runs of other seeds share.
-        label: The method, for people; empty if there is one alone.
-        seed: Of the run.
-        total: Its length [environment steps over all tasks].
-        tasks: What is trained on: runs of equal tasks can be compared.
-        arguments: Of `mtrl-train`.
-        trial: Of a search: its number.
+        name: Name of its folder.
+        method: Identifier shared by runs that differ only in the seed.
+        label: Name of the method for display; empty if there is only one.
+        seed: Seed of the run.
+        total: Length of the run [environment steps over all tasks].
+        tasks: Task names; runs with equal tasks can be compared.
+        arguments: Arguments of `mtrl-train`.
+        trial: Number of the point in a search.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -123,20 +123,20 @@ class Entry(BaseModel):
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """The folder at `path`, which is absolute."""
+    """Folder of a sweep at the absolute path `path`."""
 
     path: Path
 
     def run_dir(self, name: str) -> Path:
-        """The run's own folder."""
+        """Return the run folder."""
         return self.path / "runs" / name
 
     def log(self, name: str) -> Path:
-        """What its processes printed."""
+        """Return the file with the output of its processes."""
         return self.path / "logs" / f"{name}.txt"
 
     def state(self, name: str) -> Path:
-        """What became of it."""
+        """Return the file with its state."""
         return self.path / "states" / f"{name}.json"
 
     @property
@@ -145,10 +145,10 @@ class SweepFolder:
         return self.path / "optuna.log"
 
     def make(self) -> None:
-        """Make it and what is inside.
+        """Create the folder and its subfolders.
 
         Raises:
-            UsageError: if that cannot be, or something else is there.
+            UsageError: If it cannot be created, or holds something else.
         """
         record = self.path / "sweep.json"
         with suppress(OSError):
@@ -161,28 +161,28 @@ class SweepFolder:
             for name in ("configs", "runs", "logs", "states"):
                 (self.path / name).mkdir(exist_ok=True)
         except OSError as error:
-            raise UsageError(f"out: cannot make {self.path}: {one_line(error)}") from None
+            raise UsageError(f"out: cannot create {self.path}: {one_line(error)}") from None
 
     def entries(self) -> list[Entry]:
-        """The runs.
+        """Read the runs.
 
         Raises:
-            UsageError: if this is no sweep's folder.
+            UsageError: If this is not the folder of a sweep.
         """
         path = self.path / "sweep.json"
         try:
             return [Entry(**row) for row in json.loads(path.read_text(encoding="utf-8"))["runs"]]
         except (OSError, *BROKEN) as error:
-            reason = f"expected a sweep's folder, got {self.path} ({one_line(error)})"
+            reason = f"expected the folder of a sweep, got {self.path} ({one_line(error)})"
             raise UsageError(f"sweep: {reason}") from None
 
     def rules(self) -> Rules:
-        """What may end runs early."""
+        """Read the rules that may stop runs early."""
         tree = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
         return Rules.model_validate(tree["rules"])
 
     def record(self, entries: Sequence[Entry], rules: Rules) -> None:
-        """List these runs, and those before that have begun though the grid has them no more."""
+        """Write these runs, and earlier ones that have started but are no longer in the grid."""
         new = {entry.name for entry in entries}
         before = self.entries() if (self.path / "sweep.json").exists() else []
         kept = [e for e in before if e.name not in new and self.run_dir(e.name).exists()]
@@ -193,18 +193,18 @@ class SweepFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep a second sweep out.
+        """Lock the folder against a second sweep.
 
         Raises:
-            UsageError: if another process is at it.
+            UsageError: If another process runs this sweep.
         """
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise UsageError(
-                f"out: expected a sweep that nobody is at, got {self.path}; `mtrl-sweep status "
-                f"{self.path}` shows how it goes"
+                f"out: expected a sweep that is not running, got {self.path}; `mtrl-sweep status "
+                f"{self.path}` shows its progress"
             ) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
@@ -215,16 +215,16 @@ class SweepFolder:
             lock.release()
 
     def now(self) -> float:
-        """The time by the clock that the files' times are of, which may be a server's [seconds]."""
+        """Return the time of the file system, which may be that of a server [seconds]."""
         clock = self.path / ".clock"
         try:
             clock.touch()
             return clock.stat().st_mtime
-        except OSError:  # somebody else's sweep
+        except OSError:  # another user's sweep
             return time.time()
 
     def is_at_work(self, name: str, now: float) -> bool:
-        """Whether a process has told lately that it is at this run."""
+        """Return whether a process of this run has touched its state recently."""
         state, path = read_state(self.state(name)), self.state(name)
         return (
             state is not None and state.what == "running" and now - path.stat().st_mtime < SILENCE

@@ -1,4 +1,4 @@
-"""The points of a plan: each is a configuration, a name for its folder and a command line."""
+"""Points of a plan: configurations with the names of their folders and command lines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mtrl.sweep.plan import Plan
 from mtrl.training.place import file_name
 
 NOT_IN_A_NAME = frozenset("seed run_dir max_runtime max_restarts device threads workers".split())
-"""Fields that say where and how long a run computes, not what; the seed has a place of its own."""
+"""Fields that do not change what a run computes, and the seed, which is added separately."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Point:
     """One run of a sweep.
 
     Attributes:
-        base: The preset or file that it starts from; None for the published protocol.
-        changes: What differs from that, by field, the seed included.
-        label: The method, for people: the variant and what varies, without the seed.
-        config: All of it.
-        drawn: What a search has chosen of `changes`.
+        base: Preset or file that it starts from; None for the published protocol.
+        changes: Differences from the base by field, including the seed.
+        label: Name of the method for display: the variant and varied fields, without the seed.
+        config: Complete configuration.
+        drawn: The part of `changes` that a search has drawn.
     """
 
     base: str | None
@@ -42,7 +42,7 @@ class Point:
 
     @property
     def method(self) -> str:
-        """A name of the configuration without its seed: the same for ever, whatever the grid."""
+        """Permanent name of the configuration without its seed, independent of the grid."""
         config = self.config
         default, leaves = (each.model_dump(mode="json") for each in (TrainConfig(), config))
         text = json.dumps(_differing(leaves, default), sort_keys=True)
@@ -53,16 +53,16 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Of the run's folder."""
+        """Name of the run folder."""
         return f"{self.method}_seed{self.config.seed}"
 
     def changed(self, changes: Mapping[str, Any]) -> Point:
-        """With more fields that the run is given."""
+        """Return the point with further changes."""
         config = self.config.model_copy(update=changes)
         return replace(self, config=config, changes={**self.changes, **changes})
 
     def arguments(self, run_dir: Path) -> list[str]:
-        """What `mtrl-train` is given to make this run in a folder, or to go on with it."""
+        """Return the arguments of `mtrl-train` that start or resume this run in a folder."""
         found = [] if self.base is None else ["--config", self.base]
         for field, value in self.changes.items():
             found += [flag_of(field), *words] if (words := _words(value)) else []
@@ -70,15 +70,15 @@ class Point:
 
 
 def points(plan: Plan, device: str, drawn: Mapping[str, Any] | None = None) -> list[Point]:
-    """Every point of a plan, seed by seed, so that all methods have their first runs early.
+    """Return every point of a plan, seed by seed, so that all methods get their first runs early.
 
     Args:
-        plan: What is to run.
-        device: `cpu` or `cuda`: what presets are chosen for, and what runs are told to use.
-        drawn: A search's choice, which every point gets.
+        plan: Plan of the sweep.
+        device: `cpu` or `cuda`, for the choice of presets and for the runs.
+        drawn: Values drawn by a search, for every point.
 
     Raises:
-        UsageError: if a value does not fit, two points are the same, or an exclusion excludes none.
+        UsageError: If a value is invalid, two points are equal, or an exclusion has no effect.
     """
     found: dict[str, Point] = {}
     used: set[int] = set()
@@ -99,14 +99,14 @@ def points(plan: Plan, device: str, drawn: Mapping[str, Any] | None = None) -> l
             continue
         if (twin := found.get(point.name)) is not None:
             one, other = (f"{p.label or 'the configuration'} seed {seed}" for p in (twin, point))
-            what = f"{one} twice" if one == other else f"{one} and {other}, which do the same"
+            what = f"{one} twice" if one == other else f"{one} and {other}, which are equal"
             raise UsageError(f"grid: expected each run once, got {what}")
         found[point.name] = point
     for number, which in enumerate(plan.exclude):
         if number not in used and drawn is None:
-            raise UsageError(f"exclude: expected a point that has {which}, got none")
+            raise UsageError(f"exclude: expected a point with {which}, got none")
     if not found:
-        raise UsageError("exclude: expected points that are left, got none")
+        raise UsageError("exclude: expected remaining points, got none")
     return list(found.values())
 
 
@@ -119,7 +119,7 @@ def _combinations(plan: Plan) -> Iterator[tuple[int, str | None, str | None, dic
 
 
 def _start(base: str | None, changes: Mapping[str, Any], device: str) -> str | None:
-    """What `mtrl-train` starts from: the same choice as its own."""
+    """Choose the preset to start from, like `mtrl-train`."""
     if base is not None:
         return base
     benchmark = changes.get("benchmark", TrainConfig().benchmark)
@@ -150,7 +150,7 @@ def _label(base: str | None, variant: str | None, varied: Mapping[str, Any]) -> 
 
 
 def _has(point: Point, variant: str | None, base: str | None, key: str, value: Any) -> bool:
-    """Whether the point has one of these values."""
+    """Return whether the point has one of these values."""
     own: Any
     if key in ("variant", "config"):
         own = variant if key == "variant" else base
@@ -167,14 +167,14 @@ def _text(value: Any) -> str:
 
 
 def _words(value: Any) -> list[str]:
-    """As typed behind a flag; an empty list cannot be."""
+    """Return the words after a flag; an empty list has none."""
     if isinstance(value, tuple):
         return [_text(each) for each in value]
     return [DEFAULT if value is None else _text(value)]
 
 
 def _differing(tree: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves that are not their defaults: a field that a later version brings changes no name."""
+    """Return leaves that differ from the defaults, so that new fields do not change names."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
@@ -185,10 +185,10 @@ def _differing(tree: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str,
 
 
 def with_copies(points: Sequence[Point], folder: Path) -> tuple[list[Point], dict[Path, str]]:
-    """Points whose base is a file, with a copy of it instead, so that later edits do not matter.
+    """Replace base files by copies, so that later edits have no effect.
 
     Returns:
-        The points, and the text of each copy that is to be written into `folder`.
+        The points, and the text of each copy to be written to `folder`.
     """
     copies: dict[Path, str] = {}
     names: dict[str, str] = {}

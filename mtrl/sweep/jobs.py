@@ -1,4 +1,4 @@
-"""Points with their place in a sweep's folder: what is done of them, and what is to be started."""
+"""Points with their run folders: which are done, and which are to be started."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mtrl.training.place import begun
 
 
 class Known(NamedTuple):
-    """What was found out when a method was checked.
+    """Result of checking a method.
 
     Attributes:
         total: Length of its runs [environment steps over all tasks].
-        tasks: Their names.
+        tasks: Task names.
     """
 
     total: int
@@ -30,12 +30,12 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True)
 class Planned:
-    """A point with its place in the sweep's folder.
+    """A point with its entry in the sweep.
 
     Attributes:
-        point: All of it, threads and workers included.
-        entry: What sweep.json says of it.
-        is_done: Whether nothing is left to do: it is finished, or ended early by a rule.
+        point: Complete point, including threads and workers.
+        entry: Entry in sweep.json.
+        is_done: Whether it is finished, or was ended early by a rule.
     """
 
     point: Point
@@ -52,20 +52,20 @@ def placed(
     rules: Rules,
     trial: int | None = None,
 ) -> list[Planned]:
-    """Give every point its folder, and as many threads and simulator processes as cores.
+    """Assign every point its folder, and as many threads and simulator processes as cores.
 
-    A run that has begun keeps those it began with: another number of threads rounds differently.
+    A run that has started keeps its numbers, because rounding depends on the number of threads.
 
     Args:
-        folder: Of the sweep.
-        points: Its points.
-        cores: Of each run.
-        known: By method.
-        rules: That may have ended runs early.
-        trial: Of a search: its number.
+        folder: Folder of the sweep.
+        points: Points of the sweep.
+        cores: CPU cores per run.
+        known: Checked methods by name.
+        rules: Rules that may have stopped runs early.
+        trial: Number of the point in a search.
 
     Raises:
-        UsageError: if a folder holds another run.
+        UsageError: If a folder holds another run.
     """
     found = []
     for point in points:
@@ -93,12 +93,12 @@ def placed(
 
 
 def job_of(folder: SweepFolder, entry: Entry, rules: Rules, where: Path) -> Job:
-    """What starts a run, or goes on with it.
+    """Return the job that starts or resumes a run.
 
     Args:
-        folder: Of the sweep.
+        folder: Folder of the sweep.
         entry: The run.
-        rules: That may end it early.
+        rules: Rules that may stop it early.
         where: Working directory.
     """
     return Job(

@@ -1,4 +1,4 @@
-"""Applies the rules that end runs early."""
+"""Application of the rules that stop runs early."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Judge:
     """Applies the rules of a sweep to its runs.
 
     Args:
-        rules: Which.
-        storage: Optuna's journal, where halving remembers what it has seen.
+        rules: Rules of the sweep.
+        storage: Optuna's journal, with the state of successive halving.
     """
 
     rules: Rules
@@ -26,7 +26,7 @@ class Judge:
     _seen: dict[str, int] = field(default_factory=dict)
 
     def verdict(self, name: str, run_dir: Path) -> str | None:
-        """Why a run is to end, or None."""
+        """Return the reason why a run should stop, or None."""
         log = run_dir / "progress.json"
         size = log.stat().st_size if log.exists() else 0
         if self._seen.get(name) == size:  # nothing new
@@ -51,7 +51,7 @@ class Judge:
             if trial.should_prune():
                 value = f"{row[halving.tag]:.3g} at {step}"
                 return (
-                    f"successive halving: {halving.tag} {value} is not of the best 1/{halving.by}"
+                    f"successive halving: {halving.tag} {value} is not in the best 1/{halving.by}"
                 )
         return None
 
@@ -63,7 +63,7 @@ def _pruner(halving: Halving) -> Any:
 
 
 def _trial_of(study: Any, name: str) -> Any:
-    """The trial that stands for a run."""
+    """Return the trial of a run, created if needed."""
     from optuna.trial import Trial
 
     for frozen in study.get_trials(deepcopy=False):

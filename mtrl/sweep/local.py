@@ -1,4 +1,4 @@
-"""Runs on this machine: so many at a time, each on cores of its own."""
+"""Backend for this machine: several runs in parallel, each on its own cores."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from mtrl.sweep.attempt import Ending, Job, attempt
 
 
 def cores() -> list[int]:
-    """The processor cores that this process may use."""
+    """Return the CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def shares(jobs: int, each: int) -> list[list[int]]:
-    """For so many runs at a time so many cores each, neighbours together."""
+    """Return disjoint sets of `each` neighbouring cores for `jobs` parallel runs."""
     mine = cores()
     return [mine[each * job : each * (job + 1)] for job in range(jobs)]
 
 
 class Local:
-    """Threads that each look after a process.
+    """Backend with a thread per running process.
 
     Args:
-        cores: For each run at a time its cores.
+        cores: CPU cores of each parallel run.
 
     Attributes:
-        running: How many runs there are at the moment.
+        running: Number of current runs.
     """
 
     def __init__(self, cores: Sequence[Sequence[int]]) -> None:
@@ -48,18 +48,18 @@ class Local:
         """Start a run."""
         share = self._shares.pop()
         self.running += 1
-        # A daemon, so that a second Ctrl-C ends the sweep, and the leash its runs.
+        # A daemon thread, so that a second Ctrl-C ends the sweep, and `LEASH` its runs.
         threading.Thread(target=self._attempt, args=(job, share), daemon=True).start()
 
     def _attempt(self, job: Job, share: tuple[int, ...]) -> None:
         try:
             found: Ending | BaseException = attempt(job, share, self._stop.is_set)
-        except BaseException as error:  # it belongs to the thread that waits
+        except BaseException as error:  # raised again in the waiting thread
             found = error
         self._endings.put((share, found))
 
     def endings(self, timeout: float) -> list[Ending]:
-        """Runs that have ended by now; waits so long for the first [seconds]."""
+        """Return runs that have ended, after waiting up to `timeout` seconds for the first."""
         try:
             share, found = self._endings.get(timeout=timeout)
         except Empty:
@@ -71,8 +71,8 @@ class Local:
         return [found]
 
     def stop(self) -> None:
-        """Ask all runs to stop in good order."""
+        """Ask all runs to stop cleanly."""
         self._stop.set()
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing, because there are no resources to release."""

@@ -1,7 +1,7 @@
-"""Runs on a Ray cluster: core tasks that start processes. Ray places them and tells who is lost.
+"""Backend for a Ray cluster: Ray tasks that start processes. Ray places them and reports losses.
 
-Not Ray Tune: a run goes on from its own checkpoints, to the same weights, so there is nothing to
-save for it. A run whose node is lost is given to Ray again, and goes on elsewhere.
+This does not use Ray Tune, because a run resumes exactly from its own checkpoints. A run whose node
+is lost is submitted to Ray again and continues on another node.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from mtrl.sweep.attempt import Ending, Job, attempt
 from mtrl.sweep.folder import SweepFolder
 
 PROBE_TIMEOUT = 120.0
-"""So long a node may take to say whether it sees the sweep's folder [seconds]."""
+"""Timeout for a node to report whether it sees the sweep's folder [seconds]."""
 
 
 class RayBackend:
-    """Ray tasks, each of which looks after a process.
+    """Backend with a Ray task per process.
 
     Args:
-        folder: Of the sweep; all nodes must see it.
-        address: Of a running cluster; None for one on this machine, for as long as the sweep.
-        cpus: Of each run.
-        gpus: Of each run; below 1, several share one.
-        at_a_time: At most so many runs; None for as many as Ray finds room for.
+        folder: Folder of the sweep, which all nodes must see.
+        address: Address of a running cluster; None for a temporary one on this machine.
+        cpus: CPUs per run.
+        gpus: GPUs per run; below 1, several runs share a GPU.
+        at_a_time: Maximum number of parallel runs; None for as many as fit.
 
     Attributes:
-        running: How many runs Ray has been given and has not given back.
+        running: Number of runs submitted to Ray that have not ended.
 
     Raises:
-        UsageError: if Ray is missing, the cluster cannot be reached, no node could ever take a run,
-            or one does not see the folder.
+        UsageError: If Ray is not installed, the cluster cannot be reached, a run fits on no node,
+            or a node does not see the folder.
     """
 
     def __init__(
@@ -68,22 +68,22 @@ class RayBackend:
         except BaseException:
             self.close()
             raise
-        # It is here that losses are counted, not in Ray, which knows nothing of checkpoints.
+        # Losses are counted by the sweep and not by Ray, which does not know checkpoints.
         how = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 0}
         self._task = ray.remote(**how)(_attempt)
 
     @property
     def has_room(self) -> bool:
-        """Whether another run may be given to Ray."""
+        """Whether another run may be submitted to Ray."""
         return self._at_a_time is None or self.running < self._at_a_time
 
     def start(self, job: Job) -> None:
-        """Give Ray a run, which starts where there is room."""
+        """Submit a run to Ray, which starts it where it fits."""
         self._jobs[self._task.remote(job, self._token, self._stop)] = job
         self.running += 1
 
     def endings(self, timeout: float) -> list[Ending]:
-        """Runs that have ended by now; waits so long for the first [seconds]."""
+        """Return runs that have ended, after waiting up to `timeout` seconds for the first."""
         done, _ = self._ray.wait(list(self._jobs), timeout=timeout)
         return [self._ending(reference) for reference in done]
 
@@ -96,19 +96,19 @@ class RayBackend:
             return ending
         except errors.TaskCancelledError:
             return Ending(job.name, "stopped")
-        except errors.RayTaskError as error:  # its own, such as a disk that is full
+        except errors.RayTaskError as error:  # raised by the task, such as a full disk
             if isinstance(error.cause, UsageError):
                 raise error.cause from None
             return Ending(job.name, "failed", (one_line(error.cause),))
-        except errors.RayError as error:  # its worker's, node's or memory's
+        except errors.RayError as error:  # from its worker, node or memory
             return Ending(job.name, "lost", (one_line(error),))
 
     def stop(self) -> None:
-        """Ask all runs to stop in good order; those that wait for room do not start."""
+        """Ask all runs to stop cleanly; waiting ones do not start."""
         self._stop.touch()
 
     def close(self) -> None:
-        """Let go of the cluster."""
+        """Disconnect from the cluster."""
         for path in (self._stop, self._token):
             path.unlink(missing_ok=True)
         self._ray.shutdown()
@@ -122,7 +122,7 @@ class RayBackend:
             raise UsageError(f"{field}: expected a run to fit on a node, got {wanted:g}; {found}")
 
     def _expect_shared(self) -> None:
-        """Ask every node whether it sees this folder."""
+        """Check that every node sees this folder."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         probe = self._ray.remote(num_cpus=0, max_retries=0)(_sees)
@@ -160,7 +160,7 @@ def _sees(token: Path) -> bool:
 
 
 def _attempt(job: Job, token: Path, stop: Path) -> Ending:
-    """On a node: one that has joined since must see the folder, too."""
+    """Run on a node, which must also see the folder if it has joined later."""
     if stop.exists():
         return Ending(job.name, "stopped")
     if not token.exists():

@@ -1,8 +1,8 @@
-"""Runs as one array of a Slurm cluster, from a batch script of the user's.
+"""Submission of runs as a Slurm array, from a user's batch script.
 
-Each element of the array takes one run. It is put into the queue again when its time is nearly up
-(SIGUSR1, which Slurm is asked for) or --max-runtime is over; Slurm itself does so after preemption
-and when a node fails. Either way the run goes on from its newest checkpoint.
+Each element of the array executes one run. It is requeued shortly before its time limit (on
+SIGUSR1, which Slurm is asked to send) or after --max-runtime; Slurm itself requeues it after
+preemption and node failures. In all cases, the run resumes from its latest checkpoint.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from mtrl.folder import write_text
 from mtrl.sweep.folder import Entry, State, SweepFolder, read_state, write_state
 
 LEAD = 180
-"""So long before its time is up an element is told [seconds]; a checkpoint takes seconds, and Slurm
-may be a minute late."""
+"""Time before the limit at which an element is signalled [seconds]; a checkpoint takes seconds, and
+Slurm may be a minute late."""
 
 
 def waiting(folder: SweepFolder, entries: Sequence[Entry]) -> set[str]:
-    """Names of runs that an earlier array still has in the queue or at work.
+    """Return the names of runs that are still queued or running from an earlier array.
 
     Raises:
-        RunError: if Slurm does not answer.
+        RunError: If Slurm does not respond.
     """
     queued: dict[str, str] = {}
     for entry in entries:
@@ -41,26 +41,26 @@ def waiting(folder: SweepFolder, entries: Sequence[Entry]) -> set[str]:
 
 
 def script(folder: SweepFolder, names: Path, batch: str, retries: int) -> str:
-    """The user's batch script with the command of an element in its place.
+    """Return the user's batch script with the command of an element.
 
     Args:
-        folder: Of the sweep.
-        names: A file with the name of each element's run, a line each.
-        batch: The script, with `{command}` in it.
-        retries: How often a run that fails is tried again.
+        folder: Folder of the sweep.
+        names: File with the name of each element's run, one per line.
+        batch: Script with `{command}`.
+        retries: Number of times a failed run is retried.
     """
     words = [sys.executable, "-m", "mtrl.sweep.element", str(folder.path), str(names), str(retries)]
     return batch.replace("{command}", shlex.join(words))
 
 
 def flags(batch: str, count: int, cpus: int, at_a_time: int | None) -> list[str]:
-    """What `sbatch` is given beside the script, which may say more itself.
+    """Return the flags of `sbatch`, except those that the script sets itself.
 
     Args:
         batch: The user's script.
-        count: Elements of the array.
-        cpus: Of each.
-        at_a_time: At most so many; None for no bound.
+        count: Number of elements of the array.
+        cpus: CPUs per element.
+        at_a_time: Maximum number of parallel elements; None for no limit.
     """
     bound = "" if at_a_time is None else f"%{at_a_time}"
     found = ["--parsable", f"--array=0-{count - 1}{bound}", "--requeue", "--open-mode=append"]
@@ -81,13 +81,13 @@ def submit(
     at_a_time: int | None,
     retries: int,
 ) -> str:
-    """Hand an array to Slurm.
+    """Submit an array to Slurm.
 
     Returns:
-        Its job id.
+        The job id.
 
     Raises:
-        RunError: if Slurm does not take it; its own words say why.
+        RunError: If Slurm rejects it, with Slurm's message.
     """
     where = folder.path / "slurm"
     where.mkdir(exist_ok=True)

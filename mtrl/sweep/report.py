@@ -1,4 +1,4 @@
-"""What comes out of a sweep: figures, tables, and one page that stands alone."""
+"""Report of a sweep: figures, tables and a self-contained page."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ img { max-width: 100% }
 """
 
 BIAS = (
-    "Some runs were ended early by a rule. The table is of the runs that survived: a method that "
-    "lost its bad seeds looks better than it is. Use these numbers to search, not to compare."
+    "Some runs were ended early by a rule. The table shows only the runs that survived, so a "
+    "method that lost its bad seeds looks better than it is. Use these numbers to search, not to "
+    "compare."
 )
 
 
@@ -40,14 +41,14 @@ class Section:
 
 
 def write_report(folder: SweepFolder, best: Sequence[tuple[int, float, Any]] = ()) -> Path | None:
-    """Write figures and tables, as `mtrl-plot` does, and report.html.
+    """Write figures and tables like `mtrl-plot`, and report.html.
 
     Args:
-        folder: Of the sweep.
-        best: Of a search: number, score and fields of its best points.
+        folder: Folder of the sweep.
+        best: Number, score and fields of the best points of a search.
 
     Returns:
-        The page; None if no run has been evaluated yet.
+        Path of the page; None if no run has been evaluated yet.
     """
     rows = read(folder)
     out = folder.path / "report"
@@ -77,7 +78,7 @@ def write_report(folder: SweepFolder, best: Sequence[tuple[int, float, Any]] = (
 
 
 def _comparable(folder: SweepFolder, rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Runs that have something to show, by their tasks: only equal ones can be compared."""
+    """Group evaluated runs by their tasks: only runs with equal tasks can be compared."""
     found: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if (folder.run_dir(row.entry.name) / "progress.json").exists() and row.success is not None:
@@ -88,8 +89,8 @@ def _comparable(folder: SweepFolder, rows: Iterable[Row]) -> dict[str, list[Row]
 def _comparison(
     folder: SweepFolder, rows: Sequence[Row], name: str, out: Path, best: Sequence[int]
 ) -> Section:
-    """What `mtrl-plot` shows of runs of the same tasks; of a search's points the best alone."""
-    from mtrl.analysis.comparison import plot  # brings matplotlib
+    """Compare runs with the same tasks like `mtrl-plot`; for a search, only the best points."""
+    from mtrl.analysis.comparison import plot  # imports matplotlib
     from mtrl.analysis.style import COLORS
 
     title = f"{len(rows[0].entry.tasks)} tasks"
@@ -108,7 +109,7 @@ def _comparison(
     try:
         comparison = plot(runs, labels=labels)
         comparison.save(out)
-    except UsageError as error:  # such as more methods than colours: the rest is worth a page
+    except UsageError as error:  # such as too many methods: still write the rest of the page
         shown = f'<p class="note">no comparison: {html.escape(str(error))}</p>'
         return Section(title, shown + command + "</details>")
     skipped = "".join(f"<p>{html.escape(line)}</p>" for line in comparison.skipped)
@@ -116,7 +117,7 @@ def _comparison(
 
 
 def _provenance(folder: SweepFolder, rows: Sequence[Row]) -> list[Section]:
-    """Every run's command, commit, packages and machine."""
+    """Return sections with the command, commit, packages and machine of every run."""
     versions: dict[str, str] = {}
     cells = []
     for row in rows:

@@ -1,7 +1,7 @@
-"""Rules that end a run before its end: by a number, or by how others do.
+"""Rules that stop a run early: by a threshold, or by comparison with others.
 
-What they leave out is not left out by chance: the table at the end is of the runs that survived,
-and tells too much good of a method that lost its bad seeds. Use them to search, not to compare.
+They select runs by their results: the final table shows only the runs that survived, so a method
+that lost its bad seeds looks better than it is. Use them to search, not to compare.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RULE = re.compile(rf"\s*(\S+)\s*(<=|>=|<|>)\s*({_NUMBER})\s+at\s+({_NUMBER})\s*
 
 
 class Threshold(BaseModel):
-    """`<tag> < <bound> at <steps>`: judged once, by the first value logged at or after `steps`."""
+    """`<tag> < <bound> at <steps>`: applied once, to the first value logged at or after `steps`."""
 
     model_config = ConfigDict(frozen=True)
     text: str
@@ -33,10 +33,10 @@ class Threshold(BaseModel):
 
     @classmethod
     def parse(cls, text: str) -> Threshold:
-        """Read one.
+        """Parse a rule.
 
         Raises:
-            UsageError: if it has another form.
+            UsageError: If it has another form.
         """
         found = _RULE.fullmatch(text)
         if found is None:
@@ -48,7 +48,7 @@ class Threshold(BaseModel):
         return cls(text=text, tag=tag, compare=compare, bound=float(bound), steps=float(steps))
 
     def verdict(self, rows: Sequence[dict[str, Any]]) -> str | None:
-        """Why a run with these rows is to end, or None."""
+        """Return the reason why a run with these log rows should stop, or None."""
         for row in rows:
             if row[STEP] >= self.steps and self.tag in row:
                 value = row[self.tag]
@@ -59,10 +59,10 @@ class Threshold(BaseModel):
 
 
 class Halving(BaseModel):
-    """Successive halving: at from, from·by, from·by², … steps only the best 1/by go on.
+    """Successive halving: at start, start·by, start·by², … steps, only the best 1/by continue.
 
-    Asynchronous, as Optuna has it (`SuccessiveHalvingPruner`; Li et al. 2020, arXiv 1810.05934): a
-    run is compared with those that were there before it, so the first to come always goes on.
+    It is asynchronous, as in Optuna (`SuccessiveHalvingPruner`; Li et al. 2020, arXiv 1810.05934):
+    a run is compared with those that got there before it, so the first one always continues.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -79,14 +79,14 @@ class Rules(BaseModel):
     halving: Halving | None = None
 
     def __bool__(self) -> bool:
-        """Whether there is one."""
+        """Return whether there is any rule."""
         return bool(self.stop_when) or self.halving is not None
 
     def expect_tags(self, tasks: Sequence[str]) -> None:
-        """Refuse a tag that no run of these tasks logs.
+        """Check that runs of these tasks log the tags.
 
         Raises:
-            UsageError: it names the nearest.
+            UsageError: If not; the message suggests the nearest tag.
         """
         for rule in self.stop_when:
             expect_tag("stop_when", rule.tag, tasks)
@@ -95,7 +95,7 @@ class Rules(BaseModel):
 
 
 def expect_tag(field: str, tag: str, tasks: Sequence[str]) -> None:
-    """Refuse a tag that no run of these tasks logs; the error names the nearest."""
+    """Check that runs of these tasks log a tag; the error suggests the nearest one."""
     known = ["eval/success_rate/mean", "eval/success_rate/worst", "eval/return/mean"]
     kinds = "eval/success_rate", "eval/return", "rollout/success_rate", "rollout/ep_rew_mean"
     known += [f"{kind}/{task}" for kind in kinds for task in tasks]

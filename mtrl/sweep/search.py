@@ -1,4 +1,4 @@
-"""Points that Optuna draws, from what earlier ones have shown; remembered in the sweep's folder."""
+"""Search with Optuna, which draws points based on earlier results; stored in the sweep's folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STUDY = "search"
 
 
 def corners(plan: Plan) -> Iterator[dict[str, Any]]:
-    """Points at the ends of every range and with every choice, to be checked before a search."""
+    """Yield points at the ends of every range and with every choice, to check before a search."""
     choices = [len(space) for space in plan.search.values() if isinstance(space, tuple)]
     for i in range(max([2, *choices])):
         ends = {k: (v.low, v.high) if isinstance(v, Range) else v for k, v in plan.search.items()}
@@ -25,15 +25,15 @@ def corners(plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 class Search:
-    """Draws points, and tells Optuna how they did.
+    """Draws points, and reports their results to Optuna.
 
     Args:
-        folder: Of the sweep.
-        plan: It has the ranges.
-        tag: What is to be large in the end: the mean over seeds of its last value.
+        folder: Folder of the sweep.
+        plan: Plan with the ranges.
+        tag: Tag to maximise: the mean over seeds of its last value.
 
     Raises:
-        UsageError: if Optuna is missing, or a range fits no distribution.
+        UsageError: If Optuna is not installed, or a range is invalid.
     """
 
     def __init__(self, folder: SweepFolder, plan: Plan, tag: str) -> None:
@@ -42,36 +42,36 @@ class Search:
         self._study = open_study(folder.storage, STUDY)
 
     def drawn(self, number: int) -> dict[str, Any]:
-        """Point `number`: as it was drawn before, or by what is known now.
+        """Return point `number`, as drawn before or newly drawn from the results so far.
 
         Raises:
-            UsageError: if the ranges do not go with those of before.
+            UsageError: If the ranges are inconsistent with earlier ones.
         """
         trials = self._study.get_trials(deepcopy=False)
         if number < len(trials):
             params = trials[number].params
             if params.keys() != self._distributions.keys():
                 raise UsageError(
-                    f"search: expected ranges of {', '.join(params)}, as this sweep began with, "
-                    f"got {', '.join(self._distributions)}; another --out begins another search"
+                    f"search: expected ranges of {', '.join(params)}, as this sweep started with, "
+                    f"got {', '.join(self._distributions)}; use another --out for a new search"
                 )
         else:
             self._tell()
             try:
                 params = self._study.ask(self._distributions).params
             except ValueError as error:
-                reason = f"{one_line(error)}; another --out begins another search"
+                reason = f"{one_line(error)}; use another --out for a new search"
                 raise UsageError(f"search: {reason}") from None
         return {name: _decoded(value) for name, value in params.items()}
 
     def failed(self, number: int) -> None:
-        """A point that cannot be: it is not drawn again nearby."""
+        """Report an invalid point, so that it is not drawn again nearby."""
         from optuna.trial import TrialState
 
         self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _tell(self) -> None:
-        """Tell Optuna of points whose runs have all ended since."""
+        """Report points whose runs have all ended to Optuna."""
         from optuna.trial import TrialState
 
         runs: dict[int, list[str]] = {}
@@ -95,7 +95,7 @@ class Search:
         return float("nan") if value is None else value
 
     def best(self, n: int) -> list[tuple[int, float, Mapping[str, Any]]]:
-        """The best points so far: number, score, what was drawn."""
+        """Return the best points so far: number, score and drawn values."""
         self._tell()
         done = [t for t in self._study.get_trials(deepcopy=False) if t.value is not None]
         done = sorted(done, key=lambda trial: -float(trial.value or 0.0))[:n]

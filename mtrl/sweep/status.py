@@ -1,4 +1,4 @@
-"""How a sweep goes, read off its folder: from any machine, while it runs or after."""
+"""Status of a sweep, read from its folder on any machine, during or after the sweep."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from mtrl.training.console import say
 
 ORDER = ("running", "waiting", "queued", "stopped", "failed", "ended early", "finished")
 TAIL = 200_000
-"""Of a log so much is read, its end [bytes]."""
+"""Size of the end of a log that is read [bytes]."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A run at this moment.
+    """Current status of a run.
 
     Attributes:
         entry: The run.
-        what: A word of `ORDER`.
-        steps: How far its logs go [environment steps over all tasks].
-        success: Mean success rate, or return where there is none, of the last evaluation.
-        speed: Over the last rows [environment steps per second].
-        seconds: What it has taken so far [s].
-        why: A line about one that failed, was ended early or is queued.
-        host: Where it is, or was last.
+        what: A state in `ORDER`.
+        steps: Last logged step [environment steps over all tasks].
+        success: Mean success rate of the last evaluation, or mean return if there is none.
+        speed: Speed in the last rows [environment steps per second].
+        seconds: Time so far [s].
+        why: Reason, if it failed, ended early or is queued.
+        host: Machine it runs on, or last ran on.
     """
 
     entry: Entry
@@ -49,7 +49,7 @@ class Row:
 
     @property
     def left(self) -> float | None:
-        """To its end, at the pace so far, evaluations included [s]."""
+        """Time left at the average speed so far, including evaluations [s]."""
         if self.what in ("finished", "ended early"):
             return 0.0
         if not self.steps or not self.seconds:
@@ -58,10 +58,10 @@ class Row:
 
 
 def read(folder: SweepFolder) -> list[Row]:
-    """Every run of a sweep.
+    """Read the status of every run of a sweep.
 
     Raises:
-        UsageError: if it is no sweep's folder.
+        UsageError: If it is not the folder of a sweep.
     """
     now = folder.now()
     return [_row(folder, entry, now) for entry in folder.entries()]
@@ -75,7 +75,7 @@ def _row(folder: SweepFolder, entry: Entry, now: float) -> Row:
         host = state.attempts[-1].host if state.attempts else ""
         if what == "running" and not folder.is_at_work(entry.name, now):
             what, why = "waiting", f"lost on {host}"
-    if what != "finished" and is_finished(run_dir):  # by hand, or before it could be told
+    if what != "finished" and is_finished(run_dir):  # by hand, or not yet recorded
         what = "finished"
     rows = tail(run_dir / "progress.json")
     last = rows[-1] if rows else {}
@@ -92,7 +92,7 @@ def _row(folder: SweepFolder, entry: Entry, now: float) -> Row:
 
 
 def tail(path: Path) -> list[Mapping[str, Any]]:
-    """The last rows of a log; none if there is no such file."""
+    """Read the last rows of a log; [] if there is no such file."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -104,7 +104,7 @@ def tail(path: Path) -> list[Mapping[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:  # the end of a line that is being written
+        except ValueError:  # a partially written line
             continue
         if isinstance(row, dict) and STEP in row:
             rows.append(row)
@@ -112,7 +112,7 @@ def tail(path: Path) -> list[Mapping[str, Any]]:
 
 
 def newest(rows: Sequence[Mapping[str, Any]], *tags: str) -> float | None:
-    """The last value of a tag; of the first of several that has any."""
+    """Return the last value of the first tag that has any."""
     for tag in tags:
         for row in reversed(rows):
             if tag in row:
@@ -121,7 +121,7 @@ def newest(rows: Sequence[Mapping[str, Any]], *tags: str) -> float | None:
 
 
 def time_left(rows: Sequence[Row]) -> float | None:
-    """Of the whole sweep, with as many runs at a time as there are now [s]; None if unknown."""
+    """Estimate the time left in the sweep at the current parallelism [s]; None if unknown."""
     timed = [row for row in rows if row.steps and row.seconds]
     at_a_time = sum(row.what == "running" for row in rows)
     if not timed or not at_a_time:
@@ -136,7 +136,7 @@ def time_left(rows: Sequence[Row]) -> float | None:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Counts, and the time left of the whole, in one line."""
+    """Return one line with counts and the time left."""
     counts = Counter(row.what for row in rows)
     parts = [f"{counts[what]} {what}" for what in ORDER if counts[what]]
     left = time_left(rows)
@@ -144,16 +144,16 @@ def summary(rows: Sequence[Row]) -> str:
     return f"{len(rows)} runs: " + ", ".join([*parts, *about])
 
 
-def table(rows: Sequence[Row], most: int | None = None, width: int = 1000) -> str:
-    """A line per run, those at work first, under a summary.
+def table(rows: Sequence[Row], max_lines: int | None = None, width: int = 1000) -> str:
+    """Return a summary and a line per run, running ones first.
 
     Args:
         rows: The runs.
-        most: At most so many lines.
-        width: At most so many characters in each.
+        max_lines: Maximum number of lines.
+        width: Maximum length of a line [characters].
     """
     ordered = sorted(rows, key=lambda row: ORDER.index(row.what))
-    shown = ordered if most is None else ordered[: max(0, most - 3)]
+    shown = ordered if max_lines is None else ordered[: max(0, max_lines - 3)]
     head = ("run", "state", "steps", "score", "steps/s", "left", "about")
     cells = [head, *(_cells(row) for row in shown)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
@@ -183,10 +183,10 @@ def _duration(seconds: float) -> str:
 
 
 class Live:
-    """The table on a terminal, drawn again in its place; nothing where there is none.
+    """Live table on a terminal, redrawn in place; does nothing without a terminal.
 
     Args:
-        folder: Of the sweep.
+        folder: Folder of the sweep.
     """
 
     def __init__(self, folder: SweepFolder) -> None:
@@ -197,9 +197,9 @@ class Live:
             self._shows = False
 
     def __call__(self) -> None:
-        """Draw it, unless that was done just now: a look at many logs takes its time."""
-        begun = time.monotonic()
-        if not self._shows or begun < self._next:
+        """Redraw the table, but not too often, because reading many logs takes time."""
+        start = time.monotonic()
+        if not self._shows or start < self._next:
             return
         size = shutil.get_terminal_size()
         self.clear()
@@ -207,18 +207,18 @@ class Live:
         self._write(text + "\n")
         self._lines = text.count("\n") + 1
         end = time.monotonic()
-        self._next = end + max(1.0, 50 * (end - begun))
+        self._next = end + max(1.0, 50 * (end - start))
 
     def tell(self, text: str) -> None:
-        """A line above it."""
+        """Print a line above the table."""
         self.clear()
         self._next = 0.0
         say(text)
 
     def clear(self) -> None:
-        """Take it away, for other lines."""
+        """Erase the table, before other output."""
         if self._lines:
-            self._write(f"\x1b[{self._lines}F\x1b[J")  # up to its first line, and all below
+            self._write(f"\x1b[{self._lines}F\x1b[J")  # move to its first line, and erase below
             self._lines = 0
 
     def _write(self, text: str) -> None:

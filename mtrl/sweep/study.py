@@ -1,4 +1,4 @@
-"""Optuna's memory of a sweep, a journal in its folder."""
+"""Optuna's storage for a sweep, a journal in its folder."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mtrl.errors import UsageError
 
 
 def import_optuna() -> Any:
-    """The package, which is an extra.
+    """Import Optuna, an optional dependency.
 
     Raises:
-        UsageError: if it is missing.
+        UsageError: If it is not installed.
     """
     try:
         import optuna
@@ -22,10 +22,10 @@ def import_optuna() -> Any:
 
 
 def open_study(storage: Path, name: str) -> Any:
-    """A study that maximises, in a journal that many processes may write to.
+    """Open a study that maximises, in a journal that several processes may write to.
 
     Raises:
-        UsageError: if Optuna is missing.
+        UsageError: If Optuna is not installed.
     """
     optuna = import_optuna()
     from optuna.storages import JournalStorage

@@ -1,16 +1,18 @@
-"""Everything that is checked before a run begins: the cheap first, PyTorch only when needed."""
+"""Checks before a run starts: cheap ones first, with PyTorch only when needed."""
 
 from __future__ import annotations
 
 import tempfile
 import warnings
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mtrl.config.surgery import check as check_surgery
-from mtrl.config.train import TrainConfig, shown
-from mtrl.config.trunks import check as check_trunk
+from mtrl.config.registry import METHODS, TRUNKS
+from mtrl.config.train import AgentConfig, TrainConfig, shown
 from mtrl.errors import UsageError, import_attribute
+from mtrl.training.callbacks import check as check_callback
+from mtrl.training.memory import expect_memory, expect_memory_for_simulators
+from mtrl.training.tasks import chosen, expect_stages, named
 
 if TYPE_CHECKING:
     import torch
@@ -18,53 +20,54 @@ if TYPE_CHECKING:
     from mtrl.envs.benchmarks import Benchmark
     from mtrl.sac.agent import MTSAC
 
-SIMULATOR_MEMORY = 20 * 2**20
-"""The least that an environment of Meta-World takes [bytes]: 20 to 34 MiB were measured."""
-
 LONGEST_TEMPORARY_FOLDER = 75
-"""What a socket's address, of at most 107 bytes, leaves of the folder it is in [bytes]."""
+"""Maximum length of the temporary folder [bytes]: socket addresses have at most 107 bytes."""
 
 
 def check_names(config: TrainConfig, benchmark: Benchmark | None = None) -> Benchmark:
-    """Import the modules that are named, and look up methods and tasks, without PyTorch.
+    """Import the modules in `imports`, and look up methods and tasks, without PyTorch.
 
     Raises:
-        UsageError: if a name is unknown or a module cannot be imported.
+        UsageError: If a name is unknown or a module cannot be imported.
     """
     for module in config.imports:
         import_attribute("imports", module)
     learner = config.learner
     for spec in (learner.surgery, learner.actor_surgery, learner.critic_surgery):
         if spec is not None:
-            check_surgery(spec)
+            METHODS.check(spec)
     agent = config.agent
     for spec in (agent.trunk, agent.actor_trunk, agent.critic_trunk):
         if spec is not None:
-            check_trunk(spec)
-    from mtrl.envs.benchmarks import get_benchmark  # brings a simulator
-
-    return get_benchmark(config.benchmark, config.tasks) if benchmark is None else benchmark
+            TRUNKS.check(spec)
+    for spec in config.callbacks:
+        check_callback(spec)
+    return chosen(config) if benchmark is None else benchmark
 
 
 def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
     """Check numbers, simulators and the machine, without PyTorch.
 
     Raises:
-        UsageError: if they do not fit together.
+        UsageError: If they are inconsistent.
     """
+    from mtrl.demonstrations.sources import sources
     from mtrl.envs.make import steps_of_an_episode
     from mtrl.envs.parity import choose_simulators
 
-    config.schedule(len(benchmark.tasks))
+    schedule = config.schedule(len(benchmark.tasks))
+    expect_stages(config, schedule.total_timesteps)
     steps_of_an_episode(benchmark, config.environment.horizon)
     choose_simulators(benchmark, config.environment)
+    if config.demonstrations:
+        sources(config.demonstrations, benchmark)
     if config.eval_video and benchmark.custom:
-        raise UsageError(f"eval_video: expected tasks of Meta-World's, got {benchmark.name}")
+        raise UsageError(f"eval_video: expected Meta-World tasks, got {benchmark.name}")
     folder = tempfile.gettempdir()
     if len(folder.encode()) > LONGEST_TEMPORARY_FOLDER:
         raise UsageError(
             f"TMPDIR: expected a path of at most {LONGEST_TEMPORARY_FOLDER} bytes, because "
-            f"simulator processes put sockets there, got {len(folder.encode())}: {folder}; "
+            f"simulator processes create sockets there, got {len(folder.encode())}: {folder}; "
             "set a shorter one: TMPDIR=/tmp mtrl-train …"
         )
 
@@ -75,36 +78,44 @@ def check(
     """Look up every name and fill in defaults, before anything heavy starts.
 
     Args:
-        config: As it was asked for.
-        benchmark: In place of what `config.benchmark` names. The configuration that is returned
-            names it: by where it can be imported from, or else by its own name.
+        config: Requested configuration.
+        benchmark: Benchmark in place of `config.benchmark`. The returned configuration names it by
+            where it can be imported from, or else by its name.
 
     Raises:
-        UsageError: if a name is unknown, the device or a simulator is missing, numbers do not fit
-            together, or the run would not fit in memory.
+        UsageError: If a name is unknown, the device or a simulator is missing, numbers are
+            inconsistent, or the run would not fit in memory.
     """
     if benchmark is not None:
-        benchmark, config = _named(benchmark, config)
+        benchmark, config = named(benchmark, config)
     benchmark = check_names(config, benchmark)
     check_plan(config, benchmark)
     from mtrl.devices import resolve_device
     from mtrl.envs.examine import examined
     from mtrl.envs.make import steps_of_an_episode
     from mtrl.nets.precision import resolve_precision
+    from mtrl.nets.trunks import with_sizes
 
     device = resolve_device(config.device)
     precision = resolve_precision(config.learner.precision, device)
     benchmark = examined(benchmark)
-    _check_memory(config, _check_networks(config, benchmark), device)
-    _check_simulators(config, benchmark)
+    agent = _check_networks(config, benchmark)
+    if config.transfer.curriculum is not None:  # one size of networks for all stages
+        sized = with_sizes(config.agent, len(benchmark.tasks))
+        config = config.model_copy(update={"agent": sized})
+    expect_memory(config, agent, device)
+    expect_memory_for_simulators(config, benchmark)
     if config.eval_video:
         from mtrl.evaluation.video import find_backend
 
         find_backend()
     compiles = config.learner.compile and device.type == "cuda"
     if compiles != config.learner.compile:
-        warnings.warn("compile: left out on a CPU, where it makes updates slower", stacklevel=2)
-    learner = config.learner.model_copy(update={"precision": precision, "compile": compiles})
+        warnings.warn("compile: ignored on a CPU, where it makes updates slower", stacklevel=2)
+    resolved: dict[str, Any] = {"precision": precision, "compile": compiles}
+    if isinstance(config.learner.target_entropy, str):  # per action dimension
+        resolved["target_entropy"] = config.learner.entropy_of(sizes_of(benchmark)[1])
+    learner = config.learner.model_copy(update=resolved)
     schedule = config.schedule(len(benchmark.tasks))
     horizon = steps_of_an_episode(benchmark, config.environment.horizon)
     environment = config.environment.model_copy(update={"horizon": horizon})
@@ -113,10 +124,10 @@ def check(
 
 
 def check_elsewhere(config: TrainConfig) -> Benchmark:
-    """Check what does not depend on this machine, for a run on another.
+    """Check everything that does not depend on this machine, for a run on another one.
 
     Raises:
-        UsageError: if a name is unknown, numbers do not fit together, or a method cannot do with
+        UsageError: If a name is unknown, numbers are inconsistent, or a method does not support
             the networks.
     """
     benchmark = check_names(config)
@@ -128,35 +139,17 @@ def check_elsewhere(config: TrainConfig) -> Benchmark:
     return benchmark
 
 
-def _named(benchmark: Benchmark, config: TrainConfig) -> tuple[Benchmark, TrainConfig]:
-    """The tasks of `benchmark` that `config` chooses, and `config` such that it names them.
-
-    So the run's own file says what it was trained on, and `--config` finds it again.
-    """
-    from mtrl.envs.benchmarks import NAMED, select
-    from mtrl.envs.record import with_source
-
-    benchmark = with_source(benchmark)
-    if config.tasks is not None:
-        benchmark = select(benchmark, config.tasks)
-    name = benchmark.source or benchmark.name
-    whole = benchmark.custom or NAMED.get(name) == benchmark.tasks
-    tasks = config.tasks if whole else benchmark.tasks
-    return benchmark, config.model_copy(update={"benchmark": name, "tasks": tasks})
-
-
 def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
-    """Make networks and methods without memory: a method says what it cannot do with them.
+    """Build networks and methods on the meta device, without allocating memory.
 
     Returns:
         The agent, on the meta device.
 
     Raises:
-        UsageError: from the method, or if networks are beyond all memory.
+        UsageError: If a method does not support the networks, or their sizes overflow.
     """
     import torch
 
-    from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE
     from mtrl.nets.trunks import load_trunk
     from mtrl.sac.agent import MTSAC
     from mtrl.surgery import get_surgery
@@ -169,11 +162,9 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
         "actor": get_surgery(learner.actor_surgery or learner.surgery, learner),
         "critics": get_surgery(learner.critic_surgery or learner.surgery, learner),
     }
-    spaces = benchmark.spaces or (OBSERVATION_SPACE, ACTION_SPACE)
-    sizes = [space.shape[0] for space in spaces]
     try:
         with torch.device("meta"):
-            agent = MTSAC(benchmark.tasks, config.agent, *sizes)
+            agent = MTSAC(benchmark.tasks, config.agent, *sizes_of(benchmark))
             for name, networks in agent.networks().items():
                 surgeries[name].prepare(networks)
     except UsageError:
@@ -188,46 +179,36 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
     return agent
 
 
-def _check_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> None:
-    """Compare the least that training needs with all the memory there is."""
-    from mtrl.devices import total_memory
+def sizes_of(benchmark: Benchmark) -> tuple[int, int]:
+    """Return the lengths of observations and actions of an examined benchmark."""
+    from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE
 
-    memory = total_memory(device)
-    if memory is None:
-        return
-    # Parameters, gradients and two moments; targets, which have none of these, stand for buffers.
-    networks = 4 * sum(4 * parameter.numel() for parameter in agent.parameters())
-    if networks > memory:
-        raise UsageError(
-            f"agent: expected networks that fit in {memory / 2**30:,.1f} GiB of memory, got "
-            f"{networks / 2**30:,.1f} GiB of parameters, gradients and moments; smaller "
-            "hidden_sizes or critic_bins need less"
-        )
-    # Observation, action, reward and end of each transition.
-    row = 4 * len(agent.tasks) * (agent.observation_size + agent.action_size + 2)
-    fits = int((memory - networks) // row)
-    if config.learner.buffer_size > fits:
-        raise UsageError(
-            f"buffer_size: expected at most the {fits:,} transitions per task that "
-            f"{memory / 2**30:,.1f} GiB of memory hold, got {config.learner.buffer_size:,}"
-        )
+    observations, actions = benchmark.spaces or (OBSERVATION_SPACE, ACTION_SPACE)
+    return observations.shape[0], actions.shape[0]
 
 
-def _check_simulators(config: TrainConfig, benchmark: Benchmark) -> None:
-    """Compare the memory of Meta-World's reference environments with all the machine has."""
-    import torch
+def expect_agent(
+    agent: Any, benchmark: Benchmark | None = None, config: AgentConfig | None = None
+) -> MTSAC:
+    """Check that an agent has the tasks, sizes and networks of a run, and return it.
 
-    from mtrl.devices import total_memory
-    from mtrl.envs.parity import choose_simulators
+    Raises:
+        UsageError: If it is another object or differs from the run.
+    """
+    from mtrl.sac.agent import MTSAC
 
-    memory = total_memory(torch.device("cpu"))
-    n_tasks = choose_simulators(benchmark, config.environment).by_task.count("metaworld")
-    if memory is None or not n_tasks:
-        return
-    fits = memory // (n_tasks * SIMULATOR_MEMORY)
-    if config.environment.envs_per_task > fits:
-        raise UsageError(
-            f"envs_per_task: expected at most the {fits:,} environments of each of {n_tasks} tasks "
-            f"that {memory / 2**30:,.1f} GiB of memory hold, got "
-            f"{config.environment.envs_per_task:,}"
-        )
+    if not isinstance(agent, MTSAC):
+        raise UsageError(f"agent: expected an mtrl.MTSAC, got {type(agent).__name__}")
+    if benchmark is not None:
+        sizes = agent.observation_size, agent.action_size
+        for name, expected, got in (
+            ("tasks in this order:", " ".join(benchmark.tasks), " ".join(agent.tasks)),
+            ("observations and actions of length", sizes_of(benchmark), sizes),
+        ):
+            if expected != got:
+                raise UsageError(f"agent: expected {name} {expected}, got {got}")
+    for name, expected in config or ():
+        if expected != (got := getattr(agent.config, name)):
+            values = f"{shown(expected)}, got {shown(got)}"
+            raise UsageError(f"agent: expected the run's networks: {name} {values}")
+    return agent

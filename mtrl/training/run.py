@@ -1,32 +1,33 @@
-"""Start a run, or go on with one."""
+"""Start a run, or resume one."""
 
 from __future__ import annotations
 
-import json
-import platform
-import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
 from mtrl.folder import (
-    installed_versions,
+    DEMONSTRATIONS,
     newest_checkpoint,
     read_benchmark,
-    write_benchmark,
     write_text,
 )
 from mtrl.training.check import check as check
+from mtrl.training.check import expect_agent, sizes_of
 from mtrl.training.console import say
 from mtrl.training.lock import locked
 from mtrl.training.place import MAY_CHANGE, begun, make_folder, nothing_left, quoted
+from mtrl.training.record import record_benchmark, record_process
 
 if TYPE_CHECKING:
     import torch
+    from stable_baselines3.common.logger import Logger
 
     from mtrl.envs.benchmarks import Benchmark
+    from mtrl.sac.agent import MTSAC
+    from mtrl.training.callbacks import Callback
     from mtrl.training.trainer import Outcome, Trainer
 
 
@@ -36,40 +37,74 @@ def train(
     note: str | None = None,
     *,
     resume_if_exists: bool = False,
+    callbacks: Sequence[Callback] = (),
+    agent: MTSAC | None = None,
+    logger: Logger | None = None,
 ) -> Outcome:
     """Train, evaluate and save one policy.
 
     Args:
-        config: Everything that decides what the run does.
-        benchmark: Custom tasks, in place of those that `config.benchmark` names; `config.tasks`
-            chooses among them.
-        note: Lines to print once the run begins.
-        resume_if_exists: Go on with the run in `config.run_dir` if there is one, as schedulers need
-            that start a job again. A complete run is left as it is; one without a checkpoint
-            begins anew.
+        config: Configuration of the run.
+        benchmark: Custom tasks to use instead of `config.benchmark`; `config.tasks` selects among
+            them.
+        note: Lines to print when the run starts.
+        resume_if_exists: Resume the run in `config.run_dir` if there is one. Use this with
+            schedulers that restart jobs. A complete run is left unchanged; a run without a
+            checkpoint starts again.
+        callbacks: Callbacks to call after those in `config.callbacks`.
+        agent: Agent to train in place. Default: a new one. Its network configuration replaces
+            `config.agent`.
+        logger: Logger of Stable-Baselines3 that receives every row in addition to the run's own
+            files. It is not closed.
 
     Raises:
-        UsageError: if the configuration asks for what cannot be done; nothing is written then.
+        UsageError: If the configuration is invalid; nothing is written then.
     """
     _expect_main_guard()
+    if agent is not None:
+        config = config.model_copy(update={"agent": expect_agent(agent).config})
     before = begun(config, benchmark is None) if resume_if_exists else None
     if before is not None:
         changes = {name: config.flat()[name] for name in MAY_CHANGE}
-        return _locked_resume(before, changes, benchmark, may_be_complete=True)
+        given = _Given(benchmark, callbacks, agent, logger)
+        return _locked_resume(before, changes, given, may_be_complete=True)
+    lines = [] if note is None else [note]
+    if config.transfer.init_from is not None:
+        if agent is not None:
+            raise UsageError("init_from: expected no agent=... with it, got both")
+        from mtrl.sac.transfer import adopted, expect_sizes
+
+        config, header, replaced = adopted(config)
+        lines += replaced
     benchmark, device, config = check(config, benchmark)
+    if config.transfer.init_from is not None:
+        expect_sizes(header, *sizes_of(benchmark))
+    parts = _Given(benchmark, callbacks, agent, logger).parts(config)
+    from mtrl.demonstrations.sources import sources
+
+    if agent is not None and config.transfer.curriculum is not None:
+        raise UsageError("agent: expected none beside a curriculum, got one")
+    shown = sources(config.demonstrations, benchmark) if config.demonstrations else None
     made = make_folder(config, benchmark.name, resume_if_exists)
     run_dir = config.run_dir or made[0]
     with locked(run_dir) as warning:
         with nothing_left(made):
             logdir = run_dir if config.run_dir else run_dir.parent
             watch = f"run folder: {run_dir}\nwatch: tensorboard --logdir {quoted(logdir)}"
-            for text in (note, warning, watch):
+            for text in (*lines, warning, watch):
                 if text is not None:
                     say(text)
             write_text(run_dir / "config.yaml", config.to_yaml())
-            _record_benchmark(run_dir, benchmark)
-            _record_process(run_dir, config, benchmark, device)
-            trainer = _trainer(config, benchmark, device, run_dir)
+            record_benchmark(run_dir, benchmark)
+            record_process(run_dir, config, benchmark, device)
+            if shown is not None:
+                how = config.environment.horizon, config.environment.workers
+                if shown.experts:
+                    say(f"demonstrations: {sum(shown.experts.values())} episodes of the experts")
+                found = shown.gather(benchmark, config.seed, *how)
+                found.save(run_dir / DEMONSTRATIONS)
+                say(f"demonstrations: {found}")
+            trainer = _trainer(config, benchmark, device, run_dir, **parts)
         return trainer.run()
 
 
@@ -80,21 +115,25 @@ def resume(
     benchmark: Benchmark | None = None,
     *,
     max_restarts: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    agent: MTSAC | None = None,
+    logger: Logger | None = None,
 ) -> Outcome:
-    """Go on with a run from its newest checkpoint.
+    """Resume a run from its latest checkpoint.
 
     Args:
-        run_dir: Its folder.
-        total_timesteps: A new end for the run [environment steps over all tasks].
-        max_runtime: Stop after so long [hours], instead of after what the run began with.
-        benchmark: What `train` was given; default: what the run was trained on, imported from
-            where its benchmark.json says.
-        max_restarts: How many more simulator processes may fail, instead of as many as the run
-            began with.
+        run_dir: Folder of the run.
+        total_timesteps: New end of the run [environment steps over all tasks].
+        max_runtime: New time limit [hours]. Default: the run's own limit.
+        benchmark: Same `benchmark` as in `train`. Default: the run's benchmark, imported from the
+            source in its benchmark.json.
+        max_restarts: New number of simulator processes that may fail. Default: the run's own.
+        callbacks, agent, logger: Same as in `train`. A run does not store them, so pass them
+            again. The state of callbacks is restored from the checkpoint.
 
     Raises:
-        UsageError: if there is nothing to go on from, or nothing left to do, or the benchmark
-            cannot be imported.
+        UsageError: If there is no checkpoint, the run is complete, or the benchmark cannot be
+            imported.
     """
     _expect_main_guard()
     changes = {
@@ -102,13 +141,35 @@ def resume(
         "max_runtime": max_runtime,
         "max_restarts": max_restarts,
     }
-    return _locked_resume(Path(run_dir).expanduser(), changes, benchmark)
+    given = _Given(benchmark, callbacks, agent, logger)
+    return _locked_resume(Path(run_dir).expanduser(), changes, given)
+
+
+class _Given(NamedTuple):
+    """Arguments that a configuration cannot hold and that are therefore not stored in a run."""
+
+    benchmark: Benchmark | None
+    callbacks: Sequence[Callback]
+    agent: MTSAC | None
+    logger: Logger | None
+
+    def parts(self, config: TrainConfig) -> dict[str, Any]:
+        """Check the arguments, and return those of `Trainer`; `benchmark` must be examined."""
+        from mtrl.training.hooks import made, mirror
+
+        assert self.benchmark is not None
+        if self.agent is not None:
+            expect_agent(self.agent, self.benchmark, config.agent)
+        callbacks = made(config.callbacks, self.callbacks)
+        if self.logger is not None:
+            callbacks.append(mirror(self.logger))
+        return {"callbacks": callbacks, "agent": self.agent}
 
 
 def _locked_resume(
     run_dir: Path,
     changes: dict[str, Any],
-    benchmark: Benchmark | None,
+    given: _Given,
     *,
     may_be_complete: bool = False,
 ) -> Outcome:
@@ -116,23 +177,28 @@ def _locked_resume(
     with locked(run_dir) as warning:
         if warning is not None:
             say(warning)
-        return _resume(run_dir, changes, benchmark, may_be_complete)
+        return _resume(run_dir, changes, given, may_be_complete)
 
 
 def _resume(
-    run_dir: Path, changes: dict[str, Any], benchmark: Benchmark | None, may_be_complete: bool
+    run_dir: Path, changes: dict[str, Any], given: _Given, may_be_complete: bool
 ) -> Outcome:
-    before, given = TrainConfig.from_yaml(run_dir / "config.yaml"), benchmark
+    before, benchmark = TrainConfig.from_yaml(run_dir / "config.yaml"), given.benchmark
     changes = {name: value for name, value in changes.items() if value is not None}
     record = read_benchmark(run_dir)
     if record is not None:
         from mtrl.envs.record import benchmark_of, expect_tasks_of
 
-        benchmark = benchmark_of(record) if given is None else expect_tasks_of(record, given)
-    benchmark, device, config = check(before.model_copy(update=changes), benchmark)
-    if given is None:  # the name in the record need not be one that a configuration takes
-        same = {"benchmark": before.benchmark, "tasks": before.tasks}
-        config = config.model_copy(update=same)
+        mine = given.benchmark
+        benchmark = benchmark_of(record) if mine is None else expect_tasks_of(record, mine)
+    # Demonstrations are in the folder, so their source is not needed.
+    changed = before.model_copy(update=changes | {"demonstrations": ()})
+    benchmark, device, config = check(changed, benchmark)
+    same: dict[str, Any] = {"demonstrations": before.demonstrations}
+    if given.benchmark is None:  # the recorded name may not be valid in a configuration
+        same |= {"benchmark": before.benchmark, "tasks": before.tasks}
+    config = config.model_copy(update=same)
+    parts = given._replace(benchmark=benchmark).parts(config)
     from mtrl.training.checkpoint import load_newest
     from mtrl.training.trainer import Outcome
 
@@ -143,16 +209,16 @@ def _resume(
     if state.get("steps", 0) >= total and (run_dir / "eval.json").exists():
         complete = f"{run_dir} is complete with {total} steps"
         if not may_be_complete:
-            reason = f"{complete}; a larger --total-timesteps would extend it"
+            reason = f"{complete}; use a larger --total-timesteps to extend it"
             raise UsageError(f"resume: {reason}")
         say(complete)
         return Outcome(run_dir, None)
-    trainer = _trainer(config, benchmark, device, run_dir, state)
-    # Now that the state is known to fit: the run's files say what it goes on with.
+    trainer = _trainer(config, benchmark, device, run_dir, saved=state, **parts)
+    # The state is valid: update the run's files.
     write_text(run_dir / "config.yaml", config.to_yaml())
-    if record is None:  # a run from before this was recorded
-        _record_benchmark(run_dir, benchmark)
-    _record_process(run_dir, config, benchmark, device)
+    if record is None:  # an older run
+        record_benchmark(run_dir, benchmark)
+    record_process(run_dir, config, benchmark, device)
     return trainer.run()
 
 
@@ -161,55 +227,17 @@ def _trainer(
     benchmark: Benchmark,
     device: torch.device,
     run_dir: Path,
-    state: dict[str, Any] | None = None,
+    **parts: Any,
 ) -> Trainer:
     from mtrl.devices import keep_freed_memory
     from mtrl.training.trainer import Trainer
 
     if device.type == "cpu":
         keep_freed_memory()
-    return Trainer(config, benchmark, device, run_dir, state)
+    return Trainer(config, benchmark, device, run_dir, **parts)
 
 
 def _expect_main_guard() -> None:
     from mtrl.envs.processes import expect_main_guard
 
     expect_main_guard()
-
-
-def _record_benchmark(run_dir: Path, benchmark: Benchmark) -> None:
-    """At a run's start, when no step has said yet whether its task is solved."""
-    from mtrl.envs.record import record_of
-
-    told = [not benchmark.custom or t in benchmark.tells_success for t in benchmark.tasks]
-    write_benchmark(run_dir, record_of(benchmark, told))
-
-
-def _record_process(
-    run_dir: Path, config: TrainConfig, benchmark: Benchmark, device: torch.device
-) -> None:
-    """Add this process to run.json: what was typed, which packages, simulators and machine."""
-    import torch
-
-    from mtrl.envs.parity import choose_simulators
-    from mtrl.envs.processes import n_cores
-
-    path = run_dir / "run.json"
-    processes = json.loads(path.read_text()) if path.exists() else []
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    simulators = choose_simulators(benchmark, config.environment).by_task
-    processes.append(
-        {
-            "command": sys.argv,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "versions": installed_versions(),
-            "simulators": dict(zip(benchmark.tasks, simulators, strict=True)),
-            "machine": {
-                "platform": platform.platform(),
-                "instructions": torch.backends.cpu.get_cpu_capability(),  # rounding differs by them
-                "cores": n_cores(),
-                "gpu": gpu,
-            },
-        }
-    )
-    write_text(path, json.dumps(processes, indent=2) + "\n")

@@ -1,9 +1,11 @@
-"""The loop: collect, store, learn, evaluate, log, checkpoint."""
+"""Training loop: collect, store, learn, evaluate, log and checkpoint."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +13,50 @@ import torch
 
 from mtrl.config import yaml12
 from mtrl.config.train import TrainConfig
+from mtrl.demonstrations.data import Demonstrations
 from mtrl.devices import cpu_threads
-from mtrl.envs.benchmarks import N_GOALS, Benchmark
-from mtrl.envs.metaworld import MAX_STEPS
+from mtrl.envs.benchmarks import Benchmark
 from mtrl.envs.processes import WorkerError
-from mtrl.envs.record import record_of
 from mtrl.errors import RunError
-from mtrl.evaluation.protocol import evaluate_in
-from mtrl.evaluation.scores import Evaluation
-from mtrl.folder import FINAL, write_atomically, write_benchmark
+from mtrl.folder import DEMONSTRATIONS
+from mtrl.sac.agent import MTSAC
 from mtrl.sac.diagnose import diagnose
 from mtrl.training import report
+from mtrl.training.callbacks import Callback
 from mtrl.training.checkpoint import CheckpointWriter, what_is_left
+from mtrl.training.curriculum import Curriculum
+from mtrl.training.hooks import Hooks
 from mtrl.training.interrupt import Interrupt
+from mtrl.training.judge import Judge
 from mtrl.training.logger import RunLogger
-from mtrl.training.outcome import Outcome as Outcome
-from mtrl.training.pace import Pace, TimeLeft, shown
+from mtrl.training.pace import Pace
 from mtrl.training.place import quoted
-from mtrl.training.state import RunState
+from mtrl.training.report import Outcome as Outcome
+from mtrl.training.rollout import episodes_of
 
 
 class _Stop(Exception):
-    """A signal or the clock asks to stop in good order."""
+    """A signal, the time limit or a callback requests a clean stop."""
 
 
 class Trainer:
-    """Takes a run from where its state is to its end, and writes down how it goes.
+    """Trains from the current state of a run to its end, with logs and checkpoints.
 
     Args:
-        config: All of it resolved.
-        benchmark: The tasks.
-        device: Of networks and replay.
-        run_dir: An existing folder.
-        saved: What `RunState.state_dict` gave; default: a new run.
+        config: Resolved configuration.
+        benchmark: Tasks.
+        device: Device of the networks and the replay buffer.
+        run_dir: Folder of the run; must exist.
+        saved: Result of `RunState.state_dict`, to resume a run. Default: start a new run.
+        callbacks: Callbacks of the user.
+        agent: Agent to train. Default: a new one.
 
     Attributes:
-        state: What a checkpoint holds.
+        state: State of the run, as saved in checkpoints.
+        last_step: Result of the environments' last step.
 
     Raises:
-        UsageError: if `saved` is not of a run with this configuration.
+        UsageError: If `saved` is not from a run with this configuration.
     """
 
     def __init__(
@@ -59,17 +66,19 @@ class Trainer:
         device: torch.device,
         run_dir: Path,
         saved: dict[str, Any] | None = None,
+        *,
+        callbacks: Sequence[Callback] = (),
+        agent: MTSAC | None = None,
     ) -> None:
         self.config, self.benchmark, self.run_dir = config, benchmark, run_dir
         self.schedule = config.schedule(len(benchmark.tasks))
-        self.state = RunState(config, benchmark, device, saved)
+        self.hooks = Hooks(callbacks, saved or {})
+        shown = Demonstrations.load(run_dir / DEMONSTRATIONS) if config.demonstrations else None
+        self.curriculum = Curriculum(config, benchmark, device, demonstrations=shown, agent=agent)
+        self.state = self.curriculum.begin(saved)
         self.checkpoints = CheckpointWriter(run_dir)
-        self._metrics: dict[str, torch.Tensor] = {}
+        self.last_step: tuple[Any, ...] = ()
         self.pace = Pace(self.state.steps, self.state.learner.updates)
-        # Environment steps of an episode of every task; a guess where environments end it.
-        self._judged = len(benchmark.tasks) * (config.environment.horizon or MAX_STEPS)
-        evaluations = config.eval_episodes * self._judged, N_GOALS * self._judged
-        self._left = TimeLeft(self.schedule, *evaluations)
         self._fps = 0.0
         self.interrupt = Interrupt(config.max_runtime)
         self.logger = RunLogger(
@@ -79,19 +88,25 @@ class Trainer:
             benchmark.tasks,
             tells_success=benchmark.success_key is not None,
             resume_at=self.state.steps,
+            on_row=partial(self.hooks.call, "on_log"),
         )
-        self.logger.say(self.state.simulators.note)
+        about = self.logger, run_dir
+        self._judge = Judge(self.state, self.curriculum, *about, tick=self._stop_if_requested)
+        for note in (self.state.simulators.note, *self.hooks.notes):
+            self.logger.say(note)
+        self.hooks.begin(self)
 
     def run(self) -> Outcome:
-        """Train to the end, or until a signal or the clock asks to stop.
+        """Train to the end, or until a signal, the time limit or a callback requests a stop.
 
-        Either way a checkpoint is written, as it is if simulators are lost for good.
+        A checkpoint is written in every case, and also if simulators are lost for good.
 
         Raises:
-            RunError: if numbers, simulators or the disk do not allow to go on.
+            RunError: If training cannot continue because of NaN or infinite numbers, simulators,
+                the disk or a callback.
         """
         try:
-            # Closing writes too, and fails again where a write has failed before.
+            # Closing also writes to files, and fails again if an earlier write has failed.
             with closing(self), self.interrupt, cpu_threads(self.config.threads):
                 return self._run()
         except OSError as error:
@@ -99,27 +114,44 @@ class Trainer:
 
     def _run(self) -> Outcome:
         try:
-            self._loop()
-            self._checkpoint()
-            outcome = Outcome(self.run_dir, self._finish())
+            outcome = self._to_the_end()
             self.checkpoints.wait()
-            self.logger.say(str(outcome))
-            return outcome
-        except _Stop:
-            self._checkpoint()
-            self.checkpoints.wait()
-            why = "interrupted" if self.interrupt.signal else "stopped after --max-runtime"
-            self.logger.say(f"{why}; to continue: mtrl-train --resume {quoted(self.run_dir)}")
-            return Outcome(self.run_dir, None, self.interrupt.signal)
+            self.hooks.expect_none_failed()
+            self.hooks.call("on_training_end", outcome)
+            self.hooks.expect_none_failed()
         except WorkerError as error:
             self._checkpoint()
             raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
         except FloatingPointError as error:
-            self.state.expect_numbers(self.run_dir)  # which knows more about it
+            self.state.expect_numbers(self.run_dir)  # raises a more specific error
             raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
+        if outcome.evaluation is not None:
+            self.logger.say(str(outcome))
+        return outcome
+
+    def _to_the_end(self) -> Outcome:
+        try:
+            self._loop()
+            self._checkpoint()
+            result = self._judge.final()
+            self.hooks.call("on_eval", result)
+            return Outcome(self.run_dir, result)
+        except _Stop:
+            self._checkpoint()
+            self.checkpoints.wait()
+            self.hooks.expect_none_failed()
+        signal, hook = self.interrupt.signal, self.hooks.stopped_by
+        why = "stopped after --max-runtime" if hook is None else f"stopped by {hook}"
+        why = "interrupted" if signal else why
+        self.logger.say(f"{why}; to resume: mtrl-train --resume {quoted(self.run_dir)}")
+        return Outcome(self.run_dir, None, signal, hook)
+
+    def _stop_if_requested(self, steps: int = 0) -> None:
+        if self.interrupt.wanted or self.hooks.wanted:
+            raise _Stop  # an unfinished evaluation is repeated when the run resumes
 
     def close(self) -> None:
-        """End the simulators and the logs."""
+        """Close simulators and logs."""
         self.checkpoints.close()
         self.state.close()
         self.logger.close()
@@ -128,57 +160,61 @@ class Trainer:
         state, schedule = self.state, self.schedule
         start = time.monotonic() - state.elapsed
         if state.evaluation_pending:
-            self._evaluate_on_the_way()
+            self._evaluate()
         while state.steps < schedule.total_timesteps:
-            if self.interrupt.wanted:
-                raise _Stop
+            self._stop_if_requested()
+            self.state = self._judge.state = state = self.curriculum.following(state)
             self.step()
             self.checkpoints.check()
             state.elapsed = time.monotonic() - start
             self.logger.tick(state.steps)
+            self.hooks.call("on_step")
+            if episodes := episodes_of(state.benchmark.tasks, self.last_step[-1]):
+                self.hooks.call("on_rollout_end", episodes)
             at_end = state.steps >= schedule.total_timesteps
-            to_tell = at_end
+            print_progress = at_end
             if state.due(schedule.log_every):
                 self._log()
-                to_tell = True
-            if state.due(schedule.diagnose_every) and self._metrics:
+                print_progress = True
+            if state.due(schedule.diagnose_every) and state.metrics:
                 found = diagnose(state.learner, state.replay)
-                report.diagnosis(self.logger, state.steps, self.benchmark.tasks, found)
-            if not at_end:  # which has its own
+                report.diagnosis(self.logger, state.steps, state.benchmark.tasks, found)
+            if not at_end:  # the end has its own evaluation and checkpoint
                 if state.due(schedule.eval_every):
-                    self._evaluate_on_the_way()
-                    to_tell = True
+                    self._evaluate()
+                    print_progress = True
                 if state.due(schedule.checkpoint_every):
                     self._checkpoint()
-            if to_tell:
-                self._tell()
+            if print_progress:
+                self._print_progress()
 
     def step(self) -> None:
-        """One vector step; while it is simulated, the learner learns from those before it.
+        """Make a vector step; the learner learns from earlier transitions while simulators step.
 
-        The order of what depends on what is fixed, so that a run does not depend on who is faster.
+        The order of dependent operations is fixed, so that results do not depend on timing.
         """
         state = self.state
-        learning = state.steps >= self.schedule.learning_starts
+        learning = state.steps >= state.learns_at
+        state.learner.freeze(self.config.transfer.frozen_at(state.steps))
         with self.pace.stage("act"):
-            state.collector.act(uniform=not learning)
+            state.collector.act(uniform=not learning and state.unknown())
         with self.pace.stage("learn"):
             if learning:
                 state.learner.anneal(state.steps / self.schedule.total_timesteps)
-                self._metrics = state.learner.step(state.replay, self.config.learner.gradient_steps)
+                state.metrics = state.learner.step(state.replay, self.config.learner.gradient_steps)
         with self.pace.stage("wait"):
-            answer = state.collector.wait()
+            self.last_step = state.collector.wait()
         with self.pace.stage("store"):
-            state.collector.store(answer, state.replay)
+            state.collector.store(self.last_step, state.replay)
         state.steps += state.envs.num_envs
 
     def _log(self) -> None:
-        """Read numbers off the device, as only diagnoses and evaluations do besides."""
+        """Log values from the device; only diagnoses and evaluations read from it otherwise."""
         state = self.state
         state.expect_numbers(self.run_dir)
         lap = self.pace.lap(state.steps, state.learner.updates)
         self._fps = lap["time/fps"]
-        self._left.training(state.steps, self.schedule.log_every, self._fps)
+        self._judge.left.training(state.steps, self.schedule.log_every, self._fps)
         values = {
             **lap,
             "time/updates": float(state.learner.updates),
@@ -186,61 +222,26 @@ class Trainer:
             "time/restarts": float(state.envs.restarts + state.eval_envs.restarts),
             **state.collector.statistics.values(state.envs.tells_success),
         }
-        metrics = {**self._metrics, "reward_scale": state.replay.scale.factors}
-        tasks = self.benchmark.tasks
+        metrics = {**state.metrics, "reward_scale": state.replay.scale.factors}
+        tasks = state.benchmark.tasks
         report.training(self.logger, state.steps, tasks, values, metrics=metrics)
 
-    def _tell(self) -> None:
-        """One line for whoever watches."""
+    def _print_progress(self) -> None:
+        """Print a progress line."""
         state = self.state
         rollout = state.collector.statistics.values(state.envs.tells_success)
-        left = self._left.seconds(state.steps)
+        left = self._judge.left.seconds(state.steps)
         self.logger.progress(state.steps, self._fps, left, report.scores(rollout, state.score))
 
-    def _evaluate_on_the_way(self) -> None:
-        self.state.evaluation_pending = True
-        self._evaluate(self.config.eval_episodes)
-        self.state.evaluation_pending = False
-
-    def _evaluate(self, episodes: int) -> Evaluation:
-        state = self.state
-
-        def tick(steps: int) -> None:
-            if self.interrupt.wanted:  # it is made anew when the run goes on
-                raise _Stop
-
-        # On the host, beside the simulators: a GPU would be asked for a few rows at a time.
-        policy = state.agent.snapshot("cpu")
-        start = time.monotonic()
-        result = evaluate_in(policy, state.eval_envs, self.config.seed, episodes, tick=tick)
-        self._left.judging(episodes * self._judged, time.monotonic() - start)
-        state.score = result.summary
-        write_benchmark(self.run_dir, record_of(self.benchmark, state.envs.tells_success.tolist()))
-        report.evaluation(self.logger, state.steps, result, self.config.eval_video)
-        return result
-
-    def _finish(self) -> Evaluation:
-        """Save and judge the final policy."""
-        state = self.state
-        description = state.description()
-        write_atomically(self.run_dir / FINAL, lambda path: state.agent.save(path, description))
-        expected = self._left.last_evaluation()
-        about = "" if expected is None else f", about {shown(expected)}"
-        self.logger.say(f"final evaluation: {N_GOALS} episodes per task{about}")
-        result = self._evaluate(N_GOALS)
-        report.final(
-            self.run_dir,
-            result,
-            seed=self.config.seed,
-            total_timesteps=state.steps,
-            updates=state.learner.updates,
-            seconds=round(state.elapsed, 1),
-        )
-        self.logger.finish()
-        return result
+    def _evaluate(self) -> None:
+        self.hooks.call("on_eval", self._judge.on_the_way())
 
     def _checkpoint(self) -> None:
         state = self.state
         state.expect_numbers(self.run_dir)
         description = yaml12.dump(state.agent.description() | state.description())
-        self.checkpoints.save(state.steps, state.state_dict(), description)
+        whole = state.state_dict() | self.hooks.state_dict()
+        path = self.checkpoints.save(state.steps, whole, description)
+        if self.hooks.listens("on_checkpoint"):
+            self.checkpoints.wait()
+            self.hooks.call("on_checkpoint", path)

@@ -1,15 +1,15 @@
-"""Everything that needs a GPU, in one run of some minutes on a machine that is not there for long.
+"""Run everything that needs a GPU, within a few minutes of GPU time.
 
     python scripts/gpu/run_all.py OUT [--seconds 510] [--wheels .gpu/whl]
 
-From the checkout's root. Each phase is a process group of its own with a time limit, results are
-written as they come, and no phase starves a later one that matters more: install and probe,
-captured updates against eager ones, times of captured updates (`times.py`), training of MT10 with
-PCGrad for all the time that is left, then methods whose kernels are newer and the gradient engines.
+Run it from the root of the checkout. Each phase is a separate process group with a time limit.
+Results are written immediately, and no phase takes time from a more important later one: install
+and probe; compare captured updates with eager ones; time captured updates (`times.py`); train MT10
+with PCGrad in the remaining time; then test methods with newer kernels and the gradient engines.
 
-`--wheels` names a folder of wheels for a machine without network, made by `prepare.sh`. Written to
-OUT: log.txt, time.jsonl, progress.csv, cosines.jsonl, run.json, config.yaml, actor.safetensors and
-engines.json, none above 15 MiB.
+`--wheels` is a folder of wheels, created by `prepare.sh`, for a machine without network. Files
+written to OUT: log.txt, time.jsonl, progress.csv, cosines.jsonl, run.json, config.yaml,
+actor.safetensors and engines.json, each at most 15 MiB.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 HERE, ROOT, SITE, RUN = Path(__file__).resolve().parent, Path.cwd(), "/tmp/site", Path("/tmp/run")
 LARGEST = 15 * 2**20
 NEWER = "cagrad or mgda or fairgrad"
-"""Methods that are tested last, as pytest selects them."""
+"""Methods that are tested last, as an expression for pytest's -k."""
 
 PROBE = """
 import os, platform, numpy, torch, triton
@@ -50,11 +50,11 @@ save_file(Policy.load(find_policy(Path({str(RUN)!r}))).state_dict(), OUT)
 
 
 class Phases:
-    """Commands one after the other.
+    """Runs commands one after the other.
 
     Args:
         out: Folder for results.
-        seconds: For all of them.
+        seconds: Time for all commands [s].
     """
 
     def __init__(self, out: Path, seconds: float) -> None:
@@ -65,16 +65,16 @@ class Phases:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Time left [s]."""
         return self._end - time.monotonic()
 
     def run(self, name: str, command: Sequence[object], limit: float) -> int | str:
-        """What a Python command ended with, or why it has no such number.
+        """Run a Python command; return its exit code, or why it has none.
 
         Args:
-            name: In the log.
-            command: The interpreter's arguments.
-            limit: Seconds, if so many are left; then it is asked to end by SIGTERM.
+            name: Name in the log.
+            command: Arguments of the interpreter.
+            limit: Time limit, at most the time left, after which it is sent SIGTERM [s].
         """
         limit = min(limit, self.left - 10)
         if limit < 8:
@@ -90,7 +90,7 @@ class Phases:
             with suppress(subprocess.TimeoutExpired):
                 code = process.wait(limit)
             if code == "timeout":
-                os.killpg(process.pid, signal.SIGTERM)  # mtrl-train writes a checkpoint and leaves
+                os.killpg(process.pid, signal.SIGTERM)  # mtrl-train writes a checkpoint and exits
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(20)
             with suppress(ProcessLookupError):
@@ -126,7 +126,7 @@ def main() -> None:
     phases.run("equal", [*pytest, "tests/sac/test_cuda.py", "-k", f"not ({NEWER})"], 75)
     times = [HERE / "times.py", out / "time.jsonl"]
     if phases.run("time", [*times, 85], 95) not in (0, "timeout", "no time"):
-        phases.run("time2", [*times, 40], 50)  # a device error spoils a process, not the next one
+        phases.run("time2", [*times, 40], 50)  # a new process recovers from a device error
     seconds = phases.left - 70
     if seconds > 60:
         train(phases, seconds)
@@ -135,13 +135,13 @@ def main() -> None:
     phases.run("engines", [*engines.split(), "--json", out / "engines.json"], 40)
     for file in out.iterdir():
         if file.stat().st_size > LARGEST:
-            print(f"{file.name}: {file.stat().st_size} bytes, left out")
+            print(f"{file.name}: {file.stat().st_size} bytes, skipped")
             file.unlink()
     print(f"done, {phases.left:.0f} s left")
 
 
 def train(phases: Phases, seconds: float) -> None:
-    """MT10 with PCGrad from its preset for a GPU, for so long; keeps the curve and the actor."""
+    """Train MT10 with PCGrad from its GPU preset for `seconds`; keep the curve and the actor."""
     flags = (
         "-m mtrl.cli.train --benchmark mt10 --surgery pcgrad --device cuda --seed 0 --workers 15 "
         "--threads 1 --eval-every 1000000 --eval-episodes 5 --checkpoint-every 20000000 "

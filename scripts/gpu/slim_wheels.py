@@ -1,4 +1,4 @@
-"""Wheels small enough to carry: EnvPool with Meta-World alone, Meta-World with small textures.
+"""Make small wheels to transfer: EnvPool with only Meta-World, Meta-World with small textures.
 
 python scripts/gpu/slim_wheels.py ENVPOOL_WHEEL ENVPOOL_ASSETS_WHEEL METAWORLD_WHEEL OUT
 """
@@ -16,20 +16,20 @@ from zipfile import ZIP_DEFLATED, ZipFile
 from PIL import Image
 
 SIDE = 64
-"""Longest side of a texture [pixels]; nobody looks at them there."""
+"""Maximum side of a texture [pixels]; they are not rendered there."""
 ENTRY = b"import envpool.mujoco.metaworld.registration  # noqa: F401\n"
 FOLDERS = ("envpool", "envpool/python", "envpool/mujoco", "envpool/mujoco/metaworld")
 
 
 def read(wheel: Path) -> dict[str, bytes]:
-    """Its files."""
+    """Read the files of a wheel."""
     with ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/")]
         return {name: archive.read(name) for name in names}
 
 
 def write(path: Path, files: Mapping[str, bytes]) -> None:
-    """A wheel of these files, with a new record."""
+    """Write a wheel of these files with a new record."""
     record = next(name for name in files if name.endswith(".dist-info/RECORD"))
     kept = {name: data for name, data in files.items() if name != record}
     rows = [f"{name},sha256={_digest(data)},{len(data)}" for name, data in kept.items()]
@@ -46,7 +46,7 @@ def _digest(data: bytes) -> str:
 
 
 def envpool(wheel: Path, assets: Path) -> dict[str, bytes]:
-    """What Meta-World's tasks need."""
+    """Return the files that Meta-World's tasks need."""
     files = {
         name: data
         for name, data in read(wheel).items()
@@ -61,7 +61,7 @@ def envpool(wheel: Path, assets: Path) -> dict[str, bytes]:
 
 
 def metaworld(wheel: Path) -> dict[str, bytes]:
-    """All of it, large textures shrunk."""
+    """Return all files, with large textures shrunk."""
     files = read(wheel)
     large = {n for n, data in files.items() if n.endswith(".png") and len(data) > 20_000}
     return files | {name: _shrunk(files[name]) for name in large}
@@ -69,7 +69,7 @@ def metaworld(wheel: Path) -> dict[str, bytes]:
 
 def _shrunk(picture: bytes) -> bytes:
     image = Image.open(io.BytesIO(picture))
-    factor = min(1, SIDE / max(image.size))  # a cube map's sides keep their ratio
+    factor = min(1, SIDE / max(image.size))  # keep the aspect ratio of cube maps
     width, height = (max(1, round(side * factor)) for side in image.size)
     buffer = io.BytesIO()
     image.resize((width, height)).save(buffer, "PNG")

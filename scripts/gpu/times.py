@@ -1,11 +1,11 @@
-"""Milliseconds of captured updates, and of what surrounds them; most wanted first.
+"""Time captured updates and their surroundings [ms], the most important first.
 
     python scripts/gpu/times.py OUT.jsonl SECONDS
 
-A JSON line each as it is measured: `update` (median by events of the device; the heaviest kernels
-beside it), `gramian` (its sum in one product, in parts, and what reading the gradients takes at
-4.3 TB/s), and `loop` (host time of acting, storing and launching). What fails is a line too, and
-the next case goes on, unless the device itself is spoilt.
+Each measurement is written as a JSON line: `update` (median by device events, with the slowest
+kernels), `gramian` (its sum in one product or in parts, and the time of reading the gradients at
+4.3 TB/s), and `loop` (host time of acting, storing and launching). A failure is also a line, and
+the next case follows, unless the device itself is in an error state.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ class Times:
     """Measures until its time is over.
 
     Args:
-        file: Where lines are added.
-        seconds: For everything.
+        file: File to which lines are appended.
+        seconds: Time for all measurements [s].
     """
 
     def __init__(self, file: Path, seconds: float) -> None:
         self._out, self._end = file.open("a", buffering=1), time.monotonic() + seconds
 
     def note(self, **found: Any) -> None:
-        """One line."""
+        """Append one line."""
         print(json.dumps(found))
         self._out.write(json.dumps(found) + "\n")
 
     def attempt(self, what: Callable[..., None], *arguments: Any, **settings: Any) -> None:
-        """Measure, or note why not."""
+        """Measure, or record the failure."""
         if time.monotonic() > self._end - 5:
             return
         gc.collect()
@@ -67,7 +67,7 @@ class Times:
                 sys.exit(f"stopped after {reason}")
 
     def machine(self) -> None:
-        """Which it is, and whether its products are as fast as they should be."""
+        """Record the machine, and whether its matrix products are as fast as expected."""
         x = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
         rate = round(2 * 8192**3 / clock(lambda: x @ x, 10) / 1e9)
         gpu, version = torch.cuda.get_device_name(), torch.__version__
@@ -76,7 +76,7 @@ class Times:
     def update(
         self, name: str, surgery: str, precision: str = "tf32", profile: bool = False, **more: Any
     ) -> None:
-        """One update of a preset's networks, or of three layers of 400 (`… plain`)."""
+        """Time an update of a preset's networks, or of three layers of 400 (`… plain`)."""
         learner, replay = case(name, surgery, precision, **more)
         start = time.monotonic()
         for _ in range(5):
@@ -105,7 +105,7 @@ class Times:
         self.note(what="profile", case=name, surgery=surgery, kernels=kernels[:25])
 
     def gramian(self, n: int, n_tasks: int, length: int) -> None:
-        """The Gramians of n networks."""
+        """Time the Gramians of n networks."""
         x = torch.randn(n, n_tasks, length, device="cuda")
         whole, parts = clock(lambda: x @ x.mT), clock(lambda: split_gramian({"x": x}))
         self.note(
@@ -114,7 +114,7 @@ class Times:
         )  # fmt: skip
 
     def loop(self, name: str, envs_per_task: int) -> None:
-        """Acting and storing of one vector step."""
+        """Time acting and storing of one vector step."""
         learner, _ = case(name, "none", "tf32")
         agent = learner.agent
         tasks = torch.arange(len(agent.tasks), device="cuda").repeat_interleave(envs_per_task)
@@ -146,7 +146,7 @@ class Times:
 def case(
     name: str, surgery: str, precision: str, capture: bool = True, **more: Any
 ) -> tuple[Learner, ReplayBuffer]:
-    """A learner and its full replay."""
+    """Create a learner and its full replay buffer."""
     n_tasks = 50 if name.startswith("mt50") else 10
     plain = name.endswith("plain")
     agent = PLAIN if plain else preset(name).agent
@@ -168,7 +168,7 @@ def case(
 
 
 def clock(run: Callable[[], object], times: int = 30) -> float:
-    """Median milliseconds of the device, by events around each call."""
+    """Return the median device time by events around each call [ms]."""
     marks = [[torch.cuda.Event(enable_timing=True) for _ in "ab"] for _ in range(times)]
     for before, after in marks:
         before.record()
@@ -179,7 +179,7 @@ def clock(run: Callable[[], object], times: int = 30) -> float:
 
 
 def main() -> None:
-    """Measure, most wanted first."""
+    """Measure, the most important first."""
     times = Times(Path(sys.argv[1]), float(sys.argv[2]))
     times.machine()
     main_methods = ("none", "pcgrad", "rotograd")

@@ -1,4 +1,4 @@
-"""Statistics of few seeds against closed forms, SciPy's bootstrap and rliable's numbers."""
+"""Statistics over few seeds against closed forms, SciPy's bootstrap and rliable's results."""
 
 import math
 from pathlib import Path
@@ -38,7 +38,7 @@ Y = np.array([[0.2, 0.25, 0.4, 0.1], [0.1, 0, 0.2, 0], [0.3, 0.55, 0.6, 0.5], [0
     ],
 )
 def test_agrees_with_rliable(statistic, scores, value, ends):
-    """Its 1.2.0 with 50,000 resamples, 20,000 for the improvement; one draw moves an end so far."""
+    """Version 1.2.0, 50,000 resamples (20,000 for improvement); the tolerance is a single draw."""
     assert statistic(*scores) == pytest.approx(value)
     assert interval(statistic, "stratified", *scores) == pytest.approx(ends, abs=0.0126)
 
@@ -48,8 +48,8 @@ RANDOM = "rng" if Version(scipy.__version__) >= Version("1.15") else "random_sta
 
 @pytest.mark.parametrize(("how", "paired"), [("stratified", False), ("runs", True)])
 @pytest.mark.parametrize("statistic", [mean, interquartile_mean])
-def test_intervals_are_scipys(how, paired, statistic):
-    """SciPy draws runs for each task, or, called paired, the same runs for all."""
+def test_intervals_equal_scipy(how, paired, statistic):
+    """SciPy draws runs for each task or, with paired=True, the same runs for all tasks."""
     scores = np.random.default_rng(3).beta(0.6, 0.6, (7, 6))
     theirs = bootstrap(
         tuple(scores),
@@ -65,7 +65,7 @@ def test_intervals_are_scipys(how, paired, statistic):
 
 @settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 7), st.integers(1, 7), st.integers(0, 2**32 - 1))
-def test_improvement_is_mann_and_whitneys(n_tasks, n_x, n_y, seed):
+def test_improvement_equals_mann_whitney(n_tasks, n_x, n_y, seed):
     rng = np.random.default_rng(seed)
     x, y = (rng.integers(0, 5, (n_tasks, n)) / 4 for n in (n_x, n_y))  # with ties
     expected = [mannwhitneyu(a, b).statistic / (n_x * n_y) for a, b in zip(x, y, strict=True)]
@@ -73,13 +73,13 @@ def test_improvement_is_mann_and_whitneys(n_tasks, n_x, n_y, seed):
     assert improvement(x, y) + improvement(y, x) == pytest.approx(1)
 
 
-def test_interquartile_mean_is_that_of_the_middle_half():
+def test_interquartile_mean_averages_the_middle_half():
     scores = np.random.default_rng(0).permutation(16.0 ** np.arange(16)).reshape(4, 4)
     assert interquartile_mean(scores) == pytest.approx(np.sort(scores.flatten())[4:12].mean())
 
 
-def test_tasks_that_rise_and_fall_together_count_once():
-    """Where a run is equally good at all tasks, its tasks say nothing that one does not."""
+def test_perfectly_correlated_tasks_count_once():
+    """If a run is equally good at all tasks, more tasks add no information."""
     one = np.random.default_rng(1).uniform(size=(1, 8))
     all_alike = np.repeat(one, 25, axis=0)
     low, high = interval(mean, "runs", one)
@@ -88,19 +88,19 @@ def test_tasks_that_rise_and_fall_together_count_once():
     assert narrow_high - narrow_low == pytest.approx((high - low) / 5, rel=0.1)
 
 
-def test_of_a_single_seed_nothing_is_claimed():
+def test_a_single_seed_has_no_interval():
     assert all(map(math.isnan, interval(mean, "stratified", X[:, :1])))
     assert all(map(math.isnan, interval(improvement, "runs", X, Y[:, :1])))
 
 
 @pytest.mark.parametrize("solved", [[13], [0], [50], [13, 13, 13], [50, 50], [12, 13, 14, 12]])
-def test_wilson_is_the_pooled_one_while_seeds_agree(solved):
+def test_wilson_is_pooled_if_seeds_agree(solved):
     pooled = binomtest(sum(solved), 50 * len(solved)).proportion_ci(0.95, method="wilson")
     assert wilson(np.array(solved), 50) == pytest.approx((pooled.low, pooled.high))
 
 
-def test_wilson_of_seeds_that_succeed_always_or_never():
-    """The seeds are the sample then: p(1 − p) / (s²/N) of them, (1.96 / t)² for knowing s² ill."""
+def test_wilson_if_seeds_always_or_never_succeed():
+    """The effective number is p(1 − p) / (s²/N), times (1.96 / t)² for estimating s²."""
     low, high = wilson(np.array([50, 50, 50, 0, 0]), 50)
     n = 4 * (1.959964 / 2.776445) ** 2  # s² = 0.3, N = 5, t with 4 degrees of freedom
     z, p = 1.959964, 0.6
@@ -109,8 +109,8 @@ def test_wilson_of_seeds_that_succeed_always_or_never():
     assert (low, high) == pytest.approx((centre - half, centre + half))
 
 
-def test_wilson_covers_where_the_pooled_one_does_not():
-    """Seeds whose rates are uniform around 0.5: 95% means 95%, not 60."""
+def test_wilson_covers_where_the_pooled_interval_does_not():
+    """For seeds with rates uniform around 0.5, coverage is 95% instead of 60%."""
     rng = np.random.default_rng(0)
     ours = pooled = 0
     for _ in range(400):
@@ -130,7 +130,7 @@ def run(steps: list[float], success: list[float]) -> Run:
     return Run(Path(), TrainConfig(), ("a", "b"), np.array(steps), rates, clock, None)
 
 
-def test_each_run_counts_while_it_lasts():
+def test_each_run_counts_from_first_to_last_evaluation():
     long, short = run([10, 20, 40], [0.0, 0.2, 0.8]), run([10, 30], [0.4, 0.6])
     both, alone = curve(Method("m", (long, short)), "steps", "stratified")
     assert (both.n_runs, alone.n_runs) == (2, 1)
@@ -140,12 +140,12 @@ def test_each_run_counts_while_it_lasts():
     np.testing.assert_allclose(alone.x, [30, 40])
     np.testing.assert_allclose(alone.values[0], [0.5, 0.8])
     assert np.isnan(alone.low).all() and np.isnan(alone.high).all()
-    # Of two runs, a resample is one, the other or their mean.
+    # A resample of two runs is one, the other or their mean.
     np.testing.assert_allclose(both.low[0], [0.0, 0.2, 0.5])
     np.testing.assert_allclose(both.high[0], [0.4, 0.5, 0.6])
 
 
-def test_curves_over_other_axes_and_of_points():
+def test_curves_over_other_axes_and_of_single_points():
     a, b = run([10, 20], [0.0, 1.0]), run([30], [0.5])
     method = Method("m", (a, b))
     before, point = curve(method, "updates", "runs")
@@ -157,13 +157,13 @@ def test_curves_over_other_axes_and_of_points():
 
 @settings(deadline=None, max_examples=30)
 @given(st.data())
-def test_stretches_cover_what_runs_cover_and_nothing_else(data):
+def test_stretches_cover_exactly_what_runs_cover(data):
     runs = []
     for _ in range(data.draw(st.integers(1, 4))):
         steps = sorted(data.draw(st.sets(st.integers(0, 12), min_size=1, max_size=4)))
         runs.append(run([float(s) for s in steps], [s / 12 for s in steps]))
     stretches = curve(Method("m", tuple(runs)), "steps", "stratified")
-    for x in np.arange(0.25, 12):  # never where a run begins or ends
+    for x in np.arange(0.25, 12):  # never where a run starts or ends
         covering = [r for r in runs if r.steps[0] <= x <= r.steps[-1]]
         found = [s for s in stretches if s.x[0] <= x <= s.x[-1]]
         assert [s.n_runs for s in found] == ([len(covering)] if covering else [])

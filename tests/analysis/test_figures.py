@@ -1,4 +1,4 @@
-"""How conflicts are shown: text, picture, and what TensorBoard finds of them."""
+"""Conflicts as text and figure, and as read by TensorBoard."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from mtrl.training.logger import RunLogger
 from mtrl.training.report import worst_pairs
 
 
-def test_worst_pairs_are_named_from_the_worst_on():
+def test_worst_pairs_are_sorted():
     tasks = ["a-v3", "b-v3", "c-v3", "d-v3"]
     values = torch.eye(4)
     pairs = [(0, 1, -0.25), (0, 2, 0.5), (0, 3, -0.75), (1, 2, 0.0), (1, 3, -0.5), (2, 3, 0.1)]
@@ -55,7 +55,7 @@ def test_the_figure_fits_its_tasks(n_tasks):
     assert cells == (rounded if n_tasks <= 12 else [])
     assert bar.get_ylabel() == "cosine" and figure.get_suptitle() == "critic 1"
 
-    figure.savefig(io.BytesIO())  # lays it out
+    figure.savefig(io.BytesIO())  # compute the layout
     room = figure.bbox
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         box = label.get_window_extent()
@@ -65,20 +65,20 @@ def test_the_figure_fits_its_tasks(n_tasks):
 
 
 def shown(run_dir, tag):
-    """Values of the tag by step as TensorBoard's own reader finds them.
+    """Read the values of a tag by step with TensorBoard's own reader.
 
-    The event accumulator that has a name for everything would never purge a text.
+    The other one, `event_accumulator.EventAccumulator`, never purges texts.
     """
     events = EventAccumulator(str(run_dir)).Reload()
     return {event.step: list(event.tensor_proto.string_val) for event in events.Tensors(tag)}
 
 
-def test_figures_and_texts_are_in_tensorboard_alone_and_purged_by_a_resume(tmp_path, monkeypatch):
+def test_figures_and_texts_are_only_in_tensorboard_and_purged_on_resume(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would fail
     tasks, text_tag = ("reach-v3", "push-v3"), "worst/text_summary"
 
     def log(logger, steps, value):
-        """Each is there at once: a killed run keeps what it has shown."""
+        """Each is flushed at once, so that a killed run keeps it."""
         logger.write(steps, {"x": value})
         figure = cosine_figure(np.array([[1.0, value], [value, 1.0]]), tasks, f"at {steps}")
         logger.figure(steps, "cosine", figure)

@@ -48,7 +48,7 @@ def config(seed: int = 0, surgery: str = "none", **more: object) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """Two methods with three seeds each, one of them killed; a third with one seed."""
+    """Two methods with three seeds each, one run of them killed; a third method with one seed."""
     folder = tmp_path_factory.mktemp("runs")
     for surgery, n_seeds in (("none", 3), ("pcgrad", 3), ("rotograd", 1)):
         for seed in range(n_seeds):
@@ -66,7 +66,7 @@ def table(out: Path) -> dict[tuple[str, str], dict[str, str]]:
         return {(row["method"], row["quantity"]): row for row in csv.DictReader(file)}
 
 
-def test_what_is_written_is_the_same_every_time(runs, tmp_path, capsys):
+def test_output_is_reproducible(runs, tmp_path, capsys):
     arguments = [*paths(runs), "--cosine", f"{runs}/pcgrad_0", "-o"]
     assert main([*arguments, str(tmp_path / "a")]) == 0
     printed = capsys.readouterr().out
@@ -87,13 +87,13 @@ def test_what_is_written_is_the_same_every_time(runs, tmp_path, capsys):
         assert inches == pytest.approx({"cosines": 6.75, "curves_tasks": 4.05}.get(name, 3.25))
 
 
-def test_the_table_against_the_files_it_is_made_of(runs, tmp_path):
+def test_the_table_agrees_with_the_run_folders(runs, tmp_path):
     assert main([*paths(runs), "-o", str(tmp_path)]) == 0
     found = table(tmp_path)
     stored = {
         path.parent.name: json.loads(path.read_text()) for path in sorted(runs.glob("*/eval.json"))
     }
-    assert len(stored) == 6  # not the killed one
+    assert len(stored) == 6  # not the killed run
     for surgery, n in (("none", 3), ("pcgrad", 2), ("rotograd", 1)):
         results = [stored[f"{surgery}_{seed}"] for seed in range(n)]
         rates = np.array([[row["success_rate"] for row in r["tasks"]] for r in results])
@@ -114,14 +114,14 @@ def test_the_table_against_the_files_it_is_made_of(runs, tmp_path):
             lines = (runs / f"{surgery}_{seed}/progress.json").read_text().splitlines()
             means = [json.loads(line).get("eval/success_rate/mean") for line in lines]
             quick.append(max(value for value in means[:-1] if value is not None))
-        best = found[surgery, "best quick evaluation on the way"]
+        best = found[surgery, "best quick evaluation during training"]
         assert float(best["value"]) == pytest.approx(np.mean(quick))
     assert found["pcgrad", "seeds"]["remark"] == "and 1 unfinished"
-    row = stored["rotograd_0"]["tasks"][0]  # one seed: Wilson's interval of its own evaluation
+    row = stored["rotograd_0"]["tasks"][0]  # one seed: Wilson's interval of its evaluation
     ends = found["rotograd", TASKS[0]]
     assert float(ends["low"]) == pytest.approx(row["wilson_low"])
     assert float(ends["high"]) == pytest.approx(row["wilson_high"])
-    assert found["rotograd", "mean"]["low"] == ""  # one seed says nothing of others
+    assert found["rotograd", "mean"]["low"] == ""  # one seed has no interval
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert f"{runs}/pcgrad_2 (pcgrad, seed 2), at 300,000 steps" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
@@ -133,7 +133,7 @@ def test_logs_are_read_as_they_were_written(runs, tmp_path):
     np.testing.assert_array_equal(run.steps, 60_000 * np.arange(1, 6))
     np.testing.assert_allclose(run.axis("hours"), 7 * run.steps / 600_000)
     np.testing.assert_allclose(run.axis("updates"), np.maximum(0, run.steps - 12_000) // 3)
-    # The table of numbers alone, as results are kept; a killed process leaves half a line.
+    # Only progress.csv, as kept in results/; a killed process leaves a partial line.
     for name in ("config.yaml", "progress.csv"):
         shutil.copy(runs / "pcgrad_2" / name, tmp_path)
     with (tmp_path / "progress.csv").open("a") as file:
@@ -157,7 +157,7 @@ def test_a_run_that_is_being_extended_is_unfinished(runs, tmp_path):
     assert read_run(folder).final is None
 
 
-def test_methods_are_named_by_what_differs(tmp_path):
+def test_methods_are_named_by_their_differences(tmp_path):
     made = {
         name: read_run(write_run(tmp_path / name, settings))
         for name, settings in {
@@ -172,10 +172,10 @@ def test_methods_are_named_by_what_differs(tmp_path):
         methods = group([made[name] for name in chosen], **settings)
         return [(method.name, len(method.runs)) for method in methods]
 
-    assert names("none_0", "none_1") == [("none", 2)]  # a longer run is no other method
+    assert names("none_0", "none_1") == [("none", 2)]  # a longer run is the same method
     assert names("pcgrad_0", "none_0", "none_1") == [("pcgrad", 1), ("none", 2)]
     assert names("none_0", "wide_0") == [("hidden_sizes=3×400", 1), ("hidden_sizes=2×512", 1)]
-    # As few fields as tell them apart; batch_size is in the footnote.
+    # As few fields as distinguish them; batch_size is in the footnote.
     assert names("none_0", "wide_0", "pcgrad_0") == [
         ("none, hidden_sizes=3×400", 1),
         ("none, hidden_sizes=2×512", 1),
@@ -186,7 +186,7 @@ def test_methods_are_named_by_what_differs(tmp_path):
     assert "batch_size: 128 (none), 64 (pcgrad)" in text and "in surgery" not in text
 
 
-def test_methods_get_the_names_that_a_user_gives(runs):
+def test_methods_get_the_users_labels(runs):
     found = [read_run(Path(path)) for path in paths(runs)]
 
     def names(**labels: str) -> list[str]:
@@ -200,14 +200,14 @@ def test_methods_get_the_names_that_a_user_gives(runs):
         ({"nome": "x"}, "unknown 'nome'; did you mean 'none'?.* or a glob of it"),
         ({f"{runs}/*": "x"}, "matches none and pcgrad and rotograd; --group-by"),
         ({"none": "x", "none_0": "y"}, "expected one label for none, got 'x' and 'y'"),
-        ({"none": "x", "pcgrad": "x"}, "expected another name for each method, got 'x' twice"),
+        ({"none": "x", "pcgrad": "x"}, "expected a unique name for each method, got 'x' twice"),
     ):
         with pytest.raises(UsageError, match=message):
             names(**labels)
 
 
 def test_two_presets_differ_in_a_footnote_not_in_a_legend(tmp_path):
-    """Their difference is of twenty settings; the figures name as many as fit, the table all."""
+    """They differ in twenty settings; figures name as many as fit, the table names all."""
     short = {"tasks": TASKS, "total_timesteps": 600_000, "eval_every": 60_000}
     runs = [
         read_run(write_run(tmp_path / name, preset(name).model_copy(update=short)))
@@ -228,7 +228,7 @@ def test_two_presets_differ_in_a_footnote_not_in_a_legend(tmp_path):
         assert all("differ" not in legend.get_title().get_text() for legend in figure.legends)
 
 
-def test_runs_that_have_not_been_evaluated_yet_are_skipped_with_a_word(runs, tmp_path, capsys):
+def test_runs_without_an_evaluation_are_skipped_with_a_note(runs, tmp_path, capsys):
     folder = tmp_path / "runs"
     shutil.copytree(runs / "none_0", folder / "none_0")
     write_run(folder / "early", config(1), stop_at=20_000)
@@ -242,7 +242,7 @@ def test_runs_that_have_not_been_evaluated_yet_are_skipped_with_a_word(runs, tmp
 
 
 def test_tasks_in_another_order_are_the_same_tasks(runs, tmp_path):
-    """A run's progress.csv alone does not tell their order."""
+    """progress.csv alone does not determine their order."""
     other = tmp_path / "pcgrad_9"
     write_run(other, config(9, "pcgrad").model_copy(update={"tasks": TASKS[::-1]}))
     methods = group([read_run(runs / "pcgrad_0"), read_run(other)])
@@ -253,7 +253,7 @@ def test_tasks_in_another_order_are_the_same_tasks(runs, tmp_path):
 
 @pytest.fixture(scope="module")
 def returns(tmp_path_factory) -> Path:
-    """Two methods with two seeds on custom tasks, of which none tells its success."""
+    """Two methods with two seeds on custom tasks that do not report success."""
     makers = {f"gravity-{g}": partial(gymnasium.make, "Reacher-v5") for g in (5, 10)}
     reachers = Benchmark("reachers", makers, success_key=None)
     folder = tmp_path_factory.mktemp("returns")
@@ -267,7 +267,7 @@ def returns(tmp_path_factory) -> Path:
     return folder
 
 
-def test_tasks_judged_by_return_are_compared_by_return(returns, tmp_path):
+def test_tasks_scored_by_return_are_compared_by_return(returns, tmp_path):
     assert main([*paths(returns), "-o", str(tmp_path)]) == 0
     found = table(tmp_path)
     stored = [json.loads((returns / f"none_{k}/eval.json").read_text()) for k in range(2)]
@@ -280,7 +280,7 @@ def test_tasks_judged_by_return_are_compared_by_return(returns, tmp_path):
         assert float(row["high"]) == pytest.approx(rates[:, t].max())
         assert row["interval"] == "bootstrap, stratified"
     assert float(found["none", "mean"]["value"]) == pytest.approx(rates.mean())
-    assert ("none", "worst task") not in found  # returns are not on one scale
+    assert ("none", "worst task") not in found  # returns of tasks are not comparable
     assert "Scores are returns" in (tmp_path / "table.md").read_text()
     run = read_run(returns / "none_0")
     assert run.tasks == ("gravity-5", "gravity-10") and run.score == "return"
@@ -297,8 +297,8 @@ def test_tasks_judged_by_return_are_compared_by_return(returns, tmp_path):
         expect_legible(figure)
 
 
-def test_equal_names_of_other_benchmarks_are_other_tasks(returns, tmp_path):
-    """Custom tasks may be called alike; Meta-World's, too."""
+def test_equal_task_names_of_different_benchmarks_differ(returns, tmp_path):
+    """Custom tasks may have the names of other custom or Meta-World tasks."""
     shutil.copytree(returns / "none_0", tmp_path / "b")
     record = tmp_path / "b/benchmark.json"
     record.write_text(record.read_text().replace('"reachers"', '"other"'))
@@ -309,13 +309,13 @@ def test_equal_names_of_other_benchmarks_are_other_tasks(returns, tmp_path):
         mtrl.plot([tmp_path / "b", returns / "none_0"])
 
 
-def test_the_score_can_be_chosen_and_is_one_for_all(runs, returns, tmp_path, capsys):
+def test_the_score_can_be_chosen_for_all_runs(runs, returns, tmp_path, capsys):
     both = read_run(runs / "none_0", "return")
     stored = json.loads((runs / "none_0/eval.json").read_text())["tasks"]
     np.testing.assert_allclose(both.final.scores, [row["return_mean"] for row in stored])
     with pytest.raises(UsageError, match="expected eval/success_rate/ in the logs, got none"):
         read_run(returns / "none_0", "success_rate")
-    # One task of three tells its success.
+    # One task of three reports success.
     mixed = write_run(tmp_path / "mixed", config(5), tells_success=(True, False, False))
     assert read_run(mixed).score == "return" and read_run(mixed).tasks == TASKS
     assert read_run(mixed, "success_rate").tasks == TASKS[:1]
@@ -326,8 +326,8 @@ def test_the_score_can_be_chosen_and_is_one_for_all(runs, returns, tmp_path, cap
 
 
 @pytest.mark.parametrize("late", [TASKS, TASKS[1:2]])
-def test_evaluations_before_a_task_told_its_success_are_missing_not_zero(late, tmp_path, capsys):
-    """A custom task is scored by its return until a step has the key; older rows have no rate."""
+def test_evaluations_before_a_task_reported_success_are_missing_not_zero(late, tmp_path, capsys):
+    """A custom task is scored by return until a step has the key; earlier rows have no rate."""
     write_run(tmp_path / "before", config(0))
     before = read_run(tmp_path / "before")
     write_run(tmp_path / "run", config(0))
@@ -350,7 +350,7 @@ def test_evaluations_before_a_task_told_its_success_are_missing_not_zero(late, t
     runs = [str(tmp_path / name) for name in ("run", "other")]
     for x in ("steps", "updates", "hours"):
         assert main([*runs, "--x", x, "-o", str(tmp_path / "out")]) == 0
-    # Where one seed alone has a rate, the curve is that seed's.
+    # Where only one seed has a rate, the curve is that seed's.
     (method,) = group([read_run(Path(path)) for path in runs])
     first = curve(method, *HOW)[0]
     assert first.n_runs == 1
@@ -358,7 +358,7 @@ def test_evaluations_before_a_task_told_its_success_are_missing_not_zero(late, t
 
 
 def test_a_notebook_shows_what_the_command_draws(runs, tmp_path):
-    """From globs and folders in any number; the table and every figure, without pyplot."""
+    """From any globs and folders; the table and every figure, without pyplot."""
     found = mtrl.plot([f"{runs}/none_*", runs / "pcgrad_0", runs / "none_0"])
     assert found.table.methods == ("none", "pcgrad") and found.skipped == ()
     assert list(found.figures) == ["curves_mean", "curves_tasks", "scores", "improvement"]
@@ -375,7 +375,7 @@ def test_a_notebook_shows_what_the_command_draws(runs, tmp_path):
     assert "a\\|b" in one.table.markdown() and "a|b &lt;i&gt;" in one.table.html()
 
 
-def test_labels_may_hold_mathematics_and_names_may_hold_anything(tmp_path):
+def test_labels_may_contain_math_and_names_anything(tmp_path):
     tasks = {"cost $5 for $6": partial(gymnasium.make, "Reacher-v5"), "x" * 90: None}
     tasks["x" * 90] = tasks["cost $5 for $6"]
     benchmark = Benchmark("odd", tasks, success_key=None)
@@ -387,7 +387,7 @@ def test_labels_may_hold_mathematics_and_names_may_hold_anything(tmp_path):
         expect_legible(figure)
     titles = [axes.get_title() for axes in figures["curves_tasks"].axes]
     assert titles[0] == r"cost \$5 for \$6" and "…" in titles[1]
-    with pytest.raises(UsageError, match=r"labels: cannot read .* as mathematics"):
+    with pytest.raises(UsageError, match=r"labels: cannot parse the math in "):
         mtrl.plot(folder, labels={"none": r"$\frac{a$"})
 
 
@@ -400,7 +400,7 @@ def test_labels_may_hold_mathematics_and_names_may_hold_anything(tmp_path):
         ({}, "cannot read .*cosines.jsonl"),
     ],
 )
-def test_damaged_cosines_are_told_in_a_line(runs, tmp_path, line, message):
+def test_damaged_cosines_give_a_one_line_error(runs, tmp_path, line, message):
     folder = tmp_path / "damaged"
     shutil.copytree(runs / "none_0", folder)
     with (folder / "cosines.jsonl").open("a") as file:
@@ -409,7 +409,7 @@ def test_damaged_cosines_are_told_in_a_line(runs, tmp_path, line, message):
         read_cosines(folder)
 
 
-def test_unknown_cosines_are_grey(runs, tmp_path):
+def test_undefined_cosines_are_grey(runs, tmp_path):
     folder = tmp_path / "unknown"
     shutil.copytree(runs / "none_0", folder)
     rows = [json.loads(line) for line in (folder / "cosines.jsonl").read_text().splitlines()]
@@ -424,7 +424,7 @@ def test_unknown_cosines_are_grey(runs, tmp_path):
 
 
 @pytest.mark.parametrize("successes", [None, "many", math.nan, [3]])
-def test_a_damaged_final_evaluation_is_told_in_a_line(runs, tmp_path, successes):
+def test_a_damaged_final_evaluation_gives_a_one_line_error(runs, tmp_path, successes):
     folder = tmp_path / "damaged"
     shutil.copytree(runs / "none_0", folder)
     stored = json.loads((folder / "eval.json").read_text())
@@ -434,19 +434,19 @@ def test_a_damaged_final_evaluation_is_told_in_a_line(runs, tmp_path, successes)
         read_run(folder)
 
 
-def test_runs_that_never_diagnose_say_what_to_do(tmp_path):
+def test_runs_without_diagnoses_give_a_hint(tmp_path):
     never = write_run(tmp_path / "never", config(diagnose_every=0))
-    with pytest.raises(UsageError, match="its --diagnose-every is 0"):
+    with pytest.raises(UsageError, match="the run has --diagnose-every 0"):
         read_cosines(never)
 
 
-def test_curves_have_no_slivers_where_seeds_end_a_little_apart(tmp_path):
-    """Over hours they end at 10, 10.1 and 10.2; a seed that stops half way is still shown."""
+def test_curves_have_no_slivers_where_seeds_end_slightly_apart(tmp_path):
+    """Over hours, seeds end at 10, 10.1 and 10.2; a seed that stops half-way is still shown."""
     for seed, hours in enumerate((10, 10.1, 10.2)):
         write_run(tmp_path / f"a{seed}", config(seed), hours=hours)
     runs = [read_run(tmp_path / f"a{seed}") for seed in range(3)]
     figures = draw_comparison(group(runs), "hours", "stratified")
-    (axes,) = figures["curves_mean"].axes  # no panel of how many seeds there are
+    (axes,) = figures["curves_mean"].axes  # no panel with the number of seeds
     assert [line.get_linestyle() for line in lines(axes)] == ["-"]
 
 
@@ -462,7 +462,7 @@ def test_steps_are_written_out():
 
 
 def test_nothing_heavy_is_imported():
-    """What analyses runs loads neither torch nor a simulator."""
+    """The analysis imports neither torch nor a simulator."""
     heavy = "{'torch', 'mujoco', 'metaworld', 'gymnasium', 'stable_baselines3', 'tensorboard'}"
     modules = "mtrl.analysis.comparison, mtrl.analysis.conflicts, mtrl.cli.plot"
     code = f"import sys, {modules}; print(sorted({heavy} & sys.modules.keys()))"
@@ -473,7 +473,7 @@ def test_nothing_heavy_is_imported():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "runs: expected a run folder, or --cosine with one, got none"),
+        ("", "runs: expected a run folder, or --cosine with a run folder, got none"),
         ("RUNS/none_0", "required: -o/--out"),
         ("RUNS -o OUT", "runs: expected a run folder with config.yaml and progress.json or"),
         ("RUNS/none_0 TMP/copy -o OUT", "expected every seed of a method once, got"),
@@ -487,10 +487,10 @@ def test_nothing_heavy_is_imported():
         ("RUNS/none_0 -o OUT --labels nome=x", "labels: unknown 'nome'; did you mean 'none'?"),
         ("RUNS/none_0 -o OUT --group-by surgry", "did you mean 'surgery'?"),
         ("RUNS/none_0 -o OUT --x days", "x: input should be 'steps', 'updates' or 'hours'"),
-        ("--cosine TMP/early -o OUT", "cosine: expected the cosines between tasks' gradients, got"),
+        ("--cosine TMP/early -o OUT", "cosine: expected cosines between task gradients, got"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_in_a_line(runs, tmp_path, capsys, arguments, message):
+def test_what_cannot_be_drawn_gives_a_one_line_error(runs, tmp_path, capsys, arguments, message):
     write_run(tmp_path / "early", config(), stop_at=20_000)
     write_run(tmp_path / "other", config().model_copy(update={"tasks": TASKS[:2]}))
     for name in ("damaged", "copy"):
@@ -515,17 +515,17 @@ def test_too_many_methods_are_refused(runs):
         draw_comparison(methods * 9, "steps", "stratified")
 
 
-def test_evaluations_outside_the_log_rows_have_no_hour(tmp_path):
-    """No time is made up for them: the run is drawn over steps, and refused over hours."""
+def test_evaluations_outside_the_log_rows_have_no_time(tmp_path):
+    """Their time is not extrapolated: the run can be drawn over steps but not over hours."""
     run = read_run(write_run(tmp_path / "a", config(log_every=300_000), stop_at=240_000))
     assert np.isnan(run.axis("hours")).all() and np.isfinite(run.axis("steps")).all()
     draw_comparison(group([run]), "steps", "stratified")
-    with pytest.raises(ValueError, match="x: expected logs that tell the hours of an evaluation"):
+    with pytest.raises(ValueError, match="x: expected logs with the hours of each evaluation"):
         draw_comparison(group([run]), "hours", "stratified")
 
 
 def lines(axes) -> list:
-    """Curves, without grids."""
+    """Lines of curves, without grid lines."""
     return [line for line in axes.get_lines() if len(line.get_xdata())]
 
 
@@ -537,7 +537,7 @@ def test_curves_show_where_seeds_are_missing(runs):
     assert counts == {1, 2, 3}
     dashed = [line for line in lines(curves) if line.get_linestyle() != "-"]
     whole = [line for line in lines(curves) if line.get_linestyle() == "-"]
-    assert len(whole) == 3 and dashed  # a solid stretch of each method
+    assert len(whole) == 3 and dashed  # one solid stretch per method
     assert max(line.get_xdata().max() for line in lines(curves)) == pytest.approx(7)
     alone = draw_comparison(methods[:1], "steps", "stratified")
     assert len(alone["curves_mean"].axes) == 1 and "improvement" not in alone
@@ -548,7 +548,7 @@ def test_curves_show_where_seeds_are_missing(runs):
 
 
 def expect_legible(figure):
-    """As wide as a column or a page's text; no letters beyond the edge, none too small."""
+    """As wide as a column or the text block, with no text cut off or too small."""
     FigureCanvasAgg(figure).draw()
     width, height = figure.get_size_inches()
     assert COLUMN <= width <= TEXT and height <= 9
@@ -571,8 +571,8 @@ def expect_legible(figure):
 
 
 @pytest.mark.parametrize("benchmark", ["mt10", pytest.param("mt50", marks=pytest.mark.slow)])
-def test_everything_is_legible_at_the_size_it_is_printed(tmp_path, benchmark):
-    """8 pt are 8 pt, no name is cut off, and none runs into another."""
+def test_everything_is_legible_at_print_size(tmp_path, benchmark):
+    """8 pt are 8 pt, no name is cut off, and none overlaps another."""
     n = int(benchmark[2:])
     often = {"log_every": 50_000 * n, "eval_every": 50_000 * n, "diagnose_every": 100_000 * n}
     settings = {"tasks": None, "benchmark": benchmark, "total_timesteps": 400_000 * n}
@@ -598,7 +598,7 @@ def test_everything_is_legible_at_the_size_it_is_printed(tmp_path, benchmark):
             assert all(a.y0 >= b.y1 - 1.5 for a, b in pairwise(names))
 
 
-def test_conflicts_are_those_of_the_file(runs):
+def test_conflict_figures_agree_with_the_file(runs):
     steps, cosines, tasks = read_cosines(runs / "none_1")
     assert tasks == TASKS and list(cosines) == sorted(NETWORKS)
     np.testing.assert_array_equal(steps, 60_000 * np.arange(1, 11))
@@ -620,8 +620,8 @@ def test_conflicts_are_those_of_the_file(runs):
     assert red > blue  # a conflict
 
 
-def test_evaluations_know_no_order_of_seeds(runs):
-    """The same runs in another order give the same numbers but not the same columns."""
+def test_statistics_do_not_depend_on_the_order_of_seeds(runs):
+    """The same runs in another order give the same numbers in another order of columns."""
     there = group([read_run(Path(path)) for path in paths(runs)])
     back = group([read_run(Path(path)) for path in reversed(paths(runs))])
     assert [m.name for m in back] == [m.name for m in there][::-1]
@@ -630,8 +630,8 @@ def test_evaluations_know_no_order_of_seeds(runs):
         np.testing.assert_allclose([c[0] for c in a.cells], [c[0] for c in b.cells][::-1])
 
 
-def test_fake_runs_are_judged_like_real_ones(runs):
-    """The generator's eval.json is the protocol's own file."""
+def test_fake_runs_have_real_evaluation_files(runs):
+    """The eval.json of the generator is written by the protocol's own code."""
     stored = json.loads((runs / "none_0/eval.json").read_text())
     success = np.zeros((3, 50), bool)
     for t, row in enumerate(stored["tasks"]):

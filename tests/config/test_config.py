@@ -1,4 +1,4 @@
-"""The configuration: one tree from YAML and flags, and one line for whatever is wrong with it."""
+"""Configuration: one tree from YAML and flags, and one-line errors."""
 
 import subprocess
 import sys
@@ -22,11 +22,21 @@ from mtrl.nets.precision import resolve_precision
 from mtrl.training.run import check
 
 CPUINFO = Path("/proc/cpuinfo")
-TINY = ["--tasks", "reach-v3", "push-v3", "--batch-size", "8", "--hidden-sizes", "8"]
+TINY = [
+    "--config",
+    "plain",
+    "--tasks",
+    "reach-v3",
+    "push-v3",
+    "--batch-size",
+    "8",
+    "--hidden-sizes",
+    "8",
+]
 
 
 def run_python(code: str) -> str:
-    """What a fresh interpreter prints; it must not fail."""
+    """Return the output of a new interpreter, which must not fail."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -61,7 +71,7 @@ def test_a_config_file_becomes_the_defaults_that_help_shows(tmp_path, capsys):
     assert "(default: 77)" in shown and "(default: 41)" in shown and "(default: 1e-05)" in shown
 
 
-def test_yaml_gives_the_tree_back(tmp_path):
+def test_yaml_round_trip(tmp_path):
     config = TrainConfig(tasks=("push-v3",), agent=AgentConfig(hidden_sizes=(3, 4)), seed=8)
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
@@ -105,12 +115,15 @@ def test_plain_presets_are_the_published_protocol():
     for name in ("mt10", "mt50"):
         defaults = TrainConfig(benchmark=name, target_entropy=-4.0)  # actions have four numbers
         assert check(defaults)[2] == check(preset(f"{name}_plain"))[2]
+        assert check(defaults)[2] == check(preset("plain", benchmark=name))[2]
 
 
 def test_a_run_without_a_configuration_starts_from_the_best_for_its_device(monkeypatch):
     assert presets.best("mt10", "cpu").name == "mt10_cpu"
     assert presets.best("mt10", "cuda").name == "mt10"
-    assert presets.best(None, "cpu") == presets.best("mt1:reach-v3", "cpu") == (None, TrainConfig())
+    for others in (None, "mt1:reach-v3", "mt25", "module:benchmark"):
+        assert presets.best(others, "cpu") == ("recipe_cpu", preset("recipe_cpu"))
+        assert presets.best(others, "cuda").name == "recipe_gpu"
 
     started, notes = [], []
 
@@ -123,18 +136,19 @@ def test_a_run_without_a_configuration_starts_from_the_best_for_its_device(monke
     assert train_main(["--benchmark", "mt10", "--surgery", "pcgrad", "--device", "cpu"]) == 2
     assert train_main(["--tasks", "reach-v3", "--device", "cpu"]) == 2
     assert notes[0].startswith("configuration: mt10_cpu (")
-    assert notes[1] == "configuration: defaults"
+    assert notes[1] == "configuration: recipe_cpu"
     assert train_main(["--config", "quickstart", "--total-timesteps", "1e9"]) == 2
     assert train_main(["--config", "quickstart", "--seed", "4"]) == 2
     assert notes[2:] == [
-        "configuration: quickstart",  # no time: it is that of the preset's own length
+        "configuration: quickstart",  # no time: its length is not the preset's
         "configuration: quickstart (about ten minutes on two CPU cores)",
     ]
-    found, plain, *_ = started
+    found, recipe, *_ = started
     learner = preset("mt10_cpu").learner.model_copy(update={"surgery": "pcgrad"})
     changes = {"device": "cpu", "learner": learner}
     assert found == preset("mt10_cpu").model_copy(update=changes)
-    assert plain == TrainConfig(tasks=("reach-v3",), device="cpu")
+    assert recipe == preset("recipe_cpu", tasks=("reach-v3",), device="cpu")
+    assert recipe.schedule(1).total_timesteps == 280_000
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -262,13 +276,13 @@ def test_wrong_config_files(text, message, tmp_path):
         (["--stochastic", "maybe"], "stochastic: input should be a valid boolean"),
     ],
 )
-def test_wrong_evaluations(arguments, message, policy, capsys):
+def test_invalid_arguments_of_eval(arguments, message, policy, capsys):
     assert eval_main([str(policy), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
 
-def test_policies_that_are_none(tmp_path, capsys):
+def test_paths_without_a_policy(tmp_path, capsys):
     foreign = tmp_path / "foreign.safetensors"
     save_file({"x": torch.zeros(2)}, foreign)
     broken = tmp_path / "broken.safetensors"
@@ -282,7 +296,7 @@ def test_policies_that_are_none(tmp_path, capsys):
         assert error.startswith("mtrl-eval: error: ") and error.count("\n") == 1
 
 
-def test_names_at_the_top_are_what_they_say():
+def test_top_level_names():
     code = (
         "from mtrl import MTSAC, Benchmark, TrainConfig, evaluate, get_benchmark, resume, train\n"
         "assert all(map(callable, (evaluate, get_benchmark, resume, train)))\n"
@@ -292,21 +306,21 @@ def test_names_at_the_top_are_what_they_say():
     run_python(code)
 
 
-def test_precision_is_what_the_device_can_do(monkeypatch):
+def test_precision_follows_the_device(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert [resolve_precision("auto", device) for device in (cpu, cuda)] == ["fp32", "tf32"]
     monkeypatch.setattr(precision, "multiplies_bf16", lambda: True)
     assert resolve_precision("bf16", cpu) == "bf16"
     monkeypatch.setattr(precision, "multiplies_bf16", lambda: False)
     assert resolve_precision("bf16", cuda) == "bf16"
-    with pytest.warns(UserWarning, match="precision: fp32 in place of bf16"):
+    with pytest.warns(UserWarning, match="precision: using fp32 instead of bf16"):
         _, _, config = check(preset("mt10_cpu").model_copy(update={"device": "cpu"}))
-    assert config.learner.precision == "fp32"  # the run folder says what was used
+    assert config.learner.precision == "fp32"  # the run folder records the precision in use
     with pytest.raises(UsageError, match="precision: expected 'fp32' or 'bf16' on a CPU"):
         resolve_precision("tf32", cpu)
 
 
 @pytest.mark.skipif(not CPUINFO.exists(), reason="Linux says what a processor can do in /proc")
-def test_bf16_where_the_processor_has_instructions_for_it():
+def test_bf16_if_the_cpu_supports_it():
     flags = CPUINFO.read_text().split()
     assert precision.multiplies_bf16() == ("avx512_bf16" in flags or "amx_tile" in flags)

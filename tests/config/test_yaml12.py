@@ -10,7 +10,7 @@ from mtrl.config.yaml12 import dump, load
 from mtrl.errors import UsageError
 
 SCALARS = {
-    # what YAML 1.1 reads as something else
+    # values that YAML 1.1 reads differently
     "12:00": "12:00",
     "1:30:00": "1:30:00",
     "010": 10,
@@ -26,7 +26,7 @@ SCALARS = {
     "0b101": "0b101",
     "0o17": 15,
     "=": "=",
-    # and what both read alike
+    # values that both read alike
     "0x1F": 31,
     "+3": 3,
     ".5": 0.5,
@@ -49,7 +49,7 @@ def test_scalars(text):
     found = load(text)
     assert found == SCALARS[text] and type(found) is type(SCALARS[text])
     assert load(dump({"value": found})) == {"value": found}
-    assert load(dump({text: [text]})) == {text: [text]}  # quoted, where it has to be
+    assert load(dump({text: [text]})) == {text: [text]}  # quoted if necessary
 
 
 def test_not_a_number():
@@ -74,7 +74,7 @@ def test_duplicate_keys_are_refused(text, tmp_path):
         TrainConfig.from_yaml(path)
 
 
-def test_equal_keys_of_different_mappings_are_none():
+def test_equal_keys_of_different_mappings_are_allowed():
     assert load("a: {x: 1}\nb: {x: 2}\nc: &c {x: 3}\nd: *c") == {
         "a": {"x": 1}, "b": {"x": 2}, "c": {"x": 3}, "d": {"x": 3},
     }  # fmt: skip
@@ -93,7 +93,7 @@ def test_equal_keys_of_different_mappings_are_none():
         ("<<: {seed: 1}\n", "key: unknown '<<'"),
     ],
 )
-def test_values_that_are_none(text, message, tmp_path):
+def test_invalid_values(text, message, tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with pytest.raises(UsageError) as error:
@@ -101,7 +101,7 @@ def test_values_that_are_none(text, message, tmp_path):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_values_as_people_write_them(tmp_path):
+def test_common_spellings_of_values(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text(
         "total_timesteps: 1e6\nseed: 010\nrun_dir: 2024-01-01\nmax_runtime: .5\n"

@@ -1,4 +1,4 @@
-"""The vector environment on the real simulator."""
+"""Vector environment on the real simulator."""
 
 import multiprocessing
 import os
@@ -42,7 +42,7 @@ def play(envs: TaskVectorEnv, steps: int, seed: int | None = 3) -> dict[str, np.
     return {key: np.array(value) for key, value in trace.items()}
 
 
-def test_the_number_of_workers_does_not_matter():
+def test_results_do_not_depend_on_the_number_of_workers():
     traces = []
     for workers in (1, 3):
         envs = make_vector_env(BENCHMARK, horizon=40, workers=workers)
@@ -55,7 +55,7 @@ def test_the_number_of_workers_does_not_matter():
 
 
 def test_copies_share_their_tasks_episodes():
-    """Row t E + e is copy e of task t, and plays what one environment plays e, e + E, … later."""
+    """Row t E + e is copy e of task t, and plays the single environment's episodes e, e + E, …"""
     benchmark, copies, horizon = get_benchmark("", TASKS[:2]), 3, 20
     envs = make_vector_env(benchmark, horizon, workers=2, envs_per_task=copies)
     assert (envs.n_tasks, envs.envs_per_task, envs.num_envs) == (2, copies, 6)
@@ -79,7 +79,7 @@ def test_copies_share_their_tasks_episodes():
     envs.close()
 
 
-def test_a_step_in_two_halves_is_a_step():
+def test_step_async_and_step_wait_equal_step():
     halves, whole = (make_vector_env(BENCHMARK, horizon=10, workers=1) for _ in range(2))
     for envs in (halves, whole):
         envs.reset(seed=0)
@@ -96,15 +96,15 @@ def test_a_step_in_two_halves_is_a_step():
         halves.step_wait()
     halves.step_async(action)
     for envs in (halves, whole):
-        envs.close()  # also with a step under way
+        envs.close()  # also during a step
 
 
 @pytest.mark.parametrize("task", ["door-open-v3", "push-v3", "pick-place-v3"])
 @pytest.mark.filterwarnings("ignore:Constant")
-def test_an_episode_is_the_reference_simulators_own(task):
-    """The same goal set by hand in Meta-World gives the same numbers to the last bit.
+def test_an_episode_equals_the_reference_simulator(task):
+    """The same goal set by hand in Meta-World gives bitwise equal numbers.
 
-    The expert sees to it that objects are grasped: contacts are looked at in a way of our own.
+    The expert ensures that objects are grasped, because we detect contacts with our own code.
     """
     ours, expert = MetaWorldTask(task, horizon=90), ENV_POLICY_MAP[task]()
     observation, info = ours.reset(seed=5)
@@ -115,7 +115,7 @@ def test_an_episode_is_the_reference_simulators_own(task):
     reference._last_rand_vec = ours._random_vectors[info["goal"]].copy()
     expected, _ = reference.reset()
     assert np.array_equal(observation, expected.astype(np.float32))
-    assert observation[-3:].any()  # the goal can be seen
+    assert observation[-3:].any()  # the goal is observable
     touched = set()
     for _ in range(90):
         action = np.clip(expert.get_action(expected), -1, 1).astype(np.float32)
@@ -132,7 +132,7 @@ def test_an_episode_is_the_reference_simulators_own(task):
     assert truncated and touched in (set(), {False, True})
 
 
-def test_final_observations_are_the_true_ones():
+def test_final_observations_are_true_last_observations():
     envs = make_vector_env(BENCHMARK, horizon=30)
     envs.reset(seed=1)
     alone = MetaWorldTask(TASKS[1], horizon=30)
@@ -153,7 +153,7 @@ def test_final_observations_are_the_true_ones():
 
 
 @pytest.mark.parametrize("task", ["reach-v3", "peg-insert-side-v3"])
-def test_goals_come_each_once_per_cycle_and_repeat_from_the_seed(task):
+def test_each_goal_comes_once_per_cycle_in_a_seeded_order(task):
     env, again, ordered = MetaWorldTask(task), MetaWorldTask(task), MetaWorldTask(task)
     ordered.shuffle_goals = False
     goals = [env.reset(seed=2 if e == 0 else None)[1]["goal"] for e in range(N_GOALS + 5)]
@@ -193,7 +193,7 @@ def test_an_episode_does_not_depend_on_what_came_before(tasks):
         assert np.array_equal(*map(np.array, traces)), task
 
 
-def test_restore_goes_back_exactly():
+def test_restore_is_exact():
     envs = make_vector_env(BENCHMARK, horizon=40, workers=2)
     envs.reset(seed=9)
     moves = actions(110)
@@ -217,22 +217,22 @@ def test_restore_goes_back_exactly():
 
 
 @pytest.mark.parametrize("when", ["while it waits", "while it works"])
-def test_a_worker_that_dies_is_noticed_with_its_task(when):
+def test_a_dead_worker_is_noticed_and_its_task_named(when):
     envs = make_vector_env(BENCHMARK, workers=2)
     envs.reset(seed=0)
     os.kill(envs._parts[0]._processes[1].pid, signal.SIGKILL)
     if when == "while it waits":
-        envs._parts[0]._processes[1].join()  # so that the next message already finds nobody
+        envs._parts[0]._processes[1].join()  # so that the next message has no receiver
     begin = time.monotonic()
     with pytest.raises(WorkerError, match=r"task '(push|window-close)-v3'.*died.*-9"):
         for action in actions(5):
             envs.step(action)
-    assert time.monotonic() - begin < 5  # seconds; what the docstring promises, not a benchmark
+    assert time.monotonic() - begin < 5  # [s]; documented behaviour, not a benchmark
     envs.close()
 
 
-def test_a_lost_process_is_replaced_and_its_episodes_begin_again():
-    """The other worker's rows go on as if nothing had happened."""
+def test_a_lost_process_is_replaced_and_its_episodes_restart():
+    """The rows of the other worker are not affected."""
     played = actions(12)
     with closing(make_vector_env(BENCHMARK, workers=2)) as truth:
         first, _ = truth.reset(seed=3)
@@ -259,13 +259,13 @@ def test_a_lost_process_is_replaced_and_its_episodes_begin_again():
         os.kill(envs._parts[0]._processes[0].pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match="died"):
             envs.step(played[0])
-        after = envs.state()  # as before the step that failed
+        after = envs.state()  # the state before the failed step
         assert before["episodes"] == after["episodes"]
         assert all(np.array_equal(a, after["actions"][k]) for k, a in before["actions"].items())
 
 
 @pytest.mark.parametrize("bad", ["observation", "reward", "hangs"])
-def test_what_is_no_number_and_what_hangs_is_replaced(bad, monkeypatch):
+def test_nan_and_hanging_environments_are_replaced(bad, monkeypatch):
     monkeypatch.setattr("mtrl.envs.processes.STEP_TIMEOUT", 0.5)
     part = WorkerProcesses([0], [partial(Sick, bad)], ["fragile"])
     spaces = Broken.observation_space, Broken.action_space
@@ -281,7 +281,7 @@ def test_what_is_no_number_and_what_hangs_is_replaced(bad, monkeypatch):
 
 
 class Broken(gym.Env):
-    """Fails at its third step."""
+    """Raises at its third step."""
 
     observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
@@ -298,7 +298,7 @@ class Broken(gym.Env):
 
 
 class Sick(Broken):
-    """Gives what is no number, or hangs, at its third step."""
+    """Returns NaN, or hangs, at its third step."""
 
     def __init__(self, bad):
         self.bad = bad
@@ -312,7 +312,7 @@ class Sick(Broken):
         return observation, reward, False, False, {}
 
 
-def test_an_error_in_a_worker_arrives_with_its_task_and_reason():
+def test_an_error_in_a_worker_is_raised_with_its_task_and_reason():
     part = WorkerProcesses([0], [Broken], ["fragile"])
     envs = TaskVectorEnv(
         ["fragile"], ["broken"], [part], Broken.observation_space, Broken.action_space
@@ -348,7 +348,7 @@ def test_spaces_follow_gymnasiums_vector_contract():
     envs.close()
 
 
-def test_benchmarks_are_metaworlds_own():
+def test_benchmarks_equal_metaworlds():
     assert get_benchmark("mt10").tasks == tuple(MT10_V3)
     assert get_benchmark("mt25").tasks == tuple(MT25_V3)
     assert get_benchmark("mt50").tasks == tuple(ALL_V3_ENVIRONMENTS)
@@ -365,6 +365,6 @@ def test_benchmarks_are_metaworlds_own():
         (("mt10", ("reach-v3", "reach-v3")), "'reach-v3' more than once"),
     ],
 )
-def test_unknown_names_are_told_the_nearest(arguments, message):
+def test_unknown_names_suggest_the_nearest(arguments, message):
     with pytest.raises(UsageError, match=message):
         get_benchmark(*arguments)

@@ -1,4 +1,4 @@
-"""EnvPool behind the vector environment's contract, and the choice of simulators."""
+"""EnvPool as a vector environment, and the choice of simulators."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ BENCHMARK = get_benchmark("", TASKS)
 PASSED = [task for task, verdict in verdicts()["tasks"].items() if verdict["passed"]]
 FAILED = [task for task in verdicts()["tasks"] if task not in PASSED]
 on_tested_versions = pytest.mark.skipif(
-    simulator_versions() != verdicts()["versions"], reason="verdicts are for other versions"
+    simulator_versions() != verdicts()["versions"], reason="verdicts are of other versions"
 )
 
 
@@ -50,8 +50,8 @@ def assert_same(found: list, expected: list) -> None:
         assert np.array_equal(a[4].get("final_obs"), b[4].get("final_obs"))
 
 
-def test_episodes_are_counted_as_on_the_reference():
-    """The step EnvPool spends on its late reset is never seen: all rows end together."""
+def test_episodes_have_the_reference_length():
+    """EnvPool's extra step for a late reset is not visible: all rows end together."""
     envs = make(copies=2)
     assert envs.simulators == MIXED and envs.num_envs == 8
     observations, _ = envs.reset(seed=1)
@@ -69,8 +69,8 @@ def test_episodes_are_counted_as_on_the_reference():
             last = infos["final_obs"]
             assert np.array_equal(last[:, 18:36], before[:, :18])  # the true last observation
             assert not (last == observations).all(1).any()
-            assert np.array_equal(current, previous)  # a first observation has no past
-            assert not (last[:, 36:] == observations[:, 36:]).all(1).any()  # nor the old goal
+            assert np.array_equal(current, previous)  # no previous one
+            assert not (last[:, 36:] == observations[:, 36:]).all(1).any()  # not the old goal
             episode = infos["final_info"]["episode"]
             assert np.allclose(episode["r"], total) and (episode["l"] == HORIZON).all()
             total[:] = 0
@@ -80,8 +80,8 @@ def test_episodes_are_counted_as_on_the_reference():
     envs.close()
 
 
-def test_each_simulator_has_its_rows():
-    """A mixed environment is, row by row, what environments of one kind are."""
+def test_each_simulator_runs_its_rows():
+    """Rows of a mixed environment equal those of environments of one kind."""
     mixed, reference, pools = make(), make(None), make(NATIVE)
     actions = moves(HORIZON + 5)
     for envs in (mixed, reference, pools):
@@ -92,13 +92,13 @@ def test_each_simulator_has_its_rows():
             expected = theirs if simulator == "envpool" else ours
             for a, b in zip(found[:4], expected[:4], strict=True):
                 assert np.array_equal(a[row], b[row])
-    assert not np.array_equal(ours[0][0], theirs[0][0])  # they draw other goals
+    assert not np.array_equal(ours[0][0], theirs[0][0])  # they have different goals
     for envs in (mixed, reference, pools):
         envs.close()
 
 
 @pytest.mark.parametrize("cores", [1, 8])
-def test_the_seed_decides_and_threads_do_not(cores, monkeypatch):
+def test_episodes_depend_on_the_seed_and_not_on_threads(cores, monkeypatch):
     once, again = make(NATIVE, copies=2), make(NATIVE, copies=2)
     monkeypatch.setattr(native, "n_cores", lambda: cores)
     actions = moves(2 * HORIZON, 8)
@@ -107,7 +107,7 @@ def test_the_seed_decides_and_threads_do_not(cores, monkeypatch):
         first, _ = envs.reset(seed=5)
         traces.append([envs.step(action) for action in actions])
         second, _ = envs.reset()
-        assert len(np.unique(np.vstack([first, second]), axis=0)) == 16  # other goals everywhere
+        assert len(np.unique(np.vstack([first, second]), axis=0)) == 16  # all goals differ
     assert_same(*traces)
     assert not np.array_equal(once.reset(seed=6)[0], first)
     assert np.array_equal(once.reset(seed=5)[0], first)
@@ -117,7 +117,7 @@ def test_the_seed_decides_and_threads_do_not(cores, monkeypatch):
 
 @pytest.mark.parametrize("episodes", [1, 4])
 def test_a_pool_is_restored_exactly(episodes, monkeypatch):
-    """Within a pool's episodes, and across the change to the next pool."""
+    """Within the episodes of a pool, and across the change to the next pool."""
     monkeypatch.setattr(native, "EPISODES_PER_POOL", 3)
     envs, other = make(), make()
     envs.reset(seed=9)
@@ -134,7 +134,7 @@ def test_a_pool_is_restored_exactly(episodes, monkeypatch):
     for key in "rls":
         ends = [trace[HORIZON - 8][4]["final_info"]["episode"][key] for trace in (found, expected)]
         assert np.array_equal(*ends)
-    # And once more, back in time.
+    # And once more to an earlier state.
     other.restore(state, seed=9)
     assert_same([other.step(action) for action in actions[here:]], expected)
     state["simulators"][1] = "envpool"
@@ -151,8 +151,8 @@ def test_a_pool_is_restored_exactly(episodes, monkeypatch):
         for task in ALL_V3_ENVIRONMENTS
     ],
 )
-def test_a_reset_depends_on_the_resets_before_alone(task):
-    """What `restore` rests on: actions leave no trace in later episodes."""
+def test_a_reset_depends_only_on_earlier_resets(task):
+    """`restore` relies on it: actions have no effect on later episodes."""
     firsts = []
     for horizon in (1, 12):
         envs = make_vector_env(get_benchmark("", (task,)), horizon, simulators=("envpool",))
@@ -165,7 +165,7 @@ def test_a_reset_depends_on_the_resets_before_alone(task):
     assert np.array_equal(*firsts)
 
 
-def test_verdicts_are_about_all_tasks_and_follow_from_their_numbers():
+def test_verdicts_cover_all_tasks_and_follow_from_their_numbers():
     assert list(verdicts()["tasks"]) == list(ALL_V3_ENVIRONMENTS)
     assert set(verdicts()["versions"]) == {"platform", "envpool", "metaworld", "mujoco"}
     script = load_script()
@@ -194,7 +194,7 @@ def test_equal_starts_and_actions_give_equal_episodes(task):
     for episode in range(3):
         # Quaternions differ by 5e-4 after some resets, by MuJoCo's version.
         assert np.allclose(reference.reset(), pool.reset(), atol=1e-3)
-        for action in 1.5 * moves(40, 1, seed=episode)[:, 0]:  # beyond [-1, 1]: clipped alike
+        for action in 1.5 * moves(40, 1, seed=episode)[:, 0]:  # beyond [-1, 1], and clipped alike
             expected, reward, success = reference.step(action)
             observation, their_reward, their_success = pool.step(action)
             assert np.allclose(observation, expected, atol=2e-3)
@@ -203,7 +203,7 @@ def test_equal_starts_and_actions_give_equal_episodes(task):
 
 
 @on_tested_versions
-def test_auto_takes_what_passed_and_says_so():
+def test_auto_chooses_passed_tasks_and_says_so():
     tasks = (PASSED[0], FAILED[0], PASSED[1])
     chosen = choose_simulators(get_benchmark("", tasks), EnvironmentConfig())
     assert chosen.by_task == ("envpool", "metaworld", "envpool")
@@ -230,7 +230,7 @@ def test_auto_takes_what_passed_and_says_so():
         ),
     ],
 )
-def test_what_cannot_be_trusted_is_refused(options, message):
+def test_failed_or_invalid_simulators_are_rejected(options, message):
     with pytest.raises(UsageError, match=message):
         choose_simulators(get_benchmark("", ("reach-v3", FAILED[0])), EnvironmentConfig(**options))
 

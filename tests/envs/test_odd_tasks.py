@@ -1,4 +1,4 @@
-"""Custom environments as people write them: what is wrong is told, what is odd works."""
+"""Unusual custom environments: errors are reported, and valid ones work."""
 
 import os
 import signal
@@ -53,8 +53,8 @@ def refused(make) -> str:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
 @pytest.mark.parametrize("number", [1, 3])
-def test_no_reset_lets_in_what_is_not_finite(number, value):
-    """Neither the first of a process nor one after an episode's end: the episode begins anew."""
+def test_resets_never_return_values_that_are_not_finite(number, value):
+    """Neither the first reset of a process nor one at the end of an episode."""
     with closing(vector(partial(BadReset, number, value))) as envs, warned() as told:
         observations, _ = envs.reset(seed=0)
         assert np.array_equal(observations, np.zeros((1, 3)))
@@ -65,13 +65,13 @@ def test_no_reset_lets_in_what_is_not_finite(number, value):
         assert np.array_equal(infos["final_obs"], np.full((1, 3), 10))
     assert told == [
         "task 'a': a reset returned an observation that is not finite in float32; the episode was "
-        "drawn again from another seed"
+        "restarted from another seed"
     ]
 
 
 @contextmanager
 def warned():
-    """What Python warns of inside."""
+    """Collect the warnings raised inside."""
     texts = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -80,8 +80,8 @@ def warned():
 
 
 @pytest.mark.parametrize("raises", [False, True])
-def test_a_seed_that_always_fails_is_passed_over(raises):
-    """Though the process is replaced, the same seed would fail in it again."""
+def test_a_seed_that_always_fails_is_skipped(raises):
+    """The same seed would fail again in a new process."""
     make = partial(BadSeed, raises)
     with warned() as told:
         with closing(vector(make, max_restarts=20)) as envs:
@@ -101,7 +101,7 @@ def test_a_seed_that_always_fails_is_passed_over(raises):
     assert told and all("task 'a': " in text for text in told)
 
 
-def test_an_environment_that_never_gives_a_number_stops_with_a_word():
+def test_an_environment_that_always_returns_nan_stops_with_an_error():
     broken = NeverFinite, 3  # from its third episode on
     with closing(vector(partial(*broken), max_restarts=1)) as envs, warned():
         envs.reset(seed=0)
@@ -111,7 +111,7 @@ def test_an_environment_that_never_gives_a_number_stops_with_a_word():
         assert envs.restarts == 1
 
 
-def test_success_is_decided_for_each_task_by_what_its_steps_say():
+def test_success_is_determined_per_task_by_its_steps():
     tasks = {
         "at the end": partial(Told, {10: True}),
         "never": Plain,
@@ -133,7 +133,7 @@ def test_success_is_decided_for_each_task_by_what_its_steps_say():
         assert other.tells_success.tolist() == state["tells_success"]
 
 
-def test_tasks_may_be_known_to_tell_success():
+def test_tasks_may_be_declared_to_report_success():
     benchmark = Benchmark("odd", {"a": Plain, "b": Plain}, tells_success=("b",))
     with closing(make_vector_env(benchmark, workers=1)) as envs:
         assert envs.tells_success.tolist() == [False, True]
@@ -141,13 +141,13 @@ def test_tasks_may_be_known_to_tell_success():
         Benchmark("odd", {"a": Plain}, tells_success=("c",))
 
 
-def test_without_a_key_no_success_is_looked_for():
+def test_without_a_key_success_is_ignored():
     env = CustomTask("a", partial(Told, {1: "False"}), success_key=None)
     env.reset(seed=0)
     assert env.step(NOTHING[0])[4] == {}
 
 
-def test_an_episode_is_as_long_as_the_environment_has_it(monkeypatch):
+def test_the_environment_determines_the_episode_length(monkeypatch):
     with closing(vector(partial(Long, 1_000))) as envs:
         envs.reset(seed=0)
         for step in range(1, 1_001):
@@ -160,7 +160,7 @@ def test_an_episode_is_as_long_as_the_environment_has_it(monkeypatch):
         make_vector_env(Benchmark("m", {"reach-v3": None}), horizon=501)
 
 
-def test_an_episode_without_an_end_is_cut_with_a_word():
+def test_an_endless_episode_is_truncated_with_a_warning():
     with closing(vector(partial(Long, None))) as envs:
         envs.reset(seed=0)
         for _ in range(9_999):
@@ -170,7 +170,7 @@ def test_an_episode_without_an_end_is_cut_with_a_word():
 
 
 def test_actions_reach_the_ends_of_any_range():
-    """One that cannot vary, one whose width float64 cannot hold, and those of another type."""
+    """Empty ranges, ranges whose width overflows float64, and ranges of other types."""
     low, high = np.array([0, 2.5, -1e308]), np.array([1, 2.5, 1e308])
     env = CustomTask("a", partial(Plain, action_space=Box(low, high, dtype=np.float64)))
     given = []
@@ -185,7 +185,7 @@ def test_actions_reach_the_ends_of_any_range():
     half.step(np.ones(2, np.float32))  # 0.1 in float16 is less than 0.1
 
 
-def test_observations_of_any_number_type_are_taken():
+def test_observations_of_any_numeric_type_are_accepted():
     for space in (Box(0, 255, (4,), np.uint8), Box(-9, 9, (4,), np.int64), Box(-1, 1, (4,))):
         with closing(vector(partial(Plain, space))) as envs:
             envs.reset(seed=0)
@@ -194,19 +194,19 @@ def test_observations_of_any_number_type_are_taken():
 
 
 SPACES = {
-    "integers": (partial(Plain, None, Box(0, 9, (2,), np.int64)), "floating-point numbers"),
-    "bytes": (partial(Plain, None, Box(0, 255, (2,), np.uint8)), "floating-point numbers"),
+    "integers": (partial(Plain, None, Box(0, 9, (2,), np.int64)), "floating-point actions"),
+    "bytes": (partial(Plain, None, Box(0, 255, (2,), np.uint8)), "floating-point actions"),
     "discrete": (partial(Plain, None, Discrete(3)), "actions in a Box of one dimension"),
     "no action": (partial(Plain, None, Box(-1, 1, (0,))), "actions in a Box of one dimension"),
     "unbounded": (partial(Plain, None, Box(-np.inf, 1, (2,))), "expected bounded actions"),
     "dict": (partial(Plain, Dict(x=Box(0, 1, (2,)))), "FlattenObservation"),
     "picture": (partial(Plain, Box(0, 255, (8, 8, 3), np.uint8)), "FlattenObservation"),
-    "other shape": (partial(Plain, Box(0, 1, (4,))), r"equal shape, got \(3,\) of task 'fine'"),
+    "other shape": (partial(Plain, Box(0, 1, (4,))), r"equal shape, got \(3,\) for task 'fine'"),
 }
 
 
 @pytest.mark.parametrize("case", SPACES)
-def test_spaces_that_cannot_be_learned_are_refused(case):
+def test_unsupported_spaces_are_rejected(case):
     make, message = SPACES[case]
     with pytest.raises(UsageError, match=message):
         examined(Benchmark("odd", {"fine": Plain, "a": make}))
@@ -235,24 +235,24 @@ WRONG = {
 
 
 @pytest.mark.parametrize("how", WRONG)
-def test_what_breaks_the_contract_is_told_at_once(how):
+def test_violations_of_the_contract_are_reported_at_once(how):
     assert WRONG[how] in refused(partial(Wrong, how))
 
 
-def test_what_cannot_even_be_made_is_told_at_once():
+def test_environments_that_cannot_be_created_are_reported_at_once():
     assert "expected a gymnasium.Env, got builtins.int" in refused(lambda: 3)
-    assert "failed at making it: ZeroDivisionError" in refused(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    assert "failed at creating it: ZeroDivisionError" in refused(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
     assert "expected finite observations" in refused(lambda: _nan())
     with pytest.raises(UsageError, match=r"environments: expected a dict .* got list"):
         Benchmark("odd", ["a"])  # type: ignore[arg-type]
     lock = __import__("threading").Lock()
     assert "failed at sending it to another process" in refused(lambda: (lock, Plain())[1])
-    with pytest.raises(UsageError, match="expected a function that makes task 'a', got <"):
+    with pytest.raises(UsageError, match="expected a function that creates task 'a', got <"):
         Benchmark("odd", {"a": Plain()})  # type: ignore[dict-item]
 
 
 class Hangs(Plain):
-    """One of its methods never returns, and catches what it can."""
+    """One of its methods never returns, and catches all exceptions."""
 
     def __init__(self, how):
         super().__init__()
@@ -278,9 +278,9 @@ class Hangs(Plain):
 
 @pytest.mark.parametrize(
     ("how", "doing"),
-    [("init", "making it"), ("reset", "reset"), ("step", "step"), ("close", "close")],
+    [("init", "creating it"), ("reset", "reset"), ("step", "step"), ("close", "close")],
 )
-def test_an_environment_that_hangs_is_told_before_a_run(how, doing, monkeypatch):
+def test_a_hanging_environment_is_reported_before_a_run(how, doing, monkeypatch):
     monkeypatch.setattr("mtrl.envs.examine.START_TIMEOUT", 0.2)
     before = signal.getsignal(signal.SIGALRM)
     message = refused(partial(Hangs, how))
@@ -289,8 +289,8 @@ def test_an_environment_that_hangs_is_told_before_a_run(how, doing, monkeypatch)
     assert signal.getsignal(signal.SIGALRM) is before
 
 
-def test_an_environment_that_exits_or_fails_to_close_is_told():
-    """`sys.exit` would end the command in silence; the first error counts, not that of close()."""
+def test_an_environment_that_exits_or_fails_to_close_is_reported():
+    """`sys.exit` would silently end the command; the first error counts, not that of close()."""
 
     class Exits(Plain):
         def step(self, action):
@@ -308,7 +308,7 @@ def _nan() -> gym.Env:
     return env
 
 
-def test_what_breaks_the_contract_later_is_not_tried_again():
+def test_later_violations_of_the_contract_are_not_retried():
     with closing(vector(LateWrong, max_restarts=10)) as envs:
         envs.reset(seed=0)
         for _ in range(20):
@@ -335,8 +335,8 @@ def test_every_environment_is_closed(fails, tmp_path):
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-def test_programs_of_an_environment_end_with_it(hangs, monkeypatch):
-    """By its close(), or, of a process that hangs, with that."""
+def test_child_processes_of_an_environment_end_with_it(hangs, monkeypatch):
+    """By its close(), or when its hanging process is killed."""
     monkeypatch.setattr("mtrl.envs.make.START_TIMEOUT", 1.0)
     with closing(vector(partial(Program, hangs))) as envs:
         envs.reset(seed=0)
@@ -354,17 +354,17 @@ def test_programs_of_an_environment_end_with_it(hangs, monkeypatch):
         time.sleep(0.05)
 
 
-def test_an_environment_may_have_processes():
+def test_an_environment_may_start_processes():
     with closing(vector(Forks)) as envs:
         envs.reset(seed=0)
         seen = [envs.step(NOTHING)[0][0, 0] for _ in range(4)]
         assert seen == [0, 2, 4, 6]
         begun = time.monotonic()
-    assert time.monotonic() - begun < 4  # nobody had to be killed
+    assert time.monotonic() - begun < 4  # no process had to be killed
 
 
 def _running() -> list[int]:
-    """Processes that are no zombies."""
+    """Processes that are not zombies."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -379,13 +379,15 @@ def _running() -> list[int]:
 @pytest.mark.parametrize(
     "name", [1, None, "", " a", "a\nb", "a|b", "a,b", 'a"b', "mean", "worst", "x" * 201, "\x1b[2J"]
 )
-def test_names_that_files_cannot_hold_are_refused(name):
+def test_names_unsuitable_for_files_are_rejected(name):
     with pytest.raises(UsageError, match="tasks: expected "):
         Benchmark("odd", {name: Plain})
     if name not in ("mean", "worst"):
         with pytest.raises(UsageError, match="name: expected a name"):
             Benchmark(name, {"a": Plain})
-    with pytest.raises(UsageError, match="name: expected another than Meta-World's, got 'mt10'"):
+    with pytest.raises(
+        UsageError, match="name: expected a name Meta-World does not use, got 'mt10'"
+    ):
         Benchmark("mt10", {"a": Plain})
 
 
@@ -402,12 +404,12 @@ if {condition}:
 
 
 @pytest.mark.parametrize(("condition", "code"), [("True", 1), ('__name__ == "__main__"', 0)])
-def test_a_script_without_a_guard_is_told_of_it(condition, code, tmp_path):
-    """Its worker imports it, and ends there without a trace of its own."""
+def test_a_script_without_a_main_guard_gets_a_hint(condition, code, tmp_path):
+    """Its worker imports it, and exits without a traceback."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(condition=condition))
     command = [sys.executable, str(script), str(Path(__file__).parents[1])]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert (done.returncode, done.stdout) == (code, "imported\n" * 2), done.stderr
-    assert ('stand under `if __name__ == "__main__":`' in done.stderr) == bool(code)
+    assert ('under `if __name__ == "__main__":`' in done.stderr) == bool(code)
     assert done.stderr.count("Traceback") == code

@@ -1,4 +1,4 @@
-"""The evaluation protocol against Meta-World's own evaluation, goal for goal."""
+"""Evaluation protocol against Meta-World's own evaluation, goal by goal."""
 
 import json
 import math
@@ -25,14 +25,14 @@ from mtrl.evaluation.play import act
 from mtrl.evaluation.protocol import _copies, evaluate, evaluate_in
 from mtrl.evaluation.scores import Evaluation
 from mtrl.policy.policy import Policy
-from mtrl.training.outcome import Outcome
+from mtrl.training.report import Outcome
 
 TASKS = ("reach-v3", "drawer-close-v3", "push-v3")
 SEED, EPISODES = 11, 8
 
 
 class HalfExpert:
-    """Meta-World's scripted experts, which do nothing where the goal lies left of its median."""
+    """Meta-World's scripted experts, which do nothing if the goal is left of its median."""
 
     tasks = TASKS
     device = torch.device("cpu")
@@ -50,17 +50,17 @@ class HalfExpert:
         ).astype(np.float32)
 
     def act(self, observations: torch.Tensor, tasks: torch.Tensor, noise: None) -> torch.Tensor:
-        assert tasks[:3].tolist() == [0, 1, 2]  # what follows them fills the block
+        assert tasks[:3].tolist() == [0, 1, 2]  # the rest is padding
         actions = torch.zeros(len(tasks), 4)
         actions[:3] = torch.from_numpy(self.eval_action(observations[:3].numpy()))
         return actions
 
     def reset(self, mask: np.ndarray) -> None:
-        """Meta-World tells agents with a memory."""
+        """Called by Meta-World for agents with memory."""
 
 
 def their_tasks(task: str) -> list[Task]:
-    """Our first goals of a task as Meta-World's own task objects."""
+    """Our first goals of a task as Meta-World task objects."""
     env = MetaWorldTask(task, shuffle_goals=False)
     made = []
     for episode in range(EPISODES):
@@ -94,14 +94,14 @@ def test_agrees_with_metaworlds_evaluation():
     mean, _, rates, _ = evaluation(agent, theirs, num_episodes=EPISODES)
     assert dict(zip(ours.tasks, ours.success_rates, strict=True)) == rates
     assert ours.mean == pytest.approx(mean)
-    assert 0 < ours.mean < 1  # a policy that always or never succeeds would show nothing
+    assert 0 < ours.mean < 1  # a policy that always or never succeeds would prove nothing
     for t in range(len(TASKS)):
         for episode in (0, EPISODES - 1):
             assert_is_what_was_judged(ours, t, episode)
 
 
 def assert_is_what_was_judged(result: Evaluation, t: int, episode: int) -> None:
-    """The actions that were kept, in an environment that has done nothing else."""
+    """Replay the recorded actions in a new environment."""
     env = MetaWorldTask(result.tasks[t], result.actions.shape[2], shuffle_goals=False)
     env.reset(seed=result.seed, options={"episode": episode})
     rewards, successes, ended = [], [], False
@@ -116,7 +116,7 @@ def assert_is_what_was_judged(result: Evaluation, t: int, episode: int) -> None:
 
 
 def make_policy(tasks: tuple[str, ...], width: int = 400) -> Policy:
-    """One that does something else in every task and every state."""
+    """A policy whose actions differ in every task and state."""
     policy = Policy(tasks, AgentConfig(hidden_sizes=(width, width)), 39, 4, seed=2)
     generator = torch.Generator().manual_seed(5)
     for parameter in policy.actor.parameters():  # heads start near zero
@@ -139,7 +139,7 @@ def test_results_do_not_depend_on_processes_or_other_tasks(stochastic):
     assert_is_what_was_judged(together, 1, 5)
 
 
-def test_samples_are_of_the_policy_and_new_in_every_step():
+def test_samples_follow_the_policy_and_differ_in_every_step():
     policy = make_policy(TASKS[:1])
     benchmark = get_benchmark("", TASKS[:1])
     how = {"benchmark": benchmark, "episodes": 2, "horizon": 10, "workers": 1}
@@ -149,7 +149,7 @@ def test_samples_are_of_the_policy_and_new_in_every_step():
     assert np.array_equal(first.actions, again.actions)
     assert not np.isclose(first.actions, other.actions).any()
     modes = evaluate(policy, seed=3, **how)
-    same_state = first.actions[:, :, 0] - modes.actions[:, :, 0]  # before they part
+    same_state = first.actions[:, :, 0] - modes.actions[:, :, 0]  # before they diverge
     assert (same_state != 0).all() and not np.isclose(*same_state[0]).any()
 
 
@@ -166,12 +166,12 @@ def test_a_rows_action_does_not_depend_on_the_other_rows(order, n):
 
 
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 128))
-def test_copies_end_together_and_are_not_too_many(tasks, episodes, workers):
+def test_copies_end_together_and_are_few(tasks, episodes, workers):
     copies = _copies(tasks, [episodes, 50], workers)
     assert episodes % copies == 0 and 50 % copies == 0
     assert copies == 1 or math.ceil(tasks * copies / workers) < 40
     if episodes == 50 and tasks < workers:
-        assert copies > 1  # no core is idle
+        assert copies > 1  # all cores are used
 
 
 def make_evaluation() -> Evaluation:
@@ -193,7 +193,7 @@ def test_summary_in_closed_form():
 
 
 def test_a_notebook_shows_a_table(tmp_path):
-    """Well-formed, with a row for each task; what has no value is a dash."""
+    """Well-formed HTML with a row per task and a dash for missing values."""
     result = replace(make_evaluation(), tells_success=np.arange(10) != 3)
     outcome = Outcome(tmp_path / "a<b", result)
     page = ElementTree.fromstring(f"<div>{outcome._repr_html_()}</div>")

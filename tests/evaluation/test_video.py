@@ -1,4 +1,4 @@
-"""Videos show the episodes that were judged, the right way up, and change nothing."""
+"""Videos show the evaluated episodes, upright, and do not change results."""
 
 import dataclasses
 import io
@@ -35,7 +35,7 @@ draws = pytest.mark.skipif(not can_draw(), reason="needs EGL or OSMesa")
 
 @pytest.fixture(scope="module")
 def judged() -> Evaluation:
-    """An expert's first episode, which succeeds."""
+    """First episode of an expert, which succeeds."""
     env = MetaWorldTask(TASK, STEPS, shuffle_goals=False)
     observation, _ = env.reset(seed=SEED)
     expert, actions, total, first = ENV_POLICY_MAP[TASK](), [], 0.0, 0
@@ -58,18 +58,18 @@ def read(path) -> tuple[dict, np.ndarray]:
 
 
 @draws
-def test_a_film(judged, tmp_path):
+def test_a_video(judged, tmp_path):
     (path,) = film(judged, tmp_path / "new", "corner2")
     assert path == tmp_path / "new" / f"{TASK}.mp4" and [path] == list(path.parent.iterdir())
     about, frames = read(path)
     assert about["codec"] == "h264" and about["size"] == (480, 480) and about["fps"] == 40
     assert len(frames) == 1 + STEPS // 2  # the start, then every other step: real time at 80 Hz
-    # The caption turns green with the first picture at or after the first success.
+    # The caption turns green in the first frame at or after the first success.
     band = frames[:, :78].astype(int)
     is_green = (band[..., 1] - band[..., 0] > 100).sum((1, 2)) > 100
     first = judged.first_success[0, 0]
     assert is_green.tolist() == [2 * k >= first for k in range(len(frames))]
-    # Nothing is above the horizon: this camera's pictures come upside down.
+    # Nothing is above the horizon, although this camera is upside down.
     above, below = frames[0, 90:110].std((0, 1)), frames[0, -20:].std((0, 1))
     assert above.max() < 3 and below.min() > 20
     moved = np.abs(frames[-1, 90:].astype(int) - frames[0, 90:]).mean()
@@ -80,21 +80,21 @@ def test_a_film(judged, tmp_path):
 def test_small_animations(judged):
     gif = Image.open(io.BytesIO(animations(judged)[TASK]))
     assert gif.size == (160, 160) and gif.is_animated and gif.info["loop"] == 0
-    assert gif.n_frames == 2 + STEPS // 16  # the first and the last too
+    assert gif.n_frames == 2 + STEPS // 16  # including the first and the last frame
     assert gif.info["duration"] == 100  # 16 steps of 1/80 s at twice the speed
 
 
 @draws
-def test_what_is_not_what_was_judged_is_no_film(judged, tmp_path):
+def test_a_replay_that_differs_from_the_evaluation_is_rejected(judged, tmp_path):
     other = dataclasses.replace(judged, returns=np.nextafter(judged.returns, np.inf))
     with pytest.raises(ChildProcessError, match=f"video of {TASK}: RuntimeError: expected episode"):
         film(other, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_machine_that_cannot_draw_is_told_before_anything_starts(monkeypatch, tmp_path, capsys):
+def test_a_missing_renderer_is_reported_before_anything_starts(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("MUJOCO_GL", "crayons")
-    with pytest.raises(UsageError, match="video: expected MUJOCO_GL=crayons to draw with"):
+    with pytest.raises(UsageError, match="video: expected MUJOCO_GL=crayons for rendering"):
         find_backend()
     monkeypatch.chdir(tmp_path)
     commands = (
@@ -109,7 +109,7 @@ def test_a_machine_that_cannot_draw_is_told_before_anything_starts(monkeypatch, 
 
 
 @draws
-def test_figures_are_the_same_with_videos(policy, tmp_path, capsys):
+def test_results_are_the_same_with_videos(policy, tmp_path, capsys):
     arguments = [str(policy), "--episodes", "2", "--stochastic", "--tasks", "push-v3"]
     assert eval_main([*arguments, "--json", str(tmp_path / "a.json")]) == 0
     assert (
@@ -132,7 +132,7 @@ def test_figures_are_the_same_with_videos(policy, tmp_path, capsys):
 
 
 @draws
-def test_videos_in_tensorboard_and_none_that_is_worth_a_run(monkeypatch, tmp_path, capsys):
+def test_videos_in_tensorboard_and_a_failed_one_is_ignored(monkeypatch, tmp_path, capsys):
     calls = []
 
     def first_fails(evaluation: Evaluation) -> dict[str, bytes]:

@@ -1,11 +1,11 @@
-"""Modules as a user might write them."""
+"""Modules as users might write them."""
 
 import torch
 from torch import nn
 
 
 class Attentive(nn.Module):
-    """Tokens of the observation that attend to each other; a skip, LayerNorm with factors, GELU."""
+    """Attention over tokens of the observation, a skip connection, affine LayerNorm and GELU."""
 
     def __init__(self, n_inputs: int, width: int = 6) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A fused layer against plain autograd on its formula, in float64; and what bf16 rounds."""
+"""Fused layer against autograd on its formula in float64, and its rounding in bf16."""
 
 from itertools import product
 
@@ -19,7 +19,7 @@ HOW = [
 
 
 def plain(x, weight, bias, residual, norm, relu):
-    """The formula, one matrix per network and task."""
+    """Compute the formula with one matrix per network and task."""
     y = torch.einsum("ntbi,ntio->ntbo", x, weight) + bias
     y = layer_norm(y, y.shape[-1:]) if norm else y
     y = y.relu() if relu else y
@@ -75,7 +75,7 @@ def test_without_a_graph_it_computes_the_same(norm, relu, residual):
 
 
 def test_bf16_rounds_the_product_and_not_the_statistics():
-    """Far from zero a bf16 mean has lost the spread; the statistics here have not."""
+    """Far from zero, a bf16 mean would lose the spread; these statistics keep it."""
     x = drawn(1, 1, 64, 32, dtype=torch.float32)
     weight, bias = drawn(1, 32, 128, dtype=torch.float32), drawn(1, 128, dtype=torch.float32)
     exact = layer(x.double(), weight.double(), bias.double(), norm=True)
@@ -87,8 +87,8 @@ def test_bf16_rounds_the_product_and_not_the_statistics():
 
 
 @pytest.mark.parametrize("size", [OUT, OUT - 2])
-def test_features_may_turn_in_place_of_the_head(size):
-    """With fewer samples than outputs the features are rotated, else the head: one function."""
+def test_rotating_features_equals_rotating_the_head(size):
+    """With fewer samples than outputs, features are rotated, else the head; both agree."""
     rotation = torch.linalg.qr(drawn(N, T, size, size))[0]
     z, weight, bias = drawn(N, T, B, OUT), drawn(N, T, OUT, 9), drawn(N, T, 9)
     assert weight.shape[-1] > B

@@ -1,4 +1,4 @@
-"""The networks' first weights, and what an autocast around them may not change."""
+"""Initial weights of networks, and results that autocast must not change."""
 
 import math
 
@@ -30,7 +30,7 @@ def make(bound: float = 0.01, multi_head: bool = True, trunk=TRUNK) -> MultiTask
 
 
 def expect_uniform(tensor: torch.Tensor, bound: float) -> None:
-    """Of n draws, the largest is about bound · n/(n + 1), and the mean 0 ± bound/√(3n)."""
+    """The largest of n draws is about bound · n/(n + 1), and their mean 0 ± bound/√(3n)."""
     n = tensor.numel()
     assert n >= 200
     assert bound * (1 - 12 / n) < tensor.abs().max() <= bound
@@ -39,10 +39,10 @@ def expect_uniform(tensor: torch.Tensor, bound: float) -> None:
 
 
 @pytest.mark.parametrize("multi_head", [True, False])
-def test_weights_begin_he_uniform_and_heads_within_their_bound(multi_head):
+def test_initial_weights_are_he_uniform_and_heads_within_their_bound(multi_head):
     networks = make(0.01, multi_head)
     shared, own = networks.shared, networks.per_task
-    first = math.sqrt(6 / (IN + T))  # as of a layer on the inputs with their one-hot
+    first = math.sqrt(6 / (IN + T))  # as for a layer on inputs and one-hot
     expect_uniform(shared["weight0"], first)
     expect_uniform(own["bias0"], first)  # the one-hot's columns
     expect_uniform(shared["weight1"], math.sqrt(6 / 80))
@@ -51,7 +51,7 @@ def test_weights_begin_he_uniform_and_heads_within_their_bound(multi_head):
     assert 0 < (own if multi_head else shared)["head_bias"].abs().max() <= 0.01
 
 
-def test_residual_blocks_and_embeddings_begin_likewise():
+def test_initial_residual_blocks_and_embeddings():
     networks = make(trunk=Residual((80, 80), embedding=10))
     shared = networks.shared
     expect_uniform(shared["weight0"], math.sqrt(6 / (IN + 10)))
@@ -63,7 +63,7 @@ def test_residual_blocks_and_embeddings_begin_likewise():
     assert torch.allclose(lengths, torch.ones(N, T))
 
 
-def test_an_agents_heads_begin_small():
+def test_initial_heads_of_an_agent_are_small():
     agent = MTSAC(("a", "b"), AgentConfig(hidden_sizes=(64, 64)), 39, 4, seed=0)
     expect_uniform(agent.actor.per_task["head_weight"], 1e-3)
     expect_uniform(agent.critics.per_task["head_weight"], 3e-3)
@@ -86,13 +86,13 @@ def test_heads_stay_exact_inside_an_autocast(kind):
     assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
-def test_the_precision_asked_for_holds_inside_an_autocast():
+def test_the_requested_precision_holds_inside_an_autocast():
     a = torch.randn(8, 300, generator=torch.Generator().manual_seed(0))
     exact = a @ a.mT
     with torch.autocast("cpu", torch.bfloat16):
         with trunks_in("fp32", a.device):
             assert torch.equal(a @ a.mT, exact)
-        assert (a @ a.mT).dtype == torch.bfloat16  # what surrounds it is as before
+        assert (a @ a.mT).dtype == torch.bfloat16  # the outer autocast is unchanged
     with trunks_in("bf16", a.device):
         assert (a @ a.mT).dtype == torch.bfloat16
     assert torch.equal(a @ a.mT, exact)

@@ -1,4 +1,4 @@
-"""A user's module as a trunk: against the module itself, called for one network and task."""
+"""A custom module as a trunk, against the module itself for one network and task."""
 
 import copy
 from dataclasses import replace
@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from mtrl.config.registry import TRUNKS
 from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, head
-from mtrl.nets.trunks import get_trunk, load_trunk, registry
+from mtrl.nets.trunks import get_trunk, load_trunk
 from mtrl.policy.export import export_policy
 from mtrl.policy.policy import Policy
 from mtrl.sac.agent import MTSAC
@@ -24,7 +25,7 @@ NAME = "own_trunks:Attentive"
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
-    monkeypatch.setattr(registry, "_TRUNKS", dict(registry._TRUNKS))
+    monkeypatch.setattr(TRUNKS, "classes", dict(TRUNKS.classes))
     load_trunk(f"{NAME}(width=6)")
 
 
@@ -49,7 +50,7 @@ def task_loss(shared, per_task, features, y):
 
 @pytest.mark.parametrize("n_tasks", [T, 1])
 @pytest.mark.parametrize("engine", ["auto", "factored"])
-def test_gradients_are_the_modules_own(n_tasks, engine):
+def test_gradients_equal_those_of_the_module(n_tasks, engine):
     networks = make(n_tasks=n_tasks)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(1, n_tasks, B, IN, generator=generator, dtype=torch.float64)
@@ -83,7 +84,7 @@ def test_gradients_are_the_modules_own(n_tasks, engine):
     close(several.task_gradients().gramian(), found.gramian())
 
 
-def test_networks_begin_apart_and_from_the_seed():
+def test_initial_networks_differ_and_depend_on_the_seed():
     one, again = make(), make()
     for name, value in one.shared.items():
         assert torch.equal(value, again.shared[name])
@@ -91,7 +92,7 @@ def test_networks_begin_apart_and_from_the_seed():
     assert not torch.equal(weight[0], weight[1])
 
 
-def test_a_policy_of_it_is_a_file_like_others(tmp_path):
+def test_a_policy_with_it_can_be_saved_and_loaded(tmp_path):
     agent = MTSAC(("a", "b"), AgentConfig(trunk=f"{NAME}(width=5)"), 7, 3, seed=2)
     agent.save(tmp_path / "a.safetensors")
     rows = np.random.default_rng(0).normal(size=(2, 7))
@@ -121,28 +122,28 @@ def test_a_file_imports_nothing(tmp_path):
     [
         ("own_trunks:Waits", r".item\(\).*own_trunks.py, line 31: return self.layer"),
         ("own_trunks:Branches", r"control flow.*own_trunks.py, line 37: return y if y.sum\(\) > 0"),
-        ("own_trunks:Averages", r"parameters alone, got 'own_trunks:Averages' with the buffer '1"),
+        ("own_trunks:Averages", r"parameters only, got 'own_trunks:Averages' with the buffer '1"),
         ("own_trunks:Flat", r"expected features of shape \(2, d\) from .* got \(2,\)"),
-        ("own_trunks:Idle", r"depend on every parameter of .* got some without 'layer.weight'"),
+        ("own_trunks:Idle", r"depend on every parameter of .* got .* not depend on 'layer.weight'"),
         ("own_trunks:Empty", r"expected a module with parameters"),
-        ("own_trunks:Refuses(width=4)", r"cannot make own_trunks:Refuses\(4, …\): width 4"),
-        ("own_trunks:Refuses(depth=4)", r"cannot make own_trunks:Refuses\(4, …\): .*'depth'"),
+        ("own_trunks:Refuses(width=4)", r"cannot create own_trunks:Refuses\(4, …\): width 4"),
+        ("own_trunks:Refuses(depth=4)", r"cannot create own_trunks:Refuses\(4, …\): .*'depth'"),
         ("own_trunks:torch", r"expected a class of torch.nn.Module at 'own_trunks:torch'"),
         ("own_trunks:None", r"trunk: cannot import 'own_trunks:None'"),
     ],
 )
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_what_is_in_the_way_is_told(spec, message, device):
+def test_unsupported_modules_are_rejected(spec, message, device):
     with pytest.raises(UsageError, match=message) as refused, torch.device(device):
         make(spec)
     assert "\n" not in str(refused.value)
 
 
-def test_rows_are_each_for_itself():
-    with pytest.raises(UsageError, match="features of one observation from 'own_trunks:Mixes'"):
+def test_features_of_a_row_do_not_depend_on_other_rows():
+    with pytest.raises(UsageError, match="depend on one observation from 'own_trunks:Mixes'"):
         make("own_trunks:Mixes")
 
 
-def test_one_head_cannot_tell_tasks_apart():
+def test_a_single_head_is_rejected():
     with pytest.raises(UsageError, match="heads: expected 'multi'"):
         make(multi_head=False)

@@ -1,4 +1,4 @@
-"""Every trunk: its equations on plain matrices, and what surgery needs of it, in float64."""
+"""Every trunk against its equations on plain matrices, and its per-task gradients, in float64."""
 
 import math
 from dataclasses import fields, replace
@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
+from mtrl.config.registry import TRUNKS as REGISTRY
 from mtrl.config.sections import AgentConfig
-from mtrl.config.trunks import OPTIONS, check
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, TrunkFunction, head
 from mtrl.nets.params import Params
@@ -40,7 +40,7 @@ TRUNKS = {
     "care": CARE((8, 7), encoders=3, size=5, embedding=4),
     "paco": PaCo((8, 7), sets=3),
 }
-"""Each architecture, small, every width another where it may be."""
+"""A small instance of each architecture, with different widths where possible."""
 
 CASES = [*TRUNKS.values(), *(replace(trunk, layer_norm=True) for trunk in TRUNKS.values())]
 NAMES = [*TRUNKS, *(f"{name}, layer norm" for name in TRUNKS)]
@@ -49,9 +49,9 @@ each_trunk = pytest.mark.parametrize("trunk", CASES, ids=NAMES)
 
 def test_all_architectures_are_here():
     ours = set(available_trunks()) - {"two-layers"}  # which a docstring registers
-    assert {name.split(",")[0] for name in TRUNKS} == ours == set(OPTIONS)
-    for name in OPTIONS:
-        assert set(OPTIONS[name]) == {field.name for field in fields(get_trunk(name))}
+    assert {name.split(",")[0] for name in TRUNKS} == ours == set(REGISTRY.options)
+    for name in REGISTRY.options:
+        assert set(REGISTRY.options[name]) == {field.name for field in fields(get_trunk(name))}
 
 
 def make(trunk, n_tasks=T, multi_head=True) -> MultiTaskNetworks:
@@ -68,7 +68,7 @@ def make(trunk, n_tasks=T, multi_head=True) -> MultiTaskNetworks:
         descriptions=lambda: np.random.default_rng(0).normal(size=(n_tasks, 3)),
     ).double()
     networks.requires_grad_(False)
-    for parameter in networks.parameters():  # no bias at zero, no bound so small that all is alike
+    for parameter in networks.parameters():  # no zero biases or tiny weights that could hide errors
         parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return networks
 
@@ -88,7 +88,7 @@ def task_loss(shared, per_task, features, y):
 
 
 def plain(trunk, p, x):
-    """Features of one task in one network by the paper's equations, on matrices alone, `[B, d]`.
+    """Compute the features of one task and network by the paper's equations, `[B, d]`.
 
     Args:
         p: All parameters of that network and task, without the axes N and T.
@@ -137,7 +137,7 @@ def plain(trunk, p, x):
     if isinstance(trunk, MOORE):
         rows = []
         vectors = [in_a_row("expert", x, depth, k) for k in range(trunk.experts)]
-        for b in range(len(x)):  # of each sample, by QR, whose signs are those of R's diagonal
+        for b in range(len(x)):  # for each sample by QR, with the signs of R's diagonal
             q, r = torch.linalg.qr(torch.stack([v[b] for v in vectors], -1))
             rows.append((q * r.diagonal().sign()) @ p["mix"])
         return torch.tanh(torch.stack(rows))
@@ -167,7 +167,7 @@ def plain(trunk, p, x):
         known = e * linear(f"before{number}", torch.cat(routes, -1)) if routes else e
         logits = linear(f"route{number}", relu(known))
         out = [linear(f"module{number}", z, j) for j, z in enumerate(given)]
-        targets = logits.split(trunk.modules, -1)  # of each target, over its sources
+        targets = logits.split(trunk.modules, -1)  # for each target, over its sources
         shares = [each.softmax(-1) for each in targets]
         given = [relu(sum(s[:, j, None] * out[j] for j in range(len(out)))) for s in shares]
         routes += shares
@@ -176,14 +176,14 @@ def plain(trunk, p, x):
 
 
 def of_one(problem, n, t):
-    """Leaves: the parameters of one network and task alone, so that nothing else can matter."""
+    """Return the parameters of only one network and task, as leaves."""
     shared = {k: v[n].clone().requires_grad_() for k, v in problem.shared.items()}
     own = {k: v[n, t].clone().requires_grad_() for k, v in problem.per_task.items()}
     return shared, own
 
 
 def truth(problem):
-    """By one backward for each network and task: gradients `[N, T, …]`, losses and features."""
+    """Return gradients `[N, T, …]`, losses and features by one backward per network and task."""
     trunk, n_tasks = problem.trunk.trunk, problem.inputs.shape[1]
     rows, losses, features = [], [], []
     for n in range(N):
@@ -212,7 +212,7 @@ def weights_of(n_tasks):
 @each_trunk
 @pytest.mark.parametrize("n_tasks", [T, 1])
 def test_features_and_gradients_are_those_of_the_equations_task_by_task(trunk, n_tasks):
-    """Its own task's parameters and samples are all that a task's row is made of: no leak."""
+    """The row of a task depends only on its own parameters and samples."""
     problem = make_problem(trunk, n_tasks)
     expected, losses, features = truth(problem)
     close(problem.trunk(problem.shared, problem.per_task, problem.inputs), features)
@@ -256,8 +256,8 @@ def test_products_of_the_gradients(trunk, engine):
 
 @each_trunk
 @pytest.mark.parametrize("multi_head", [True, False])
-def test_acting_row_by_row_is_the_batch(trunk, multi_head):
-    """Rows of any tasks in any order, each a task of one sample, as `Policy.act` has it."""
+def test_acting_row_by_row_equals_the_batch(trunk, multi_head):
+    """Rows of any tasks in any order, each as a task of one sample, as in `Policy.act`."""
     networks = make(trunk, multi_head=multi_head)
     x = torch.randn(N, T, B, IN, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     function = networks.folded()
@@ -284,7 +284,7 @@ def test_acting_row_by_row_is_the_batch(trunk, multi_head):
         ),
     ],
 )
-def test_a_name_alone_has_the_papers_sizes(name, sizes):
+def test_a_name_without_options_has_the_papers_sizes(name, sizes):
     for n_tasks, expected in zip((10, 50), sizes, strict=True):
         trunk = trunk_of(AgentConfig(trunk=name), "actor").for_tasks(n_tasks)
         assert {key: getattr(trunk, key) for key in expected} == expected
@@ -310,10 +310,10 @@ def test_actor_and_critics_may_differ():
         ("moore(experts=None, widths=())", "trunk: expected widths of 1 to 256 layers, got ()"),
         ("mlp(widths=(3, 0))", "trunk: expected widths from 1 to 65536, got 0"),
         ("mlp(layer_norm=1)", "trunk: expected layer_norm True or False, got 1"),
-        ("residual(widths=(3, 4))", "trunk: expected one width throughout a residual trunk"),
+        ("residual(widths=(3, 4))", "trunk: expected equal widths for a residual trunk"),
     ],
 )
-def test_a_wrong_description_is_refused(spec, message):
+def test_invalid_descriptions_are_rejected(spec, message):
     with pytest.raises(UsageError) as refused:
         get_trunk(spec)
     assert message in str(refused.value) and "\n" not in str(refused.value)
@@ -321,20 +321,20 @@ def test_a_wrong_description_is_refused(spec, message):
 
 def test_an_embedding_is_for_trunks_that_have_one():
     assert get_trunk("care", embedding=9).embedding == 9
-    with pytest.raises(UsageError, match="task_embedding: expected a trunk with an embedding"):
+    with pytest.raises(UsageError, match="task_embedding: expected a trunk with a task embedding"):
         get_trunk("moore", embedding=9)
 
 
 def test_names_are_checked_without_the_registry():
-    for name in OPTIONS:
-        check(name)
+    for name in REGISTRY.options:
+        REGISTRY.check(name)
     with pytest.raises(UsageError, match="option of care: unknown 'expert'"):
-        check("care(expert=4)")
+        REGISTRY.check("care(expert=4)")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_experts_are_made_orthonormal(dtype):
-    """Sample by sample, and in float32 at least: nearly parallel ones too."""
+    """For each sample, in float32 or wider, including nearly parallel experts."""
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(N, 1, T, B, 40, generator=generator)
     vectors = (common + 0.05 * torch.randn(N, 4, T, B, 40, generator=generator)).to(dtype)
@@ -352,7 +352,7 @@ def test_no_gradient_goes_from_the_attention_into_the_context():
     shared, own = networks.named()
     deaf = dict(shared)
     deaf["torso0_weight"] = shared["torso0_weight"].clone()
-    deaf["torso0_weight"][:, : trunk.size] = 0  # the torso does not see the context
+    deaf["torso0_weight"][:, : trunk.size] = 0  # the torso ignores the context
     own = own | {"embedding": own["embedding"].clone().requires_grad_()}
     x = torch.randn(1, T, B, IN, dtype=torch.float64)
     z = trunk(Params(networks.trunk.layers, deaf, own), x)
@@ -361,10 +361,10 @@ def test_no_gradient_goes_from_the_attention_into_the_context():
     attended = TrunkFunction(trunk, networks.trunk.layers)(
         deaf, own | {"embedding": own["embedding"] + 1}, x
     )
-    assert not torch.allclose(attended, z)  # yet what the attention does depends on it
+    assert not torch.allclose(attended, z)  # but the attention depends on it
 
 
-def test_tasks_without_descriptions_are_told_so():
+def test_tasks_without_descriptions_are_rejected():
     with pytest.raises(UsageError, match="trunk: expected tasks with descriptions"):
         MultiTaskNetworks(
             N,
@@ -378,7 +378,7 @@ def test_tasks_without_descriptions_are_told_so():
         )
 
 
-def test_routes_begin_alike():
+def test_initial_routes_are_alike():
     generator = torch.Generator().manual_seed(0)
     networks = MultiTaskNetworks(
         1, 10, 39, 8, get_trunk("soft-modules"), multi_head=True, head_bound=1, generator=generator

@@ -1,4 +1,4 @@
-"""Meta-World's tasks in words, and the words as vectors."""
+"""Descriptions of Meta-World's tasks, and their embeddings."""
 
 import numpy as np
 
@@ -6,13 +6,13 @@ from mtrl.envs.benchmarks import NAMED
 from mtrl.policy.descriptions import texts, vectors
 
 
-def test_every_task_is_described_in_words_of_its_own():
+def test_every_task_has_a_unique_description():
     assert set(texts()) == set(NAMED["mt50"])
     assert len(set(texts().values())) == 50
     assert all(20 < len(text) < 120 and text.endswith(".") for text in texts().values())
 
 
-def test_vectors_are_sentence_embeddings_in_the_order_asked_for():
+def test_vectors_are_sentence_embeddings_in_the_requested_order():
     tasks = NAMED["mt50"]
     found = vectors(tasks)
     assert found.shape == (50, 384) and found.dtype == np.float32
@@ -20,7 +20,7 @@ def test_vectors_are_sentence_embeddings_in_the_order_asked_for():
     assert np.array_equal(vectors(tasks[::-1]), found[::-1])
     likeness = found @ found.T - 2 * np.eye(50)
     nearest = {task: tasks[row.argmax()] for task, row in zip(tasks, likeness, strict=True)}
-    assert likeness.max() < 1 - 1e-3  # no two alike
+    assert likeness.max() < 1 - 1e-3  # all differ
     assert nearest["window-open-v3"] == "window-close-v3"
     assert nearest["handle-press-v3"] == "handle-press-side-v3"
     assert nearest["drawer-open-v3"] == "drawer-close-v3"

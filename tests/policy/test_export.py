@@ -1,4 +1,4 @@
-"""Shared policies: the same actions, nothing executed, and nothing damaged that is not refused."""
+"""Exported policies: same actions, no code execution, and damaged files are rejected."""
 
 import resource
 import subprocess
@@ -48,7 +48,7 @@ def make_agent(heads: str = "multi", width: int = 8, **recipe: object) -> MTSAC:
 
 
 def python(code: str, folder: Path | None = None) -> None:
-    """Run code in a fresh interpreter; it must not fail."""
+    """Run code in a new interpreter, which must not fail."""
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -60,7 +60,7 @@ def actions(policy: Policy) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> tuple[Path, Path]:
-    """A trainer's file and what is exported of it."""
+    """A checkpoint and its export."""
     folder = tmp_path_factory.mktemp("policies")
     saved, exported = folder / "saved.safetensors", folder / "exported.safetensors"
     make_agent().save(saved, {"seed": 5, "horizon": 30, "surgery": "pcgrad"})
@@ -113,7 +113,7 @@ def test_rotations_are_folded_into_the_heads(heads, size, tmp_path):
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="PyTorch 2.7 writes programs")
-def test_a_program_for_pytorch_alone(tmp_path, monkeypatch, capsys):
+def test_a_program_for_pytorch_without_mtrl(tmp_path, monkeypatch, capsys):
     agents = {"multi": make_agent(), "single": make_agent("single"), "all": make_agent(**RECIPE)}
     for name, agent in agents.items():
         agent.save(tmp_path / "a.safetensors")
@@ -163,7 +163,7 @@ def test_loading_needs_neither_training_code_nor_a_simulator(files):
 
 
 def loaded(kind: type[Policy], path: Path) -> Policy | None:
-    """A policy, or None if it was refused in one line."""
+    """Return the policy, or None if it was rejected in one line."""
     try:
         return kind.load(path)
     except UsageError as error:
@@ -173,7 +173,7 @@ def loaded(kind: type[Policy], path: Path) -> Policy | None:
 
 
 def refused(load, path: Path) -> str:
-    """The one line a file is refused with."""
+    """Return the one-line error for a file."""
     with pytest.raises(UsageError) as error:
         load(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
@@ -200,7 +200,7 @@ def damage(data: bytes, how) -> bytes:
         at = int(what[0] * (len(data) - 1))
         changed[at : at + len(what[1])] = what[1]
     else:
-        # Half of all flips where the header is: there is more to go wrong.
+        # Half of all flips are in the header, where more can go wrong.
         header = int.from_bytes(data[:8], "little") + 8
         for place, bit in what:
             at = 2 * place * header if place < 0.5 else (2 * place - 1) * len(data)
@@ -215,7 +215,7 @@ quickly = settings(
 
 @quickly
 @given(damages)
-def test_a_damaged_export_is_refused_or_acts_the_same(files, tmp_path, how):
+def test_a_damaged_export_is_rejected_or_acts_the_same(files, tmp_path, how):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(damage(files[1].read_bytes(), how))
     policy = loaded(Policy, path)
@@ -224,7 +224,7 @@ def test_a_damaged_export_is_refused_or_acts_the_same(files, tmp_path, how):
 
 @quickly
 @given(damages, st.sampled_from([Policy, MTSAC]))
-def test_a_damaged_file_without_a_checksum_raises_nothing_else(files, tmp_path, how, kind):
+def test_a_damaged_file_without_a_checksum_raises_only_usage_errors(files, tmp_path, how, kind):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(damage(files[0].read_bytes(), how))
     policy = loaded(kind, path)
@@ -232,7 +232,7 @@ def test_a_damaged_file_without_a_checksum_raises_nothing_else(files, tmp_path, 
 
 
 def written(tmp_path: Path, config: str, tensors: dict | None = None, whole: bool = True) -> Path:
-    """A file with this header, whose checksum is right."""
+    """Write a file with this header and a correct checksum."""
     path = tmp_path / "made.safetensors"
     tensors = {} if tensors is None else tensors
     metadata = {"format": EXPORT_FORMAT if whole else POLICY_FORMAT, "config": config}
@@ -262,10 +262,13 @@ def trunk_header(trunk: str) -> str:
         ("x: !!python/object/apply:os.system [touch pwned]", "could not determine a constructor"),
         ("x: !!int ''", "cannot read"),
         ("- 1", "a mapping from fields to values"),
-        # What this one asks for there would be: 1.6 GB, if it were laid out before it is compared.
-        (yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [20_000] * 2}}), "does not hold what"),
-        (yaml.safe_dump(HEADER | {"observation_size": 10**9}), "does not hold what its header"),
-        (yaml.safe_dump(HEADER | {"observation_size": 10**30}), "does not hold what its header"),
+        # This would need 1.6 GB if it were allocated before it is compared.
+        (
+            yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [20_000] * 2}}),
+            "do not match its header",
+        ),
+        (yaml.safe_dump(HEADER | {"observation_size": 10**9}), "do not match its header"),
+        (yaml.safe_dump(HEADER | {"observation_size": 10**30}), "do not match its header"),
         (yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [10**6] * 9}}), "expected widths from"),
         (
             yaml.safe_dump(HEADER | {"agent": {"hidden_sizes": [10**12] * 2}}),
@@ -283,7 +286,7 @@ def trunk_header(trunk: str) -> str:
         (yaml.safe_dump(HEADER | {"horizon": 0}), "horizon: input should be greater than 0"),
     ],
 )
-def test_hostile_headers(config, message, load, tmp_path, monkeypatch):
+def test_malicious_headers(config, message, load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert message in refused(load, written(tmp_path, config))
@@ -297,7 +300,7 @@ def test_a_header_that_is_too_long(tmp_path):
     assert "has a header of more than 16777216 bytes" in refused(Policy.load, path)
 
 
-def test_every_tensor_has_to_be_what_the_header_says(tmp_path):
+def test_every_tensor_must_match_the_header(tmp_path):
     agent = make_agent()
     config = yaml.safe_dump(agent.description())
     all_tensors = agent.tensors()
@@ -308,7 +311,7 @@ def test_every_tensor_has_to_be_what_the_header_says(tmp_path):
     wrong = [
         all_tensors | {name: all_tensors[name][:, :, :-1].contiguous()},
         {key: value for key, value in all_tensors.items() if key != name},
-        all_tensors | {"agent/normaliser.mean": torch.zeros(39)},  # of a version to come
+        all_tensors | {"agent/normaliser.mean": torch.zeros(39)},  # from a future version
         {},
     ]
     for tensors in wrong:
@@ -318,7 +321,7 @@ def test_every_tensor_has_to_be_what_the_header_says(tmp_path):
     assert np.array_equal(actions(Policy.load(written(tmp_path, config, doubles))), actions(agent))
 
 
-def test_what_was_exported_cannot_be_trained_on(files):
+def test_an_export_cannot_be_trained(files):
     assert "'agent/" in refused(MTSAC.load, files[1])
     with safe_open(files[1], "pt") as file:
         assert file.metadata()["card"] == card(files[1])
@@ -340,11 +343,11 @@ def test_a_policy_does_not_change_with_its_file(files, tmp_path):
         ([], "output: expected -o FILE or --card, got neither"),
         (["-o", "x.onnx"], "output: expected a name that ends in .safetensors or .pt2, got x.onnx"),
         (["-o", "nowhere/x.pt2"], "output: expected a file in a folder that exists"),
-        (["-o", "policy.safetensors"], "output: expected another file than the policy's"),
+        (["-o", "policy.safetensors"], "output: expected a file other than the policy's"),
         (["--crad"], "flag: unknown '--crad'; did you mean '--card'"),
     ],
 )
-def test_wrong_exports(arguments, message, policy, capsys, monkeypatch):
+def test_invalid_arguments_of_export(arguments, message, policy, capsys, monkeypatch):
     monkeypatch.chdir(policy.parent)
     before = policy.read_bytes()
     assert export_main(["policy.safetensors", *arguments]) == 2

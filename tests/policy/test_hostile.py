@@ -1,4 +1,4 @@
-"""Files and command lines from strangers: each is taken, or refused in one line."""
+"""Fuzzing of files and command lines: each is accepted or rejected in one line."""
 
 import string
 import tracemalloc
@@ -22,7 +22,7 @@ from mtrl.sac.agent import MTSAC
 from mtrl.training.checkpoint import load_checkpoint, save_checkpoint
 
 MANY = [200, pytest.param(3_500, marks=pytest.mark.slow)]
-"""Inputs of each kind; the slow ones are more than 10,000 in all."""
+"""Number of inputs of each kind; more than 10,000 in all in the slow tests."""
 
 
 def fuzz(examples: int, strategy: st.SearchStrategy, check) -> None:
@@ -37,7 +37,7 @@ def fuzz(examples: int, strategy: st.SearchStrategy, check) -> None:
 
 
 def taken_or_refused(load, path: Path):
-    """What is loaded, or None if it was refused in a line."""
+    """Return what is loaded, or None if it was rejected in one line."""
     try:
         return load(path)
     except UsageError as error:
@@ -70,7 +70,7 @@ MUTATIONS = st.lists(
 
 
 def mutated(content: bytes, mutations) -> bytes:
-    """Most of what can be broken stands in the first kilobytes: half of the hits go there."""
+    """Most fragile parts are in the first kilobytes, so half of the changes go there."""
     data = bytearray(content)
     for kind, where, value, in_header in mutations:
         if not data:
@@ -155,7 +155,7 @@ VALUES = (
 
 @pytest.mark.parametrize("examples", MANY)
 def test_command_lines(examples, tmp_path, monkeypatch, capfd):
-    """Up to where a run would start: nothing is written, and the exit code is 2 or a help's 0."""
+    """Up to the start of a run: nothing is written, and the exit code is 2, or 0 for --help."""
 
     def start(*arguments, **given) -> None:
         raise UsageError("far enough")
@@ -191,7 +191,7 @@ def test_command_lines(examples, tmp_path, monkeypatch, capfd):
 
 
 def test_a_bomb_of_aliases_is_defused(tmp_path):
-    """Nine levels of nine: a billion values in a kilobyte."""
+    """Nine levels of nine aliases: a billion values in a kilobyte."""
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
     path = tmp_path / "bomb.yaml"
@@ -206,7 +206,7 @@ def test_a_bomb_of_aliases_is_defused(tmp_path):
         assert peak < 50 * 2**20
 
 
-def test_brackets_without_end_are_refused(tmp_path):
+def test_endless_brackets_are_rejected(tmp_path):
     path = tmp_path / "deep.yaml"
     path.write_text("[" * 5_000)
     with pytest.raises(UsageError, match=r"config: cannot read .*recursion"):

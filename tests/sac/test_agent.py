@@ -1,4 +1,4 @@
-"""The policy: its distribution, `predict` as Stable-Baselines3 calls it, files."""
+"""Policy: its distribution, `predict` as called by Stable-Baselines3, and files."""
 
 import os
 import subprocess
@@ -46,8 +46,8 @@ def test_log_probability_against_torch_distributions():
     torch.testing.assert_close(log_prob, truth.log_prob(transform(u)), atol=1e-9, rtol=1e-9)
 
 
-def test_its_gradients_are_those_of_finite_differences():
-    """Where log σ is clamped it has none; sums over actions and a batch in front are as given."""
+def test_its_gradients_equal_finite_differences():
+    """Where log σ is clamped, its gradient is zero; shapes with and without a batch."""
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64)
     outputs[0, 0, 4:6] = torch.tensor([-30.0, 3.0])
@@ -86,8 +86,8 @@ for n_actions in (1, 3, 4, 39):
 """
 
 
-def test_the_kernels_are_the_operations():
-    """On a GPU as compiled; elsewhere in Triton's interpreter."""
+def test_kernels_equal_torch_operations():
+    """Compiled on a GPU; elsewhere in Triton's interpreter."""
     pytest.importorskip("triton", reason="Triton comes with torch for CUDA alone")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     environment = os.environ | ({} if device == "cuda" else {"TRITON_INTERPRET": "1"})
@@ -102,7 +102,7 @@ def test_log_probability_stays_finite_far_out():
     assert log_prob.isfinite().all() and outputs.grad.isfinite().all()
 
 
-def test_predict_knows_the_task_in_three_ways(agent):
+def test_predict_takes_the_task_in_three_ways(agent):
     observations = np.random.default_rng(0).normal(size=(3, 39))
     together, state = agent.predict(observations, deterministic=True)
     assert together.shape == (3, 4) and state is None and (np.abs(together) <= 1).all()
@@ -134,7 +134,7 @@ def test_predict_samples_around_its_mode(agent):
         ((39,), "reach", "did you mean 'reach-v3'"),
     ],
 )
-def test_predict_refuses_what_it_cannot_place(agent, shape, task, message):
+def test_predict_rejects_ambiguous_tasks_and_wrong_shapes(agent, shape, task, message):
     with pytest.raises(ValueError, match=message):
         agent.predict(np.zeros(shape), task=task)
 
@@ -210,7 +210,7 @@ def missing(path, agent):
 @pytest.mark.parametrize(
     "damage", [truncated, text, foreign, other_shape, no_task, odd_size, odd_agent, missing]
 )
-def test_damaged_and_foreign_files_are_refused_in_a_line(agent, tmp_path, damage):
+def test_damaged_and_foreign_files_give_a_one_line_error(agent, tmp_path, damage):
     path = tmp_path / "policy.safetensors"
     agent.save(path)
     damage(path, agent)

@@ -1,4 +1,4 @@
-"""What only a GPU can show: captured updates and the projection kernel; skipped without one."""
+"""Tests that need a GPU: captured updates and kernels; skipped without one."""
 
 import copy
 import os
@@ -42,7 +42,7 @@ def parameters(learner: Learner) -> dict[str, torch.Tensor]:
 @needs_cuda
 @pytest.mark.parametrize("surgery", CAPTURED)
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_captured_updates_are_the_eager_ones(surgery, precision):
+def test_captured_updates_equal_eager_ones(surgery, precision):
     """Same seeds: same batches, noise, orders, and the same networks after 20 updates."""
     learners = [
         make_learner("cuda", surgery=surgery, precision=precision, capture=capture)
@@ -57,7 +57,7 @@ def test_captured_updates_are_the_eager_ones(surgery, precision):
         ]
         for name in metrics[0]:
             torch.testing.assert_close(metrics[0][name], metrics[1][name], msg=f"{name}, {i}")
-        for replay in replays:  # the graph sees what is added after its capture
+        for replay in replays:  # the graph samples what is added after its capture
             draw = np.random.default_rng(i)
             x, zeros = draw.normal(size=(T, OBSERVATION)), np.zeros(T)
             replay.add(x, draw.uniform(-1, 1, (T, ACTION)), zeros + i, zeros, x, done=zeros == 0)
@@ -81,7 +81,7 @@ def test_several_updates_in_one_graph():
 
 
 @needs_cuda
-def test_a_captured_run_goes_on_where_it_stopped():
+def test_a_captured_run_resumes_exactly():
     through, first = (
         make_learner("cuda", surgery="rotograd"),
         make_learner("cuda", surgery="rotograd"),
@@ -104,7 +104,7 @@ def test_a_captured_run_goes_on_where_it_stopped():
 
 
 @needs_cuda
-def test_an_update_on_cuda_is_that_on_the_cpu():
+def test_an_update_on_cuda_equals_that_on_the_cpu():
     batch = filled_replay("cpu").sample(BATCH)
     noise = torch.randn(2, T, BATCH, ACTION)
     learners = [make_learner(device, precision="fp32") for device in ("cpu", "cuda")]
@@ -116,7 +116,7 @@ def test_an_update_on_cuda_is_that_on_the_cpu():
 
 
 @needs_cuda
-def test_methods_that_wait_for_the_device_are_not_captured():
+def test_methods_that_synchronise_are_not_captured():
     assert not make_learner("cuda", surgery="imtl-g").captures
     assert not make_learner("cuda", surgery="rotograd", rotation_step="matrix_exp").captures
 
@@ -139,8 +139,8 @@ for n_tasks in (1, 2, 3, 10, 50):
 """
 
 
-def test_the_projection_kernel_is_the_loop():
-    """On a GPU as compiled; elsewhere in Triton's interpreter."""
+def test_the_projection_kernel_equals_the_loop():
+    """Compiled on a GPU; elsewhere in Triton's interpreter."""
     pytest.importorskip("triton", reason="Triton comes with torch for CUDA alone")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     environment = os.environ | ({} if device == "cuda" else {"TRITON_INTERPRET": "1"})
@@ -170,8 +170,8 @@ for n_tasks in SIZES:
 """
 
 
-def test_newtons_kernels_are_the_iterations():
-    """As the projection kernel; the interpreter takes seconds for each of few cases."""
+def test_newton_kernels_equal_the_iterations():
+    """Likewise; few cases, because the interpreter takes seconds for each."""
     pytest.importorskip("triton", reason="Triton comes with torch for CUDA alone")
     on_gpu = torch.cuda.is_available()
     every = "CAGrad(), CAGrad(c=2.0), MGDA(), FairGrad(), FairGrad(alpha=2.0), FairGrad(alpha=0.5)"

@@ -1,4 +1,4 @@
-"""A diagnosis against plain autograd and Adam's formula, and that it leaves no trace."""
+"""Diagnoses against autograd and Adam's formula, and without any effect on the run."""
 
 import copy
 
@@ -12,8 +12,8 @@ from mtrl.surgery import available
 
 
 @pytest.mark.parametrize("surgery", available())
-def test_a_diagnosis_changes_nothing_and_knows_every_network(surgery):
-    """Looked at or not, a run goes on the same: parameters, moments, streams, and buffers."""
+def test_a_diagnosis_changes_nothing_and_covers_every_network(surgery):
+    """With or without it, parameters, moments, random streams and buffers are equal."""
     learner, unseen = make_learner(surgery=surgery), make_learner(surgery=surgery)
     replay, other = filled_replay(), filled_replay()
     learner.step(replay)
@@ -34,7 +34,7 @@ def test_a_diagnosis_changes_nothing_and_knows_every_network(surgery):
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
-def test_a_diagnosis_repeats_and_the_next_one_sees_other_batches():
+def test_a_diagnosis_is_reproducible_and_the_next_one_uses_other_batches():
     learner, replay = make_learner(surgery="pcgrad"), filled_replay()
     learner.step(replay)
     start = learner.diagnosis_generator.get_state()
@@ -46,7 +46,7 @@ def test_a_diagnosis_repeats_and_the_next_one_sees_other_batches():
         assert not torch.equal(first[name].cosines, second[name].cosines)
 
 
-def test_one_task_has_nobody_to_conflict_with():
+def test_a_single_task_has_no_conflicts():
     learner, replay = make_learner(("alone",), surgery="pcgrad"), filled_replay(1)
     assert {name: set(found.measures) for name, found in diagnose(learner, replay).items()} == {
         name: {"curvature", "self_cosine"} for name in ("actor", "critic1", "critic2")
@@ -54,8 +54,8 @@ def test_one_task_has_nobody_to_conflict_with():
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 1e-3])
-def test_whom_a_step_opposes_by_one_backward_per_task_and_adams_formula(max_grad_norm):
-    """The first batch drawn again; gradients task by task; AdamW written out, no optimiser."""
+def test_conflicts_after_the_step_by_one_backward_per_task_and_adams_formula(max_grad_norm):
+    """Sample the first batch again; one gradient per task; AdamW's formula without an optimiser."""
     settings = {"max_grad_norm": max_grad_norm, "weight_decay": 0.1, "learning_rate": 1e-3}
     learner, replay = make_learner(surgery="none", **settings), filled_replay()
     for _ in range(5):

@@ -1,7 +1,7 @@
-"""What must hold on a GPU, shown without one: an update stays on its device, and in its precision.
+"""Properties needed on a GPU, tested without one: updates stay on the device and in precision.
 
-An update on the `meta` device computes nothing but knows where every tensor lives: as on CUDA, a
-number of the host's that enters it would be frozen into a captured graph.
+An update on the `meta` device computes nothing but knows the device of every tensor. As on CUDA, a
+number from the host that enters it would be frozen into a captured graph.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from small_learner import ACTION, OBSERVATION
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mtrl.config.registry import TRUNKS as REGISTRY
 from mtrl.config.sections import AgentConfig
-from mtrl.config.trunks import OPTIONS
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.sac.values import CategoricalValue
@@ -33,9 +33,9 @@ AGENTS = {
         normalize_observations=True,
     ),
 }
-TRUNKS = [name for name in OPTIONS if name not in ("mlp", "residual")]
+TRUNKS = [name for name in REGISTRY.options if name not in ("mlp", "residual")]
 CAPTURED = [name for name in available() if get_surgery(name).capturable]
-FORMS = ("pcgrad",)  # gradients per task, which the other engine does without
+FORMS = ("pcgrad",)  # per-task gradients, which the other engine avoids
 
 
 def make_learner(surgery: str, agent: AgentConfig, device: str = "cpu", **settings) -> Learner:
@@ -49,7 +49,7 @@ def filled_replay() -> ReplayBuffer:
 
 
 class OnMeta(TorchDispatchMode):
-    """Fails at an operation with a tensor of the host's."""
+    """Raises at an operation with a tensor on the host."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -62,7 +62,7 @@ class OnMeta(TorchDispatchMode):
 
 @pytest.fixture
 def meta(monkeypatch):
-    """Lets a learner live on `meta`, which has no generators, autocast or fused optimiser."""
+    """Allow a learner on `meta`, which has no generators, autocast or fused optimiser."""
 
     class Generator(torch.Generator):
         device = torch.device("meta")
@@ -85,7 +85,7 @@ def meta(monkeypatch):
     ("surgery", "engine"),
     [(name, "jacobian") for name in CAPTURED] + [(name, "factored") for name in FORMS],
 )
-def test_a_captured_update_has_no_tensor_of_the_hosts(surgery, engine, agent, meta):
+def test_a_captured_update_uses_no_tensor_on_the_host(surgery, engine, agent, meta):
     learner = make_learner(surgery, AGENTS[agent], "meta", gradient_engine=engine, precision="fp32")
     replay = ReplayBuffer(40, T, OBSERVATION, ACTION, device="meta")
     learner.step(replay)
@@ -97,7 +97,7 @@ def test_a_captured_update_has_no_tensor_of_the_hosts(surgery, engine, agent, me
 @pytest.mark.parametrize(
     ("surgery", "engine"), [("pcgrad", "jacobian"), ("pcgrad", "factored"), ("rotograd", "auto")]
 )
-def test_nor_has_one_of_any_trunk(surgery, engine, trunk, meta):
+def test_a_captured_update_of_any_trunk_uses_no_tensor_on_the_host(surgery, engine, trunk, meta):
     trunk = trunk if trunk != "care" else "care(embedding=4)"  # these tasks have no descriptions
     agent = AgentConfig(trunk=trunk, hidden_sizes=(FIRST, 11), normalize_observations=True)
     learner = make_learner(surgery, agent, "meta", gradient_engine=engine, precision="fp32")
@@ -107,7 +107,7 @@ def test_nor_has_one_of_any_trunk(surgery, engine, trunk, meta):
         learner.step(replay)
 
 
-def test_the_rule_above_can_be_broken(meta):
+def test_a_tensor_on_the_host_is_detected(meta):
     learner = make_learner("rotograd", AGENTS["mlp, scalar"], "meta", precision="fp32")
     for surgery in learner.surgeries.values():
         surgery.updates = torch.zeros((), dtype=torch.int64)  # a counter left on the host
@@ -116,8 +116,8 @@ def test_the_rule_above_can_be_broken(meta):
         learner.step(replay)
 
 
-def test_a_method_counts_where_the_networks_are():
-    """And its decay and resets follow that count: the step halves, norms are taken anew at 7."""
+def test_a_method_counts_on_the_networks_device():
+    """Its decay and resets follow the count: the step halves, and norms are measured again at 7."""
     learner = make_learner("rotograd", AGENTS["mlp, scalar"])
     for name, networks in learner.agent.networks().items():
         method = RotoGrad(rotation_lr=0.1, rotation_decay=0.5, reset_every=7)
@@ -138,7 +138,7 @@ def test_a_method_counts_where_the_networks_are():
 
 
 class Products(TorchDispatchMode):
-    """Notes sizes and precision of every matrix product."""
+    """Records sizes and precision of every matrix product."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,11 +156,11 @@ class Products(TorchDispatchMode):
 
 @pytest.mark.parametrize("bins", [None, 9])
 @pytest.mark.parametrize("surgery", ["none", "pcgrad", "rotograd"])
-def test_tf32_is_for_trunks_alone(surgery, bins):
-    """Forward and backward. The first layer's width is found in no other product."""
+def test_only_trunks_use_tf32(surgery, bins):
+    """Forward and backward; the first layer's width occurs in no other product."""
     agent = AgentConfig(hidden_sizes=(FIRST, 11), critic_bins=bins)
     learner = make_learner(surgery, agent)
-    learner.precision = "tf32"  # which a CPU does not have, but can be told
+    learner.precision = "tf32"  # unsupported on a CPU, but can be set
     before = torch.get_float32_matmul_precision()
     with Products() as products:
         learner.step(filled_replay())
@@ -171,7 +171,7 @@ def test_tf32_is_for_trunks_alone(surgery, bins):
     assert torch.get_float32_matmul_precision() == before
 
 
-def test_values_are_not_rounded_where_trunks_are():
+def test_values_are_not_rounded_like_trunks():
     value = CategoricalValue(101, 10.0)
     logits = torch.randn(2, 3, 4, 101, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
@@ -181,7 +181,7 @@ def test_values_are_not_rounded_where_trunks_are():
 
 
 def held(learner: Learner) -> dict[str, torch.Tensor]:
-    """Every tensor that a captured graph would hold."""
+    """Return every tensor that a captured graph would refer to."""
     found = {f"agent.{name}": value for name, value in learner.agent.state_dict().items()}
     for name, method in learner.surgeries.items():
         found |= {f"{name}.{key}": value for key, value in method.state_dict().items()}
@@ -191,8 +191,8 @@ def held(learner: Learner) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_a_state_is_taken_over_in_place():
-    """A graph that was captured before goes on with what was loaded."""
+def test_a_state_is_loaded_in_place():
+    """A graph captured before uses the loaded values."""
     learner, other = (make_learner("rotograd", AGENTS["mlp, scalar"]) for _ in range(2))
     replay = filled_replay()
     for _ in range(3):
@@ -202,7 +202,7 @@ def test_a_state_is_taken_over_in_place():
     for _ in range(2):
         learner.step(replay)
     addresses = {name: value.data_ptr() for name, value in held(learner).items()}
-    for each in (learner, other):  # and one that has made no update yet
+    for each in (learner, other):  # also without any update so far
         each.agent.load_state_dict(state[0])
         each.load_state_dict(state[1])
         torch.testing.assert_close(held(each), expected, rtol=0, atol=0)
@@ -220,7 +220,7 @@ def test_a_state_is_taken_over_in_place():
         (lambda moments: moments | {"0": {"exp_avg": torch.zeros(1)}}, "expected shape"),
     ],
 )
-def test_moments_of_other_networks_are_refused(change, message):
+def test_moments_of_other_networks_are_rejected(change, message):
     learner = make_learner("none", AGENTS["mlp, scalar"])
     learner.step(filled_replay())
     state = learner.state_dict()

@@ -1,4 +1,4 @@
-"""Clipping, network by network."""
+"""Gradient clipping per network."""
 
 import torch
 
@@ -17,4 +17,4 @@ def test_only_a_gradient_above_the_norm_is_scaled():
     assert norm > 2
     for gradient, unclipped in zip(found, before, strict=True):
         torch.testing.assert_close(gradient[0], unclipped[0] / norm)
-        assert torch.equal(gradient[1:], unclipped[1:])  # to the last bit
+        assert torch.equal(gradient[1:], unclipped[1:])  # bitwise

@@ -1,4 +1,4 @@
-"""Parts of the recipe, each against its formula: value histograms, running scales, decay."""
+"""Parts of the recipe against their formulas: value histograms, normalisation and decay."""
 
 import copy
 
@@ -8,7 +8,7 @@ import torch
 from scipy.stats import norm
 
 from mtrl.config.sections import AgentConfig, LearnerConfig
-from mtrl.policy.normalizer import CLIP, ObservationNormalizer
+from mtrl.policy.inputs import CLIP, ObservationNormalizer
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
 from mtrl.sac.optimizers import make_optimizer
@@ -30,7 +30,7 @@ def test_histogram_holds_the_normal_distributions_mass_in_each_bin():
 
 
 def test_histogram_and_mean_are_inverse():
-    """Away from the ends, where the distribution is cut, to a thousandth of a bin."""
+    """To a thousandth of a bin, away from the ends, where the distribution is truncated."""
     value = CategoricalValue(K, LIMIT)
     targets = torch.linspace(-9, 9, 500, dtype=torch.float64)
     probabilities = value.histogram(targets)
@@ -41,7 +41,7 @@ def test_histogram_and_mean_are_inverse():
     assert torch.equal(beyond[0], beyond[1]) and torch.equal(beyond[0], beyond[2])
 
 
-def test_cross_entropy_is_least_at_the_target():
+def test_cross_entropy_is_minimal_at_the_target():
     value = CategoricalValue(K, LIMIT)
     target = torch.tensor([[1.3, -4.0]], dtype=torch.float64)  # [T, B]
     outputs = torch.randn(2, 1, 2, K, dtype=torch.float64, requires_grad=True)  # [N, T, B, K]
@@ -58,8 +58,8 @@ def test_scalar_value_is_the_squared_error():
     assert ScalarValue().mean(outputs) == 3.0 and ScalarValue().loss(outputs, target) == 2.0
 
 
-def test_reward_scale_is_that_of_the_largest_discounted_return():
-    """Against sums over whole histories, with episodes that end at different times."""
+def test_reward_scale_by_the_largest_discounted_return():
+    """Against sums over complete histories, with episodes that end at different times."""
     tasks, copies, gamma, steps = 3, 2, 0.9, 60
     draw = np.random.default_rng(0)
     rewards = draw.normal(size=(steps, tasks * copies)) * np.repeat([1, 10, 0], copies)
@@ -78,8 +78,8 @@ def test_reward_scale_is_that_of_the_largest_discounted_return():
         np.testing.assert_allclose(scale.factors, expected, rtol=1e-6)
 
 
-def test_with_a_memory_the_reward_scale_is_that_of_the_last_episodes_mean():
-    """One lucky episode is forgotten, and what was saved goes on."""
+def test_reward_scale_by_the_mean_of_the_last_episodes():
+    """A single successful episode is forgotten, and a saved state continues."""
     tasks, copies, gamma, steps, memory = 2, 3, 0.8, 80, 4
     draw = np.random.default_rng(1)
     rewards = draw.random((steps, tasks * copies))
@@ -123,7 +123,7 @@ def test_without_a_magnitude_the_factor_is_constant():
 
 
 @pytest.mark.parametrize("sizes", [(50,), (1, 9, 40), (25, 25)])
-def test_observations_are_normalised_by_all_that_were_seen(sizes):
+def test_observations_are_normalised_by_all_observations_so_far(sizes):
     draw = np.random.default_rng(1)
     seen = draw.normal(3.0, [0.1, 2.0, 0.0], size=(50, 3))
     normalizer = ObservationNormalizer(3)
@@ -136,8 +136,8 @@ def test_observations_are_normalised_by_all_that_were_seen(sizes):
     assert normalizer(torch.full((3,), 1e9, dtype=torch.float64)).tolist() == [CLIP] * 3
 
 
-def test_weights_decay_and_nothing_else_does():
-    """AdamW with no gradient leaves w (1 − lr λ)."""
+def test_only_weights_decay():
+    """AdamW with zero gradient gives w (1 − lr λ)."""
     names = ("shared.weight0", "shared.task_weight", "per_task.head_weight")
     others = ("per_task.bias0", "per_task.embedding", "per_task.head_bias", "log_alpha")
     parameters = {name: torch.nn.Parameter(torch.ones(2)) for name in (*names, *others)}
@@ -151,8 +151,8 @@ def test_weights_decay_and_nothing_else_does():
         torch.testing.assert_close(parameter.data, expected)
 
 
-def test_step_sizes_fall_in_a_straight_line():
-    """Under a constant gradient, each step of Adam is the step size."""
+def test_learning_rates_decay_linearly():
+    """With a constant gradient, each step of Adam equals the learning rate."""
     agent = MTSAC(("a", "b"), AgentConfig(hidden_sizes=(4,)), 3, 2, 0)
     config = LearnerConfig(learning_rate=0.01, final_learning_rate=0.002, adam_epsilon=1e-12)
     learner = Learner(agent, config)
@@ -171,8 +171,8 @@ def test_step_sizes_fall_in_a_straight_line():
         torch.testing.assert_close(torch.cat(moved), torch.full_like(torch.cat(moved), expected))
 
 
-def test_our_step_of_adamw_is_torchs():
-    """With decay on some, a gradient missing at first, and state that torch's own can read."""
+def test_our_step_of_adamw_equals_torchs():
+    """With decay on some, a gradient missing at first, and a state that torch can load."""
     config = LearnerConfig(weight_decay=0.1, learning_rate=0.01)
 
     def parameters() -> dict[str, torch.nn.Parameter]:

@@ -1,4 +1,4 @@
-"""Everything the replay hands out is a transition that happened, and all of them come alike."""
+"""The replay buffer samples only transitions that happened, and all with equal probability."""
 
 import copy
 
@@ -25,7 +25,7 @@ def fill(buffer: ReplayBuffer, steps: int, ends, start: int = 0) -> list[list[li
         action = np.full((n, 2), step % 97 / 97)
         reward = env * 1000.0 + step
         done = np.array([ends(step, i) for i in range(n)])
-        terminated = done & (env == 1)  # environment 1's ends are real ones
+        terminated = done & (env == 1)  # environment 1 terminates
         buffer.add(observation, action, reward, terminated, following, done=done)
         rows = np.column_stack([reward, observation, following, terminated])
         tasks = rows.reshape(T, envs_per_task, -1).tolist()
@@ -64,7 +64,7 @@ def read(buffer: ReplayBuffer, batch_size: int = 4000) -> list[list[tuple]]:
     ],
     ids=["endless", "together", "apart", "always"],
 )
-def test_samples_are_the_newest_true_transitions(steps, ends, envs_per_task):
+def test_samples_are_the_latest_true_transitions(steps, ends, envs_per_task):
     buffer = ReplayBuffer(100 * envs_per_task, T, 3, 2, envs_per_task=envs_per_task)
     truth = fill(buffer, steps, ends)
     kept, rest = divmod(len(buffer), envs_per_task)
@@ -78,7 +78,7 @@ def test_samples_are_the_newest_true_transitions(steps, ends, envs_per_task):
 
 @pytest.mark.parametrize("envs_per_task", [1, 4])
 def test_sampling_is_uniform_and_independent_between_tasks(envs_per_task):
-    """Over vector steps and copies alike, of a ring that has come round."""
+    """Over vector steps and copies, after the ring has wrapped around."""
     buffer = ReplayBuffer(20, T, 3, 2, envs_per_task=envs_per_task)
     steps = 20 // envs_per_task
     fill(buffer, 53 + steps, lambda step, env: step == 54)
@@ -98,8 +98,8 @@ def test_sampling_is_uniform_and_independent_between_tasks(envs_per_task):
     assert correlation < 4 / draws**0.5
 
 
-def test_a_sample_holds_no_number_of_the_hosts_that_changes(monkeypatch):
-    """Like a CUDA graph, a trace repeats the operations with the Python numbers of its time."""
+def test_sampling_uses_no_changing_number_from_the_host(monkeypatch):
+    """Like a CUDA graph, a trace repeats operations with the Python numbers of its capture."""
     bits = torch.randint(2**63 - 1, (T, 16), generator=torch.Generator().manual_seed(0))
     # torch before 2.12 cannot trace a generator.
     monkeypatch.setattr("mtrl.sac.replay.torch.randint", lambda *a, **k: bits.clone())
@@ -114,7 +114,7 @@ def test_a_sample_holds_no_number_of_the_hosts_that_changes(monkeypatch):
 
 
 @pytest.mark.parametrize("envs_per_task", [1, 2])
-def test_state_goes_on_exactly(envs_per_task):
+def test_a_restored_state_continues_exactly(envs_per_task):
     first = ReplayBuffer(50, T, 3, 2, seed=4, envs_per_task=envs_per_task)
     fill(first, 130, lambda step, env: (step + env) % 30 == 0)
     first.sample(7)
@@ -129,7 +129,7 @@ def test_state_goes_on_exactly(envs_per_task):
             assert torch.equal(a, b)
 
 
-def test_a_look_aside_does_not_move_the_buffers_own_generator():
+def test_sampling_with_another_generator_leaves_the_buffers_unchanged():
     a, b = (ReplayBuffer(50, T, 3, 2, seed=1) for _ in range(2))
     for buffer in (a, b):
         fill(buffer, 40, lambda step, env: False)
@@ -143,8 +143,8 @@ def test_observations_are_stored_once():
     assert buffer.nbytes < 0.57 * transition_twice * 100_000 * 10
 
 
-def test_a_step_that_is_left_out_breaks_the_chain():
-    """Transitions around it keep their own successors."""
+def test_a_skipped_step_breaks_the_chain():
+    """Transitions before and after it keep their successors."""
     buffer, n = ReplayBuffer(50, T, 1, 1, seed=0), T
 
     def add(here, there):

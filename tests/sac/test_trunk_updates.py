@@ -1,4 +1,4 @@
-"""Every trunk in the learner: all methods, both engines, precisions, resume, files, programs."""
+"""Every trunk in the learner: methods, engines, precisions, resuming, files and programs."""
 
 import copy
 
@@ -42,8 +42,8 @@ def test_all_trunks_are_here():
 
 @each_trunk
 @pytest.mark.parametrize("surgery", available())
-def test_updates_under_every_method(trunk, surgery):
-    """With what the recipe adds: every parameter gets a finite gradient and moves."""
+def test_updates_with_every_method(trunk, surgery):
+    """With the parts of the recipe, every parameter gets a finite gradient and changes."""
     learner = make_learner(surgery=surgery, agent=config(trunk, **RECIPE), learning_rate=1e-2)
     before = copy.deepcopy(learner.agent.state_dict())
     replay = filled_replay()
@@ -58,7 +58,7 @@ def test_updates_under_every_method(trunk, surgery):
 
 @each_trunk
 def test_engines_and_precisions_update_alike(trunk):
-    """Float64, factors for gradients, and bf16, which rounds products to 8 bits."""
+    """In float64, with factors instead of gradients, and in bf16, which rounds to 8 bits."""
     batch, noise = make_batch(len(TASKS))
     found = {}
     for key, dtype, settings in (
@@ -71,7 +71,7 @@ def test_engines_and_precisions_update_alike(trunk):
             surgery="pcgrad", agent=config(trunk), dtype=dtype, max_grad_norm=0, **settings
         )
         if key == "bf16":
-            learner.precision = "bf16"  # whatever this CPU is good at
+            learner.precision = "bf16"  # even if this CPU emulates it
         kind = {name: value.to(dtype) for name, value in vars(batch).items()}
         metrics = learner.update(type(batch)(**kind), noise.to(dtype))
         gradients = [p.grad.double() for p in learner.agent.critics.parameters()]
@@ -84,7 +84,7 @@ def test_engines_and_precisions_update_alike(trunk):
 
 
 @each_trunk
-def test_a_resumed_run_is_the_run_that_went_on(trunk):
+def test_a_resumed_run_equals_an_uninterrupted_one(trunk):
     replay = filled_replay()
     straight = make_learner(surgery="rotograd", agent=config(trunk, **RECIPE))
     stopped = make_learner(surgery="rotograd", agent=config(trunk, **RECIPE))
@@ -106,8 +106,8 @@ def test_a_resumed_run_is_the_run_that_went_on(trunk):
 
 
 @each_trunk
-def test_one_task_alone(trunk):
-    """PCGrad has nobody to conflict with: it is the plain gradient."""
+def test_a_single_task(trunk):
+    """Without conflicts, PCGrad gives the plain gradient."""
     batch, noise = make_batch(1)
     updated = []
     for surgery in ("none", "pcgrad"):
@@ -136,7 +136,7 @@ def actions(policy, rows: np.ndarray) -> np.ndarray:
 @each_trunk
 @pytest.mark.parametrize("heads", ["multi", "single"])
 def test_files_hold_the_policy(trunk, heads, tmp_path):
-    """What is loaded and what is exported, with rotations folded, act as what was trained."""
+    """Loaded and exported policies, with rotations folded in, act like the trained one."""
     surgery = "rotograd" if heads == "multi" else "pcgrad"
     agent = config(trunk, **RECIPE, heads=heads)
     learner = make_learner(surgery=surgery, agent=agent, learning_rate=1e-2)
@@ -161,8 +161,8 @@ def test_files_hold_the_policy(trunk, heads, tmp_path):
             np.testing.assert_allclose(found, expected[: len(part)], atol=1e-5)
 
 
-def test_descriptions_are_told_and_not_trained(tmp_path):
-    """Of two Meta-World tasks: the same vectors before, after, in files and in the program."""
+def test_descriptions_are_inputs_and_not_trained(tmp_path):
+    """For two Meta-World tasks: equal vectors before and after, in files and in the program."""
     tasks = ("push-v3", "reach-v3")
     agent = AgentConfig(trunk="care(encoders=3, size=6)", hidden_sizes=(12, 12), **RECIPE)
     learner = make_learner(tasks, agent=agent, surgery="pcgrad", weight_decay=0.1)

@@ -1,4 +1,4 @@
-"""One update against Stable-Baselines3's SAC, and the invariants of every update."""
+"""An update against Stable-Baselines3's SAC, and invariants of every update."""
 
 import shutil
 from functools import partial
@@ -37,7 +37,7 @@ BATCH = 16
 
 
 class Spaces(Env):
-    """Nothing but spaces: SB3 wants an environment to be built from."""
+    """Environment with only spaces, because SB3 needs one to create a model."""
 
     observation_space = Box(-1, 1, (OBSERVATION,), np.float64)
     action_space = Box(-1, 1, (ACTION,), np.float64)
@@ -50,7 +50,7 @@ make_learner = partial(small_learner.make_learner, dtype=torch.float64)
 
 
 def copy_to_sb3(ours: MTSAC, sb3: SAC) -> None:
-    """Weights of the one task; SB3 stores them transposed, and μ and log σ in two layers."""
+    """Copy the weights of a task; SB3 stores them transposed, and μ and log σ in two layers."""
 
     def trunk(n: int, networks) -> list[tuple[torch.Tensor, torch.Tensor]]:
         shared, own = ({k: v[n] for k, v in tree.items()} for tree in networks.folded()[1:])
@@ -78,7 +78,7 @@ def copy_to_sb3(ours: MTSAC, sb3: SAC) -> None:
 
 
 def distance(sb3: SAC, ours: MTSAC) -> float:
-    """Largest difference between our parameters and theirs."""
+    """Return the largest difference between our parameters and theirs."""
     other = SAC("MlpPolicy", Spaces(), policy_kwargs={"net_arch": list(HIDDEN)}, device="cpu")
     other.policy.double()
     other.log_ent_coef.data = other.log_ent_coef.data.double()
@@ -111,7 +111,7 @@ def test_equals_stable_baselines3(surgery, monkeypatch):
     sb3.ent_coef_optimizer = torch.optim.Adam([sb3.log_ent_coef], lr=3e-4, eps=1e-5)
     sb3.actor.action_dist.epsilon = 0.0
     sb3.set_logger(Logger(None, []))
-    # SB3 casts observations to float32, which would hide what is compared here.
+    # SB3 casts observations to float32, which would hide differences.
     monkeypatch.setattr("stable_baselines3.common.policies.preprocess_obs", lambda o, *a, **k: o)
     copy_to_sb3(learner.agent, sb3)
     initial = distance(sb3, learner.agent)
@@ -159,7 +159,7 @@ def test_next_action_is_sampled_at_the_next_observation():
 
 
 def test_surgery_leaves_per_task_parameters_alone():
-    """The gradients on heads and task biases are those of the mean loss under every method."""
+    """With every method, gradients of heads and task biases are those of the mean loss."""
     batch, noise = make_batch(4)
     taken = {}
     for surgery in ("none", "pcgrad"):
@@ -170,7 +170,7 @@ def test_surgery_leaves_per_task_parameters_alone():
             for part in ("actor", "critics")
             for name, parameter in getattr(learner.agent, part).named_parameters()
         }
-    # The actor's problem depends on the critics' step, so look at the critics alone.
+    # The actor's problem depends on the critics' step, so compare only the critics.
     for name, gradient in taken["none"].items():
         if name.startswith("critics.per_task"):
             torch.testing.assert_close(gradient, taken["pcgrad"][name], atol=1e-12, rtol=1e-9)
@@ -178,8 +178,8 @@ def test_surgery_leaves_per_task_parameters_alone():
     assert not torch.allclose(taken["none"][trunk], taken["pcgrad"][trunk])
 
 
-def test_tasks_do_not_touch_each_other_through_their_own_parameters():
-    """Another batch for task 2 changes no per-task parameter of the others in one update."""
+def test_tasks_do_not_affect_the_per_task_parameters_of_others():
+    """Another batch for task 2 changes no per-task parameter of the others in an update."""
     (batch, noise), (other, _) = make_batch(3), make_batch(3, seed=1)
     mixed = {key: value.clone() for key, value in vars(batch).items()}
     for key, value in vars(other).items():
@@ -203,7 +203,7 @@ def test_gradient_norm_is_clipped_per_network():
             assert torch.cat(grads).norm().item() == pytest.approx(1e-3, rel=2e-2)
 
 
-def test_updates_repeat_from_the_seed():
+def test_updates_are_reproducible():
     batch, noise = make_batch(5)
     runs = []
     for seed in (0, 0, 1):
@@ -215,8 +215,8 @@ def test_updates_repeat_from_the_seed():
     assert not torch.equal(runs[0], runs[2])  # another seed, another order of projections
 
 
-def test_registered_weights_are_what_the_learner_applies(monkeypatch):
-    """A method that returns 1/T is the plain average, in the learner as a whole."""
+def test_the_learner_applies_the_weights_of_a_registered_method(monkeypatch):
+    """A method that returns 1/T gives the plain average in the whole learner."""
     batch, noise = make_batch(4)
     monkeypatch.setattr(
         PCGrad, "weights", lambda self, g, r: torch.full(g.shape[:2], 0.25).double()
@@ -242,7 +242,7 @@ def test_every_method_takes_a_finite_step(surgery, n_tasks):
 
 
 @pytest.mark.parametrize("part", ["actor", "critic"])
-def test_one_network_may_have_a_method_of_its_own(part):
+def test_networks_may_have_different_methods(part):
     batch, noise = make_batch(4)
     plain, both = make_learner(4), make_learner(4, surgery="pcgrad")
     mixed = make_learner(4, **{f"{part}_surgery": "pcgrad"})
@@ -262,19 +262,19 @@ def test_one_network_may_have_a_method_of_its_own(part):
     assert torch.equal(critic(without), critic(plain))
     assert not torch.equal(critic(plain), critic(both))
     assert not torch.equal(actor(mixed), actor(reverse))
-    if part == "actor":  # the same critics as in plain training, another actor
+    if part == "actor":  # the same critics as without surgery, but another actor
         assert not torch.equal(actor(mixed), actor(plain))
 
 
-def test_a_temperature_falls_to_its_floor_and_no_further():
-    """A target far below the entropy there is lets temperatures fall as fast as Adam steps."""
+def test_a_temperature_stops_at_its_lower_bound():
+    """With a target far below the entropy, temperatures fall as fast as Adam steps."""
     settings = {"target_entropy": -100.0, "learning_rate": 0.1}
     free, held = make_learner(3, **settings), make_learner(3, min_temperature=0.5, **settings)
     batch, noise = make_batch(3)
     for _ in range(2):
         free.update(batch, noise)
         held.update(batch, noise)
-    assert torch.equal(free.agent.log_alpha, held.agent.log_alpha)  # above it nothing changes
+    assert torch.equal(free.agent.log_alpha, held.agent.log_alpha)  # no effect above the bound
     for _ in range(5):
         free.update(batch, noise)
         held.update(batch, noise)
@@ -282,7 +282,7 @@ def test_a_temperature_falls_to_its_floor_and_no_further():
     torch.testing.assert_close(held.agent.log_alpha.exp(), torch.full((3,), 0.5).double())
 
 
-def test_weights_that_were_applied_are_reported():
+def test_applied_weights_are_reported():
     batch, noise = make_batch(4)
     metrics = make_learner(4).update(batch, noise)
     assert torch.equal(metrics["critic_weight"], torch.ones(4).double())
@@ -290,7 +290,7 @@ def test_weights_that_were_applied_are_reported():
     assert (metrics["critic_weight"] - 1).abs().max() > 1e-3
 
 
-def test_a_method_hears_the_losses_after_the_step(monkeypatch):
+def test_a_method_gets_the_losses_after_the_step(monkeypatch):
     heard = {}
 
     def hear(self, losses):
@@ -305,11 +305,11 @@ def test_a_method_hears_the_losses_after_the_step(monkeypatch):
         learner.update(batch, noise)
         critics, actor = heard.values()
         assert critics.shape == (2, 3) and actor.shape == (1, 3)
-        # The problems hold views of the parameters, which have moved, and the old targets.
+        # The problems hold views of the updated parameters, and the old targets.
         torch.testing.assert_close(critics, before.losses())
 
 
-def test_what_a_method_remembers_is_saved():
+def test_the_state_of_a_method_is_saved():
     @register("test-remembers")
     class Remembers(FeatureSurgery):
         def prepare(self, networks):
@@ -328,7 +328,7 @@ def test_what_a_method_remembers_is_saved():
 
 
 def drawn(learner: Learner, replay: ReplayBuffer, monkeypatch) -> list[torch.Tensor]:
-    """Everything that three updates are fed."""
+    """Return all inputs of three updates."""
     fed, update = [], Learner.update
 
     def spy(self, batch, noise):
@@ -343,19 +343,19 @@ def drawn(learner: Learner, replay: ReplayBuffer, monkeypatch) -> list[torch.Ten
 
 
 @pytest.mark.parametrize("surgery", available())
-def test_equal_seeds_draw_equal_batches_and_noise_under_every_method(surgery, monkeypatch):
-    """So runs of two methods are a pair: until they act differently, they are fed the same."""
+def test_equal_seeds_give_equal_batches_and_noise_for_every_method(surgery, monkeypatch):
+    """Runs of two methods are paired: their inputs are equal until they act differently."""
     plain, other = (
         drawn(small_learner.make_learner(surgery=name), filled_replay(), monkeypatch)
         for name in ("none", surgery)
     )
-    assert not torch.equal(plain[-1], plain[len(plain) // 3 - 1])  # noise is new in every update
+    assert not torch.equal(plain[-1], plain[len(plain) // 3 - 1])  # noise differs in every update
     for a, b in zip(plain, other, strict=True):
         assert torch.equal(a, b)
 
 
-def test_the_surgerys_stream_is_saved():
-    """Two more updates after a resume draw the orders that they would have drawn."""
+def test_the_random_stream_of_surgery_is_saved():
+    """Two more updates after resuming draw the same orders as without."""
     whole, stopped, resumed = (small_learner.make_learner(surgery="pcgrad") for _ in range(3))
     replay, other = filled_replay(), filled_replay()
     for _ in range(2):
@@ -370,8 +370,8 @@ def test_the_surgerys_stream_is_saved():
         assert torch.equal(a, b)
 
 
-def test_a_checkpoint_from_before_surgery_had_a_stream_goes_on_with_the_one_it_had():
-    """Its orders were drawn after the noise, critics' first; so they are, after two resumes too."""
+def test_an_older_checkpoint_without_a_stream_for_surgery_continues_exactly():
+    """Its orders were drawn after the noise, critics first, also after two resumes."""
     learner, replay = small_learner.make_learner(surgery="pcgrad"), filled_replay()
     learner.step(replay)
     old = learner.state_dict()
@@ -390,7 +390,7 @@ def test_a_checkpoint_from_before_surgery_had_a_stream_goes_on_with_the_one_it_h
 
 
 class NothingLeavesTheDevice(TorchDispatchMode):
-    """Fails where a GPU's host would wait, or a shape would depend on values."""
+    """Raises where a GPU's host would synchronise, or a shape would depend on values."""
 
     WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
 
@@ -404,11 +404,11 @@ class NothingLeavesTheDevice(TorchDispatchMode):
 
 @pytest.mark.parametrize("engine", ["jacobian", "factored"])
 @pytest.mark.parametrize("surgery", [name for name in available() if get_surgery(name).capturable])
-def test_a_capturable_update_never_waits_for_the_device(surgery, engine):
-    """And tensors a captured graph would hold stay where they are."""
+def test_a_capturable_update_never_synchronises(surgery, engine):
+    """Tensors that a captured graph would refer to stay in place."""
     learner = make_learner(4, surgery=surgery, gradient_engine=engine)
     batch, noise = make_batch(4)
-    learner.update(batch, noise)  # optimisers make their state
+    learner.update(batch, noise)  # optimisers create their state
 
     def addresses() -> dict[str, int]:
         held = {f"agent.{k}": v for k, v in learner.agent.state_dict().items()}
@@ -426,13 +426,13 @@ def test_a_capturable_update_never_waits_for_the_device(surgery, engine):
 
 
 @pytest.mark.parametrize("surgery", ["imtl-g", "aligned-mtl"])
-def test_the_watch_above_can_bark(surgery):
+def test_synchronisation_is_detected(surgery):
     with pytest.raises(AssertionError, match="captured update"), NothingLeavesTheDevice():
         torch.ones(3)[torch.tensor([True, False, True])]
     assert not get_surgery(surgery).capturable
 
 
-def test_replay_samples_without_waiting():
+def test_the_replay_buffer_samples_without_synchronising():
     replay = ReplayBuffer(10, 2, OBSERVATION, ACTION)
     x = np.zeros((2, OBSERVATION))
     replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, done=np.zeros(2, bool))
@@ -441,7 +441,7 @@ def test_replay_samples_without_waiting():
 
 
 def test_maintenance_and_the_count_of_updates(monkeypatch):
-    """Rotations are cleaned up every so many updates, however many are made in one call."""
+    """Rotations are orthonormalised at fixed intervals, however many updates a call makes."""
     monkeypatch.setattr("mtrl.sac.learner.MAINTAIN_EVERY", 4)
     called = []
     monkeypatch.setattr(RotoGrad, "maintain", lambda self, networks: called.append(networks))
@@ -462,7 +462,7 @@ def test_maintenance_and_the_count_of_updates(monkeypatch):
 @pytest.mark.slow  # it compiles for a minute
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on a CPU")
 @pytest.mark.parametrize("surgery", ["pcgrad", "rotograd"])
-def test_compiled_updates_are_the_eager_ones(surgery):
+def test_compiled_updates_equal_eager_ones(surgery):
     eager, compiled = (make_learner(3, surgery=surgery, compile=each) for each in (False, True))
     for seed in range(3):
         batch, noise = make_batch(3, seed)

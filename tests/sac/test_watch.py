@@ -1,4 +1,4 @@
-"""Numbers that go wrong are noticed, and it is said where it began."""
+"""NaN and infinite values are detected and traced to their origin."""
 
 import numpy as np
 import pytest
@@ -45,15 +45,15 @@ def test_the_loss_the_task_and_the_update_are_named(reward):
     for _ in range(3):  # by now everything is NaN
         update(learner)
     with pytest.raises(RunError, match=r"critic_loss of task 'b' became .* in update 105"):
-        learner.watch.expect_finite(TASKS, 108)  # of a run that was resumed after 100
-    if abs(reward) != 1e30:  # whose gradient the clip has taken away
+        learner.watch.expect_finite(TASKS, 108)  # in a run resumed after 100
+    if abs(reward) != 1e30:  # whose gradient is clipped to zero
         with pytest.raises(RunError, match=r"weights .* are infinite or NaN"):
             expect_finite(learner.agent.named_parameters())
 
 
 @pytest.mark.parametrize("surgery", available())
-def test_methods_leave_it_to_the_watch_to_tell(surgery):
-    """None raises on a gradient that is not finite, as a solver may."""
+def test_methods_do_not_raise_on_nan(surgery):
+    """No method raises on a gradient that is not finite, although a solver might."""
     learner = make_learner(surgery)
     for reward in (1.0, np.inf, 1.0):
         update(learner, reward)
@@ -61,20 +61,20 @@ def test_methods_leave_it_to_the_watch_to_tell(surgery):
         learner.watch.expect_finite(TASKS, 3)
 
 
-def test_one_bad_weight_is_found_by_name():
+def test_a_nan_weight_is_named():
     learner = make_learner()
     learner.agent.critics.shared["weight0"].data[1, 2, 3] = torch.nan
     with pytest.raises(RunError, match=r"weights critics\.shared\.weight0"):
         expect_finite(learner.agent.named_parameters())
 
 
-def test_the_watch_reads_nothing_until_it_is_asked():
+def test_the_watch_reads_nothing_until_the_check():
     watch = LossWatch(("x",), 2, torch.device("meta"))  # reading a value there would raise
     for _ in range(3):
         watch.note(torch.zeros(2, device="meta"))
 
 
-def test_what_diverges_is_warned_of():
+def test_diverging_losses_give_a_warning():
     assert diverging({"a": 1.0, "b": DIVERGING}) is None
     warning = diverging({"a": 1.0, "b": 3.2e7})
     assert warning is not None and "task 'b' is 3.2e+07, above 1e+06" in warning

@@ -1,4 +1,4 @@
-"""A plain `backward()` through whatever users build, against autograd and vectors in float64."""
+"""`backward()` through users' graphs, against autograd and flat vectors in float64."""
 
 import copy
 import gc
@@ -30,7 +30,7 @@ def _float64():
 
 
 class Fixed(GramianSurgery):
-    """Weights that tell the tasks apart, for what no method's choice of weights should hide."""
+    """Returns different weights per task, so that errors are visible."""
 
     def weights(self, gramian, generator):
         found = torch.arange(1, 1 + gramian.shape[-1], dtype=gramian.dtype)
@@ -38,7 +38,7 @@ class Fixed(GramianSurgery):
 
 
 class Plain(nn.Module):
-    """The same network without surgery, and how autograd sees a task's part."""
+    """The same network without surgery, to compute per-task gradients by autograd."""
 
     def __init__(self, model):
         super().__init__()
@@ -71,7 +71,7 @@ class Checkpointed(nn.Module):
 
 
 class Reparametrised(nn.Module):
-    """w = base + delta: both get one gradient."""
+    """w = base + delta, so that both get the same gradient."""
 
     def __init__(self):
         super().__init__()
@@ -82,7 +82,7 @@ class Reparametrised(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """As in torchvision's ResNets."""
+    """A block as in torchvision's ResNets."""
 
     def __init__(self, inputs, outputs, stride):
         super().__init__()
@@ -140,7 +140,7 @@ class Embedding(nn.Module):
 
 
 class Table(nn.Module):
-    """A parameter that is the features, whatever the input."""
+    """A parameter that is the features for any input."""
 
     def __init__(self):
         super().__init__()
@@ -173,7 +173,7 @@ def batch(seed=1, rows=12):
 
 
 def losses(outputs, tasks=TASKS):
-    """Of different sizes and signs, so that there are conflicts."""
+    """Return losses of different scales and signs, so that there are conflicts."""
     scales = {"a": 1.0, "b": 3.0, "c": 0.3}
     return {t: scales[t] * (outputs[t] - (-2) ** ord(t) % 5 + 2).square().mean() for t in tasks}
 
@@ -190,7 +190,7 @@ def own_inputs(model):
 
 
 def one_after_the_other(model):
-    """The three in three calls."""
+    """Three tasks in three calls."""
     outputs = {}
     for seed, task in enumerate(TASKS):
         outputs |= model({task: batch(seed)})
@@ -198,7 +198,7 @@ def one_after_the_other(model):
 
 
 def siamese(model):
-    """Two forward passes of all tasks, and a consistency between them."""
+    """Two forward passes of all tasks with a consistency loss."""
     first, second = model(batch(1)), model(batch(2))
     found = losses(first)
     return {t: found[t] + (first[t] - second[t]).square().mean() for t in TASKS}
@@ -224,7 +224,7 @@ def gradients(model):
 
 
 def by_autograd(model, loss):
-    """Gradients of all parameters, of a copy without surgery."""
+    """Return the gradients of all parameters of a copy without surgery."""
     plain = Plain(copy.deepcopy(model))
     plain.zero_grad()
     loss(plain).backward()
@@ -232,7 +232,7 @@ def by_autograd(model, loss):
 
 
 def rows_of(model, use):
-    """Each task's gradient on the trunk as one vector, by autograd, and the losses."""
+    """Return each task's flat trunk gradient by autograd, and the losses."""
     plain = Plain(copy.deepcopy(model))
     found = use(plain)
     parameters = list(plain.trunk.parameters())
@@ -262,7 +262,7 @@ def same(model, expected):
 
 
 @pytest.mark.parametrize(("trunk", "use"), GRAPHS)
-def test_without_surgery_it_is_autograd(trunk, use):
+def test_without_surgery_gradients_equal_autograd(trunk, use):
     model = make("none", TRUNKS[trunk])
     expected = by_autograd(model, lambda m: sum(use(m).values()))
     sum(use(model).values()).backward()
@@ -270,7 +270,7 @@ def test_without_surgery_it_is_autograd(trunk, use):
 
 
 @pytest.mark.parametrize(("trunk", "use"), GRAPHS)
-def test_weights_multiply_vectors(trunk, use):
+def test_weights_multiply_flat_gradients(trunk, use):
     model = make(Fixed(), TRUNKS[trunk])
     expected = by_autograd(model, lambda m: sum(use(m).values()))
     rows, _ = rows_of(model, use)
@@ -290,7 +290,7 @@ def test_weights_multiply_vectors(trunk, use):
 
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
 @pytest.mark.parametrize("method", GRAMIAN)
-def test_methods_weigh_as_on_vectors(method, use):
+def test_methods_weigh_as_on_flat_gradients(method, use):
     model = make(method, seed=3)
     rows, _ = rows_of(model, use)
     stacked = torch.stack(list(rows.values()))
@@ -302,7 +302,7 @@ def test_methods_weigh_as_on_vectors(method, use):
 
 @pytest.mark.parametrize("use", [shared_input, own_inputs, without_b], ids=lambda u: u.__name__)
 @pytest.mark.parametrize("method", sorted(set(METHODS) - set(GRAMIAN) - {"none"}))
-def test_feature_methods_weigh_as_on_vectors(method, use):
+def test_feature_methods_weigh_as_on_flat_gradients(method, use):
     model = make(method)
     plain = Plain(copy.deepcopy(model))
     found = use(Recorder := _Recorder(plain))
@@ -326,7 +326,7 @@ def test_feature_methods_weigh_as_on_vectors(method, use):
 
 
 class _Recorder:
-    """Remembers what each task's head gets."""
+    """Records the inputs of each task's head."""
 
     def __init__(self, plain):
         self.plain, self.z = plain, {}
@@ -346,7 +346,7 @@ class _Recorder:
 
 
 @pytest.mark.parametrize("surgery", ["none", "pcgrad", "rotograd-scale"])
-def test_everything_around_is_autograds(surgery):
+def test_the_rest_of_the_graph_equals_autograd(surgery):
     """An encoder in front, an L2 term, learned loss weights, another loss on the encoder."""
     encoder, log_scale = nn.Linear(4, 4), nn.Parameter(torch.zeros(3))
 
@@ -365,7 +365,7 @@ def test_everything_around_is_autograds(surgery):
         close(encoder.weight.grad, front.weight.grad)
         close(on_trunk(model), on_trunk(plain))
         return
-    # Σ w_k g_k, through the trunk and on into the encoder, plus what is not the tasks'.
+    # Σ w_k g_k through the trunk into the encoder, plus the other losses.
     weights = {task: weight.item() for task, weight in model.last.weights.items()}
     assert any(abs(weight - 1) > 1e-3 for weight in weights.values())
     plain.zero_grad()
@@ -383,7 +383,7 @@ def test_everything_around_is_autograds(surgery):
     close(encoder.weight.grad, front.weight.grad)
 
 
-def test_a_loss_of_two_tasks_outputs_is_the_task_whose_loss_it_is():
+def test_a_loss_on_two_tasks_outputs_belongs_to_its_task():
     def use(model):
         outputs = model(batch())
         found = losses(outputs)
@@ -393,7 +393,7 @@ def test_a_loss_of_two_tasks_outputs_is_the_task_whose_loss_it_is():
     rows, _ = rows_of(model, use)
     stacked = torch.stack(list(rows.values()))
     heads = by_autograd(model, lambda m: sum(use(m).values()))
-    for scale in (1.0, 512.0):  # a GradScaler's
+    for scale in (1.0, 512.0):  # as from a GradScaler
         model.zero_grad()
         (scale * model.total(use(model))).backward()
         close(model.last.gramian, scale**2 * stacked @ stacked.T)
@@ -412,7 +412,7 @@ def test_heads_may_share_a_part():
 
 
 class Trees(nn.Module):
-    """Several feature tensors, with something that is none."""
+    """Several feature tensors, and a value that is not a tensor."""
 
     def __init__(self, kind):
         super().__init__()
@@ -450,7 +450,7 @@ def test_rotations_need_one_feature_tensor():
         model(batch())
 
 
-def test_keywords_are_the_trunks():
+def test_keywords_are_passed_to_the_trunk():
     class Named(nn.Module):
         def __init__(self):
             super().__init__()
@@ -465,8 +465,8 @@ def test_keywords_are_the_trunks():
     assert torch.equal(model({"a": {"values": x, "mask": mask}})["a"], model(x * mask)["a"])
 
 
-def test_only_what_is_used_has_a_gradient():
-    """An adapter that one task skips counts as zero for it; a layer no task uses has none."""
+def test_only_used_parameters_have_a_gradient():
+    """An adapter counts as zero for a task that skips it; an unused layer has no gradient."""
 
     class Adapted(nn.Module):
         def __init__(self):
@@ -488,14 +488,14 @@ def test_only_what_is_used_has_a_gradient():
         [model.trunk.adapter.weight],
     )  # fmt: skip
     sum(found.values()).backward()
-    # Task b's features need no gradient: it takes no part in this step of surgery.
+    # Task b's features need no gradient, so it is left out of this step of surgery.
     assert list(model.last.weights) == ["a", "c"]
     close(model.trunk.adapter.weight.grad, expected)
     assert model.trunk.base.weight.grad is None and model.trunk.spare.weight.grad is None
     assert model.heads["b"].weight.grad is not None
 
 
-def test_rows_of_parameters_that_some_tasks_do_without_are_zero():
+def test_gradients_of_unused_parameters_are_zero():
     class Gated(nn.Module):
         def __init__(self):
             super().__init__()
@@ -527,7 +527,7 @@ def test_rows_of_parameters_that_some_tasks_do_without_are_zero():
 
 
 @pytest.mark.parametrize("surgery", ["pcgrad", "rotograd-scale", "none"])
-def test_no_two_gradients_are_one_tensor(surgery):
+def test_gradients_do_not_share_memory(surgery):
     model = make(surgery, Reparametrised)
     sum(shared_input(model).values()).backward()
     before = model.trunk.base.grad.clone()
@@ -546,7 +546,7 @@ def test_hooks_of_parameters_run_once():
     close(on_trunk(model), 2 * on_trunk(expected))
 
 
-def test_gradients_add_up_and_graphs_may_be_retained():
+def test_gradients_accumulate_and_graphs_may_be_retained():
     model = make("mgda")
     total = sum(shared_input(model).values())
     total.backward(retain_graph=True)
@@ -564,14 +564,14 @@ def test_torch_autograd_grad_is_the_same():
     close(torch.cat([g.flatten() for g in found]), on_trunk(model))
 
 
-def test_a_single_tasks_loss_is_its_gradient():
+def test_a_single_loss_gives_its_own_gradient():
     model = make("pcgrad")
     rows, _ = rows_of(model, shared_input)
     shared_input(model)["b"].backward()
     close(on_trunk(model), rows["b"])
 
 
-def test_a_backward_that_fails_leaves_nothing_behind():
+def test_a_failed_backward_leaves_no_state():
     model = make("mgda")
     expected = make("mgda")
     sum(shared_input(expected).values()).backward()
@@ -584,17 +584,17 @@ def test_a_backward_that_fails_leaves_nothing_behind():
     close(on_trunk(model), on_trunk(expected))
 
 
-def test_passes_that_feed_each_other_are_refused():
+def test_nested_passes_are_rejected():
     model = make("pcgrad")
 
     def loss():
         first = model(batch())
         return sum(losses(model(torch.cat([first["a"], first["b"]], 1))).values())
 
-    with pytest.raises(UsageError, match="expected forward passes that do not feed each other"):
+    with pytest.raises(UsageError, match="expected independent forward passes"):
         loss().backward()
     bare = MultiTaskModel(nn.Linear(4, 4), {task: nn.Identity() for task in TASKS}, "pcgrad")
-    with pytest.raises(UsageError, match="expected forward passes that do not feed each other"):
+    with pytest.raises(UsageError, match="expected independent forward passes"):
         sum(losses(bare(bare(batch())["a"])).values()).backward()
     model = make("none")
     expected = by_autograd(model, lambda m: sum(
@@ -605,7 +605,7 @@ def test_passes_that_feed_each_other_are_refused():
     same(model, expected)
 
 
-def test_reentrant_checkpointing_is_refused_where_gradients_are_looked_at():
+def test_reentrant_checkpointing_is_rejected_if_trunk_gradients_are_needed():
     model = make("pcgrad", lambda: Checkpointed(reentrant=True))
     x = batch().requires_grad_()
     with pytest.raises(UsageError, match="use_reentrant=False"):
@@ -694,7 +694,7 @@ def test_a_model_is_copied_and_pickled_with_a_graph_alive(surgery, tmp_path):
     assert torch.equal(on_trunk(other), on_trunk(third))
 
 
-def test_heads_that_change_their_input_in_place_get_one_of_their_own():
+def test_heads_that_modify_their_input_get_a_copy():
     torch.manual_seed(0)
     heads = {t: nn.Sequential(nn.ReLU(inplace=t == "a"), nn.Linear(D, 2)) for t in TASKS}
     model = MultiTaskModel(mlp(), heads, "none")
@@ -708,7 +708,7 @@ def test_heads_that_change_their_input_in_place_get_one_of_their_own():
             assert torch.equal(model(batch())[task], output)
 
 
-def test_a_constant_loss_is_left_out():
+def test_a_constant_loss_is_ignored():
     model = make("gradnorm")
     found = shared_input(model)
     model.backward(found | {"b": torch.tensor(0.0)})
@@ -717,7 +717,7 @@ def test_a_constant_loss_is_left_out():
 
 
 @pytest.mark.parametrize("method", ON_LOSSES)
-def test_methods_that_look_at_losses_ask_for_them(method):
+def test_methods_that_need_losses_ask_for_them(method):
     model = make(method)
     with pytest.raises(UsageError, match=r"call model\.backward\(losses\), or model\.total"):
         sum(shared_input(model).values()).backward()
@@ -727,7 +727,7 @@ def test_methods_that_look_at_losses_ask_for_them(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_that_learns_after_the_step_says_so_once(method):
+def test_a_method_that_learns_after_the_step_warns_once(method):
     def train(after):
         model = make(method)
         with warnings.catch_warnings(record=True) as seen:
@@ -745,9 +745,9 @@ def test_a_method_that_learns_after_the_step_says_so_once(method):
 
 
 def test_batch_norm():
-    """One forward for all tasks has one batch's statistics; inputs of their own have not."""
+    """A joint forward has one batch's statistics; separate inputs do not."""
     model = make("pcgrad", resnet)
-    with pytest.raises(UsageError, match=r"beside batch statistics, got '2.bn1'"):
+    with pytest.raises(UsageError, match=r"with batch statistics, got '2.bn1'"):
         model({"a": batch(), "b": batch(2)})
     twin = copy.deepcopy(model.trunk)
     model(batch())
@@ -766,8 +766,8 @@ def test_batch_norm():
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
-def test_a_step_that_is_not_finite_leaves_no_trace(method, bad):
-    """As after GradScaler's overflow: the gradient says so, and nothing is remembered."""
+def test_a_step_that_is_not_finite_leaves_no_state(method, bad):
+    """As in an overflow with GradScaler, the gradient is not finite and the state unchanged."""
     model, twin = make(method), make(method)
     for m in (model, twin):
         m.backward(losses(m(batch(1))))
@@ -780,7 +780,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace(method, bad):
     model.after_step(lambda: {t: loss * bad for t, loss in losses(model(batch(2))).items()})
     after = {**model.surgery.state_dict(), "rotation": model.rotation}
     for name, value in before.items():
-        if name != "before":  # of the step alone
+        if name != "before":  # belongs to this step only
             assert value is None or torch.equal(value.nan_to_num(-1), after[name].nan_to_num(-1)), (
                 name
             )
@@ -788,7 +788,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace(method, bad):
         m.zero_grad()
         m.backward(losses(m(batch(3))))
         assert on_trunk(m).isfinite().all()
-    if method != "pcgrad":  # which has drawn orders for the lost step
+    if method != "pcgrad":  # pcgrad has drawn orders for the lost step
         close(on_trunk(model), on_trunk(twin))
 
 
@@ -812,7 +812,7 @@ def test_graphs_are_freed_without_the_garbage_collector(surgery):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_cosines_can_be_watched_under_any_method(method):
+def test_cosines_are_available_with_any_method(method):
     model = make(method, watch=True)
     rows, _ = rows_of(model, shared_input)
     expected = torch.corrcoef(torch.stack(list(rows.values())))
@@ -823,8 +823,8 @@ def test_cosines_can_be_watched_under_any_method(method):
     assert model.last is step and list(step.weights) == list(TASKS)
 
 
-def test_what_a_task_wants_of_mse():
-    """A closed form: one linear layer, one weight."""
+def test_gradients_of_mse_losses_in_closed_form():
+    """One linear layer with a single weight."""
     model = MultiTaskModel(nn.Linear(1, 1, bias=False), {k: nn.Identity() for k in "ab"}, "pcgrad")
     with torch.no_grad():
         model.trunk.weight.fill_(0.0)
@@ -832,6 +832,6 @@ def test_what_a_task_wants_of_mse():
     loss = mse_loss(outputs["a"], torch.full((1, 1), 2.0)) + mse_loss(
         outputs["b"], torch.full((1, 1), -1.0)
     )
-    loss.backward()  # −4 and 2: each gives up all of the conflict
+    loss.backward()  # −4 and 2: both are projected to zero
     close(model.trunk.weight.grad, torch.zeros(1, 1))
     close(model.last.cosines, torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))

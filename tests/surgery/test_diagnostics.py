@@ -1,4 +1,4 @@
-"""Measures of conflict in closed form."""
+"""Measures of conflict against closed forms."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrl.nets.linear import shared_linear
+from mtrl.nets.fused import layer
 from mtrl.nets.networks import MultiTaskNetworks, head
 from mtrl.nets.trunks import MLP
 from mtrl.surgery import StackedProblem
@@ -55,19 +55,19 @@ def test_magnitude_similarity_lies_between_0_and_1_and_is_1_for_equal_norms():
     torch.testing.assert_close(magnitude_similarities(unit @ unit.mT), torch.ones(4, 6, 6).double())
 
 
-def test_a_zero_gradient_conflicts_with_none_and_makes_nothing_infinite():
+def test_a_zero_gradient_has_no_conflicts_and_all_measures_are_finite():
     gradients = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0]])
     measures = diagnose(gradients @ gradients.T)
     assert measures["conflict_fraction"] == 0 and measures["cosine_mean"] == 0
-    assert measures["scale_spread"] == 4  # of the two that have one
+    assert measures["scale_spread"] == 4  # of the two nonzero gradients
     nothing = diagnose(torch.zeros(3, 3))
     assert nothing["scale_spread"] == 1 and nothing["effective_rank"] == 1
     assert all(value.isfinite() for value in nothing.values())
     assert effective_rank(torch.full((3, 3), torch.nan)).isnan()  # and does not raise
-    assert diagnose(torch.ones(1, 1)) == {}  # one task has nobody to disagree with
+    assert diagnose(torch.ones(1, 1)) == {}  # a single task has no conflicts
 
 
-def test_norms_may_differ_by_more_than_float32_holds():
+def test_norms_may_differ_beyond_float32():
     measures = diagnose(torch.tensor([1e-30, 1e30]).diag())
     assert measures["scale_spread"].item() == pytest.approx(1e60, rel=1e-6)
     assert all(value.dtype == torch.float64 and value.shape == () for value in measures.values())
@@ -80,7 +80,7 @@ def test_norms_may_differ_by_more_than_float32_holds():
     seed=st.integers(0, 2**31),
     log_scale=st.integers(-6, 6),
 )
-def test_effective_rank_and_spread_know_neither_scale_nor_order(n_tasks, rank, seed, log_scale):
+def test_effective_rank_and_spread_ignore_scale_and_order(n_tasks, rank, seed, log_scale):
     gradients = normal(n_tasks, rank, seed=seed) * normal(n_tasks, 1, seed=seed + 1).exp()
     gramian = gradients @ gradients.T
     found = effective_rank(gramian).item()
@@ -92,7 +92,7 @@ def test_effective_rank_and_spread_know_neither_scale_nor_order(n_tasks, rank, s
     assert scale_spread(other).item() == pytest.approx(scale_spread(gramian).item())
 
 
-def test_effective_rank_at_its_ends():
+def test_effective_rank_at_its_limits():
     assert effective_rank(3 * torch.eye(7)).item() == pytest.approx(7)
     assert effective_rank(torch.ones(7, 7)).item() == pytest.approx(1)
     dwarfed = torch.tensor([1e12, 1.0, 1.0]).diag()
@@ -112,16 +112,16 @@ def test_repeated_conflicts_in_closed_form():
     found = conflict_repeats(first, second)
     assert found["conflict_repeats"].item() == pytest.approx(2 * 1 / (3 + 2))
     assert found["conflict_repeats_by_chance"].item() == pytest.approx(2 * 3 * 2 / (6 * (3 + 2)))
-    assert found == conflict_repeats(second, first)  # no batch is the first
+    assert found == conflict_repeats(second, first)  # symmetric in the batches
     assert conflict_repeats(first, first)["conflict_repeats"] == 1
     opposite = conflict_repeats(symmetric({(0, 1): -0.5}, 4), symmetric({(2, 3): -0.5}, 4))
     assert opposite["conflict_repeats"] == 0
-    assert conflict_repeats(torch.eye(4), torch.eye(4)) == {}  # none to repeat
+    assert conflict_repeats(torch.eye(4), torch.eye(4)) == {}  # no conflicts to repeat
     assert conflict_repeats(torch.ones(1, 1), torch.ones(1, 1)) == {}
 
 
 @pytest.mark.parametrize("conflicts", [(1, 1), (2, 4), (6, 3), (0, 2)])
-def test_the_level_of_chance_is_the_mean_over_all_ways_to_strew_conflicts(conflicts):
+def test_the_chance_level_is_the_mean_over_all_placements_of_conflicts(conflicts):
     pairs = list(itertools.combinations(range(4), 2))
     a, b = conflicts
     first = symmetric({pair: -0.1 for pair in pairs[:a]}, 4)
@@ -133,7 +133,7 @@ def test_the_level_of_chance_is_the_mean_over_all_ways_to_strew_conflicts(confli
     assert found[0]["conflict_repeats_by_chance"].item() == pytest.approx(mean)
 
 
-def test_noise_repeats_as_often_as_by_chance_and_what_the_tasks_are_does_more_often():
+def test_noise_repeats_at_chance_level_and_real_conflicts_more_often():
     """Gradients of 10 tasks in 40 dimensions, 60 pairs of batches each."""
     own, found = normal(10, 40), {}
     for name, signal in {"noise": 0.0, "tasks": 3.0}.items():
@@ -148,9 +148,9 @@ def test_noise_repeats_as_often_as_by_chance_and_what_the_tasks_are_does_more_of
 
 
 def test_an_optimiser_can_oppose_a_task_that_surgery_does_not():
-    """The first task asks for much of the first parameter, the second for a little of the other.
+    """Adam's step opposes a task although the mean gradient opposes none.
 
-    Their mean opposes neither; Adam's first step, of equal length in both, does oppose the first.
+    Adam's first step has equal length in both parameters, whatever the gradients.
     """
     gradients = torch.tensor([[4.0, -5.0], [0.1, 8.0]]).double()
     mean = gradients.mean(0)
@@ -179,7 +179,7 @@ def test_curvature_of_a_quadratic_is_the_same_along_any_step():
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_curvature_of_a_multi_task_network_by_its_explicit_hessian(relu):
-    """Gauss and Legendre on the definition; with ReLU, what the first point sees is not all."""
+    """Gauss–Legendre quadrature of the definition; with ReLU, curvature changes along the step."""
     generator = torch.Generator().manual_seed(0)
     networks = MultiTaskNetworks(
         2, 3, 4, 2, MLP((5, 4)), multi_head=True, head_bound=1.0, generator=generator
@@ -188,8 +188,8 @@ def test_curvature_of_a_multi_task_network_by_its_explicit_hessian(relu):
     activate = torch.relu if relu else torch.tanh
 
     def smooth(shared, per_task, inputs, record=None):
-        hidden = torch.tanh(shared_linear(inputs, shared["weight0"], per_task["bias0"]))
-        return torch.tanh(shared_linear(hidden, shared["weight1"], shared["bias1"]))
+        hidden = torch.tanh(layer(inputs, shared["weight0"], per_task["bias0"]))
+        return torch.tanh(layer(hidden, shared["weight1"], shared["bias1"]))
 
     smooth.layers = networks.trunk.layers
 
@@ -205,7 +205,7 @@ def test_curvature_of_a_multi_task_network_by_its_explicit_hessian(relu):
         theta = torch.cat([value.flatten() for value in shared.values()])
 
         def loss(vector, shared=shared, own=own):
-            """Another forward pass, of one network, on matrices alone."""
+            """Independent forward pass of one network, on plain matrices."""
             parts = vector.split([value.numel() for value in shared.values()])
             moved = {k: p.view(shared[k].shape[1:]) for k, p in zip(shared, parts, strict=True)}
             z = activate(x[0] @ moved["weight0"] + own["bias0"][:, None])
@@ -217,7 +217,7 @@ def test_curvature_of_a_multi_task_network_by_its_explicit_hessian(relu):
         for node, weight in zip(*np.polynomial.legendre.leggauss(12), strict=True):
             at = theta - (1 + node) / 2 * step * g
             expected += weight / 2 * (g @ torch.autograd.functional.hessian(loss, at) @ g)
-        still = Step(shared, shared)  # what no curvature depends on
+        still = Step(shared, shared)  # does not affect the curvature
         found = Diagnosis.of(problem, problem, still, step).measures["curvature"]
         if relu:
             assert found.isfinite() and not torch.allclose(found, expected)

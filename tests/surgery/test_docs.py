@@ -1,4 +1,4 @@
-"""The page on any model runs as it is printed."""
+"""The code on the page about any model runs as printed."""
 
 import re
 

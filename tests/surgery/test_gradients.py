@@ -1,4 +1,4 @@
-"""Per-task gradients against one backward per task, and the Gramian against J Jᵀ, in float64."""
+"""Task gradients against one backward per task, and the Gramian against J Jᵀ, in float64."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def make_problem(hidden=(8, 7), multi_head=True, rows=B, trunk="mlp", **settings
         head_bound=1.0,
         generator=generator,
     ).double()
-    if trunk.embedding:  # a length that the trunk is not to see
+    if trunk.embedding:  # a length that must have no effect
         networks.per_task["embedding"].data *= 3
     trunk, shared, per_task = networks.requires_grad_(False).folded()
     x = torch.randn(1, T, rows, IN, generator=generator, dtype=torch.float64)
@@ -61,7 +61,7 @@ def task_loss(shared, per_task, features, y):
 
 
 def plain(trunk, shared, per_task, x):
-    """Another forward pass, of one task in one network, on matrices alone."""
+    """Independent forward pass of one task in one network, on plain matrices."""
     parameters = {**shared, **per_task}
     if "embedding" in parameters:
         e = parameters["embedding"]
@@ -83,7 +83,7 @@ def plain(trunk, shared, per_task, x):
 
 
 def one_backward_per_task(problem, n, t):
-    """The independent truth: autograd on one network's and one task's parameters."""
+    """Reference: autograd on the parameters of one network and task."""
     shared = {k: v[n].clone().requires_grad_() for k, v in problem.shared.items()}
     per_task = {k: v[n, t].clone().requires_grad_() for k, v in problem.per_task.items()}
     features, outputs = plain(problem.trunk.trunk, shared, per_task, problem.inputs[0, t])
@@ -113,7 +113,7 @@ def test_equal_to_one_backward_per_task(problem):
             close(found.auxiliary["error"][n, t], error)
 
 
-def test_mean_gradient_is_the_mean_of_them(problem):
+def test_mean_gradient_equals_the_mean_of_task_gradients(problem):
     found, mean = problem.task_gradients(), problem.features().mean()
     close(mean.losses, found.losses)
     close(problem.losses(), found.losses)
@@ -124,11 +124,11 @@ def test_mean_gradient_is_the_mean_of_them(problem):
 
 
 def test_weighted_by_one_backward_as_by_the_task_gradients(problem):
-    """Weights may depend on losses and feature gradients, and multiply what the trunk gets."""
+    """Weights may depend on losses and feature gradients, and multiply the trunk's gradient."""
     features, rows = problem.features(), problem.task_gradients()
     found = features.weighted(torch.linspace(-1, 2, N * T, dtype=torch.float64).view(N, T))
     for name, gradient in found.shared.items():
-        if name.startswith("head"):  # a single head lies above the features: the mean
+        if name.startswith("head"):  # a single head is above the features: the mean
             close(gradient, rows.shared[name].mean(1))
         else:
             close(gradient, combine(found.weights, {name: rows.shared[name]})[name])
@@ -154,7 +154,7 @@ def test_gramian_and_combination(problem):
 
 
 @pytest.mark.parametrize("engine", ["jacobian", "factored"])
-def test_products_with_a_direction_are_those_of_one_backward_per_task(problem, engine):
+def test_products_with_a_direction_equal_one_backward_per_task(problem, engine):
     generator = torch.Generator().manual_seed(3)
     direction = {
         name: torch.randn(value.shape, generator=generator, dtype=torch.float64)
@@ -168,7 +168,7 @@ def test_products_with_a_direction_are_those_of_one_backward_per_task(problem, e
 
 
 @pytest.mark.parametrize("engine", ["jacobian", "factored"])
-def test_products_with_another_batchs_are_those_of_one_backward_per_task(problem, engine):
+def test_products_with_another_batch_equal_one_backward_per_task(problem, engine):
     problem = replace(problem, engine=engine)
     other = replace(problem, inputs=problem.inputs.flip(2).sin(), targets=(-problem.targets[0],))
     found = problem.task_gradients().products(other.task_gradients())
@@ -178,7 +178,7 @@ def test_products_with_another_batchs_are_those_of_one_backward_per_task(problem
             close(found[n, t], sum((one[k] * two[k]).sum() for k in one))
 
 
-def test_one_network_of_several_is_what_it_is_among_them(problem):
+def test_one_network_of_several_gives_its_part(problem):
     together = problem.task_gradients()
     for n in range(N):
         alone = problem.only(n).task_gradients()
@@ -188,8 +188,8 @@ def test_one_network_of_several_is_what_it_is_among_them(problem):
 
 @pytest.mark.parametrize(("trunk", "multi_head"), [*((t, True) for t in TRUNKS), ("mlp", False)])
 @pytest.mark.parametrize("hidden", [(8, 7), (60, 50, 40)], ids=["formed", "as-factors"])
-def test_both_engines_give_the_same(hidden, trunk, multi_head):
-    """Thin layers, whose gradients are formed, and layers that are wide beside their batch."""
+def test_both_engines_agree(hidden, trunk, multi_head):
+    """Narrow layers, whose gradients are formed, and layers wider than their batch."""
     problem = make_problem(hidden, multi_head, rows=4, trunk=trunk, engine="jacobian")
     formed, factored = (
         problem.task_gradients(),
@@ -236,7 +236,7 @@ def in_float32(problem):
 @pytest.mark.parametrize("engine", ["jacobian", "factored"])
 @pytest.mark.parametrize("trunk", ["mlp", "residual-layer-norm", "embedding"])
 def test_bf16_rounds_products_and_nothing_else(trunk, engine):
-    """Gradients come back in float32, as far from exact as 8 bits of mantissa make them."""
+    """Gradients are in float32, with an error as from 8 bits of mantissa."""
     exact = make_problem((60, 50), rows=64, trunk=trunk, engine=engine)
     rounded = replace(in_float32(exact), precision="bf16")
     truth, found = exact.task_gradients(), rounded.task_gradients()
@@ -260,7 +260,7 @@ def test_precision_leaves_float64_alone():
 
 
 def test_the_gramian_of_many_parameters_is_exact_to_float32():
-    """Sums over hundreds of thousands of products, of gradients that nearly cancel."""
+    """Sums over hundreds of thousands of products of gradients that nearly cancel."""
     generator = torch.Generator().manual_seed(0)
     gradients = torch.randn(1, 3, 600, 500, generator=generator)
     exact = gradients.double().flatten(2) @ gradients.double().flatten(2).mT
@@ -273,11 +273,11 @@ def test_the_gramian_of_many_parameters_is_exact_to_float32():
 def test_single_head_shares_its_head():
     problem = make_problem(multi_head=False)
     assert "head_weight" in problem.shared and "head_weight" not in problem.per_task
-    assert "bias0" in problem.per_task  # how a single head tells tasks apart
+    assert "bias0" in problem.per_task  # how a single head distinguishes tasks
 
 
-def test_first_layer_bias_is_the_layer_on_a_one_hot():
-    """Concatenating a one-hot and multiplying gives what the per-task bias gives."""
+def test_first_layer_bias_equals_a_layer_on_a_one_hot():
+    """Concatenating a one-hot and multiplying equals the per-task bias."""
     problem = make_problem()
     shared, per_task = problem.shared, problem.per_task
     one_hot = torch.eye(T, dtype=torch.float64)[:, None].expand(1, T, B, T)
@@ -294,8 +294,8 @@ def test_first_layer_bias_is_the_layer_on_a_one_hot():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_gpus_gramian_is_a_sum_in_parts(dtype):
-    """Against float64; lengths that can be split evenly and one, a prime, that cannot."""
+def test_the_gramian_on_a_gpu_is_summed_in_parts(dtype):
+    """Against float64, for lengths that can be split evenly and a prime that cannot."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"a": (160, 400), "b": (39, 400), "c": (4099,), "d": (7,)}
     gradients = {

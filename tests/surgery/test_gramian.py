@@ -1,4 +1,4 @@
-"""How the tasks' dot products are summed up."""
+"""Summation of the dot products of tasks."""
 
 from itertools import permutations
 
@@ -10,7 +10,7 @@ from mtrl.surgery.gradients import gramian
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_conflict_is_not_lost_among_large_parameters(sign):
-    """Dot products 2³⁰, ±1 and −2³⁰, parameter by parameter: float32 would lose the one."""
+    """Dot products 2³⁰, ±1 and −2³⁰ over parameters: float32 would lose the ±1."""
     large = 2.0**15
     pairs = {"a": (large, large), "b": (1, sign), "c": (large, -large)}
     for names in permutations(pairs):

@@ -1,4 +1,4 @@
-"""Methods from the Gramian alone: TorchJD's values, optimality, closed forms, shared properties."""
+"""Gramian methods against TorchJD, optimality conditions, closed forms and invariants."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from mtrl.surgery.methods.simplex import minimise
 from mtrl.surgery.plugins import torchjd_weighting
 
 METHODS = [name for name in available() if isinstance(get_surgery(name), GramianSurgery)]
-DRAWING = ["pcgrad"]  # orders of tasks; its own tests see to that
+DRAWING = ["pcgrad"]  # random orders, tested separately
 STEADY = [name for name in METHODS if name not in DRAWING]
 SIZES = [2, 3, 5, 10, 50]
 assert {"aligned-mtl", "cagrad", "fairgrad", "imtl-g", "mgda", "pcgrad"} <= set(METHODS)
@@ -34,7 +34,7 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
 
 
 def weigh(method: GramianSurgery, gradients: torch.Tensor) -> torch.Tensor:
-    """Weights `[T]` for `[T, P]`, or `[N, T]` for `[N, T, P]`."""
+    """Return weights `[T]` for `[T, P]`, or `[N, T]` for `[N, T, P]`."""
     batch = gradients if gradients.dim() == 3 else gradients[None]
     weights = method.weights(batch @ batch.mT, generator(0))
     return weights if gradients.dim() == 3 else weights[0]
@@ -43,14 +43,14 @@ def weigh(method: GramianSurgery, gradients: torch.Tensor) -> torch.Tensor:
 def weigh_all(
     method: GramianSurgery, cases: dict[str, torch.Tensor]
 ) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Name, gradients `[T, P]` and weights `[T]` of each case."""
+    """Yield name, gradients `[T, P]` and weights `[T]` of each case."""
     gramians = torch.stack([gradients @ gradients.T for gradients in cases.values()])
     weights = method.weights(gramians, generator(0))
     return list(zip(cases, cases.values(), weights, strict=True))
 
 
 def hard_cases(n_tasks: int, seed: int) -> dict[str, torch.Tensor]:
-    """Gradients `[T, P]` whose Gramians are singular or spread over eight orders of magnitude."""
+    """Yield gradients `[T, P]` whose Gramians are singular or span eight orders of magnitude."""
     plain = normal(n_tasks, 3 * n_tasks, seed=seed)
     scales = torch.logspace(-2, 2, n_tasks, dtype=torch.float64)[:, None]
     cases = {
@@ -92,7 +92,7 @@ def test_equals_torchjd(ours, theirs, rtol, n_tasks):
 
 @pytest.mark.parametrize("n_tasks", SIZES)
 def test_mgda_is_at_least_as_short_as_torchjd(n_tasks):
-    """Frank-Wolfe stops short of the optimum, by ‖y − y*‖² ≤ ‖y‖² − ‖y*‖² at most."""
+    """Frank-Wolfe stops before the optimum, by at most ‖y − y*‖² ≤ ‖y‖² − ‖y*‖²."""
     gradients = normal(n_tasks, 2 * n_tasks, seed=n_tasks)
     theirs = torchjd_weighting("MGDA", epsilon=1e-9, max_iters=1_000)
     found, other = weigh(MGDA(), gradients) @ gradients, weigh(theirs, gradients) @ gradients
@@ -101,13 +101,13 @@ def test_mgda_is_at_least_as_short_as_torchjd(n_tasks):
     assert (found - other).square().sum() <= surplus + 1e-12
 
 
-# Optimality, which needs no reference.
+# Optimality conditions.
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("n_tasks", SIZES)
 def test_mgda_is_optimal(n_tasks, seed):
-    """‖g_w‖² − min_i ⟨g_i, g_w⟩ bounds how far ‖g_w‖² is from the optimum, twice over."""
+    """‖g_w‖² − min_i ⟨g_i, g_w⟩ bounds half the distance of ‖g_w‖² from the optimum."""
     for name, gradients, weights in weigh_all(MGDA(), hard_cases(n_tasks, seed)):
         found = weights @ gradients
         lengths = gradients.square().sum(1)
@@ -120,7 +120,7 @@ def test_mgda_is_optimal(n_tasks, seed):
 @pytest.mark.parametrize("c", [0.0, 0.4, 0.9])
 @pytest.mark.parametrize("n_tasks", SIZES)
 def test_cagrad_is_optimal(n_tasks, c):
-    """No step in the ball gains more for the worst task than the dual's value at any w."""
+    """No step in the ball has a larger gain for the worst task than the dual's value at any w."""
     average = torch.full((1, n_tasks), 1 / n_tasks, dtype=torch.float64)
     for name, gradients, weights in weigh_all(CAGrad(c), hard_cases(n_tasks, seed=n_tasks)):
         g_0 = gradients.mean(0)
@@ -137,7 +137,7 @@ def test_cagrad_is_optimal(n_tasks, c):
 
 @pytest.mark.parametrize("n_tasks", [2, 3, 5, 10])
 def test_cagrad_equals_the_authors_solver(n_tasks):
-    """SciPy's SLSQP on the dual, as the authors' code has it."""
+    """SciPy's SLSQP on the dual, as in the authors' code."""
     gradients = normal(n_tasks, 3 * n_tasks, seed=n_tasks)
     gramian = (gradients @ gradients.T).numpy()
     b = np.full(n_tasks, 1 / n_tasks)
@@ -204,7 +204,7 @@ def test_imtl_g_projects_equally_on_all(n_tasks):
         projections = (gradients @ (weights @ gradients)) / gradients.norm(dim=1)
         assert (projections / projections.mean() - 1).abs().max() < 1e-8, name
         assert abs(weights.sum() - 1) < 1e-12, name
-    # In float32 too, where a squared norm is lost in rounding beside one that is 1e8 times larger.
+    # Also in float32, where rounding loses a squared norm next to one that is 1e8 times larger.
     expected = weigh(IMTLG(), cases["spread"])
     found = weigh(IMTLG(), cases["spread"].float()).double()
     assert (found - expected).norm() < 1e-3 * expected.norm()
@@ -212,7 +212,7 @@ def test_imtl_g_projects_equally_on_all(n_tasks):
 
 @pytest.mark.parametrize("n_tasks", SIZES)
 def test_aligned_mtl_combines_an_orthogonal_system(n_tasks):
-    """d is the mean of the columns of U σ Vᵀ for gradients U Σ Vᵀ, σ their smallest."""
+    """d is the mean of the columns of U σ Vᵀ for gradients U Σ Vᵀ, with σ the smallest."""
     gradients = normal(n_tasks, 3 * n_tasks, seed=6)
     u, singular, vt = torch.linalg.svd(gradients, full_matrices=False)
     expected = (singular[-1] * u @ vt).mean(0)
@@ -230,12 +230,12 @@ def test_cagrad_between_the_average_and_mgda():
     assert torch.cosine_similarity(far, shortest, dim=0) > 1 - 1e-6
 
 
-# What all methods have in common.
+# Properties of all methods.
 
 
 @pytest.mark.parametrize("name", STEADY)
 @pytest.mark.parametrize("n_tasks", [2, 7, 50])
-def test_order_and_company_do_not_matter(name, n_tasks):
+def test_weights_do_not_depend_on_the_order_or_other_networks(name, n_tasks):
     method = get_surgery(name)
     gradients = normal(3, n_tasks, 2 * n_tasks, seed=8)
     weights = weigh(method, gradients)
@@ -260,8 +260,8 @@ def test_weights_are_finite_for_any_gramian(name, dtype):
 
 
 @pytest.mark.parametrize("n_tasks", [2, 3, 10, 50])
-def test_a_gramian_that_rounding_made_indefinite(n_tasks):
-    """Steps stay bounded where the equations no longer have a solution."""
+def test_a_gramian_made_indefinite_by_rounding(n_tasks):
+    """Steps stay bounded if the equations no longer have a solution."""
     for name, gradients in hard_cases(n_tasks, seed=14).items():
         norms = gradients.norm(dim=1)
         error = 1e-4 * norms[:, None] * norms * normal(n_tasks, n_tasks, seed=15)
@@ -274,7 +274,7 @@ def test_a_gramian_that_rounding_made_indefinite(n_tasks):
         assert (step - g_0).norm() < 0.6 * g_0.norm() + 0.2 * norms.max(), name
 
 
-def test_a_zero_gradient_leaves_the_others_weights():
+def test_a_zero_gradient_does_not_change_the_other_weights():
     gradients = normal(5, 12, seed=16)
     more = torch.cat([gradients, torch.zeros(1, 12).double()])
     for method, factor in (
@@ -289,7 +289,7 @@ def test_a_zero_gradient_leaves_the_others_weights():
 
 @pytest.mark.parametrize("name", ["aligned-mtl", "cagrad", "imtl-g", "mgda", "pcgrad"])
 @pytest.mark.parametrize("scale", [1e-10, 1e10])
-def test_scaling_all_gradients_leaves_the_weights(name, scale):
+def test_scaling_all_gradients_does_not_change_the_weights(name, scale):
     gradients = normal(9, 20, seed=11)
     expected = weigh(get_surgery(name), gradients)
     torch.testing.assert_close(weigh(get_surgery(name), scale * gradients), expected)
@@ -297,7 +297,7 @@ def test_scaling_all_gradients_leaves_the_weights(name, scale):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_depends_on_values_on_the_host(name):
-    """Fake tensors have none: `item`, `if` on a tensor or a shape from values would raise."""
+    """With fake tensors, `item`, `if` on a tensor or a shape from values would raise."""
     with FakeTensorMode():
         weights = get_surgery(name).weights(torch.empty(3, 6, 6), torch.Generator())
     assert weights.shape == (3, 6)
@@ -329,7 +329,7 @@ def test_no_constant_lives_on_the_cpu(name):
         "pcgrad(",
     ],
 )
-def test_bad_options_are_named_in_a_line(spec):
+def test_invalid_options_give_a_one_line_error(spec):
     with pytest.raises(UsageError, match=r"^surgery: ") as error:
         get_surgery(spec)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""`MultiTaskModel` where people train: Lightning, Hugging Face, Accelerate, DDP, AMP, compile."""
+"""`MultiTaskModel` in Lightning, Hugging Face, Accelerate, DDP, AMP and torch.compile."""
 
 import socket
 import warnings
@@ -23,7 +23,7 @@ D = 16
 
 
 def make(surgery="pcgrad", **more):
-    """Two tasks that conflict: one model's targets are the other's, negated."""
+    """Two conflicting tasks: the targets of one are the negated targets of the other."""
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, D), nn.Tanh())
     heads = {task: nn.Linear(D, 1) for task in "ab"}
@@ -42,7 +42,7 @@ def losses(outputs, y):
 
 
 def trained_plainly(surgery, steps, lr=0.05, batches=None):
-    """The same by hand, for comparison."""
+    """The same training by hand, for comparison."""
     model = make(surgery)
     optimizer = torch.optim.SGD(model.parameters(), lr)
     for x, y in batches or [data()] * steps:
@@ -123,7 +123,7 @@ def test_hugging_faces_trainer(tmp_path):
     )  # fmt: skip
 
     class Pooled(nn.Module):
-        """From the encoder's `BaseModelOutput` to two classes."""
+        """Map the encoder's `BaseModelOutput` to two classes."""
 
         def __init__(self):
             super().__init__()
@@ -237,7 +237,7 @@ def _step(method, model, called, x, y):
 
 
 def _without_a_task(rank, folder):
-    """The first rank has no loss of b, and the second none of a that reaches the first layer."""
+    """The first rank has no loss of b; on the second, no loss of a reaches the first layer."""
     model = _skipping()
     x, y = (part.chunk(RANKS)[rank] for part in data())
     parallel = DistributedDataParallel(model, find_unused_parameters=True)
@@ -247,7 +247,7 @@ def _without_a_task(rank, folder):
 
 
 class Skipping(nn.Module):
-    """A trunk of which a batch may skip a layer."""
+    """A trunk with a layer that a batch may skip."""
 
     def __init__(self):
         super().__init__()
@@ -264,7 +264,7 @@ def _skipping():
     return model
 
 
-def test_two_processes_are_one_on_the_joined_batch(tmp_path):
+def test_two_processes_equal_one_with_the_joint_batch(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -296,9 +296,11 @@ def test_two_processes_are_one_on_the_joined_batch(tmp_path):
 # ------------------------------------------------------------------------ AMP and compile
 
 
-@pytest.mark.parametrize("surgery", ["pcgrad", "rotograd", "rotograd-scale", "gradnorm", "famo"])
-def test_grad_scaler_survives_an_overflow_in_the_middle(surgery):
-    """The step is lost, the scale is halved, and training goes on as if nothing had been."""
+@pytest.mark.parametrize(
+    "surgery", ["pcgrad", "aligned-mtl", "rotograd", "rotograd-scale", "gradnorm", "famo"]
+)
+def test_training_continues_after_an_overflow_with_grad_scaler(surgery):
+    """The step is skipped, the scale is halved, and training continues."""
 
     def fit(overflow_at):
         model = make(surgery)
@@ -343,21 +345,21 @@ def test_torch_compile(surgery):
         torch.testing.assert_close(p.grad, q.grad)
 
 
-def test_a_graph_compiled_for_a_single_backward_is_refused_in_plain_words():
-    """As torch makes one, by default, where intermediate results become the backward's memory."""
+def test_a_graph_compiled_for_a_single_backward_gives_a_clear_error():
+    """By default, torch compiles such graphs, in which the backward reuses intermediate results."""
     torch.compiler.reset()
     x, y = data()
     for surgery in ("none", "pcgrad"):
         model = torch.compile(make(surgery), backend="aot_eager")
         found = sum(losses(model(x), y).values())
-        if surgery == "none":  # makes torch compile the second with its parameters as inputs
+        if surgery == "none":  # then the second graph has parameters as inputs
             found.backward()
     if not torch.__version__.startswith("2.6."):
         setting = r"set torch\._functorch\.config\.donated_buffer = False"
         with pytest.raises(UsageError, match=setting):
             found.backward()
         return
-    found.backward()  # torch 2.6 does not reuse memory here: the gradients have to be right
+    found.backward()  # torch 2.6 does not reuse memory here, so gradients must be right
     plain = make("pcgrad")
     sum(losses(plain(x), y).values()).backward()
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):

@@ -1,4 +1,4 @@
-"""Gradients that are never formed, against vectors in float64, for whatever layers a graph has."""
+"""Factored gradients of the layers in a graph, against flat vectors in float64."""
 
 import copy
 
@@ -17,7 +17,9 @@ B, D = 3, 5
 
 
 @pytest.fixture(autouse=True)
-def _float64():
+def _float64(monkeypatch):
+    monkeypatch.setattr("mtrl.surgery.layers.WORTH", 0)  # the layers here are small
+    monkeypatch.setattr("mtrl.surgery.modules.AT_ONCE", 2)  # test_any_graph.py goes one by one
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     yield
@@ -25,7 +27,7 @@ def _float64():
 
 
 class Fixed(GramianSurgery):
-    """Weights that tell the tasks apart."""
+    """Returns different weights per task."""
 
     def weights(self, gramian, generator):
         found = torch.arange(1, 1 + gramian.shape[-1], dtype=gramian.dtype)
@@ -33,7 +35,7 @@ class Fixed(GramianSurgery):
 
 
 class Function(nn.Module):
-    """A trunk of these modules or parameters, and what it does with them."""
+    """A trunk with these modules or parameters and a forward function."""
 
     def __init__(self, forward, **parts):
         super().__init__()
@@ -70,12 +72,12 @@ def pictures():
 
 
 def into(end=40):
-    """The last layer, to D features."""
+    """Return the last layer, with D features."""
     return nn.Linear(end, D)
 
 
 def hooked():
-    """With hooks that change gradients on their way."""
+    """Add hooks that change gradients."""
     first, second, last = wide(), wide(), into()
     second.register_full_backward_pre_hook(lambda module, out: (5 * out[0],))
     second.register_full_backward_hook(lambda module, into, out: (3 * into[0],))
@@ -88,8 +90,25 @@ def hooked():
     return Function(forward, first=first, second=second, last=last)
 
 
+def looked_at():
+    """With a hook that wants numbers, and that therefore cannot have all tasks' at once."""
+    first, last = wide(), into()
+
+    def forward(m, x):
+        z = m.first(x).tanh()
+        z.register_hook(lambda g: g if g.norm().item() < 0.1 else 2 * g)
+        return m.last(z)
+
+    return Function(forward, first=first, last=last)
+
+
+ACTIVATIONS = [nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.ELU(),
+               nn.SELU(), nn.LeakyReLU(), nn.Softplus(), nn.Mish(), nn.Hardtanh(), nn.Hardswish(),
+               nn.Dropout(0.0)]  # fmt: skip
+
+
 def tied():
-    """An embedding that is a linear layer's weight too."""
+    """An embedding tied to the weight of a linear layer."""
     table = nn.Embedding(50, 40)
     return Function(lambda m, x: linear(m.table(x).mean(1), m.table.weight)[:, :D], table=table)
 
@@ -113,8 +132,8 @@ def twice(m, x):
     return m.last(m.layer(m.layer(x).tanh()))
 
 
-# Each: the trunk, its input, how many layers but the last are
-# factored, and of how many embeddings only some rows are.
+# Each: trunk, input, number of layers except the last that are
+# factored, and number of embeddings with only some rows.
 GRAPHS = {
     "linear": (lambda: nn.Sequential(wide(), nn.Tanh(), wide(), nn.Tanh(), into()), vectors, 2, 0),
     "the features themselves": (wide, vectors, 1, 0),
@@ -184,6 +203,11 @@ GRAPHS = {
                          layer=wide(), last=into()), vectors, 1, 0,
     ),
     "hooks": (hooked, vectors, 2, 0),
+    "a hook that looks at numbers": (looked_at, vectors, 1, 0),
+    "activations": (
+        lambda: Function(lambda m, x: m.last(sum(f(m.layer(x)) for f in ACTIVATIONS)),
+                         layer=wide(), last=into()), vectors, 0, 0,
+    ),
     "an LSTM": (
         lambda: Function(lambda m, x: m.last(m.lstm(x)[0][:, -1]), last=into(),
                          lstm=nn.LSTM(40, 40, batch_first=True)), tokens, 1, 0,
@@ -231,7 +255,7 @@ def make(trunk, width, surgery=None, tasks=TASKS):
 
 
 def vectors_of(model, x):
-    """Each task's gradient on the trunk, by autograd on a copy."""
+    """Return each task's gradient of the trunk by autograd on a copy."""
     plain = copy.deepcopy(model)
     parameters = [p for p in plain.trunk.parameters() if p.requires_grad]
     rows = []
@@ -249,7 +273,7 @@ def on_trunk(model):
 
 @pytest.fixture
 def found(monkeypatch):
-    """The layers that were taken."""
+    """Records the layers that are factored."""
     seen = []
 
     def watched(*arguments):
@@ -261,7 +285,7 @@ def found(monkeypatch):
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_gradients_are_those_of_vectors(name, found):
+def test_gradients_equal_flat_vectors(name, found):
     trunk, inputs, n_factored, n_embeddings = GRAPHS[name]
     x = inputs()
     model = make(trunk, trunk()(x).shape[-1])
@@ -272,13 +296,34 @@ def test_gradients_are_those_of_vectors(name, found):
         total.backward(retain_graph=repeat == 1)
         torch.testing.assert_close(model.last.gramian, stacked @ stacked.T)
         torch.testing.assert_close(on_trunk(model), repeat * 3 * weights.to(stacked) @ stacked)
-    taken = [layer for layer in found[0] if len(layer.parameters[0]) != D]  # but the last
+    taken = [layer for layer in found[0] if len(layer.parameters[0]) != D]  # except the last
     assert sum(isinstance(layer, Factored) for layer in taken) == n_factored
     assert sum(isinstance(layer, Embedding) for layer in taken) == n_embeddings
 
 
-def test_what_a_task_does_not_reach_is_zero(found):
-    """Of two features, each from a layer of its own, the heads look at one or at both."""
+AT_ONCE = {"linear", "no bias", "activations", "a matrix", "one layer twice", "low rank"}
+
+
+@pytest.mark.parametrize("name", [*AT_ONCE, "hooks", "convolution", "a hook that looks at numbers"])
+def test_one_pass_for_all_tasks_where_nodes_allow_it(name):
+    """Counted by a hook on the features."""
+    trunk, inputs, *_ = GRAPHS[name]
+    passes = []
+
+    def forward(m, x):
+        z = m.trunk(x)
+        z.register_hook(lambda g: passes.append(1))
+        return z
+
+    model = make(lambda: Function(forward, trunk=trunk()), D)
+    x = inputs()
+    sum(losses(model(x)).values()).backward()
+    at_once = 1 + 3 if name == "a hook that looks at numbers" else 1  # tried in vain
+    assert len(passes) == (at_once if name in AT_ONCE or "looks" in name else 3)
+
+
+def test_gradients_of_unreached_layers_are_zero(found):
+    """Two features come from separate layers, and heads use one or both."""
     trunk = Function(lambda m, x: (m.p(x).tanh(), m.q(x).tanh()), p=wide(), q=wide())
 
     class Some(nn.Linear):
@@ -302,7 +347,7 @@ def test_what_a_task_does_not_reach_is_zero(found):
     torch.testing.assert_close(model.last.gramian, stacked @ stacked.T)
     torch.testing.assert_close(on_trunk(model), 3 * torch.arange(1, 4) / 4 @ stacked)
     model.zero_grad()
-    a = model(x)["a"].sum()  # alone: the other layer has no gradient, not a zero
+    a = model(x)["a"].sum()  # on its own: the other layer has no gradient instead of zero
     a.backward()
     assert trunk.p.weight.grad is not None and trunk.q.weight.grad is None
     model.zero_grad()
@@ -344,7 +389,7 @@ def test_autocast_is_left_to_autograd(found):
 
 
 @pytest.mark.parametrize("use", ["an encoder in front", "two passes", "accumulated"])
-def test_anything_but_one_pass_of_the_trunk_alone_is_left_to_autograd(use, found):
+def test_anything_other_than_one_pass_of_the_trunk_is_left_to_autograd(use, found):
     model, x = make(GRAPHS["linear"][0], D), vectors()
     if use == "an encoder in front":
         x = nn.Linear(40, 40)(x)
@@ -360,7 +405,7 @@ def test_anything_but_one_pass_of_the_trunk_alone_is_left_to_autograd(use, found
 
 
 def test_methods_may_ask_for_products_with_vectors():
-    """As a method of one's own may."""
+    """As custom methods may."""
     model, x = make(GRAPHS["linear"][0], D), vectors()
     stacked = vectors_of(model, x)
     asked = []

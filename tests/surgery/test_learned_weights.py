@@ -11,11 +11,11 @@ from mtrl.surgery import FAMO, GradNorm, MultiTaskModel
 
 N, T = 2, 4
 MIXED = torch.tensor([[0.0, 1.0, -1.0, 2.0], [1.0, -1.0, -2.0, 0.0]]).double()
-"""Losses of either sign and zero."""
+"""Positive, negative and zero losses."""
 
 
 class Shape(nn.Linear):
-    """What a method may know of its networks."""
+    """The properties of networks that a method may use."""
 
     n_networks, n_tasks = N, T
 
@@ -26,11 +26,11 @@ def prepared(method):
 
 
 def features(losses: torch.Tensor, norms: torch.Tensor) -> SimpleNamespace:
-    """What the methods look at."""
+    """Return the inputs of the methods."""
     return SimpleNamespace(losses=losses.double(), norms=norms.double())
 
 
-def test_gradnorm_steps_against_the_gradient_of_its_objective():
+def test_gradnorm_descends_its_objective():
     method = prepared(GradNorm(alpha=1.5, lr=0.1))
     norms = torch.tensor([[1.0, 4.0, 0.5, 2.0], [30.0, 0.1, 1.0, 2.0]]).double()
     first = torch.tensor([[2.0, 1.0, 3.0, 1.0], [1.0, 5.0, 0.2, 1.0]]).double()
@@ -60,7 +60,7 @@ def test_gradnorm_without_alpha_makes_norms_equal():
     torch.testing.assert_close(weights.sum(1), torch.ones(N).double())
 
 
-def test_gradnorm_survives_losses_of_either_sign_and_zero():
+def test_gradnorm_allows_negative_and_zero_losses():
     method = prepared(GradNorm())
     for losses in (MIXED, MIXED.flip(0)):
         weights = method.weights(slice(None), features(losses, torch.ones(N, T)))
@@ -84,7 +84,7 @@ def test_famo_is_algorithm_1_with_adam():
         torch.testing.assert_close(method.logits, xi.detach())
 
 
-def test_famo_favours_the_task_that_falls_behind():
+def test_famo_favours_the_slowest_task():
     method = prepared(FAMO())
     for _ in range(50):
         method.weights(slice(None), features(torch.ones(N, T).double(), torch.ones(N, T)))
@@ -94,7 +94,7 @@ def test_famo_favours_the_task_that_falls_behind():
     assert method.logits.argmax(1).tolist() == [2, 0]
 
 
-def test_famo_takes_losses_below_zero():
+def test_famo_allows_negative_losses():
     method = prepared(FAMO())
     for losses in (MIXED, MIXED.flip(0)):
         weights = method.weights(slice(None), features(losses, torch.ones(N, T)))

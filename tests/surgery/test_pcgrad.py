@@ -13,7 +13,7 @@ from mtrl.surgery.methods.pcgrad import PCGrad, random_orders
 
 
 def algorithm_1(gradients: torch.Tensor, orders: torch.Tensor) -> torch.Tensor:
-    """The paper, line by line, on vectors `[T, P]`; the mean instead of the sum."""
+    """The paper's algorithm, line by line, on vectors `[T, P]`, with a mean instead of a sum."""
     projected = gradients.clone()
     for i, g in enumerate(projected):
         for j in orders[i].tolist():
@@ -29,7 +29,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def pcgrad(gradients: torch.Tensor, seed: int) -> torch.Tensor:
-    """What the package computes, for `[N, T, P]`."""
+    """The package's result for `[N, T, P]`."""
     weights = PCGrad().weights(gradients @ gradients.mT, generator(seed))
     return (weights[..., None] * gradients).sum(-2)
 
@@ -64,7 +64,7 @@ def test_orders_are_permutations_of_the_others():
     for network in orders:
         for i, order in enumerate(network.tolist()):
             assert sorted(order) == [j for j in range(n_tasks) if j != i]
-    # Drawn anew for each i, uniformly: task 1 comes first for about half of them with T = 3.
+    # Drawn uniformly for each i: with T = 3, task 1 comes first in about half of them.
     first = random_orders(4000, 3, generator(1))[:, 0, 0]
     share = (first == 1).double().mean().item()
     assert abs(share - 0.5) < 4 * math.sqrt(0.25 / 4000)
@@ -74,7 +74,7 @@ def test_orders_are_permutations_of_the_others():
 
 
 def test_two_tasks_in_closed_form():
-    """No order to choose: each loses its projection on the other, if they conflict."""
+    """There is only one order: each loses its projection onto the other if they conflict."""
     a, b = torch.tensor([2.0, 1.0]).double(), torch.tensor([-1.0, 3.0]).double()
     b_conflicting = torch.tensor([-3.0, 1.0]).double()
     assert torch.allclose(pcgrad(torch.stack([a, b])[None], 0)[0], (a + b) / 2)
@@ -101,12 +101,12 @@ def test_scaling_all_gradients_scales_the_result(seed, n_tasks, scale):
     torch.testing.assert_close(pcgrad(scale * g, 3), scale * pcgrad(g, 3))
 
 
-def test_without_conflict_it_is_the_mean():
-    g = torch.rand(2, 6, 10).double()  # all entries positive, so all dot products are
+def test_without_conflicts_it_is_the_mean():
+    g = torch.rand(2, 6, 10).double()  # positive entries, hence positive dot products
     torch.testing.assert_close(pcgrad(g, 0), g.mean(1))
 
 
-def test_the_generator_decides_the_order():
+def test_the_generator_determines_the_order():
     g = torch.randn(1, 6, 4, generator=generator(5), dtype=torch.float64)
     assert torch.equal(pcgrad(g, 0), pcgrad(g, 0))
     assert not torch.allclose(pcgrad(g, 0), pcgrad(g, 1))
@@ -114,7 +114,7 @@ def test_the_generator_decides_the_order():
 
 @pytest.mark.parametrize("angle", [0.3, 2.0, 3.0])
 def test_theorem_1_on_two_convex_quadratics(angle):
-    """With step ≤ 1/L PCGrad reaches the optimum of the sum, or a point where cos φ = −1."""
+    """With steps ≤ 1/L, PCGrad reaches the optimum of the sum or a point with cos φ = −1."""
     a = torch.diag(torch.tensor([1.0, 4.0])).double()
     turn = torch.tensor(
         [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
@@ -126,13 +126,13 @@ def test_theorem_1_on_two_convex_quadratics(angle):
     x = torch.tensor([-3.0, 2.5]).double()
     for _ in range(4_000):
         g = torch.stack([a @ x, b @ (x - centre)])
-        x = x - step * 2 * pcgrad(g[None], 0)[0]  # the theorem's update is the sum, not the mean
+        x = x - step * 2 * pcgrad(g[None], 0)[0]  # the theorem uses the sum, not the mean
     g = torch.stack([a @ x, b @ (x - centre)])
     cosine = g[0] @ g[1] / (g[0].norm() * g[1].norm())
     assert (x - optimum).norm() < 1e-6 or cosine < -1 + 1e-6
 
 
-def test_a_method_from_outside_is_one_class():
+def test_a_custom_method_is_one_class():
     @register("test-first-task")
     class FirstTask(GramianSurgery):
         def weights(self, gramian, generator):
@@ -140,10 +140,10 @@ def test_a_method_from_outside_is_one_class():
 
     assert "test-first-task" in available()
     assert isinstance(get_surgery("test-first-task"), FirstTask)
-    with pytest.raises(ValueError, match="second time"):
+    with pytest.raises(ValueError, match="again"):
         register("test-first-task")(PCGrad)
 
 
-def test_unknown_method_names_the_nearest():
+def test_an_unknown_method_suggests_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'pcgrad'"):
         get_surgery("pc-grad")

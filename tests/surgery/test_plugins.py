@@ -1,4 +1,4 @@
-"""TorchJD's weightings and plain functions as methods, and what is said where they cannot be."""
+"""TorchJD's weightings and plain functions as methods, and errors for unsupported ones."""
 
 import sys
 from types import SimpleNamespace
@@ -55,7 +55,7 @@ def test_torchjd_weightings_by_name(name, options):
         assert torch.equal(found, torch.stack([weighting(one) for one in gramian]))
 
 
-def test_torchjd_draws_from_our_generator_alone():
+def test_torchjd_uses_only_our_generator():
     method, gramian = torchjd_weighting("Random"), torch.eye(5)[None]
     first = method.weights(gramian, generator(0))
     torch.rand(3)
@@ -75,7 +75,7 @@ def test_torchjd_draws_from_our_generator_alone():
         ("GradDrop", {}, "needs the gradients themselves"),
         ("NashMTL", {"n_tasks": 3}, "needs the gradients themselves"),
         ("TrimmedMean", {}, "needs the gradients themselves"),
-        ("GradVac", {}, "keeps a state from step to step"),
+        ("GradVac", {}, "keeps a state between steps"),
         ("PCD", {}, "keeps a state"),
         ("MoDo", {}, "keeps a state"),
         ("CAGrad", {}, r"as in torchjd:CAGrad\(c=0.5, .*, got torchjd:CAGrad: .*argument: 'c'"),
@@ -90,19 +90,19 @@ def test_torchjd_errors(name, options, message):
     assert str(error.value).startswith("surgery: ") and "\n" not in str(error.value)
 
 
-def test_torchjd_is_missing(monkeypatch):
+def test_missing_torchjd(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchjd", None)
     with pytest.raises(UsageError, match=r'expected TorchJD .*"mtrl-surgery\[torchjd\]"'):
         torchjd_weighting("UPGrad")
 
 
-def test_a_solver_of_torchjd_is_missing(monkeypatch):
+def test_missing_solver_of_torchjd(monkeypatch):
     monkeypatch.setattr("torchjd._mixins.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r'pip install "torchjd\[quadprog_projector\]"'):
         torchjd_weighting("UPGrad")
 
 
-def test_torchjd_says_before_the_run_what_it_cannot_do():
+def test_unsupported_weightings_are_rejected_before_the_run():
     for method in (
         torchjd_weighting("Krum", n_byzantine=3),
         torchjd_weighting("Constant", weights=[1]),

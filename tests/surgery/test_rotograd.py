@@ -1,4 +1,4 @@
-"""RotoGrad: what it promises, against explicit rotations, matrix exponentials and autograd."""
+"""RotoGrad against explicit rotations, matrix exponentials and autograd."""
 
 import copy
 from functools import partial
@@ -60,13 +60,13 @@ def posed(of: MultiTaskNetworks, y: torch.Tensor | None = None) -> StackedProble
 
 
 def plain_features(parameters, x: torch.Tensor) -> torch.Tensor:
-    """Another forward pass, on matrices alone: z, `[N, T, B, d]`."""
+    """Independent forward pass on plain matrices: z, `[N, T, B, d]`."""
     z = torch.relu(x @ parameters["weight0"][:, None] + parameters["bias0"][:, :, None])
     return torch.relu(z @ parameters["weight1"][:, None] + parameters["bias1"][:, None, None])
 
 
 def plain_head(parameters, z: torch.Tensor, rotation: torch.Tensor | None) -> torch.Tensor:
-    """What the head makes of r = R z, row by row."""
+    """Apply the head to r = R z, row by row."""
     if rotation is not None:
         m = rotation.shape[-1]
         z = torch.cat([z[..., :m] @ rotation.mT, z[..., m:]], -1)
@@ -92,7 +92,7 @@ def test_geodesic_step_is_the_matrix_exponential_of_its_skew_matrix(parallel):
     torch.testing.assert_close(rotation, expected, atol=1e-12, rtol=0)
 
 
-def test_a_task_without_a_direction_is_not_turned():
+def test_a_task_without_a_direction_is_not_rotated():
     rotation, u = random_rotations(T, size=D), unit(normal(T, D))
     u[1] = 0
     before = rotation.clone()
@@ -102,7 +102,7 @@ def test_a_task_without_a_direction_is_not_turned():
 
 
 @pytest.mark.parametrize("order", [[2, 0, 1], [2, 0]])
-def test_a_task_turns_its_own_rotation_wherever_it_stands_in_the_batch(order):
+def test_a_task_changes_its_own_rotation_for_any_order_of_tasks(order):
     draw = torch.Generator().manual_seed(0)
     means = torch.randn(1, len(order), 4, generator=draw, dtype=torch.float64)
     turned, expected = (torch.eye(4).double().repeat(1, 3, 1, 1) for _ in range(2))
@@ -114,8 +114,8 @@ def test_a_task_turns_its_own_rotation_wherever_it_stands_in_the_batch(order):
     assert (turned - torch.eye(4)).flatten(2).norm(dim=-1)[0, order].min() > 1e-3
 
 
-def test_geodesic_step_climbs_as_its_gradient_says():
-    """d/dη of Σ⟨Rᵀ g̃, v⟩ along the step is the squared norm of the skew gradient, halved."""
+def test_geodesic_step_ascends_at_the_rate_of_its_gradient():
+    """d/dη of Σ⟨Rᵀ g̃, v⟩ along the step is half the squared norm of the skew gradient."""
     rotation, u, v = random_rotations(T, size=D), unit(normal(T, D)), normal(D, seed=3)
     pull, eta = (rotation @ u[..., None]).squeeze(-1), 1e-6
     turn_along_geodesic_(rotation, u, v, eta)
@@ -125,14 +125,14 @@ def test_geodesic_step_climbs_as_its_gradient_says():
 
 
 def test_first_step_of_both_parametrisations_agrees():
-    """At R = I they follow the same gradient; further on their metrics differ."""
+    """At R = I, both follow the same gradient; further on, their metrics differ."""
     geodesic = torch.eye(D).double().repeat(T, 1, 1)
     exponential, paper = geodesic.clone(), MatrixExponential(geodesic)
     u, v = unit(normal(T, D)), normal(D, seed=3)
     turn_along_geodesic_(geodesic, u, v, 0.2)
     paper.turn_(exponential, u, v, 0.2)
     torch.testing.assert_close(exponential, geodesic, atol=1e-12, rtol=0)
-    torch.testing.assert_close(paper.weight, exponential)  # the module agrees with what it wrote
+    torch.testing.assert_close(paper.weight, exponential)  # the module agrees with its output
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_rotations_stay_rotations(size, steps):
     exact = rotation.double()
     assert (exact.mT @ exact - eye).abs().max() < 1e-5
     torch.testing.assert_close(torch.linalg.det(exact), torch.ones(3).double(), atol=1e-3, rtol=0)
-    assert (rotation - eye).abs().max() > 0.1  # and it has turned
+    assert (rotation - eye).abs().max() > 0.1  # it has changed
 
 
 def test_orthonormalising_removes_an_error():
@@ -171,7 +171,7 @@ def test_orthonormalising_removes_an_error():
 
 
 @pytest.mark.parametrize("size", [None, 5])
-def test_a_folded_head_sees_what_the_head_sees_of_rotated_features(size):
+def test_a_folded_head_equals_the_head_on_rotated_features(size):
     of = networks(size)
     of.rotation = random_rotations(N, T, size=size or D)
     x, parameters = normal(T, B, IN), {**of.shared, **of.per_task}
@@ -180,7 +180,7 @@ def test_a_folded_head_sees_what_the_head_sees_of_rotated_features(size):
 
 
 @pytest.mark.parametrize("size", [None, 5])
-def test_losses_train_the_head_behind_the_rotation_and_never_the_rotation(size):
+def test_losses_train_the_head_and_never_the_rotation(size):
     of = networks(size)
     of.rotation = random_rotations(N, T, size=size or D)
     before, problem = of.rotation.clone(), posed(of)
@@ -196,13 +196,13 @@ def test_losses_train_the_head_behind_the_rotation_and_never_the_rotation(size):
         torch.testing.assert_close(rows.per_task[name] / T, leaf.grad)
 
 
-def test_identity_at_the_start_changes_nothing():
+def test_the_initial_identity_changes_nothing():
     plain, rotated = networks(rotate=False), networks()
     x = normal(T, B, IN)
     assert torch.equal(plain.folded()(x[None]), rotated.folded()(x[None]))
 
 
-def test_rotations_that_do_not_fit_are_refused():
+def test_invalid_sizes_of_rotations_are_rejected():
     with pytest.raises(UsageError, match="rotation_size: expected at most 8"):
         networks(size=9)
     single = MultiTaskNetworks(
@@ -227,14 +227,14 @@ def test_scaled_gradients_have_one_norm_and_follow_the_papers_formula():
     of = networks(rotate=False)
     method = RotoScale()
     method.prepare(of)
-    of.per_task["head_weight"][:, 0] *= 5  # magnitudes far apart
+    of.per_task["head_weight"][:, 0] *= 5  # very different magnitudes
     norms = feature_gradients(of).norm(dim=(2, 3))
     scaled = T * update(method, posed(of)).weights * norms
     mean = norms.mean(1, keepdim=True)  # α_k = 1/T when all n_k are n_k⁰
     torch.testing.assert_close(scaled, mean.expand(N, T))
 
     initial = norms
-    of.per_task["head_weight"][:, 1] *= 0.1  # task 1 makes progress, so it counts less
+    of.per_task["head_weight"][:, 1] *= 0.1  # task 1 has made progress, so it counts less
     norms = feature_gradients(of).norm(dim=(2, 3))
     alpha = (norms / initial) / (norms / initial).sum(1, keepdim=True)
     found = update(method, posed(of))
@@ -246,7 +246,7 @@ def test_scaled_gradients_have_one_norm_and_follow_the_papers_formula():
     torch.testing.assert_close(found.per_task["head_weight"], rows.per_task["head_weight"] / T)
 
 
-def test_initial_norms_are_floored_and_taken_anew():
+def test_initial_norms_are_bounded_and_measured_again():
     of = networks(rotate=False)
     method = RotoScale(reset_every=3)
     method.prepare(of)
@@ -266,7 +266,7 @@ def test_initial_norms_are_floored_and_taken_anew():
     torch.testing.assert_close(method.initial_norms, full)
 
 
-def test_tasks_without_a_gradient_weigh_nothing_and_divide_nothing():
+def test_tasks_without_a_gradient_have_weight_zero():
     method = RotoScale()
     method.prepare(networks(rotate=False))
     norms = torch.tensor([[0.0, 1.0, 2.0, 0.0], [3.0, 1.0, 0.0, 2.0]]).double()
@@ -281,7 +281,7 @@ def test_tasks_without_a_gradient_weigh_nothing_and_divide_nothing():
 
 
 def opposed(method: RotoGrad) -> tuple[MultiTaskNetworks, StackedProblem]:
-    """Tasks that pull the features in nearly opposite directions, each with its own inputs."""
+    """Tasks with nearly opposite feature gradients, each with its own inputs."""
     of = networks(rotate=False)
     signs = torch.tensor([-1.0, 1.0, -1.0, 1.0]).double()[:, None, None]
     weight = signs * normal(N, 1, D, OUT, seed=7) + 0.1 * normal(N, T, D, OUT, seed=15)
@@ -291,19 +291,19 @@ def opposed(method: RotoGrad) -> tuple[MultiTaskNetworks, StackedProblem]:
 
 
 def mean_cosines(problem: StackedProblem) -> torch.Tensor:
-    """Of each network's tasks, `[N]`."""
+    """Return the agreement of each network's tasks, `[N]`."""
     means = problem.features().means
     first, second = torch.triu_indices(T, T, 1)
     return cosines(means @ means.mT)[:, first, second].mean(1)
 
 
 def most(change: torch.Tensor) -> torch.Tensor:
-    """The largest entry of each network, `[N]`."""
+    """Return the largest entry of each network, `[N]`."""
     return change.abs().amax((1, 2, 3))
 
 
 @pytest.mark.parametrize("step", ["geodesic", "matrix_exp"])
-def test_opposed_tasks_with_inputs_of_their_own_come_to_agree(step):
+def test_opposed_tasks_with_separate_inputs_come_to_agree(step):
     method = RotoRotate(rotation_lr=0.05, rotation_step=step)
     of, on = opposed(method)
     weights = {k: v.clone() for k, v in of.named_parameters()}
@@ -316,7 +316,7 @@ def test_opposed_tasks_with_inputs_of_their_own_come_to_agree(step):
 
 
 def test_the_published_row_wise_objective_does_not_move_them():
-    """Sample by sample every task is compared with zeros: the reason for our own objective."""
+    """It compares every task with zeros, sample by sample: the reason for our objective."""
     method = RotoRotate(rotation_lr=0.05)
     of, on = opposed(method)
     skew = torch.zeros(N, T, D, D).double().requires_grad_()
@@ -369,7 +369,7 @@ def test_a_single_task_is_plain_sac(method):
 
 
 @pytest.mark.parametrize("step", ["geodesic", "matrix_exp"])
-def test_rotations_of_actor_and_each_critic_turn_on_their_own(step):
+def test_rotations_of_actor_and_critics_are_independent(step):
     learner = make_learner(5, surgery="rotograd", rotation_step=step, rotation_size=6)
     for seed in range(3):
         learner.update(*make_batch(5, seed))
@@ -382,7 +382,7 @@ def test_rotations_of_actor_and_each_critic_turn_on_their_own(step):
     assert learner.agent.target_critics.rotation is None
 
 
-def test_target_critics_follow_what_head_and_rotation_do_together():
+def test_target_critics_follow_heads_with_rotations_folded_in():
     learner = make_learner(5, surgery="rotograd", tau=0.25)
     learner.update(*make_batch(5))
     before = copy.deepcopy(learner.agent.target_critics)
@@ -393,7 +393,7 @@ def test_target_critics_follow_what_head_and_rotation_do_together():
     )
     found = learner.agent.target_critics.per_task["head_weight"]
     torch.testing.assert_close(found, expected)
-    learner.config.__dict__["tau"] = 1.0  # targets that have caught up give the same values
+    learner.config.__dict__["tau"] = 1.0  # targets equal the critics
     learner.update(*make_batch(5, 2))
     x = normal(5, 4, 10)
     torch.testing.assert_close(learner.agent.target_critics.folded()(x[None]), of.folded()(x[None]))
@@ -421,7 +421,7 @@ def test_saved_policies_act_with_their_rotations(step, tmp_path):
 
 @pytest.mark.parametrize("step", ["geodesic", "matrix_exp"])
 @pytest.mark.parametrize("method", ROTOGRADS)
-def test_state_goes_on_where_it_stopped(method, step):
+def test_a_restored_state_continues_exactly(method, step):
     def fresh() -> Learner:
         return make_learner(3, surgery=method, rotation_step=step, rotation_decay=0.5)
 
@@ -447,6 +447,6 @@ def test_options_in_brackets_override_the_configuration():
         get_surgery("rotograd(reset_evry=7)", config)
 
 
-def test_fold_needs_no_contiguous_weight():
+def test_fold_accepts_non_contiguous_weights():
     rotation, weight = random_rotations(T, size=D), normal(T, OUT, D).mT
     torch.testing.assert_close(fold(rotation, weight), rotation.mT @ weight)

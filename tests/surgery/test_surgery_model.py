@@ -1,4 +1,4 @@
-"""Surgery for any PyTorch model, against plain autograd task by task."""
+"""Surgery for any PyTorch model, against autograd for each task."""
 
 import copy
 import subprocess
@@ -17,7 +17,7 @@ SURGERIES = ["none", "pcgrad", "rotograd", "rotograd-scale", "rotograd-rotate", 
 
 
 class Fixed(GramianSurgery):
-    """Weights that tell the tasks apart."""
+    """Returns different weights per task."""
 
     def weights(self, gramian, generator):
         return torch.arange(1, 1 + gramian.shape[-1], dtype=gramian.dtype).expand(gramian.shape[:2])
@@ -42,7 +42,7 @@ def inputs(seed: int = 0, dtype=torch.float64) -> torch.Tensor:
 
 
 def by_hand(model: MultiTaskModel, x, tasks="abc") -> tuple[dict, dict]:
-    """Each task's gradient on the trunk and on its head, one ordinary backward each."""
+    """Return each task's gradients of trunk and head by one ordinary backward."""
     trunk, heads = {}, {}
     for task in tasks:
         other = copy.deepcopy(model)
@@ -59,7 +59,7 @@ def losses_of(model: MultiTaskModel, x, tasks="abc") -> dict[str, torch.Tensor]:
 
 
 def check(model, trunk, heads, weights) -> None:
-    """`.grad` is T Σ w_k g_k on the trunk, and what autograd gives on the heads."""
+    """`.grad` is T Σ w_k g_k on the trunk, and equals autograd on the heads."""
     for i, parameter in enumerate(model.trunk.parameters()):
         pairs = zip(weights, trunk.values(), strict=True)
         expected = len(trunk) * sum(w * rows[i] for w, rows in pairs)
@@ -74,7 +74,7 @@ OWN = {"a": inputs(1), "b": inputs(2)[:5], "c": inputs(3)[:9]}
 
 @pytest.mark.parametrize("x", [inputs(), OWN], ids=["same inputs", "inputs of their own"])
 @pytest.mark.parametrize("surgery", ["none", "weights"])
-def test_gradients_are_those_of_plain_autograd(x, surgery):
+def test_gradients_equal_autograd(x, surgery):
     model = make("none" if surgery == "none" else Fixed())
     trunk, heads = by_hand(model, x)
     model.backward(losses_of(model, x))
@@ -101,7 +101,7 @@ def test_pcgrad_is_algorithm_1():
 
 
 @pytest.mark.parametrize("surgery", ["none", "weights", "rotograd-scale"])
-def test_accumulated_batches_are_one_large_batch(surgery):
+def test_accumulated_batches_equal_one_large_batch(surgery):
     name = Fixed() if surgery == "weights" else surgery
     whole, parts = make(copy.deepcopy(name)), make(copy.deepcopy(name))
     x = inputs()
@@ -114,7 +114,7 @@ def test_accumulated_batches_are_one_large_batch(surgery):
 
 
 def test_accumulation_projects_once():
-    """PCGrad on summed gradients, which is not the sum of projected ones."""
+    """PCGrad of the summed gradients, not the sum of projected gradients."""
     at_once, parts, separate = make("pcgrad"), make("pcgrad"), make("pcgrad")
     x = inputs()
     at_once.backward(losses_of(at_once, x))
@@ -130,7 +130,7 @@ def test_accumulation_projects_once():
     assert not torch.allclose(grads[0], grads[2])
 
 
-def test_grad_adds_up_until_it_is_zeroed():
+def test_grad_accumulates_until_zero_grad():
     model = make()
     for _ in range(2):
         model.backward(losses_of(model, inputs()))
@@ -154,7 +154,7 @@ def test_missing_tasks_are_left_out(surgery, own):
 
 
 @pytest.mark.parametrize("surgery", SURGERIES)
-def test_frozen_parameters_stay_out(surgery):
+def test_frozen_parameters_are_ignored(surgery):
     model = make(surgery)
     frozen = [*model.trunk[0].parameters(), *model.heads["c"][0].parameters()]
     for parameter in frozen:
@@ -166,12 +166,12 @@ def test_frozen_parameters_stay_out(surgery):
         parameter.requires_grad_(False)
     model.zero_grad()
     model.accumulate(losses_of(model, inputs()))
-    model.backward(losses_of(model, inputs()))  # heads alone
+    model.backward(losses_of(model, inputs()))  # only the heads
     assert model.trunk[2].weight.grad is None and model.heads["a"].weight.grad is not None
 
 
 @pytest.mark.parametrize("surgery", SURGERIES)
-def test_any_optimiser_learns(surgery):
+def test_any_optimiser_works(surgery):
     model, x = make(surgery), inputs()
     optimizer = torch.optim.SGD([*model.trunk.parameters(), *model.heads.parameters()], lr=0.02 / 3)
     before = losses_of(model, x)
@@ -185,7 +185,7 @@ def test_any_optimiser_learns(surgery):
     assert sum((after[k] / before[k]).item() for k in "abc") / 3 < 0.7
 
 
-def test_autocast_computes_in_half_floats_and_decides_in_full_ones():
+def test_autocast_computes_in_bf16_and_weighs_in_float32():
     seen = []
 
     class Spy(PCGrad):
@@ -202,14 +202,14 @@ def test_autocast_computes_in_half_floats_and_decides_in_full_ones():
         model.backward({task: loss(task, outputs[task].float()) for task in "abc"})
     assert seen[0].dtype == torch.float32
     rows = (seen[0] * 256).round() / 256
-    assert not torch.equal(rows.bfloat16().float(), seen[0])  # more than eight bits are in it
+    assert not torch.equal(rows.bfloat16().float(), seen[0])  # it has more than eight bits
     for a, b in zip(exact.parameters(), model.parameters(), strict=True):
         assert b.grad.dtype == torch.float32
         assert (a.grad - b.grad).norm() < 0.05 * a.grad.norm()
 
 
 @pytest.mark.parametrize("surgery", ["rotograd", "rotograd-rotate"])
-def test_rotations_turn_and_are_saved_with_the_model(surgery, tmp_path):
+def test_rotations_change_and_are_saved_with_the_model(surgery, tmp_path):
     model, x = make(surgery), inputs()
     for _ in range(3):
         model.backward(losses_of(model, x))
@@ -229,18 +229,18 @@ def test_rotations_turn_and_are_saved_with_the_model(surgery, tmp_path):
         MultiTaskModel(nn.Linear(2, 2), {"a": nn.Linear(2, 1)}, "rotograd")
 
 
-def test_evaluation_leaves_no_trace():
+def test_evaluation_has_no_side_effects():
     model = make()
     with torch.no_grad():
         outputs = model.eval()(inputs())
-    with pytest.raises(ValueError, match="expected one that depends on the model's outputs"):
+    with pytest.raises(ValueError, match="expected a loss that depends on the model"):
         model.backward({"a": outputs["a"].sum()})
 
 
 @pytest.mark.parametrize(
     ("losses", "message"),
     [
-        (lambda o: {}, "expected at least one task's, got none"),
+        (lambda o: {}, "expected the loss of at least one task, got none"),
         (lambda o: {"d": o["a"].sum()}, "losses: unknown 'd'"),
         (lambda o: {"b": o["b"]}, r"expected a scalar for 'b', got shape \(16, 3\)"),
         (lambda o: {"a": torch.zeros((), requires_grad=True) * 1}, "'a' to depend on its head"),
@@ -251,10 +251,10 @@ def test_wrong_losses_are_named(losses, message):
     with pytest.raises(ValueError, match=message):
         model.backward(losses(model(inputs())))
     assert all(p.grad is None for p in model.parameters())
-    model.backward(losses_of(model, inputs()))  # and it goes on
+    model.backward(losses_of(model, inputs()))  # training continues
 
 
-def test_a_trunk_must_give_tensors():
+def test_a_trunk_must_return_tensors():
     class Text(nn.Module):
         def forward(self, x):
             return "z"
@@ -272,7 +272,7 @@ def test_surgery_needs_no_reinforcement_learning():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_rotations_are_cleaned_up_now_and_then(monkeypatch):
+def test_rotations_are_orthonormalised_at_intervals(monkeypatch):
     monkeypatch.setattr("mtrl.surgery.surgeon.MAINTAIN_EVERY", 3)
     heads = {"a": nn.Linear(4, 1), "b": nn.Linear(4, 1)}
     model = MultiTaskModel(nn.Linear(2, 4), heads, "rotograd", n_features=4)

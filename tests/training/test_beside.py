@@ -1,4 +1,4 @@
-"""What is done beside the loop: acting from a snapshot, and writing checkpoints."""
+"""Work in parallel to the loop: acting from a snapshot, and writing checkpoints."""
 
 import copy
 import threading
@@ -26,13 +26,13 @@ def make_agent() -> MTSAC:
 
 
 def change(agent: MTSAC, seed: int) -> None:
-    """As an update does: in place."""
+    """Change parameters in place, like an update."""
     draw = torch.Generator().manual_seed(seed)
     for parameter in agent.actor.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.1)
 
 
-def test_a_snapshot_is_the_policy_of_the_time_it_was_taken():
+def test_a_snapshot_is_the_policy_at_the_time_it_was_taken():
     agent, rows = make_agent(), np.random.default_rng(0).normal(size=(4, 39)).astype(np.float32)
     tasks = torch.tensor([0, 0, 1, 1])
     snapshot = ActorSnapshot(agent, tasks, torch.Generator().manual_seed(5))
@@ -53,7 +53,7 @@ def test_a_snapshot_is_the_policy_of_the_time_it_was_taken():
 
 
 def collect(collector: Collector, replay: ReplayBuffer, steps: range) -> np.ndarray:
-    """Vector steps with an update each while simulators step; the actions, `[steps, n, A]`."""
+    """Make vector steps with an update during each; return the actions, `[steps, n, A]`."""
     actions = []
     for step in steps:
         collector.act(uniform=step < 3)
@@ -63,7 +63,7 @@ def collect(collector: Collector, replay: ReplayBuffer, steps: range) -> np.ndar
     return np.array(actions)
 
 
-def test_who_acts_lacks_one_update_and_a_run_goes_on_to_the_bit():
+def test_the_snapshot_lags_by_one_update_and_resuming_is_exact():
     envs = make_vector_env(get_benchmark("", TASKS), 9, workers=1, envs_per_task=COPIES)
     try:
         replay = ReplayBuffer(100, 2, 39, 4, envs_per_task=COPIES)
@@ -93,7 +93,7 @@ def test_who_acts_lacks_one_update_and_a_run_goes_on_to_the_bit():
         other.load_state_dict(state[0], seed=3)
         np.testing.assert_array_equal(collect(other, replay, range(6, 12)), through)
 
-        current = Collector(envs, make_agent(), seed=9, snapshot=True)  # of a run on a CPU so far
+        current = Collector(envs, make_agent(), seed=9, snapshot=True)  # as if resumed from a CPU
         current.agent.load_state_dict(state[1])
         del state[0]["acting"]
         current.load_state_dict(state[0], seed=3)
@@ -105,8 +105,8 @@ def test_who_acts_lacks_one_update_and_a_run_goes_on_to_the_bit():
 STATE = {"steps": 1, "array": np.arange(3.0), "inner": {"tensor": torch.arange(4.0)}}
 
 
-def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tmp_path, monkeypatch):
-    """Whatever becomes of tensors and plain values while it is being written."""
+def test_a_checkpoint_holds_the_state_at_the_call(tmp_path, monkeypatch):
+    """Even if tensors and plain values change while it is written."""
     go, write = threading.Event(), checkpoint._write
 
     def slowly(*work):
@@ -119,7 +119,7 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tmp_path, monkeypatch):
     state["array"] += 1
     state["inner"]["tensor"].zero_()
     state["steps"] = 2
-    writer.check()  # which does not wait
+    writer.check()  # does not wait
     assert not list(tmp_path.rglob("step_*"))
     go.set()
     writer.wait()
@@ -129,7 +129,7 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tmp_path, monkeypatch):
     assert found["inner"]["tensor"].tolist() == [0, 1, 2, 3]
 
 
-def test_checkpoints_are_the_same_beside_the_loop_and_in_it(tmp_path):
+def test_checkpoints_written_in_the_thread_equal_synchronous_ones(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     inside = checkpoint.save_checkpoint(tmp_path / "a", 7, STATE, "a: 1")
@@ -149,7 +149,7 @@ def test_checkpoints_are_the_same_beside_the_loop_and_in_it(tmp_path):
 
 
 @pytest.mark.parametrize("notice", ["check", "wait", "save"])
-def test_a_failed_write_comes_up_once_and_the_one_before_is_whole(notice, tmp_path, monkeypatch):
+def test_a_failed_write_raises_once_and_keeps_the_previous_one(notice, tmp_path, monkeypatch):
     writer = CheckpointWriter(tmp_path)
     writer.save(1, STATE, "a: 1")
     writer.wait()

@@ -1,4 +1,4 @@
-"""Output that cannot be written, and what is said about the time left."""
+"""Output that cannot be written, and the estimate of the time left."""
 
 import io
 import json
@@ -29,7 +29,8 @@ class Equal(GramianSurgery):
         return gramian.new_full(gramian.shape[:2], 1 / gramian.shape[-1])
 """
 FLAGS = (
-    "--tasks reach-v3 push-v3 --hidden-sizes 8 --batch-size 8 --total-timesteps 160 "
+    "--config plain --tasks reach-v3 push-v3 --hidden-sizes 8 --batch-size 8 "
+    "--total-timesteps 160 "
     "--learning-starts 80 --horizon 10 --eval-every 80 --eval-episodes 1 --log-every 40 "
     "--simulator metaworld --workers 1 --device cpu --diagnose-every 80"
 ).split()
@@ -37,7 +38,7 @@ PROGRAM = [sys.executable, "-c", "import sys; from mtrl.cli.train import main; s
 
 
 class Broken(io.StringIO):
-    """A pipe that nobody reads."""
+    """A pipe without a reader."""
 
     def write(self, text):
         raise BrokenPipeError
@@ -64,7 +65,7 @@ def test_a_line_that_cannot_be_written_is_dropped(monkeypatch):
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_run_in_an_encoding_that_lacks_characters(encoding, tmp_path):
-    """And whose output ends early: to the end, with a method of a module of the user's."""
+    """Its output is closed early, and it uses a custom method; it still runs to the end."""
     (tmp_path / "mine.py").write_text(MODULE)
     flags = [*FLAGS, "--import", "mine", "--surgery", "equal", "--run-dir", "run"]
     process = subprocess.Popen(
@@ -89,13 +90,13 @@ def test_a_run_in_an_encoding_that_lacks_characters(encoding, tmp_path):
 
 
 def test_a_run_whose_streams_are_closed(tmp_path):
-    """As some schedulers and daemons start programs; a warning is not lost on anybody, either."""
+    """As some schedulers and daemons start programs, also with a warning."""
     command = " ".join([f"{PROGRAM[0]} -c '{PROGRAM[2]}'", *FLAGS, "--run-dir run <&- >&- 2>&-"])
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, timeout=120, check=False)
     assert done.returncode == 0 and (tmp_path / "run" / "eval.json").exists()
 
 
-def test_warnings_of_ours_are_one_line(capsys):
+def test_our_warnings_are_one_line(capsys):
     def show(arguments):
         for text, file in (("not this code", report.__file__), ("this place", "/theirs.py")):
             print(warnings.formatwarning(text, UserWarning, file, 3), end="")
@@ -115,7 +116,7 @@ def test_an_installed_packages_method(tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[mtrl.surgery]\nequal-too = theirs:Equal\n")
     code = (
-        "from mtrl.config.surgery import check\nimport sys\ncheck('equal-too')\n"
+        "from mtrl.config.registry import METHODS\nimport sys\nMETHODS.check('equal-too')\n"
         "assert 'torch' not in sys.modules\nfrom mtrl.surgery import get_surgery\n"
         "assert type(get_surgery('equal-too')).__name__ == 'Equal'"
     )
@@ -140,12 +141,12 @@ def test_importing_changes_no_search_path(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_before_training_ends_in_words_and_leaves_nothing(number, tmp_path):
+def test_a_signal_before_training_gives_a_message_and_leaves_nothing(number, tmp_path):
     with subprocess.Popen(
         [*PROGRAM, *FLAGS], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        while not process.stdout.readline().startswith("watch:"):  # simulators start now
+        while not process.stdout.readline().startswith("watch:"):  # simulators are starting
             assert process.poll() is None
         time.sleep(0.1)
         process.send_signal(number)
@@ -168,7 +169,7 @@ def test_time_left_counts_evaluations_and_leaves_out_random_steps():
     left.training(500, 500, 1_000.0)
     left.training(1_000, 500, 1_000.0)
     assert left.seconds(1_000) is None and left.last_evaluation() is None
-    left.training(1_250, 500, 500.0)  # half of it random: no measure of either
+    left.training(1_250, 500, 500.0)  # half of it random, so it measures neither
     assert left.seconds(1_250) is None
     left.training(2_000, 500, 100.0)
     # 8,000 steps at 100 per second; at 1,000 per second, 3 evaluations of 1,000 and one of 5,000.
@@ -179,7 +180,7 @@ def test_time_left_counts_evaluations_and_leaves_out_random_steps():
     assert shown(3_725.4) == "1:02:05" and shown(None) == "–"
 
 
-def test_scores_are_told_from_the_first_episodes():
+def test_scores_are_shown_from_the_first_episodes_on():
     assert scores({}, "") == "training: –  evaluation: –"
     rollout = {f"rollout/success_rate/{t}": r for t, r in (("a", 0.5), ("b", 1.0))}
     rollout["rollout/ep_rew_mean/a"] = 700.0
@@ -193,7 +194,7 @@ def test_scores_are_told_from_the_first_episodes():
     ["", "\0\0\0", '{"time/total_timesteps": 30', "[30]", "{}", '"x"', "null",
      '{"time/total_timesteps": "30"}', '{"time/total_timesteps": NaN}', "\xff", "[" * 10_000],
 )  # fmt: skip
-def test_a_broken_line_costs_no_other(broken, tmp_path):
+def test_a_broken_line_does_not_affect_others(broken, tmp_path):
     rows = [{STEP: step, "x": step / 10} for step in (10, 20, 40)]
     lines = [json.dumps(row) for row in rows]
     path = tmp_path / "progress.json"

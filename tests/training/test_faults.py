@@ -1,4 +1,4 @@
-"""What can happen to a run, and what is left of it: each fault made for real, at small sizes."""
+"""Real faults of runs at small sizes, and what remains of them."""
 
 import json
 import os
@@ -47,12 +47,12 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A run that nothing happened to."""
+    """A run without faults."""
     return train(small_config(tmp_path_factory.mktemp("runs") / "a")).run_dir
 
 
 def stopped(run_dir: Path, at: int) -> Path:
-    """A run that was asked to stop after so many steps."""
+    """A run that was stopped after some steps."""
     trainer = trainer_of(small_config(run_dir))
     step = trainer.step
 
@@ -66,7 +66,7 @@ def stopped(run_dir: Path, at: int) -> Path:
     return run_dir
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(finished, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(finished, tmp_path, capsys):
     run_dir = stopped(tmp_path / "b", 150)
     newest = newest_checkpoint(run_dir)
     content = bytearray(newest.read_bytes())
@@ -74,12 +74,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(finished, tmp_
     newest.write_bytes(content)
     outcome = resume(run_dir)
     said = capsys.readouterr().out
-    assert f"{newest} is damaged: its checksum does not fit; set aside" in said
+    assert f"{newest} is damaged: its checksum does not match; it is set aside" in said
     assert newest.with_suffix(".damaged").exists()
     assert same(policy(outcome.run_dir), policy(finished))
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_says_so(tmp_path):
+def test_a_run_with_only_damaged_checkpoints_gives_an_error(tmp_path):
     run_dir = stopped(tmp_path / "b", 150)
     for path in (run_dir / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:-100])
@@ -87,7 +87,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so(tmp_path):
         resume(run_dir)
 
 
-def test_a_runtime_ends_in_good_order_and_the_run_goes_on(finished, tmp_path, capsys):
+def test_max_runtime_stops_cleanly_and_the_run_can_be_resumed(finished, tmp_path, capsys):
     settings = small_config(tmp_path / "b", max_runtime=1e-9)
     assert train(settings).evaluation is None
     assert "stopped after --max-runtime" in capsys.readouterr().out
@@ -98,10 +98,10 @@ def test_a_runtime_ends_in_good_order_and_the_run_goes_on(finished, tmp_path, ca
 
 @pytest.mark.parametrize("final", [False, True], ids=["on the way", "the last one"])
 def test_a_signal_does_not_wait_for_an_evaluation(final, finished, tmp_path, monkeypatch):
-    """It is given up, and made when the run goes on, at the same place in the logs."""
-    import mtrl.training.trainer
+    """The evaluation is abandoned, and made when the run is resumed, with the same logs."""
+    import mtrl.training.judge
 
-    original, asked = mtrl.training.trainer.evaluate_in, []
+    original, asked = mtrl.training.judge.evaluate_in, []
 
     def evaluate_in(agent, envs, seed, episodes, tick):
         def interrupted(steps: int) -> None:
@@ -112,7 +112,7 @@ def test_a_signal_does_not_wait_for_an_evaluation(final, finished, tmp_path, mon
 
         return original(agent, envs, seed, episodes, tick=interrupted)
 
-    monkeypatch.setattr(mtrl.training.trainer, "evaluate_in", evaluate_in)
+    monkeypatch.setattr(mtrl.training.judge, "evaluate_in", evaluate_in)
     outcome = train(small_config(tmp_path / "b"))
     assert outcome.signal == signal.SIGTERM and asked == [50 if final else 1]
     assert resume(tmp_path / "b").evaluation is not None
@@ -120,7 +120,7 @@ def test_a_signal_does_not_wait_for_an_evaluation(final, finished, tmp_path, mon
     assert evaluations(tmp_path / "b") == evaluations(finished)
 
 
-def test_a_second_signal_ends_at_once():
+def test_a_second_signal_exits_at_once():
     with Interrupt() as interrupt:
         assert not interrupt.wanted
         os.kill(os.getpid(), signal.SIGINT)
@@ -136,7 +136,7 @@ def evaluations(run_dir: Path) -> list[tuple[int, float]]:
     return [(row["time/total_timesteps"], row[tag]) for row in rows if tag in row]
 
 
-def test_a_second_training_in_one_folder_is_refused(tmp_path):
+def test_a_second_process_in_a_run_folder_is_rejected(tmp_path):
     run_dir = stopped(tmp_path / "b", 100)
     holder = subprocess.Popen(
         [
@@ -153,7 +153,7 @@ def test_a_second_training_in_one_folder_is_refused(tmp_path):
         resume(run_dir)
     holder.kill()
     holder.wait()
-    with locked(run_dir) as note:  # the kernel has let go of it
+    with locked(run_dir) as note:  # the kernel has released the lock
         assert note is not None and f"taking over from process {holder.pid}" in note
     with locked(run_dir) as note:
         assert note is None
@@ -164,8 +164,8 @@ def test_a_second_training_in_one_folder_is_refused(tmp_path):
     ["--checkpoint-every 60 --log-every 2000", "--log-every 20 --buffer-size 20"],
     ids=["checkpoints", "logs"],
 )
-def test_a_disk_that_is_full_leaves_the_checkpoint_before(frequent, tmp_path):
-    """A limit on the size of files stands for it: the first checkpoints fit, the later do not, or
+def test_a_full_disk_leaves_the_previous_checkpoint(frequent, tmp_path):
+    """Simulated by a limit on file sizes: the first checkpoints fit and later ones do not, or
     they all do and TensorBoard's file does not.
     """
     code = (
@@ -186,6 +186,8 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(frequent, tmp_path):
             "-c",
             code,
             "40000",
+            "--config",
+            "plain",
             "--tasks",
             *TASKS,
             *flags.split(),
@@ -200,12 +202,12 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(frequent, tmp_path):
     state, notes = load_newest(run_dir)
     assert not notes and 60 <= state["steps"] < 4000
     path = newest_checkpoint(run_dir)
-    assert f"{path} is whole; to continue: mtrl-train --resume {run_dir}" in done.stderr
+    assert f"{path} is intact; to resume: mtrl-train --resume {run_dir}" in done.stderr
     assert "too large" in done.stderr and done.stderr.count("\n") == 1
     assert not list(run_dir.rglob("*.tmp"))
 
 
-def test_a_folder_that_is_taken_away_stops_the_run_with_a_word(tmp_path):
+def test_a_removed_folder_stops_the_run_with_an_error(tmp_path):
     trainer = trainer_of(small_config(tmp_path / "b"))
     step = trainer.step
 
@@ -221,9 +223,9 @@ def test_a_folder_that_is_taken_away_stops_the_run_with_a_word(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_permissions_that_are_lost_leave_the_checkpoint_before():
+def test_lost_permissions_leave_the_previous_checkpoint():
     nobody = 65534
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own nobody else may look into
+    with tempfile.TemporaryDirectory() as folder:  # other users cannot access pytest's folder
         Path(folder).chmod(0o755)
         run_dir = Path(folder) / "b"
         trainer = trainer_of(small_config(run_dir))
@@ -234,7 +236,7 @@ def test_permissions_that_are_lost_leave_the_checkpoint_before():
             if trainer.state.steps == 100:
                 for path in (run_dir, run_dir / "checkpoints"):
                     path.chmod(0o555)
-                if user == 0:  # to whom nothing is forbidden
+                if user == 0:  # root ignores permissions
                     os.seteuid(nobody)
 
         trainer.step = and_lose  # type: ignore[method-assign]
@@ -251,7 +253,7 @@ def test_permissions_that_are_lost_leave_the_checkpoint_before():
         assert not notes and state["steps"] == 60
 
 
-def test_lost_simulators_are_replaced_counted_and_in_the_end_too_many(tmp_path):
+def test_lost_simulators_are_replaced_and_counted_up_to_the_limit(tmp_path):
     trainer = trainer_of(small_config(tmp_path / "b", max_restarts=1))
     step, lost = trainer.step, (90, 150)
 
@@ -262,7 +264,7 @@ def test_lost_simulators_are_replaced_counted_and_in_the_end_too_many(tmp_path):
 
     trainer.step = and_kill  # type: ignore[method-assign]
     with pytest.raises(
-        RunError, match=r"task '(reach|drawer-close)-v3'.*died.* is whole; to continue: mtrl-train"
+        RunError, match=r"task '(reach|drawer-close)-v3'.*died.* is intact; to resume: mtrl-train"
     ):
         trainer.run()
     rows = list(map(json.loads, (tmp_path / "b/progress.json").read_text().splitlines()))
@@ -273,7 +275,7 @@ def test_lost_simulators_are_replaced_counted_and_in_the_end_too_many(tmp_path):
 
 
 class Rich(gym.Env):
-    """Pays too much from its fortieth step on: more than float32 can square."""
+    """Its rewards overflow float32 when squared from its fortieth step on."""
 
     observation_space = gym.spaces.Box(-1, 1, (3,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
@@ -291,7 +293,7 @@ class Rich(gym.Env):
         return np.zeros(3, np.float32), reward, False, False, {"success": False}
 
 
-def test_numbers_that_go_wrong_stop_the_run_before_anything_is_spoilt(tmp_path):
+def test_nan_stops_the_run_before_it_is_saved(tmp_path):
     benchmark = Benchmark("rich", {"poor": partial(Rich, False), "rich": partial(Rich, True)})
     often = {"checkpoint_every": 40, "eval_every": TOTAL}
     settings = small_config(tmp_path / "b", tasks=None, simulator="auto", **often)
@@ -304,8 +306,8 @@ def test_numbers_that_go_wrong_stop_the_run_before_anything_is_spoilt(tmp_path):
     assert all(value.isfinite().all() for value in state["agent"].values())
 
 
-def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
-    """Fifty kills at random moments of nothing but writing."""
+def test_a_checkpoint_is_intact_whenever_its_writer_is_killed(tmp_path):
+    """Fifty kills at random moments while only writing."""
     dice = random.Random(0)
     state = {"x": torch.arange(200_000), "name": "value"}
     save_checkpoint(tmp_path, 0, state, "a: 1")
@@ -319,7 +321,7 @@ def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
                 steps += 1
                 save_checkpoint(tmp_path, steps, state, "a: 1")
                 os.write(write, b".")
-        if kill % 2:  # on a busy machine the child may not have begun otherwise
+        if kill % 2:  # otherwise the child may not have started on a busy machine
             os.read(read, 1)
         time.sleep(dice.uniform(0, 0.05))
         os.kill(child, signal.SIGKILL)
@@ -329,12 +331,12 @@ def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
         found, notes = load_newest(tmp_path)
         assert not notes and torch.equal(found["x"], state["x"])
         seen.add(newest_checkpoint(tmp_path).name)
-    assert len(seen) > 10  # they did get to write
+    assert len(seen) > 10  # some checkpoints were written
 
 
 @pytest.mark.slow
-def test_killed_at_fifty_random_moments_it_goes_on_each_time(tmp_path):
-    """The real command, in the end the same run as if nothing had happened."""
+def test_a_run_killed_at_fifty_random_moments_can_always_be_resumed(tmp_path):
+    """With the real command; the final result equals that of an uninterrupted run."""
     dice = random.Random(1)
     flags = (
         "--total-timesteps 6000 --learning-starts 200 --checkpoint-every 40 --horizon 50 "
@@ -344,7 +346,7 @@ def test_killed_at_fifty_random_moments_it_goes_on_each_time(tmp_path):
     program = [sys.executable, "-m", "mtrl.cli.train"]
 
     def begin(run_dir: Path) -> list[str]:
-        return [*program, "--tasks", *TASKS, *flags, "--run-dir", str(run_dir)]
+        return [*program, "--config", "plain", "--tasks", *TASKS, *flags, "--run-dir", str(run_dir)]
 
     subprocess.run(begin(tmp_path / "a"), check=True, capture_output=True)
     run_dir, kills = tmp_path / "b", 0
@@ -354,7 +356,7 @@ def test_killed_at_fifty_random_moments_it_goes_on_each_time(tmp_path):
         if kills < 50:
             begun = time.monotonic()
             before = set((run_dir / "checkpoints").glob("step_*"))
-            while set((run_dir / "checkpoints").glob("step_*")) == before:  # it got going
+            while set((run_dir / "checkpoints").glob("step_*")) == before:  # it makes progress
                 assert process.poll() is None and time.monotonic() < begun + 120
                 time.sleep(0.01)
             time.sleep(dice.uniform(0, 0.5))
@@ -384,7 +386,7 @@ if "--fails" in sys.argv:
     Trainer.step = fail
 sys.exit(train.main())
 """
-"""The command, that can be made to fail on its way."""
+"""The command, which can be made to fail."""
 
 
 @pytest.mark.parametrize(
@@ -397,13 +399,14 @@ sys.exit(train.main())
     ],
     ids=["fails", "asked", "asked twice", "killed"],
 )
-def test_nobody_is_left_behind(signals, code, tmp_path):
+def test_no_process_is_left_behind(signals, code, tmp_path):
     """Neither simulators nor the server that forks them outlive the command."""
     flags = (
         "--total-timesteps 1000000 --learning-starts 40 --horizon 10 --hidden-sizes 8 "
         "--batch-size 8 --checkpoint-every 40"
     )
-    command = [sys.executable, "-c", FAILS, "--tasks", *TASKS, *flags.split()]
+    command = [sys.executable, "-c", FAILS, "--config", "plain", "--tasks", *TASKS]
+    command += flags.split()
     command += ["--run-dir", str(tmp_path / "b"), *([] if signals else ["--fails"])]
     with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
         deadline = time.monotonic() + 120
@@ -414,8 +417,8 @@ def test_nobody_is_left_behind(signals, code, tmp_path):
             process.send_signal(number)
             time.sleep(0.05)
         _, errors = process.communicate(timeout=60)
-    # A second SIGINT may find the interpreter already leaving, which it then dies of: a shell calls
-    # both 130.
+    # A second SIGINT may kill the interpreter during its exit: a shell reports
+    # both as 130.
     assert process.returncode in ({130, -signal.SIGINT} if code == 130 else {code}), errors
     assert signals or b"no such luck" in errors
     deadline = time.monotonic() + 10
@@ -425,7 +428,7 @@ def test_nobody_is_left_behind(signals, code, tmp_path):
 
 
 def processes() -> list[tuple[int, int]]:
-    """Each process's number and session."""
+    """Return the number and session of each process."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -437,8 +440,8 @@ def processes() -> list[tuple[int, int]]:
     return found
 
 
-def test_benchmarks_named_by_a_checkpoint_are_those_of_the_run(tmp_path):
-    """A state of other tasks is refused in a line, also without a record of the run's."""
+def test_a_checkpoint_of_other_tasks_is_rejected(tmp_path):
+    """With a one-line error, also without a benchmark.json."""
     run_dir = stopped(tmp_path / "b", 100)
     with pytest.raises(UsageError, match="mt1-reach-v3 without 'drawer-close-v3'"):
         resume(run_dir, benchmark=get_benchmark("mt1:reach-v3"))
@@ -453,5 +456,5 @@ def test_benchmarks_named_by_a_checkpoint_are_those_of_the_run(tmp_path):
     assert edited != before
     with pytest.raises(UsageError, match="resume: expected the state of a run with this config"):
         resume(run_dir)
-    assert (run_dir / "config.yaml").read_text() == edited  # nothing was written over
+    assert (run_dir / "config.yaml").read_text() == edited  # nothing was overwritten
     assert not (run_dir / "benchmark.json").exists()

@@ -1,4 +1,4 @@
-"""The loop with several environments per task: what it stores, what it learns from, and when."""
+"""Training loop with several environments per task: storage, learning and their order."""
 
 import csv
 from functools import partial
@@ -26,7 +26,7 @@ TASKS, COPIES, HORIZON = ("drawer-close-v3", "reach-v3"), 2, 7
 
 
 config = partial(
-    small_config,  # here 96 vector steps of 4 environments, the first 24 of them random
+    small_config,  # 96 vector steps of 4 environments, the first 24 of them random
     tasks=TASKS,
     total_timesteps=384,
     learning_starts=96,
@@ -46,7 +46,7 @@ config = partial(
 
 
 def log(run_dir: Path) -> list[dict[str, str]]:
-    """Everything logged but what the clock says."""
+    """Return all logged values except times."""
     with (run_dir / "progress.csv").open() as file:
         rows = list(csv.DictReader(file))
     clock = ("time/fps", "time/updates_per_second", "time/elapsed", "time/share/")
@@ -67,23 +67,23 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert (a / "eval.csv").read_text() == (b / "eval.csv").read_text()
 
 
-def test_the_same_seed_is_the_same_run_on_any_number_of_workers(finished, tmp_path):
+def test_equal_seeds_give_equal_runs_for_any_number_of_workers(finished, tmp_path):
     train(config(tmp_path / "b", workers=1))
     assert_same_run(finished, tmp_path / "b")
     updates = [float(row["time/updates"]) for row in log(finished) if row["time/updates"]]
-    assert updates[-1] == (384 - 96) / 4  # one in every vector step after learning_starts
+    assert updates[-1] == (384 - 96) / 4  # one per vector step after learning_starts
 
 
-def test_a_run_that_stopped_within_an_episode_goes_on_as_if_it_had_not(finished, tmp_path):
+def test_a_run_stopped_within_an_episode_resumes_exactly(finished, tmp_path):
     stopped = tmp_path / "stopped"
-    train(config(stopped, total_timesteps=200))  # 50 vector steps: 1 into the 8th episodes
+    train(config(stopped, total_timesteps=200))  # 50 vector steps: one step of the 8th episodes
     resume(stopped, total_timesteps=384)
     ours, theirs = (load_file(d / "policy_final.safetensors") for d in (finished, stopped))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     assert (stopped / "eval.csv").read_text() == (finished / "eval.csv").read_text()
 
 
-def test_the_learner_works_on_what_was_stored_before_while_simulators_step(tmp_path, monkeypatch):
+def test_the_learner_uses_earlier_transitions_while_simulators_step(tmp_path, monkeypatch):
     benchmark, device, resolved = check(config(tmp_path / "run"))
     (tmp_path / "run").mkdir()
     trainer = Trainer(resolved, benchmark, device, tmp_path / "run")
@@ -111,7 +111,7 @@ def test_the_learner_works_on_what_was_stored_before_while_simulators_step(tmp_p
     assert order == expected
 
 
-def test_a_run_has_its_own_threads_and_lowers_its_step_sizes(tmp_path, monkeypatch):
+def test_a_run_sets_its_threads_and_decays_its_learning_rates(tmp_path, monkeypatch):
     falling = {"learning_rate": 0.01, "final_learning_rate": 0.0}
     settings = config(tmp_path / "run", threads=1, **falling)
     benchmark, device, resolved = check(settings)
@@ -132,15 +132,15 @@ def test_a_run_has_its_own_threads_and_lowers_its_step_sizes(tmp_path, monkeypat
         assert seen == [1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    # The last vector step began after 188 of 384 environment steps.
+    # The last vector step started after 188 of 384 environment steps.
     rates = [
         group["lr"] for o in trainer.state.learner.optimizers.values() for group in o.param_groups
     ]
     assert rates == pytest.approx([0.01 * (1 - 188 / 384)] * len(rates))
 
 
-def test_what_is_stored_is_what_each_copy_lived_through():
-    """Against one environment at a time: no reset among the transitions, no wrong successor."""
+def test_stored_transitions_equal_those_of_each_copy():
+    """Against single environments: no reset within transitions and no wrong successor."""
     envs = make_vector_env(get_benchmark("", TASKS), HORIZON, workers=2, envs_per_task=COPIES)
     agent = MTSAC(TASKS, AgentConfig(hidden_sizes=(8,)), envs.observation_size, envs.action_size)
     collector, steps = Collector(envs, agent, seed=0), 4 * HORIZON + 3
@@ -171,7 +171,7 @@ def test_what_is_stored_is_what_each_copy_lived_through():
         assert {row.tobytes() for row in rows[t]} == lived
 
 
-def test_pace_tells_rates_and_shares(monkeypatch):
+def test_pace_reports_rates_and_shares(monkeypatch):
     clock = iter([0.0, 1.0, 5.0, 7.0, 100.0, 101.0, 200.0, 202.0])
     monkeypatch.setattr("mtrl.training.pace.time.perf_counter", lambda: next(clock))
     pace = Pace(steps=40, updates=3)

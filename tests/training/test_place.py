@@ -1,4 +1,4 @@
-"""Where a run begins, is found again, or cannot be; and who may write there."""
+"""Run folders: creating, resuming, invalid ones, and locking."""
 
 import errno
 import os
@@ -20,18 +20,19 @@ from mtrl.training.lock import locked
 from mtrl.training.place import make_folder, nothing_left
 
 FLAGS = (
-    "--tasks reach-v3 --hidden-sizes 8 --batch-size 8 --total-timesteps 120 --learning-starts 40 "
+    "--config plain --tasks reach-v3 --hidden-sizes 8 --batch-size 8 "
+    "--total-timesteps 120 --learning-starts 40 "
     "--horizon 10 --eval-every 60 --eval-episodes 1 --log-every 40 --checkpoint-every 40 "
     "--diagnose-every 0 --simulator metaworld --workers 1"
 ).split()
 
 
-def test_a_run_folder_may_begin_with_a_tilde(monkeypatch, tmp_path):
+def test_a_run_folder_may_start_with_a_tilde(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert TrainConfig(run_dir="~/x").run_dir == tmp_path / "x"
 
 
-def test_runs_that_begin_in_one_second_have_folders_of_their_own(monkeypatch, tmp_path):
+def test_runs_started_in_the_same_second_have_different_folders(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(place.time, "strftime", lambda _: "20261126-120000")
     made = [make_folder(TrainConfig(), "mt10", False)[0] for _ in range(3)]
@@ -39,7 +40,7 @@ def test_runs_that_begin_in_one_second_have_folders_of_their_own(monkeypatch, tm
     assert [path.name for path in made] == [name, f"{name}-2", f"{name}-3"]
 
 
-def test_a_folders_name_is_one_that_file_systems_take(monkeypatch, tmp_path):
+def test_folder_names_are_valid_on_any_file_system(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     config = TrainConfig(surgery=f"torchjd:Constant(weights={[0.1] * 200})")
     (run_dir, _) = make_folder(config, "../ä" + "€" * 300, False)
@@ -62,7 +63,7 @@ def test_hints_can_be_pasted_into_a_shell(tmp_path):
         (KeyboardInterrupt(), KeyboardInterrupt, None),
     ],
 )
-def test_what_cannot_begin_leaves_nothing_behind(error, kind, message, monkeypatch, tmp_path):
+def test_a_failed_start_leaves_nothing_behind(error, kind, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     made = make_folder(TrainConfig(), "mt10", False)
     with pytest.raises(kind, match=message), nothing_left(made):
@@ -72,19 +73,19 @@ def test_what_cannot_begin_leaves_nothing_behind(error, kind, message, monkeypat
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_told(number, monkeypatch, tmp_path):
+def test_a_file_system_without_locks_gives_a_note(number, monkeypatch, tmp_path):
     def acquire(self, timeout):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(FileLock, "acquire", acquire)
     with locked(tmp_path) as warning:
-        assert warning is not None and "has no locks" in warning
+        assert warning is not None and "does not support locks" in warning
     monkeypatch.undo()
     with locked(tmp_path) as warning:
         assert warning is None
 
 
-def test_a_temporary_folder_too_long_for_sockets_is_told(monkeypatch, tmp_path, capsys):
+def test_a_temporary_folder_too_long_for_sockets_gives_an_error(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.gettempdir", lambda: "/" + "t" * LONGEST_TEMPORARY_FOLDER)
     assert main([*FLAGS, "--device", "cpu"]) == 2
@@ -107,7 +108,7 @@ def test_a_temporary_folder_too_long_for_sockets_is_told(monkeypatch, tmp_path, 
         (["--total-timesteps", "1e18"], "total_timesteps: input should be less than 10000000"),
     ],
 )
-def test_what_no_machine_holds_is_told_at_once(flags, message, monkeypatch, tmp_path, capsys):
+def test_runs_beyond_the_memory_are_rejected_at_once(flags, message, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([*FLAGS, "--device", "cpu", *flags]) == 2
     error = capsys.readouterr().err
@@ -116,7 +117,7 @@ def test_what_no_machine_holds_is_told_at_once(flags, message, monkeypatch, tmp_
 
 
 def test_errors_come_before_pytorch():
-    """What takes two seconds to import is not needed to find a wrong name, number or folder."""
+    """Wrong names, numbers or folders are found without its import, which takes two seconds."""
     cases = [
         ["--surgery", "pcgard"],
         ["--surgery", "cagrad(d=1)"],
@@ -138,9 +139,9 @@ def test_errors_come_before_pytorch():
 
 
 def test_resume_if_exists(tmp_path, capsys):
-    """One command: it starts, goes on, leaves a complete run alone, and refuses another."""
+    """One command starts, resumes, keeps a complete run, and rejects a different one."""
     run_dir = tmp_path / "run"
-    flags = ["--benchmark", "mt1:reach-v3", *FLAGS[2:], "--device", "cpu"]
+    flags = ["--benchmark", "mt1:reach-v3", *FLAGS[:2], *FLAGS[4:], "--device", "cpu"]
     again = [*flags, "--run-dir", str(run_dir), "--resume-if-exists"]
     run_dir.mkdir()
     shutil.copytree(tmp_path / "run", tmp_path / "other")
@@ -159,7 +160,7 @@ def test_resume_if_exists(tmp_path, capsys):
     resumed = TrainConfig.from_yaml(run_dir / "config.yaml")
     assert (resumed.benchmark, resumed.tasks) == ("mt1:reach-v3", None)
     assert main([*again, "--seed", "5"]) == 2
-    assert "seed: expected 0, what the run in" in capsys.readouterr().err
+    assert "seed: expected 0, as in the run in" in capsys.readouterr().err
     assert main([*FLAGS, "--resume-if-exists"]) == 2
     assert "resume_if_exists: expected --run-dir with it" in capsys.readouterr().err
     assert main([*FLAGS, "--run-dir", str(tmp_path / "other"), "--resume-if-exists"]) == 2
@@ -172,7 +173,7 @@ def test_resume_if_exists(tmp_path, capsys):
 
 
 def test_a_check_takes_no_memory_for_networks():
-    """Networks of 3 GiB with what trains them are checked on the meta device."""
+    """Networks of 3 GiB, including optimisers, are checked on the meta device."""
     import resource
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

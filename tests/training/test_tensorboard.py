@@ -1,4 +1,4 @@
-"""What a user of TensorBoard sees, asked of a running server as its page asks it."""
+"""What a user of TensorBoard sees, as requested from a running server by its page."""
 
 import json
 import re
@@ -38,14 +38,14 @@ config = partial(
 
 @pytest.fixture(scope="module")
 def logdir(tmp_path_factory) -> Path:
-    """A finished run; one of more tasks that was killed; one that was killed and went on."""
+    """A finished run, a killed one with more tasks, and one that was killed and resumed."""
     folder = tmp_path_factory.mktemp("runs")
     write_run(folder / "finished", config(tasks=FEW, seed=0, surgery="pcgrad"))
     write_run(folder / "killed", config(tasks=MORE, seed=1, critic_surgery="mgda"), stop_at=600)
     resumed = write_run(folder / "resumed", config(tasks=FEW, seed=2), stop_at=700)
     now = time.time()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "time", lambda: now - 3600)  # the clock was set meanwhile
+        patch.setattr(time, "time", lambda: now - 3600)  # the clock was changed meanwhile
         logger = RunLogger(resumed, TOTAL, config(tasks=FEW, seed=2), FEW, resume_at=500)
     for steps, rate in ((600, 0.25), (TOTAL, 0.75)):
         rates = {f"eval/success_rate/{name}": rate for name in (*FEW, "mean", "worst")}
@@ -60,7 +60,7 @@ def logdir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ask(logdir):
-    """Gets an answer of the server, or posts a question to it."""
+    """Send a GET or POST request to the server."""
     server = program.TensorBoard()
     server.configure(argv=["tensorboard", "--logdir", str(logdir), "--port", "0"])
     address = server.launch()
@@ -74,7 +74,7 @@ def ask(logdir):
             return json.loads(body) if "json" in answer.headers["Content-Type"] else body
 
     def loaded() -> bool:
-        """It reads the runs in the background, one after the other."""
+        """The server reads the runs in the background, one after the other."""
         tag = "eval/success_rate/mean"
         for run, last in (("finished", TOTAL), ("killed", 600), ("resumed", TOTAL)):
             if tag not in ask("data/plugin/scalars/tags").get(run, {}):
@@ -90,14 +90,14 @@ def ask(logdir):
     return ask
 
 
-def test_no_run_but_the_three_and_every_dashboard_has_data(ask):
+def test_there_are_three_runs_and_every_dashboard_has_data(ask):
     assert set(ask("data/runs")) == {"finished", "killed", "resumed"}
     plugins = ask("data/plugins_listing")
     for name in ("scalars", "custom_scalars", "images", "text", "hparams"):
         assert plugins[name]["enabled"], name
 
 
-def test_each_task_has_a_chart_that_runs_share(ask):
+def test_each_task_has_a_chart_shared_by_runs(ask):
     layout = ask("data/plugin/custom_scalars/layout")
     categories = {category["title"]: category for category in layout["category"]}
     assert list(categories) == [  # three runs, one layout
@@ -128,7 +128,7 @@ def test_each_task_has_a_chart_that_runs_share(ask):
     assert [step for _, step, _ in events] == [200, 400, 600]  # environment steps
 
 
-def test_where_no_task_tells_success_the_charts_are_of_returns():
+def test_without_success_the_charts_show_returns():
     tasks = ("gravity (0.5)", "gravity-9")
     (value,) = charts.layout(tasks, tells_success=False).value
     layout = layout_pb2.Layout.FromString(value.tensor.string_val[0])
@@ -144,7 +144,7 @@ def test_the_table_has_a_row_for_each_run_and_the_last_results(ask):
     columns = {info["name"]: info["type"] for info in experiment["hparamInfos"]}
     first_five = [info["name"] for info in experiment["hparamInfos"][:5]]
     assert first_five == ["batch_size", "benchmark", "hidden_sizes", "seed", "surgery"]
-    # Of any run, the columns are the same: a setting that one run alone has is among them.
+    # All runs have the same columns, including settings that only one run has.
     assert columns.keys() == TrainConfig().flat().keys() - {"run_dir", "total_timesteps"}
     assert columns["critic_surgery"] == columns["eval_every"] == "DATA_TYPE_STRING"
     assert columns["learning_rate"] == "DATA_TYPE_FLOAT64"
@@ -162,7 +162,7 @@ def test_the_table_has_a_row_for_each_run_and_the_last_results(ask):
     }
     groups = ask("data/plugin/hparams/session_groups", post=question)["sessionGroups"]
     rows = {group["name"]: group for group in groups}
-    assert rows.keys() == {"finished", "killed", "resumed"}  # the resumed one once
+    assert rows.keys() == {"finished", "killed", "resumed"}  # the resumed run appears once
     ended = {name: row["sessions"][0]["status"] for name, row in rows.items()}
     assert ended == {
         "finished": "STATUS_SUCCESS",
@@ -178,7 +178,7 @@ def test_the_table_has_a_row_for_each_run_and_the_last_results(ask):
     assert rows["resumed"]["metricValues"][0]["trainingStep"] == TOTAL
 
 
-def test_pictures_are_at_environment_steps(ask):
+def test_images_are_at_environment_steps(ask):
     tags = ask("data/plugin/images/tags")["resumed"]
     assert list(tags) == ["surgery/actor/cosines"]
     found = ask("data/plugin/images/images", run="resumed", tag="surgery/actor/cosines", sample=0)
@@ -188,7 +188,7 @@ def test_pictures_are_at_environment_steps(ask):
     assert png.startswith(b"\x89PNG")
 
 
-def test_a_resumed_run_shows_itself_once_and_nothing_it_lost(ask, logdir):
+def test_a_resumed_run_appears_once_without_lost_values(ask, logdir):
     seen = ask("data/plugin/scalars/scalars", run="resumed", tag="eval/success_rate/mean")
     assert [(step, value) for _, step, value in seen][-2:] == [(600, 0.25), (TOTAL, 0.75)]
     assert [step for _, step, _ in seen] == [200, 400, 600, TOTAL]

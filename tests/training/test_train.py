@@ -1,4 +1,4 @@
-"""The real commands on the real simulator, from an empty folder to a judged policy."""
+"""The real commands on the real simulator, from an empty folder to an evaluated policy."""
 
 import csv
 import json
@@ -34,7 +34,8 @@ from mtrl.training.pace import STAGES
 
 TASKS = ("drawer-close-v3", "reach-v3")
 SETTINGS = (
-    "--surgery rotograd --rotation-lr 0.1 --trunk residual --hidden-sizes 16 16 --layer-norm true "
+    "--config plain --surgery rotograd --rotation-lr 0.1 "
+    "--trunk residual --hidden-sizes 16 16 --layer-norm true "
     "--task-embedding 4 --normalize-observations true --critic-bins 21 --return-scale 5 "
     "--return-memory 3 --weight-decay 0.01 --total-timesteps 1200 --learning-starts 300 "
     "--horizon 30 --batch-size 16 --eval-every 500 --eval-episodes 2 "
@@ -60,7 +61,7 @@ def train(run_dir: Path, seed: int, *more: object) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One finished run and what it printed."""
+    """A finished run and its output."""
     run_dir = tmp_path_factory.mktemp("runs") / "a"
     return run_dir, train(run_dir, 1)
 
@@ -101,10 +102,10 @@ def test_the_run_folder(finished):
     assert (f"{native} of {len(TASKS)} tasks on EnvPool" in printed) == (native > 0)
     assert "1,200/1,200 steps" in printed and "mean" in printed
     modes = {path.stat().st_mode for path in run_dir.glob("[cp]*.*")}
-    assert len(modes) == 1  # a policy can be read by whoever can read the configuration
+    assert len(modes) == 1  # a policy has the permissions of the configuration
 
 
-def test_tensorboard_holds_every_promised_tag(finished):
+def test_tensorboard_has_every_documented_tag(finished):
     run_dir, _ = finished
     events = EventAccumulator(str(run_dir)).Reload()
     tags = set(events.Tags()["scalars"])
@@ -148,7 +149,7 @@ def test_tensorboard_holds_every_promised_tag(finished):
     assert "config/text_summary" in events.Tags()["tensors"]
 
 
-def test_runs_are_drawn_from_their_own_files(finished, tmp_path, capsys):
+def test_runs_can_be_plotted_from_their_files(finished, tmp_path, capsys):
     run_dir, _ = finished
     assert (
         plot([str(run_dir), "--cosine", str(run_dir), "--x", "updates", "-o", str(tmp_path)]) == 0
@@ -172,7 +173,7 @@ def test_runs_are_drawn_from_their_own_files(finished, tmp_path, capsys):
         assert fractions.tolist() == pytest.approx([event.value for event in logged])
 
 
-def test_the_rotations_have_turned_and_are_in_the_policy(finished):
+def test_the_rotations_have_changed_and_are_in_the_policy(finished):
     run_dir, _ = finished
     agent = MTSAC.load(run_dir / "policy_final.safetensors")
     for rotation in (*agent.actor.rotations(), *agent.critics.rotations()):
@@ -181,7 +182,7 @@ def test_the_rotations_have_turned_and_are_in_the_policy(finished):
         torch.testing.assert_close(rotation.mT @ rotation, eye.expand(2, 16, 16))
 
 
-def test_csv_and_json_say_the_same(finished):
+def test_csv_and_json_agree(finished):
     run_dir, _ = finished
     rows = [json.loads(line) for line in (run_dir / "progress.json").read_text().splitlines()]
     with (run_dir / "progress.csv").open() as file:
@@ -196,7 +197,7 @@ def test_csv_and_json_say_the_same(finished):
     assert updates[-1] == (1200 - 300) / 2  # one per vector step after learning_starts
 
 
-def test_final_evaluation_is_what_mtrl_eval_and_python_find(finished, tmp_path):
+def test_final_evaluation_agrees_with_mtrl_eval_and_python(finished, tmp_path):
     run_dir, _ = finished
     stored = json.loads((run_dir / "eval.json").read_text())
     assert [row["episodes"] for row in stored["tasks"]] == [50, 50]
@@ -212,7 +213,7 @@ def test_final_evaluation_is_what_mtrl_eval_and_python_find(finished, tmp_path):
     assert TASKS[0] in other and TASKS[1] not in other
 
 
-def test_an_exported_run_is_judged_as_the_run_is(finished, tmp_path):
+def test_an_exported_policy_has_the_evaluation_of_the_run(finished, tmp_path):
     run_dir, _ = finished
     shared = tmp_path / "shared.safetensors"
     assert export_main([str(run_dir), "-o", str(shared)]) == 0
@@ -234,10 +235,10 @@ def test_an_exported_run_is_judged_as_the_run_is(finished, tmp_path):
 
     assert f"| {TASKS[0]} | 50 |" in card(shared)
     earlier = newest_checkpoint(run_dir)
-    assert "| task |" not in card(earlier)  # figures are those of the final policy
+    assert "| task |" not in card(earlier)  # results are those of the final policy
 
 
-def test_the_same_seed_repeats_to_the_bit_and_another_does_not(finished, tmp_path):
+def test_equal_seeds_are_bitwise_equal_and_others_differ(finished, tmp_path):
     run_dir, _ = finished
     train(tmp_path / "b", 1, "--workers", 1, "--log-every", 300)
     train(tmp_path / "c", 2)
@@ -253,8 +254,8 @@ def curve(run_dir: Path) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
-def test_interrupted_and_resumed_is_the_same_run(finished, tmp_path, number):
-    """Weights, logs and evaluation of a run that was stopped equal those of one that was not."""
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, number):
+    """Weights, logs and evaluation of both are equal."""
     run_dir, _ = finished
     stopped = tmp_path / "stopped"
     arguments = ("--tasks", *TASKS, *SETTINGS, "--seed", 1, "--run-dir", stopped)
@@ -272,7 +273,7 @@ def test_interrupted_and_resumed_is_the_same_run(finished, tmp_path, number):
             stopped.glob("checkpoints/step_*800.safetensors")
         ):
             time.sleep(0.01)
-        # As a terminal and a scheduler do it: to the whole group, simulators included.
+        # As from a terminal or scheduler: to the whole group, including simulators.
         os.killpg(process.pid, number)
         rest = process.stdout.read()
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)

@@ -1,4 +1,4 @@
-"""Weights & Biases, as the README has it, without a network; where wandb is installed."""
+"""Weights & Biases as in docs/training.md, offline, if wandb is installed."""
 
 import os
 import re
@@ -27,7 +27,7 @@ if __name__ == "__main__":
 """
 
 
-def test_two_lines_mirror_what_tensorboard_gets(tmp_path):
+def test_two_lines_mirror_tensorboard(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(
         [sys.executable, "script.py"],
@@ -40,7 +40,7 @@ def test_two_lines_mirror_what_tensorboard_gets(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "CONFIG 8" in done.stdout
-    # wandb's own table of the run; its step is environment steps.
+    # wandb's own table of the run, whose step is environment steps.
     assert re.search(r"global_step\s+160\b", done.stderr)
     for tag in ("eval/success_rate/reach-v3", "rollout/ep_rew_mean/reach-v3", "time/fps"):
         assert tag in done.stderr

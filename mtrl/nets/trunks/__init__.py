@@ -1,4 +1,4 @@
-"""Trunks: a file per architecture, and their registry."""
+"""Trunks, with one file per architecture, and their registry."""
 
 from mtrl.nets.trunks.base import Trunk
 from mtrl.nets.trunks.care import CARE
@@ -13,6 +13,7 @@ from mtrl.nets.trunks.registry import (
     load_trunk,
     register_trunk,
     trunk_of,
+    with_sizes,
 )
 from mtrl.nets.trunks.residual import Residual
 from mtrl.nets.trunks.soft_modules import SoftModules
@@ -32,4 +33,5 @@ __all__ = [
     "load_trunk",
     "register_trunk",
     "trunk_of",
+    "with_sizes",
 ]

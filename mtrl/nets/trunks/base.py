@@ -1,4 +1,4 @@
-"""What a trunk is."""
+"""`Trunk`, the base class of all trunks."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from mtrl.nets.build import Build
 from mtrl.nets.params import Params
 
 WIDEST = 2**16
-"""Largest number of units."""
+"""Maximum number of units."""
 MOST = 256
-"""Largest number of layers, experts and the like.
+"""Maximum number of layers, experts and the like.
 
-A policy file names such numbers, and whoever opens it must not wait for a billion layers."""
+A policy file contains such numbers, and opening it must not create a billion layers."""
 
 
 @dataclass(frozen=True)
 class Trunk(ABC):
-    """From a task's inputs to the features z that its head sees.
+    """Maps the inputs of a task to the features z that its head takes.
 
-    The one law: **no row of task t depends on another task's row**, so nothing is averaged over the
-    batch. Then one ordinary backward through views of the parameters for each task gives one
-    gradient per task, which every method of surgery and both engines build on.
+    The one rule: **no row of task t may depend on a row of another task**, so nothing may be
+    averaged over the batch. One ordinary backward through per-task views of the parameters then
+    gives one gradient per task, which every method of surgery and both engines rely on.
 
-    A subclass is a frozen dataclass whose fields are the trunk's options.
+    A subclass is a frozen dataclass whose fields are the options of the trunk.
 
     Args:
-        widths: Of its layers [units].
-        layer_norm: Whether a layer's outputs are normalised before each ReLU.
+        widths: Widths of the layers [units].
+        layer_norm: Whether to apply LayerNorm before each ReLU.
     """
 
     widths: tuple[int, ...] = (400, 400, 400)
     layer_norm: bool = False
 
     sees_task: ClassVar[bool] = True
-    """Whether z depends on the task, as it must where all tasks have one head."""
+    """Whether z depends on the task, as it must if there is a single head."""
 
     def __post_init__(self) -> None:
         if isinstance(self.widths, list):
@@ -56,23 +56,23 @@ class Trunk(ABC):
                 units = field.name in ("width", "size", "embedding")
                 self._check(field.name, value, WIDEST if units else MOST)
 
-    def _check(self, name: str, value: Any, most: int) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise UsageError(f"trunk: expected {name} from 1 to {most}, got {value!r}")
+    def _check(self, name: str, value: Any, maximum: int) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
+            raise UsageError(f"trunk: expected {name} from 1 to {maximum}, got {value!r}")
 
     def for_tasks(self, n_tasks: int) -> Trunk:
-        """This trunk with its paper's sizes for so many tasks, where none are given."""
+        """Return the trunk with unset sizes filled in from its paper for `n_tasks` tasks."""
         return self
 
     @property
     def n_features(self) -> int:
-        """d, the length of z."""
+        """Length d of z."""
         return self.widths[-1]
 
     @abstractmethod
     def build(self, make: Build, n_inputs: int) -> None:
-        """Declare the parameters, of a network with `n_inputs` inputs."""
+        """Declare the parameters of a network with `n_inputs` inputs."""
 
     @abstractmethod
     def __call__(self, p: Params, inputs: Tensor) -> Tensor:
-        """The features `[N, T, B, d]` of inputs `[N or 1, T, B, in]`."""
+        """Compute features `[N, T, B, d]` from inputs `[N or 1, T, B, in]`."""

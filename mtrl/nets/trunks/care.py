@@ -1,4 +1,4 @@
-"""Attention over encoders, by what is known of the task."""
+"""CARE: attention over encoders, by a description of the task."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from mtrl.nets.trunks.registry import register_trunk
 class CARE(Trunk):
     """Contextual attention-based representation (Sodhani et al. 2021, arXiv 2102.06177, section 4).
 
-    The context c_t is computed from e_t, a sentence model's embedding of a description of the task
-    that nothing trains; k encoders see the observation, and
-    a sample attends to those whose output the context resembles:
+    The context c_t is computed from e_t, a fixed sentence embedding of the task's description. k
+    encoders take the observation, and each sample attends to encoders whose output is similar to
+    the context:
 
         c_t = C(e_t),    a = softmax_j ⟨E_j(s), stop(c_t)⟩,    z = torso([c_t, Σ_j a_j E_j(s)]).
 
-    No gradient goes from the attention into the context, as in the paper: C learns by the torso.
+    As in the paper, no gradient flows from the attention into the context: C is trained through
+    the torso.
 
-    Deviations: the descriptions are ours, and all-MiniLM-L6-v2 embeds them in place of RoBERTa.
+    Deviations: the descriptions are our own, and all-MiniLM-L6-v2 replaces RoBERTa.
 
     Args:
-        widths: Of the torso.
-        encoders: k; default: the paper's 6, and 10 for more than 10 tasks.
-        size: Width of the two layers of C, and of those of each encoder.
-        embedding: Length of an e_t that is learned, in the description's place: the paper's
-            ablation, and what tasks without descriptions have.
+        widths: Widths of the torso.
+        encoders: Number k of encoders; default: the paper's 6, and 10 for more than 10 tasks.
+        size: Width of the two layers of C and of each encoder.
+        embedding: Length of a learned e_t that replaces the description, as in the paper's
+            ablation; required for tasks without descriptions.
     """
 
     encoders: int | None = None

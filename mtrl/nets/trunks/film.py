@@ -1,4 +1,4 @@
-"""Layers that the task scales and shifts."""
+"""FiLM: layers whose units are scaled and shifted by the task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from mtrl.nets.trunks.base import Trunk
 from mtrl.nets.trunks.registry import register_trunk
 
 MODULATION_BOUND = 1e-2
-"""The last layer of γ and β begins uniform in ± this, so that a layer begins nearly as it is."""
+"""Initial weights of the last layer of γ and β are uniform in ± this, so that layers start almost
+unmodulated."""
 
 
 @register_trunk("film")
@@ -27,12 +28,13 @@ class FiLM(Trunk):
 
     a factor and a shift for every unit of every layer, before its ReLU.
 
-    Deviations: the network that gives γ and β sees the task, not a question in words; it is one
-    for all layers; fully connected layers stand for convolutions, LayerNorm (if asked for) for
-    batch normalisation. Public code for RL with one scalar per layer is another, weaker method.
+    Deviations: the network that computes γ and β takes the task instead of a question in words, and
+    a single one serves all layers. Fully connected layers replace convolutions, and LayerNorm (if
+    enabled) replaces batch normalisation. Public RL code with one scalar per layer implements a
+    different, weaker method.
 
     Args:
-        embedding: Size of e_t, and of the layer on it; 50 as in CARE's experiments with FiLM.
+        embedding: Size of e_t and of the layer on it; 50 as in CARE's experiments with FiLM.
     """
 
     embedding: int = 50

@@ -1,4 +1,4 @@
-"""Fully connected layers with ReLU."""
+"""MLP: fully connected layers with ReLU."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from mtrl.nets.trunks.registry import register_trunk
 @register_trunk("mlp")
 @dataclass(frozen=True)
 class MLP(Trunk):
-    """Layers with ReLU in a row: with a head per task the multi-head network of Yu et al. 2020.
+    """Layers with ReLU; with a head per task, this is the multi-head network of Yu et al. 2020.
 
-    The task enters as the bias of the first layer. That is the layer on [inputs, one-hot] without
-    multiplying by zeros: row t of the bias is the one-hot's column t, plus the layer's own bias.
-    With a learned embedding of the task, it is the layer on [inputs, embedding / its norm].
+    The task enters as the bias of the first layer. This equals a layer on [inputs, one-hot] without
+    the multiplications by zero: row t of the bias is column t of the one-hot's weights plus the
+    layer's bias. With a learned task embedding, it equals a layer on [inputs, embedding / norm].
 
-    Weights are He-uniform with zero bias; the one-hot, or the embedding, counts among the first
-    layer's inputs.
+    Weights are He-uniform with zero bias; the one-hot or the embedding counts among the inputs of
+    the first layer.
 
-    Deviation from LayerNorm (Ba et al. 2016): no factor and no shift are learned after it; the bias
-    before it and the weights behind it do their work.
+    Deviation from LayerNorm (Ba et al. 2016): no factor or shift is learned, because the bias
+    before it and the weights after it can take their roles.
 
     Args:
-        embedding: Size of a learned embedding that takes the one-hot's place.
+        embedding: Size of a learned embedding that replaces the one-hot.
     """
 
     embedding: int | None = None
@@ -52,11 +52,11 @@ class MLP(Trunk):
             make.linear(str(number), a, b)
 
     def layer_widths(self) -> Sequence[int]:
-        """Of all layers one after the other."""
+        """Return the widths of all layers in order."""
         return self.widths
 
     def first(self, p: Params, inputs: Tensor, **how: Any) -> Tensor:
-        """The layer that sees inputs and task."""
+        """Apply the first layer, which takes inputs and task."""
         if self.embedding is None:
             return p.linear("0", inputs, **how)
         directions = normalize(p["embedding"], dim=-1)[:, :, None]  # [N, T, 1, e]

@@ -1,4 +1,4 @@
-"""A mixture of orthogonal experts."""
+"""MOORE: a mixture of orthogonal experts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtrl.nets.trunks.base import Trunk
 from mtrl.nets.trunks.registry import register_trunk
 
 SHORTEST = 1e-4
-"""A vector shorter than this is not stretched to length 1, and gradients by at most 1 / this."""
+"""Vectors shorter than this are not scaled to length 1, so gradients grow by at most 1 / this."""
 
 
 @register_trunk("moore")
@@ -22,18 +22,18 @@ SHORTEST = 1e-4
 class MOORE(Trunk):
     """Mixture of orthogonal experts (Hendawy et al. 2024, arXiv 2311.11385, section 4).
 
-    K networks on the observation give K vectors per sample, which Gram and Schmidt make
-    orthonormal; a task weights them, without a softmax, and tanh follows as in the authors' code
-    for Meta-World:
+    K networks on the observation give K vectors per sample, which Gram–Schmidt makes orthonormal.
+    Each task has weights for them, without a softmax, and tanh follows, as in the authors' code for
+    Meta-World:
 
         v_k = expert_k(s),    û = GramSchmidt(v_1 … v_K),    z = tanh(Σ_k w_tk û_k).
 
-    Deviations: Gram–Schmidt in its modified form, with a shortest length, and in float32 whatever
-    the precision of products (in bf16 nearly parallel experts come out far from orthogonal); w_t is
-    normal at first.
+    Deviations: Gram–Schmidt is used in its modified form, with a minimum length, and in float32
+    whatever the precision of products (in bf16, nearly parallel experts end up far from
+    orthogonal); w_t is initialised from a normal distribution.
 
     Args:
-        experts: K; default: the paper's 4, and 6 for more than 10 tasks.
+        experts: Number K of experts; default: the paper's 4, and 6 for more than 10 tasks.
     """
 
     experts: int | None = None
@@ -63,7 +63,7 @@ class MOORE(Trunk):
 
 
 def gram_schmidt(vectors: Tensor) -> list[Tensor]:
-    """Orthonormal vectors that span the same, sample by sample.
+    """Return orthonormal vectors with the same span, for each sample.
 
     Args:
         vectors: `[N, K, …, d]`.

@@ -1,4 +1,4 @@
-"""Any module of the user's as a trunk."""
+"""Custom modules as trunks."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from mtrl.nets.params import Params
 from mtrl.nets.trunks.base import Trunk
 
 PREFIX = "module:"
-"""In front of the module's parameters' names, in which dots become colons."""
+"""Prefix of the names of the module's parameters, in which dots become colons."""
 
 
 @dataclass(frozen=True)
 class OwnModule(Trunk):
-    """A `torch.nn.Module` from observations `[B, in]` to features `[B, d]`, for every task.
+    """A custom `torch.nn.Module` that maps observations `[B, in]` to features `[B, d]`.
 
-    For gradients per task it is called for each network and task with views of the parameters
-    (`torch.func.functional_call` under two `vmap`), so one ordinary backward gives each task's.
-    It does not see which task it is: heads tell tasks apart.
+    For per-task gradients, it is called for each network and task with views of the parameters
+    (`torch.func.functional_call` under two `vmap`), so one ordinary backward gives the gradient of
+    each task. It does not take the task: only the heads depend on it.
 
     Args:
-        module: Its class, called as `module(n_inputs, **options)`.
-        name: Under which it is registered.
-        options: Those of `--trunk "name(option=value)"`.
+        module: Class of the module, called as `module(n_inputs, **options)`.
+        name: Name under which it is registered.
+        options: Options in `--trunk "name(option=value)"`.
     """
 
     module: type[nn.Module] = nn.Identity
@@ -41,11 +41,11 @@ class OwnModule(Trunk):
     sees_task: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """No option here is a size of ours."""
+        """Skip the checks of `Trunk`, because the options belong to the module."""
 
     @property
     def n_features(self) -> int:
-        """See `Trunk`; known once it is built."""
+        """See `Trunk`; available after `build`."""
         size: int = self.__dict__["_n_features"]
         return size
 
@@ -53,14 +53,14 @@ class OwnModule(Trunk):
         """See `Trunk`.
 
         Raises:
-            UsageError: if the module cannot be made, keeps a state beside its parameters, or does
-                something that cannot be done for many networks and tasks at once.
+            UsageError: If the module cannot be created, has buffers, or uses an operation that
+                cannot be vectorised over networks and tasks.
         """
         modules = self._make(make, n_inputs)
         first = modules[0]
         if buffers := [name for name, _ in first.named_buffers()]:
             raise UsageError(
-                f"trunk: expected a module with parameters alone, got {self.name!r} with the "
+                f"trunk: expected a module with parameters only, got {self.name!r} with the "
                 f"buffer {buffers[0]!r}"
             )
         if not list(first.parameters()):
@@ -73,18 +73,18 @@ class OwnModule(Trunk):
         object.__setattr__(self, "_n_features", self._try(make, n_inputs))
 
     def _make(self, make: Build, n_inputs: int) -> list[nn.Module]:
-        """N modules, whose initial weights follow from the seed."""
+        """Create N modules, whose initial weights depend only on the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(make.seed())
             try:
                 return [self.module(n_inputs, **self.options) for _ in range(make.n_networks)]
             except Exception as error:
                 raise UsageError(
-                    f"trunk: cannot make {self.name}({n_inputs}, …): {one_line(error)}"
+                    f"trunk: cannot create {self.name}({n_inputs}, …): {one_line(error)}"
                 ) from None
 
     def _try(self, make: Build, n_inputs: int) -> int:
-        """Its features' length, by calling it once for all networks and tasks."""
+        """Return the length of the features, by one call for all networks and tasks."""
         rows = 2
         inputs = torch.linspace(-1, 1, make.n_tasks * rows * n_inputs)
         inputs = inputs.view(1, make.n_tasks, rows, n_inputs).requires_grad_()
@@ -100,7 +100,7 @@ class OwnModule(Trunk):
                 by_inputs, *used = torch.autograd.grad(first, wanted, allow_unused=True)
         except Exception as error:
             raise UsageError(
-                f"trunk: {self.name!r} cannot be computed for many networks and tasks at once: "
+                f"trunk: {self.name!r} cannot be vectorised over networks and tasks: "
                 f"{one_line(error)}{_where(error)}"
             ) from None
         shape = tuple(found.shape)
@@ -111,27 +111,27 @@ class OwnModule(Trunk):
             )
         if by_inputs is not None and not by_inputs.is_meta and by_inputs[:, :, 1].any():
             raise UsageError(
-                f"trunk: expected features of one observation from {self.name!r}, got some that "
-                "depend on others of the batch"
+                f"trunk: expected features that depend on one observation from {self.name!r}, got "
+                "some that depend on others in the batch"
             )
         for name, gradient in zip(views, used, strict=True):
             if gradient is None:
                 unused = name.removeprefix(PREFIX).replace(":", ".")
                 raise UsageError(
                     f"trunk: expected features that depend on every parameter of {self.name!r}, "
-                    f"got some without {unused!r}"
+                    f"got features that do not depend on {unused!r}"
                 )
         return shape[-1]
 
     def __call__(self, p: Params, inputs: Tensor) -> Tensor:
         """See `Trunk`."""
         template: nn.Module = self.__dict__["_template"]
-        parameters = {}  # [N, T or 1, …]; a single number is stored as a vector of one
+        parameters = {}  # [N, T or 1, …]; scalars are stored as vectors of length 1
         for name, value in template.named_parameters():
             found = p.shared(_stored(name), max(value.ndim, 1))
             parameters[name] = found if value.ndim else found.squeeze(-1)
         n_networks, n_views = next(iter(parameters.values())).shape[:2]
-        if n_views == 1:  # one function for all rows, whatever their task: one batch
+        if n_views == 1:  # the same function for all tasks: a single batch
             n_tasks, n_rows = inputs.shape[1:3]
             batches = inputs.flatten(1, 2)
             features = [
@@ -154,7 +154,7 @@ def _stored(name: str) -> str:
 
 
 def _where(error: Exception) -> str:
-    """The line outside of PyTorch and this package that was being executed."""
+    """Return the innermost line of the traceback outside PyTorch and this file."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [f for f in frames if "/torch/" not in f.filename and f.filename != __file__]
     if not theirs:

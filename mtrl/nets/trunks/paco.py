@@ -1,4 +1,4 @@
-"""Tasks as compositions of parameter sets."""
+"""PaCo: parameters of a task composed of shared parameter sets."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from mtrl.nets.trunks.registry import register_trunk
 class PaCo(Trunk):
     """Parameter-compositional multi-task RL (Sun et al. 2022, arXiv 2210.11653, section 3).
 
-    K sets of parameters are what tasks share, and a task has K numbers of its own: every layer's
-    weights and biases are θ_t = Σ_k w_tk φ_k. The task does not enter the inputs. A task's gradient
-    on the sets is w_tk ∂L_t/∂θ_t, so surgery needs ∂L_t/∂θ_t and w_t alone:
+    Tasks share K sets of parameters, and each task has K weights of its own: the weights and biases
+    of every layer are θ_t = Σ_k w_tk φ_k. The task does not enter the inputs. The gradient of task
+    t w.r.t. set k is w_tk ∂L_t/∂θ_t, so surgery needs only ∂L_t/∂θ_t and w_t:
 
         ⟨g_s, g_t⟩ = ⟨w_s, w_t⟩ ⟨∂L_s/∂θ_s, ∂L_t/∂θ_t⟩.
 
-    Deviations: heads are not composed but each task's own, or with `heads: single` the same for
-    all; w_t has the optimiser and the learning rate of all parameters, and begins as a random unit
-    vector, by which composed weights begin as large as a plain layer's. Tasks with extreme losses
-    are not masked, nor is their w_t drawn anew: what surgery does about them is its method's.
+    Deviations: heads are not composed; there is one per task, or a single one with `heads: single`.
+    w_t uses the optimiser and learning rate of all parameters. It is initialised as a random unit
+    vector, so that composed weights start with the scale of a plain layer. Tasks with extreme
+    losses are not masked and their w_t is not re-initialised; this is left to surgery.
 
     Args:
-        sets: K; default: the paper's 5, and 20 for more than 10 tasks.
+        sets: Number K of sets; default: the paper's 5, and 20 for more than 10 tasks.
     """
 
     sets: int | None = None

@@ -1,4 +1,4 @@
-"""Trunks by name."""
+"""Registry of trunks by name."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from typing import TypeVar
 
 from torch import nn
 
+from mtrl.config.registry import TRUNKS, check_options, parse
 from mtrl.config.sections import AgentConfig
-from mtrl.config.spec import check_options, parse
-from mtrl.errors import UsageError, import_attribute, one_line, unknown
+from mtrl.errors import UsageError, import_attribute, one_line
 from mtrl.nets.trunks.base import Trunk
 from mtrl.nets.trunks.own import OwnModule
 
 Made = type[Trunk] | type[nn.Module]
 AnyTrunk = TypeVar("AnyTrunk", bound=Made)
-_TRUNKS: dict[str, Made] = {}
 
 
 def register_trunk(name: str) -> Callable[[AnyTrunk], AnyTrunk]:
-    """Class decorator that makes a trunk known to `--trunk`, and to files that name it.
+    """Register a trunk class under a name for `--trunk` and policy files; a class decorator.
 
-    The class is a `Trunk`, or any `torch.nn.Module` as in `OwnModule`.
+    The class is a `Trunk`, or any `torch.nn.Module` that meets the conditions of `OwnModule`.
 
     Example:
         >>> @register_trunk("two-layers")
@@ -33,31 +32,24 @@ def register_trunk(name: str) -> Callable[[AnyTrunk], AnyTrunk]:
         {'width': 32}
 
     Raises:
-        ValueError: if another class has the name.
+        ValueError: If another class has this name.
     """
-
-    def add(trunk: AnyTrunk) -> AnyTrunk:
-        if _TRUNKS.get(name, trunk) is not trunk:
-            raise ValueError(f"trunk: expected a new name, got {name!r} a second time")
-        _TRUNKS[name] = trunk
-        return trunk
-
-    return add
+    return TRUNKS.register(name)
 
 
 def available_trunks() -> list[str]:
-    """The names that are registered."""
-    return sorted(_TRUNKS)
+    """Return the registered names, sorted."""
+    return sorted(TRUNKS.classes)
 
 
 def load_trunk(spec: str) -> None:
-    """Import and register the class at `package.module:name`, where `spec` names one.
+    """Import and register the class at `package.module:name`, if `spec` has this form.
 
     Raises:
-        UsageError: if it cannot be imported, or is no module and no trunk.
+        UsageError: If it cannot be imported, or is neither a `torch.nn.Module` nor a `Trunk`.
     """
     name, _ = parse("trunk", spec)
-    if ":" not in name or name in _TRUNKS:
+    if ":" not in name or name in TRUNKS.classes:
         return
     found = import_attribute("trunk", name)
     if not (isinstance(found, type) and issubclass(found, nn.Module | Trunk)):
@@ -69,7 +61,7 @@ def import_trunks(names: Iterable[str]) -> None:
     """Import modules that register trunks, and register classes at `package.module:name`.
 
     Raises:
-        UsageError: if one cannot be imported.
+        UsageError: If one cannot be imported.
     """
     for name in names:
         if ":" in name:
@@ -85,33 +77,31 @@ def get_trunk(
     layer_norm: bool = False,
     embedding: int | None = None,
 ) -> Trunk:
-    """Make the trunk that a text describes. Nothing is imported, whatever a file asks for.
+    """Create a trunk from its description. Nothing is imported, even if a file asks for it.
 
     Args:
-        spec: A registered name; options may follow, `moore(experts=4)`.
-        widths: Its layers' widths, unless `spec` gives them; default: the trunk's own.
-        layer_norm: Likewise.
-        embedding: Size of the task's embedding, likewise.
+        spec: Registered name, optionally with options: `moore(experts=4)`.
+        widths: Widths of the layers, unless `spec` gives them; default: the trunk's own.
+        layer_norm: Whether to apply LayerNorm, likewise.
+        embedding: Size of the task embedding, likewise.
 
     Raises:
-        UsageError: if there is no such trunk, or it does not take these options.
+        UsageError: If there is no such trunk, or it does not have these options.
     """
     name, options = parse("trunk", spec)
-    if name not in _TRUNKS:
-        raise UsageError(unknown("trunk", name, available_trunks()))
-    make = _TRUNKS[name]
+    if name not in TRUNKS.classes:
+        raise TRUNKS.unknown(name)
+    make: Made = TRUNKS.classes[name]
     if embedding is not None and issubclass(make, nn.Module):
         raise UsageError(
-            f"task_embedding: expected none with {name!r}, which does not see the task"
+            f"task_embedding: expected none with {name!r}, which does not take the task"
         )
     if issubclass(make, nn.Module):
         return OwnModule(module=make, name=name, options=options)
     accepted = tuple(field.name for field in fields(make))
     check_options("trunk", name, options, accepted)
     if embedding is not None and "embedding" not in accepted:
-        raise UsageError(
-            f"task_embedding: expected a trunk with an embedding of the task, got {name!r}"
-        )
+        raise UsageError(f"task_embedding: expected a trunk with a task embedding, got {name!r}")
     given = {"widths": widths, "layer_norm": layer_norm or None, "embedding": embedding}
     known = {key: value for key, value in given.items() if value is not None}
     try:
@@ -123,10 +113,10 @@ def get_trunk(
 
 
 def trunk_of(config: AgentConfig, network: str) -> Trunk:
-    """The trunk that a configuration gives the `actor` or the `critic`.
+    """Create the trunk that a configuration gives to the `actor` or the `critic`.
 
     Raises:
-        UsageError: as `get_trunk`.
+        UsageError: See `get_trunk`.
     """
     return get_trunk(
         getattr(config, f"{network}_trunk") or config.trunk,
@@ -134,3 +124,22 @@ def trunk_of(config: AgentConfig, network: str) -> Trunk:
         layer_norm=config.layer_norm,
         embedding=config.task_embedding,
     )
+
+
+def with_sizes(config: AgentConfig, n_tasks: int) -> AgentConfig:
+    """Write out the sizes that trunks derive from the number of tasks, for networks of others.
+
+    Raises:
+        UsageError: See `get_trunk`.
+    """
+    changed = {}
+    for field in ("actor_trunk", "critic_trunk"):
+        trunk = trunk_of(config, field.removesuffix("_trunk"))
+        sized = trunk.for_tasks(n_tasks)
+        options = {each.name: getattr(sized, each.name) for each in fields(trunk)}
+        derived = {key: value for key, value in options.items() if value != getattr(trunk, key)}
+        if derived:
+            name, given = parse(field, getattr(config, field) or config.trunk)
+            listed = ", ".join(f"{key}={value!r}" for key, value in (given | derived).items())
+            changed[field] = f"{name}({listed})"
+    return config.model_copy(update=changed)

@@ -1,4 +1,4 @@
-"""Residual blocks."""
+"""Residual trunk: a layer followed by residual blocks."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from mtrl.nets.trunks.registry import register_trunk
 class Residual(MLP):
     """A layer, then blocks z + W₂ relu(W₁ z): BroNet (Nauman et al. 2024, arXiv 2405.16158).
 
-    With LayerNorm each W z is normalised. A width stands for the first layer, and for each block,
-    so all are equal. All else is as in `MLP`.
+    With LayerNorm, each W z is normalised. There is one width for the first layer and one for each
+    block, and all must be equal. Everything else is as in `MLP`.
 
     Raises:
-        UsageError: if widths differ.
+        UsageError: If widths differ.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(set(self.widths)) > 1:
             raise UsageError(
-                f"trunk: expected one width throughout a residual trunk, got {self.widths}"
+                f"trunk: expected equal widths for a residual trunk, got {self.widths}"
             )
 
     def layer_widths(self) -> Sequence[int]:
-        """Two for each block."""
+        """Return the widths of all layers, two per block."""
         return [self.widths[0], *(width for width in self.widths[1:] for _ in range(2))]
 
     def __call__(self, p: Params, inputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Modules, and a route through them for each sample."""
+"""Soft modularization: layers of modules with a route through them for each sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtrl.nets.trunks.base import Trunk
 from mtrl.nets.trunks.registry import register_trunk
 
 ROUTE_BOUND = 1e-3
-"""Layers that give routes begin uniform in ± this: all routes begin alike."""
+"""Initial weights of routing layers are uniform in ± this, so that all routes start alike."""
 
 
 @register_trunk("soft-modules")
@@ -21,25 +21,27 @@ ROUTE_BOUND = 1e-3
 class SoftModules(Trunk):
     """Soft modularization (Yang et al. 2020, arXiv 2003.13661, section 4).
 
-    f is layers on the observation, the last one linear, z_t a vector of the task, and
-    e = V₂ relu(V₁ relu(z_t ∘ f)) what the routing knows. Of L layers of n modules, those of the
-    first are given relu(f). Routes are probabilities over the *sources* j of each target i:
+    f is the output of layers on the observation (the last one linear), z_t a vector of the task,
+    and e = V₂ relu(V₁ relu(z_t ∘ f)) the input of the routing network. There are L layers of n
+    modules; the first takes relu(f). Routes are probabilities over the *sources* j of each target
+    i:
 
         p¹ = softmax_j W¹ relu(e),        p^{l+1} = softmax_j W^{l+1} relu(e ∘ U^{l+1} [p¹ … p^l]).
 
-    Module i of layer l + 1 is given relu(Σ_j p^l_ij m_j), and z = relu(Σ_j p^L_j m_j).
+    Module i of layer l + 1 takes relu(Σ_j p^l_ij m_j), and z = relu(Σ_j p^L_j m_j).
 
-    Deviations: z_t is a table, normal at first, and not a layer on the one-hot; a head per task
-    follows where the paper has one (`heads: single` is the paper's). Weights of the losses by
-    softmax(−log α_t), a balance of training and no part of the network, are left to surgery.
-    LayerNorm, if asked for, stands before the ReLU of the layers on the observation.
+    Deviations: z_t is a table with normal initialisation, not a layer on the one-hot. There is a
+    head per task where the paper has a single one (`heads: single` gives the paper's). The paper
+    weights losses by softmax(−log α_t); this balances training and is not part of the network, so
+    it is left to surgery. LayerNorm, if enabled, comes before the ReLU of layers on the
+    observation.
 
     Args:
-        widths: All but the last are those of the layers on the observation; modules stand in the
-            last one's place.
-        layers: L; default: the paper's 2, and 4 for more than 10 tasks.
-        modules: n in each layer; likewise 2 and 4.
-        width: Of a module's output; likewise 256 and 128.
+        widths: Widths of the layers on the observation, and a last one that the modules replace.
+        layers: Number L of layers of modules; default: the paper's 2, and 4 for more than 10
+            tasks.
+        modules: Number n of modules per layer; default: likewise 2 and 4.
+        width: Width of a module's output; default: likewise 256 and 128.
         size: Length of e.
     """
 

@@ -1,1 +1,1 @@
-"""The methods of gradient surgery, a file each."""
+"""Methods of gradient surgery, one file per method."""

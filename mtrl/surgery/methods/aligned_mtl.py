@@ -16,20 +16,20 @@ from mtrl.surgery.registry import register
 
 @register("aligned-mtl")
 class AlignedMTL(GramianSurgery):
-    """Algorithm 1: the average of gradients made orthogonal and equally long.
+    """Algorithm 1: the average of the gradients after making them orthogonal and equally long.
 
-    With G = V Λ Vᵀ and σ² the smallest eigenvalue that is not zero, the gradients are transformed
-    by the balance matrix B, the nearest that gives their system the condition number 1:
+    With G = V Λ Vᵀ and σ² the smallest nonzero eigenvalue, the gradients are transformed by the
+    balance matrix B, the closest one that makes the condition number of their system 1:
 
-        w = B 1/T,  B = σ V Λ^(−1/2) Vᵀ  on the eigenvectors whose eigenvalue is not zero
+        w = B 1/T,  B = σ V Λ^(−1/2) Vᵀ  on the eigenvectors with nonzero eigenvalue
 
     Deviations from the paper:
-        * The tasks' importances are 1/T each: the scale of `none`, where the authors' code sums.
-        * Zero is what cannot be told from the Gramian's rounding error.
+        * Every task has importance 1/T, the scale of `none`; the authors' code sums.
+        * Eigenvalues within the Gramian's rounding error count as zero.
         * Only shared parameters enter, not the shared features that the paper offers instead.
     """
 
-    capturable = False  # on CUDA `eigh` waits for the device
+    capturable = False  # `eigh` synchronises on CUDA
 
     @override
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:

@@ -16,19 +16,19 @@ from mtrl.surgery.registry import register
 
 @register("cagrad")
 class CAGrad(FusedNewton):
-    """Algorithm 1: of all steps close to the average gradient g_0, the best for the worst task.
+    """Algorithm 1: the step near the average gradient g_0 that is best for the worst task.
 
         max_d min_i ⟨g_i, d⟩  with  ‖d − g_0‖ ≤ c ‖g_0‖,
         d = g_0 + c ‖g_0‖ / ‖g_w‖ g_w  where w minimises  ⟨g_w, g_0⟩ + c ‖g_0‖ ‖g_w‖
 
-    over convex weights w, g_w = Σ_i w_i g_i. With c = 0 it is the average, with a large c it
+    over convex weights w, g_w = Σ_i w_i g_i. With c = 0 this is the average; with a large c it
     approaches MGDA.
 
     Deviations from the paper:
-        * Solved by an interior-point method, where the authors' code calls SLSQP. That code can
-          also divide d by 1 + c² or 1 + c.
-        * Where the best g_w is zero, by which the paper divides, d is a point inside the ball that
-          gains as much for the worst task.
+        * The problem is solved by an interior-point method; the authors' code calls SLSQP. That
+          code can also divide d by 1 + c² or 1 + c.
+        * If the optimal g_w is zero, by which the paper divides, d is a point inside the ball with
+          the same gain for the worst task.
         * Only shared parameters enter.
 
     Args:

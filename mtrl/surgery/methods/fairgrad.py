@@ -11,34 +11,35 @@ from mtrl.surgery.methods.simplex import FusedNewton, is_fused, unit_gramian
 from mtrl.surgery.registry import register
 
 _ITERATIONS = 30
-_STEPS = 12  # lengths tried at once in each of them: 8, 4, …, 2⁻⁸
-_TO_BOUNDARY = 0.99  # of the way to where a weight vanishes
+_STEPS = 12  # step lengths tried at once in each iteration: 8, 4, …, 2⁻⁸
+_TO_BOUNDARY = 0.99  # fraction of the way to where a weight vanishes
 _CONVERGED = 1e-6  # squared Newton decrement below which full steps are safe
 
 
 @register("fairgrad")
 class FairGrad(FusedNewton):
-    """The step whose gains ⟨g_i, d⟩ are allocated to the tasks as α-fairness has it.
+    """The step whose gains ⟨g_i, d⟩ are an α-fair allocation to the tasks.
 
         G w = w^(−1/α),  w > 0
 
-    α = 1 is proportional fairness, larger α favour the tasks that gain least. With v_i = ‖g_i‖ w_i
-    and the cosines C it reads C v = h v^(−1/α), h_i = ‖g_i‖^(1/α − 1): the gradient of the convex
-    ½ vᵀ C v − Σ_i h_i ∫ v_i^(−1/α) is zero. Newton's method finds its minimum, by steps of which
-    the best of several lengths is taken.
+    α = 1 is proportional fairness; larger α favour the tasks that gain least. With v_i = ‖g_i‖ w_i
+    and the cosines C, this is C v = h v^(−1/α), h_i = ‖g_i‖^(1/α − 1): the gradient of the convex
+    function ½ vᵀ C v − Σ_i h_i ∫ v_i^(−1/α) is zero. Newton's method finds its minimum; each step
+    takes the best of several lengths.
 
     Deviations from the paper:
-        * Solved by Newton's method, where the authors' code calls SciPy's least squares. For α
-          from 0.5 to 5 its residual is below 1e-8 even if squared norms are 1e8 apart.
-        * Where a convex combination of gradients is zero no w is finite; a ridge as large as the
-          Gramian's rounding error bounds it. A zero gradient gets the weight it would have on its
-          own if it were as long as the longest.
+        * The equation is solved by Newton's method; the authors' code calls SciPy's least squares.
+          For α from 0.5 to 5, the residual is below 1e-8 even if squared norms differ by 1e8.
+        * If a convex combination of gradients is zero, no w is finite; a ridge as large as the
+          Gramian's rounding error bounds it. A zero gradient gets the weight of a single gradient
+          as long as the longest.
         * Only shared parameters enter.
 
-    The scale is the equation's: for orthogonal gradients w_i = ‖g_i‖^(−2α / (1 + α)), with no 1/T.
+    The scale is that of the equation: for orthogonal gradients w_i = ‖g_i‖^(−2α / (1 + α)), without
+    a factor 1/T.
 
     Args:
-        alpha: α, above zero.
+        alpha: α, greater than zero.
     """
 
     def __init__(self, alpha: float = 1.0) -> None:
@@ -58,7 +59,7 @@ class FairGrad(FusedNewton):
         return (v / norms * scale).to(gramian.dtype)
 
     def _start(self, directions: Tensor, h: Tensor) -> Tensor:
-        """The minimum along the ray through the solution for orthogonal gradients."""
+        """Return the minimum along the ray through the solution for orthogonal gradients."""
         exponent = self.alpha / (1 + self.alpha)
         ray = h**exponent
         gain = (h * ray ** (1 - 1 / self.alpha)).sum(-1, keepdim=True)
@@ -90,20 +91,20 @@ class FairGrad(FusedNewton):
         lengths = torch.minimum(lengths, room)  # [N, steps]
         tried = v[..., None, :] + lengths[..., None] * change[..., None, :]
         best = lengths.gather(-1, self._potential(directions, h, tried).argmin(-1, keepdim=True))
-        # So close to the minimum the potential's differences are lost in rounding.
+        # This close to the minimum, differences of the potential are lost in rounding.
         close = (downhill * change).sum(-1, keepdim=True) < _CONVERGED
         new = v + torch.where(close, room.clamp(max=1), best) * change
-        # A Gramian that rounding has made indefinite comes to where there is no step.
+        # If rounding has made the Gramian indefinite, iterations reach a point without a step.
         sound = new.isfinite().all(-1, keepdim=True) & (failed[..., None] == 0)
         return torch.where(sound, new, v)
 
     def _potential(self, directions: Tensor, h: Tensor, v: Tensor) -> Tensor:
-        """Of several v `[N, steps, T]`, `[N, steps]`."""
+        """Compute the potential of several v, `[N, steps, T]` to `[N, steps]`."""
         power = 1 - 1 / self.alpha
         integral = v.log() if power == 0 else v**power / power
         return _quadratic(directions, v) / 2 - (h[..., None, :] * integral).sum(-1)
 
 
 def _quadratic(matrix: Tensor, v: Tensor) -> Tensor:
-    """vᵀ M v for several v `[N, steps, T]`, `[N, steps]`."""
+    """Compute vᵀ M v for several v, `[N, steps, T]` to `[N, steps]`."""
     return (v @ matrix * v).sum(-1)

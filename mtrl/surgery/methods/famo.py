@@ -17,26 +17,26 @@ from mtrl.surgery.registry import register
 
 @register("famo")
 class FAMO(FeatureSurgery):
-    """All losses shall fall at the same relative rate, and only losses are looked at.
+    """Weights, learned from losses alone, with which all losses fall at the same relative rate.
 
     The step is d = c Σ_k z_k ∇ log ℓ_k with z = softmax(ξ) and c = 1 / Σ_k (z_k/ℓ_k), so the
-    weights are (z_k/ℓ_k) / Σ_j (z_j/ℓ_j). Once it is taken, ξ descends on what it brought each
-    task: the gradient is (∂z/∂ξ)ᵀ (log ℓ(θ) − log ℓ(θ′)) + γ ξ (algorithm 1), followed by Adam as
-    in the authors' code. That costs another forward pass on the same batch.
+    weights are (z_k/ℓ_k) / Σ_j (z_j/ℓ_j). After the step, ξ is updated by the improvement of each
+    task: its gradient is (∂z/∂ξ)ᵀ (log ℓ(θ) − log ℓ(θ′)) + γ ξ (algorithm 1), used by Adam as in
+    the authors' code. This takes another forward pass on the same batch.
 
     Deviations from the paper:
-        * Losses must be positive, and an actor's is not: once a task's loss has been negative, ℓ_k
-          is the loss minus twice the lowest value seen.
-        * Losses that are not finite, before or after the step, leave ξ as it was.
-        * The weights act on what is shared; a head gets its own part of the mean loss's gradient.
+        * Losses must be positive, but an actor's may be negative: once a task's loss has been
+          negative, ℓ_k is the loss minus twice the lowest value so far.
+        * Losses that are not finite, before or after the step, leave ξ unchanged.
+        * The weights apply to shared parameters; heads get their part of the mean loss's gradient.
 
     Args:
-        gamma: γ, decay of ξ.
-        lr: Adam's step size on ξ.
+        gamma: Decay γ of ξ.
+        lr: Adam's learning rate for ξ.
     """
 
     logits: Tensor  # ξ, [N, T]
-    lowest: Tensor  # the lowest loss seen, or 0, [N, T]
+    lowest: Tensor  # lowest loss so far, or 0, [N, T]
     before: Tensor  # log ℓ(θ), [N, T]
     moments: Tensor  # Adam's, [2, N, T]
     steps: Tensor  # scalar
@@ -64,7 +64,7 @@ class FAMO(FeatureSurgery):
         lowest = torch.where(finite, losses, torch.inf).minimum(self.lowest[:, tasks])
         self.lowest[:, tasks] = lowest
         log_loss = self._log(losses, lowest)
-        # NaN for `after_step`, which then knows that nothing came of this step.
+        # NaN tells `after_step` to ignore this step.
         self.before[:, tasks] = torch.where(finite, log_loss, torch.nan)
         return (self.logits[:, tasks].log_softmax(-1) - log_loss).softmax(-1)
 

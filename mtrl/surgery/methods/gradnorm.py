@@ -16,29 +16,30 @@ from mtrl.surgery.registry import register
 
 @register("gradnorm")
 class GradNorm(FeatureSurgery):
-    """Learned weights that give every task the gradient norm its rate of training calls for.
+    """Learned weights that set each task's gradient norm according to its rate of training.
 
-    With n_k = ‖G_k‖, the weighted norms w_k n_k are pulled towards mean_j(w_j n_j) · r_k^α (eq. 2),
-    where r_k = (L_k/L_k(0)) / mean_j(L_j/L_j(0)) is how slowly task k trains, by descending
-    Σ_k |w_k n_k − mean_j(w_j n_j) r_k^α| with the target held constant. Weights sum to T.
+    With n_k = ‖G_k‖, the weighted norms w_k n_k approach mean_j(w_j n_j) · r_k^α (eq. 2), where
+    r_k = (L_k/L_k(0)) / mean_j(L_j/L_j(0)) measures how slowly task k trains. The weights minimise
+    Σ_k |w_k n_k − mean_j(w_j n_j) r_k^α| with the target held constant. They sum to T.
 
     Deviations from the paper:
-        * G_k is the gradient on the features, where the paper takes that on the last shared layer's
-          weights: it is at hand in one backward, and the two differ by that layer's inputs alone.
-        * The descent is on log w_k and by sign, where the paper has Adam on w_k: weights stay
-          positive, and norms that differ by orders of magnitude are met in as many steps.
-        * A ratio L_k/L_k(0) that is not positive says nothing about a rate, and counts as 1: an
+        * G_k is the gradient w.r.t. the features; the paper takes the one w.r.t. the weights of the
+          last shared layer. A single backward gives G_k, and the two differ only by that layer's
+          inputs.
+        * Weights are updated by sign descent on log w_k; the paper uses Adam on w_k. They stay
+          positive, and norms that differ by orders of magnitude are matched in few steps.
+        * A ratio L_k/L_k(0) that is not positive has no meaning as a rate and is replaced by 1: an
           actor's loss can be negative.
-        * Losses or norms that are not finite leave weights and first losses as they were.
-        * The weights act on what is shared; a head gets its own part of the mean loss's gradient.
+        * Losses or norms that are not finite leave weights and initial losses unchanged.
+        * The weights apply to shared parameters; heads get their part of the mean loss's gradient.
 
     Args:
-        alpha: α, how much a slow task is favoured; 0 is equal norms.
+        alpha: Strength α with which slow tasks are favoured; 0 gives equal norms.
         lr: Step of log w_k per update.
     """
 
     log_weights: Tensor  # [N, T]
-    initial_losses: Tensor  # [N, T]; NaN until a task has been seen
+    initial_losses: Tensor  # [N, T]; NaN before a task's first loss
 
     def __init__(self, alpha: float = 1.5, lr: float = 0.025) -> None:
         super().__init__()
@@ -67,4 +68,4 @@ class GradNorm(FeatureSurgery):
         mean = log_weights.exp().mean(-1, keepdim=True)
         new = log_weights - mean.log()  # weights that sum to T
         self.log_weights[:, tasks] = torch.where(finite, new, self.log_weights[:, tasks])
-        return log_weights.softmax(-1)  # the same, divided by T
+        return log_weights.softmax(-1)  # the same weights divided by T

@@ -17,21 +17,21 @@ from mtrl.surgery.registry import register
 
 @register("imtl-g")
 class IMTLG(GramianSurgery):
-    """The combination whose projections on all the tasks' gradients are equal.
+    """The combination whose projections onto all task gradients are equal.
 
         G w = τ n,  n_i = ‖g_i‖,  Σ_i w_i = 1
 
     so w is G⁻¹ n divided by its sum. Weights can be negative, as in the paper.
 
     Deviations from the paper:
-        * It gives the solution for a regular G alone; here linearly dependent gradients are allowed
-          by a pseudo-inverse. That is of the cosines C, w_i ∝ (C⁺ 1)_i / n_i: the same for a
-          regular G, and no gradient is too short beside others to be seen.
-        * A task whose gradient is zero gets no weight. Where the weights sum to zero, all are zero.
+        * The paper gives the solution only for a regular G; here a pseudo-inverse allows linearly
+          dependent gradients. It is taken of the cosines C, w_i ∝ (C⁺ 1)_i / n_i, which is the same
+          for a regular G and does not drop gradients that are short compared with others.
+        * A task whose gradient is zero has weight zero. If the weights sum to zero, all are zero.
         * Only shared parameters enter, not the shared features that the paper offers instead.
     """
 
-    capturable = False  # on CUDA `eigh` waits for the device
+    capturable = False  # `eigh` synchronises on CUDA
 
     @override
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:

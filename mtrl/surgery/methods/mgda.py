@@ -15,17 +15,17 @@ from mtrl.surgery.registry import register
 
 @register("mgda")
 class MGDA(FusedNewton):
-    """The shortest convex combination of the gradients, which no task's loss rises along.
+    """The shortest convex combination of the gradients, along which no task's loss increases.
 
         min_w ‖Σ_i w_i g_i‖  over  w ≥ 0, Σ_i w_i = 1
 
-    At the optimum ⟨g_i, g_w⟩ ≥ ‖g_w‖² for every task i. A task whose gradient is zero gets all the
-    weight: nothing can be gained without loss to it.
+    At the optimum, ⟨g_i, g_w⟩ ≥ ‖g_w‖² for every task i. A task whose gradient is zero gets all the
+    weight, because no step improves other tasks without harm to it.
 
     Deviations from the paper:
-        * Solved by an interior-point method, where the paper takes Frank-Wolfe steps.
-        * Only shared parameters enter, which is also what the paper does; its upper bound by the
-          gradients of the shared features is not used.
+        * The problem is solved by an interior-point method; the paper uses Frank-Wolfe steps.
+        * As in the paper, only shared parameters enter; its upper bound by the gradients of the
+          shared features is not used.
     """
 
     @override

@@ -1,9 +1,10 @@
-"""CAGrad's, MGDA's and FairGrad's Newton iterations as one kernel each, for CUDA; needs Triton.
+"""Triton kernels for the Newton iterations of CAGrad, MGDA and FairGrad, for CUDA.
 
-In operations of torch's they are 30 iterations of fifty to a hundred launches on numbers that fit
-into one processor's registers, and torch's `cholesky_solve` waits for the device on top. Here one
-program has a network's whole problem, its T × T matrix included, in float64, and solves the linear
-system of an iteration by elimination without pivoting, which a positive definite matrix allows.
+As torch operations, these are 30 iterations of fifty to a hundred launches on numbers that fit into
+the registers of one processor; in addition, torch's `cholesky_solve` synchronises. Here one program
+holds the whole problem of a network, including its T × T matrix, in float64. It solves the linear
+system of an iteration by elimination without pivoting, which is safe for positive definite
+matrices.
 """
 
 import torch
@@ -12,21 +13,21 @@ import triton.language as tl
 from torch import Tensor
 
 LARGEST = 64
-"""Most tasks whose matrix fits into the registers."""
+"""Maximum number of tasks whose matrix fits into the registers."""
 
 
 def interior_point(
     directions: Tensor, slopes: Tensor, radius: Tensor, inverse_norms: Tensor, start: Tensor,
     *, iterations: int, reduction: float, complementarity: float, to_boundary: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`simplex.minimise`'s iterations, in its symbols; everything in float64.
+    """Run the iterations of `simplex.minimise`, in its notation and in float64.
 
     Args:
         directions: C, `[N, T, T]`.
         slopes: m, `[N, T]`.
         radius: r, `[N, 1]`.
         inverse_norms: a, `[N, T]`.
-        start: x at the start, `[N, T]`.
+        start: Initial x, `[N, T]`.
         iterations, reduction, complementarity, to_boundary: See `simplex`.
 
     Returns:
@@ -54,12 +55,12 @@ def fair_newton(
     directions: Tensor, h: Tensor, start: Tensor,
     *, alpha: float, iterations: int, steps: int, to_boundary: float, converged: float,
 ) -> Tensor:  # fmt: skip
-    """`FairGrad`'s iterations, in its symbols; everything in float64.
+    """Run the iterations of `FairGrad`, in its notation and in float64.
 
     Args:
         directions: C, `[N, T, T]`.
         h: `[N, T]`.
-        start: v at the start, `[N, T]`.
+        start: Initial v, `[N, T]`.
         alpha, iterations, steps, to_boundary, converged: See `fairgrad`.
 
     Returns:
@@ -89,7 +90,7 @@ def _apply(matrix, vector):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _solve(matrix, b0, b1, b2, t, n_tasks: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    """Three solutions by Gauss and Jordan, and the smallest pivot: not above zero if it failed."""
+    """Return three Gauss–Jordan solutions and the smallest pivot, which is ≤ 0 on failure."""
     smallest = tl.sum(0.0 * b0, 0) + float("inf")
     for k in range(n_tasks):
         is_k = t == k
@@ -108,7 +109,7 @@ def _solve(matrix, b0, b1, b2, t, n_tasks: tl.constexpr):  # type: ignore[no-unt
 
 @triton.jit
 def _room(value, change):  # type: ignore[no-untyped-def]
-    """How far one may go before the value vanishes."""
+    """Return the step length at which the value vanishes."""
     return tl.where(change < 0, -value / change, float("inf"))
 
 
@@ -128,7 +129,7 @@ def _interior_point(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     m = tl.load(slopes + row, mask=real, other=0.0)
     a = tl.load(inverse_norms + row, mask=real, other=0.0)
     r = tl.load(radius + network)
-    # Beyond T: x = z = 1, on which nothing depends, and zeros.
+    # Padding beyond T: x = z = 1, which has no effect, and zeros.
     x = tl.load(start + row, mask=real, other=1.0)
     z = 0.0 * x + 1.0
     c = 0.0 * x
@@ -164,7 +165,7 @@ def _interior_point(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         room = tl.minimum(tl.min(_room(x, dx), 0), tl.min(_room(z, dz), 0))
         room = tl.minimum(room, tl.minimum(_room(theta, d_theta), _room(s, ds)))
         length = tl.minimum(to_boundary * room, 1.0)
-        # A sum is finite if all its terms are; 0 · them is then 0.
+        # The sum is finite only if all terms are.
         total = tl.sum(dx + dz + dc, 0) + d_theta + ds + d_tau
         sound = (pivot > 0) & (total - total == 0) & (length - length == 0)
         length = tl.where(sound, length, 0.0)

@@ -1,4 +1,4 @@
-"""No surgery: the gradient of the mean loss."""
+"""No surgery: gradient of the mean loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtrl.surgery.registry import register
 
 @register("none")
 class NoSurgery(Surgery):
-    """The plain average, by one backward that never forms a gradient per task."""
+    """The plain average, by one backward that never forms per-task gradients."""
 
     @override
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:

@@ -16,21 +16,21 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 @register("pcgrad")
 class PCGrad(GramianSurgery):
-    """Algorithm 1: each task's gradient gives up its conflict with every other, in random order.
+    """Algorithm 1: project away each gradient's conflict with every other, in random order.
 
-    For task i the others j are visited in an order drawn anew for each i. If the running ⟨g_i, g_j⟩
-    is negative, g_i ← g_i − ⟨g_i, g_j⟩ / ‖g_j‖² · g_j, where g_j is the original gradient. The
-    results are averaged.
+    For each task i, the other tasks j are visited in a random order. If ⟨g_i, g_j⟩ is negative,
+    g_i ← g_i − ⟨g_i, g_j⟩ / ‖g_j‖² · g_j, where g_i is the current and g_j the original gradient.
+    The results are averaged.
 
-    A running g_i stays in the span of the originals, g_i = Σ_t C_it g_t, so the method only ever
-    needs G = J Jᵀ: ⟨g_i, g_j⟩ = (C G)_ij. All i, and all networks, are visited at once, in T − 1
-    steps on T-vectors.
+    The current g_i stays in the span of the original gradients, g_i = Σ_t C_it g_t, so the method
+    only needs G = J Jᵀ: ⟨g_i, g_j⟩ = (C G)_ij. All i and all networks are processed together, in
+    T − 1 steps on T-vectors.
 
     Deviations from the paper:
-        * The mean of the projected gradients, where the paper sums: the scale of `none`.
-        * Only shared parameters enter the dot products. Per-task ones would add to ‖g_j‖² but not
-          to ⟨g_i, g_j⟩, and the projections would come out too small.
-        * A task whose gradient is zero conflicts with none and divides nothing.
+        * Projected gradients are averaged, as in `none`; the paper sums them.
+        * Only shared parameters enter the dot products. Per-task parameters would add to ‖g_j‖² but
+          not to ⟨g_i, g_j⟩, and the projections would be too small.
+        * A task whose gradient is zero conflicts with no other and is never divided by.
     """
 
     @override
@@ -44,10 +44,10 @@ class PCGrad(GramianSurgery):
 
 
 def _projected(gramian: Tensor, orders: Tensor) -> Tensor:
-    """As `pcgrad_triton.projected`, on any device, in T − 1 rounds of three small operations.
+    """Compute `pcgrad_triton.projected` on any device, in T − 1 rounds of three small operations.
 
-    G is put in each task's order first. Then in its round s a task's products with those it is yet
-    to meet are at hand, and what it gives up changes them along row s.
+    G is first permuted into each task's order. In round s, the products of the current gradient
+    with the gradients still to visit are then available, and the projection updates them by row s.
     """
     n_networks, n_tasks, n_others = orders.shape
     squared_norms = gramian.diagonal(dim1=-2, dim2=-1)
@@ -69,13 +69,13 @@ def _projected(gramian: Tensor, orders: Tensor) -> Tensor:
 
 
 def random_keys(n_networks: int, n_tasks: int, generator: torch.Generator) -> Tensor:
-    """Numbers uniform in [0, 1) on the generator's device, `[N, T, T]`: orders, to be sorted."""
+    """Draw keys of random orders, uniform in [0, 1), `[N, T, T]` on the generator's device."""
     shape = (n_networks, n_tasks, n_tasks)
     return torch.rand(shape, generator=generator, device=generator.device)
 
 
 def random_orders(n_networks: int, n_tasks: int, generator: torch.Generator) -> Tensor:
-    """For each network and task an order of all the other tasks, drawn on the generator's device.
+    """Draw an order of all other tasks for each network and task, on the generator's device.
 
     Returns:
         Task indices, `[N, T, T - 1]`.
@@ -84,6 +84,6 @@ def random_orders(n_networks: int, n_tasks: int, generator: torch.Generator) -> 
 
 
 def _orders(keys: Tensor) -> Tensor:
-    """All the other tasks in ascending order of each task's keys."""
-    keys.diagonal(dim1=-2, dim2=-1).fill_(2.0)  # sorts a task itself last, where it is left out
+    """Return all other tasks in ascending order of each task's keys."""
+    keys.diagonal(dim1=-2, dim2=-1).fill_(2.0)  # sort the task itself last, and drop it
     return keys.argsort(-1)[..., :-1]

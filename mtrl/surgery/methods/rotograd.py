@@ -18,51 +18,51 @@ from mtrl.surgery.methods.rotation import MatrixExponential, orthonormalise_, tu
 from mtrl.surgery.registry import register
 
 FLOOR = 0.01
-"""Least initial norm of a task, as a fraction of the tasks' mean."""
+"""Lower bound of a task's initial norm, as a fraction of the mean over tasks."""
 
 
 @register("rotograd")
 class RotoGrad(Surgery):
-    """Both parts: RotoScale gives all tasks' gradients one magnitude, RotoRotate turns them.
+    """RotoScale, which equalises the norms of task gradients, and RotoRotate, which aligns them.
 
-    G_k = ∂L_k/∂z is what task k wants of the trunk's features z, n_k = ‖G_k‖.
+    G_k = ∂L_k/∂z is the gradient of task k w.r.t. the trunk's features z, and n_k = ‖G_k‖.
 
-    *RotoScale* (section 3.1): the trunk receives Σ_k (C/n_k) G_k with C = Σ_k α_k n_k,
-    α_k ∝ n_k/n_k⁰: equal magnitudes, and the length of the step is set by the tasks that have made
-    the least progress since n_k⁰ was taken.
+    *RotoScale* (section 3.1): the trunk receives Σ_k (C/n_k) G_k with C = Σ_k α_k n_k and
+    α_k ∝ n_k/n_k⁰. All magnitudes are equal, and the tasks that have made the least progress since
+    n_k⁰ was measured determine the length of the step.
 
-    *RotoRotate* (section 3.2): the head of task k sees R_k z, and R_k ∈ SO(m) is turned so that the
-    tasks' directions agree. The losses never train R_k. It follows an objective of its own at a
-    rate that decays while the networks' does not: the leader of a Stackelberg game.
+    *RotoRotate* (section 3.2): the head of task k takes R_k z, and R_k ∈ SO(m) is rotated so that
+    the directions of the tasks agree. The losses never train R_k. It follows its own objective at a
+    learning rate that decays while the networks' does not: the leader of a Stackelberg game.
 
     Deviations from the paper:
-        * With inputs of its own for each task, as in reinforcement learning, no sample belongs to
-          two tasks, and the published objective, which compares the tasks' gradients sample by
-          sample, has no gradient: a rotation that never turns. Here the tasks' mean directions are
-          aligned: ḡ_k is the mean of G_k over the samples, u_k = ḡ_k/‖ḡ_k‖, v = mean_k u_k held
-          constant, and R_k maximises ⟨u_k, v⟩. It makes the *average* pulls on the features agree.
-          It says nothing about single samples, and nothing about the trunk's parameters: equal
-          pulls on z at different inputs may still conflict there.
-        * The Riemannian gradient of that objective has rank two, so that its geodesic is the exact
+        * In reinforcement learning each task has its own inputs, so no sample belongs to two tasks.
+          The published objective compares the gradients of tasks sample by sample; it would have
+          no gradient, and rotations would never change. Here the mean directions of the tasks are
+          aligned: ḡ_k is the mean of G_k over samples, u_k = ḡ_k/‖ḡ_k‖, v = mean_k u_k is held
+          constant, and R_k maximises ⟨u_k, v⟩. This aligns the *average* gradients w.r.t. the
+          features. It does not align those of single samples, nor those w.r.t. the trunk's
+          parameters, where equal gradients w.r.t. z at different inputs may still conflict.
+        * The Riemannian gradient of that objective has rank two, so its geodesic is an exact
           rotation of a plane, O(m²); `matrix_exp` is the paper's O(m³). Neither keeps moments.
-        * The mean over tasks, where the paper sums: the scale of `none`.
-        * Losses are not divided by their initial values: an actor's loss can be negative.
-        * n_k⁰ is floored at a hundredth of the tasks' mean, or a task whose first gradient is
-          nearly zero would own C; and it is taken anew every `reset_every` updates, for a critic's
-          gradients chase a moving target and never compare with the very first.
+        * Gradients are averaged over tasks, as in `none`; the paper sums them.
+        * Losses are not divided by their initial values, because an actor's loss can be negative.
+        * n_k⁰ is at least a hundredth of the mean over tasks; otherwise a task whose first gradient
+          is nearly zero would dominate C. n_k⁰ is measured again every `reset_every` updates,
+          because a critic's target moves and its gradients do not compare with the very first.
 
     Args:
-        rotation_lr: η at the start [radians per update, at most].
+        rotation_lr: Initial η [radians per update, at most].
         rotation_decay: Factor on η after each update.
-        rotation_size: Turn the first m features only; default: all.
+        rotation_size: Number m of leading features to rotate; default: all.
         rotation_step: `geodesic` or `matrix_exp`.
-        reset_every: Updates after which n_k⁰ is taken anew.
+        reset_every: Number of updates after which n_k⁰ is measured again.
     """
 
     scales, rotates = True, True
 
-    initial_norms: Tensor  # n_k⁰, [N, T]; 0 until the task has been seen
-    updates: Tensor  # so far; a tensor, for a captured update to count
+    initial_norms: Tensor  # n_k⁰, [N, T]; 0 before the task's first gradient
+    updates: Tensor  # number of updates; a tensor, so that captured updates are counted
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class RotoGrad(Surgery):
         self.rotation_lr, self.rotation_decay = rotation_lr, rotation_decay
         self.rotation_size, self.rotation_step = rotation_size, rotation_step
         self.reset_every = reset_every
-        self.capturable = rotation_step == "geodesic"  # torch's matrix_exp waits for the device
+        self.capturable = rotation_step == "geodesic"  # torch's matrix_exp synchronises
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.exponentials: Sequence[MatrixExponential] = ()
 
@@ -98,7 +98,7 @@ class RotoGrad(Surgery):
     @override
     def prepare(self, networks: SurgeryTarget) -> None:
         zeros = zeros_like_tasks(networks)
-        # On the parameters' device, or a captured update would count on the host: once for ever.
+        # On the parameters' device: a captured update would increment a host tensor only once.
         self.updates = self.updates.to(zeros.device)
         self.register_buffer("initial_norms", zeros)
         if self.rotates:
@@ -113,24 +113,24 @@ class RotoGrad(Surgery):
         norms = found.norms
         gradients = found.weighted(self.weights(problem.tasks, norms))
         sound = _zero(norms) == 0
-        if self.rotates:  # after the backward, which needs R_k as it was in the forward
-            self._turn(problem, torch.where(sound[..., None], found.means, 0))  # 0 turns nothing
-        self.updates += sound.all()  # else this step is none, and none is counted
+        if self.rotates:  # after the backward, which needs R_k unchanged since the forward
+            self._turn(problem, torch.where(sound[..., None], found.means, 0))  # 0: no rotation
+        self.updates += sound.all()  # a step that is not finite is not counted
         return gradients
 
     def maintain(self, networks: SurgeryTarget) -> None:
-        """Take rounding errors out of the rotations."""
+        """Remove rounding errors from the rotations."""
         if not self.exponentials:
             for rotation in networks.rotations():
                 orthonormalise_(rotation)
 
     def weights(self, tasks: Any, norms: Tensor) -> Tensor:
-        """RotoScale's C/n_k, divided by T; a task without a gradient has weight 0.
+        """Compute RotoScale's C/n_k, divided by T; a task without a gradient has weight 0.
 
-        Norms that are not finite leave what is remembered as it was, and no finite weights.
+        If a norm is not finite, the stored norms stay unchanged and weights are NaN.
 
         Args:
-            tasks: Index of the T tasks among all.
+            tasks: Index of the T tasks among all tasks.
             norms: n_k, `[N, T]`.
         """
         n_tasks = norms.shape[-1]
@@ -150,14 +150,14 @@ class RotoGrad(Surgery):
         return weights + zero
 
     def _turn(self, problem: Problem, means: Tensor) -> None:
-        """One step of all rotations; `means` is ḡ, `[N, T, d]`."""
+        """Step all rotations; `means` is ḡ, `[N, T, d]`."""
         rotation = problem.rotation
-        assert rotation is not None  # `prepare` has seen to it
+        assert rotation is not None  # set by `prepare`
         size = rotation.shape[-1]
         means = means[..., :size].to(rotation.dtype)
         directions = normalize(means, dim=-1, eps=torch.finfo(means.dtype).tiny)
         v, u = directions.mean(1), directions
-        if not isinstance(problem.tasks, slice):  # the batch lacks some, or has them as they come
+        if not isinstance(problem.tasks, slice):  # the batch has some tasks, in any order
             u = means.new_zeros(rotation.shape[:3])
             u[:, problem.tasks] = directions
         step = self.rotation_lr * self.rotation_decay ** self.updates.double()
@@ -169,19 +169,19 @@ class RotoGrad(Surgery):
 
 
 def _zero(norms: Tensor) -> Tensor:
-    """0 for each network, or NaN where a norm is not finite, for 0 times ∞ is: `[N, 1]`."""
+    """Return 0 for each network, `[N, 1]`, or NaN where a norm is not finite (as 0 · ∞ is NaN)."""
     return (norms * 0).sum(-1, keepdim=True)
 
 
 @register("rotograd-scale")
 class RotoScale(RotoGrad):
-    """RotoScale alone; see `RotoGrad`."""
+    """RotoScale without rotations; see `RotoGrad`."""
 
     scales, rotates = True, False
 
 
 @register("rotograd-rotate")
 class RotoRotate(RotoGrad):
-    """RotoRotate alone; see `RotoGrad`."""
+    """RotoRotate without scaling; see `RotoGrad`."""
 
     scales, rotates = False, True

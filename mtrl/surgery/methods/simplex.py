@@ -1,4 +1,4 @@
-"""Convex weights by an interior-point method, for many Gramians at once and without branching."""
+"""Interior-point solver for convex weights, for many Gramians at once and without branching."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mtrl.surgery.diagnostics import cosines
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 ROUNDINGS = 100
-"""By how many roundings of its dtype a Gramian is off: sums of a million products, in float32."""
+"""Error of a Gramian in units of its dtype's epsilon: it sums a million products in float32."""
 
 _ITERATIONS = 30
-_REDUCTION = 0.1  # of the complementarity μ, aimed at in each iteration
-_COMPLEMENTARITY = 1e-13  # μ at the end
-_TO_BOUNDARY = 0.99  # of the way to where a slack or multiplier vanishes
-_SMALLEST_NORM = 1e-8  # of the largest; a gradient is not taken to be shorter
+_REDUCTION = 0.1  # target factor on the complementarity μ per iteration
+_COMPLEMENTARITY = 1e-13  # final μ
+_TO_BOUNDARY = 0.99  # fraction of the way to where a slack or multiplier vanishes
+_SMALLEST_NORM = 1e-8  # lower bound of a gradient's norm, relative to the largest
 
 
 class FusedNewton(GramianSurgery):
-    """A method whose weights take Newton iterations, on a GPU with Triton one kernel."""
+    """Base class of methods with Newton iterations, which are one kernel on CUDA with Triton."""
 
-    capturable = False  # on CUDA torch's `cholesky_solve` allocates memory and waits for the device
+    capturable = False  # torch's `cholesky_solve` allocates memory and synchronises on CUDA
 
     @override
     def prepare(self, networks: SurgeryTarget) -> None:
@@ -35,7 +35,7 @@ class FusedNewton(GramianSurgery):
 
 
 def is_fused(device: torch.device, n_tasks: int) -> bool:
-    """Whether Newton's iterations run as one kernel there, which a graph can hold."""
+    """Return whether Newton iterations run as one kernel there, which a CUDA graph can capture."""
     if device.type != "cuda" or not HAS_TRITON:
         return False
     from mtrl.surgery.methods.newton_triton import LARGEST
@@ -44,14 +44,14 @@ def is_fused(device: torch.device, n_tasks: int) -> bool:
 
 
 def unit_gramian(gramian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The Gramian of the gradients' directions, in float64, and what takes it back.
+    """Split a Gramian into that of unit vectors, and norms, in float64.
 
     Args:
         gramian: `[N, T, T]`; symmetric up to rounding.
 
     Returns:
-        C `[N, T, T]`, the cosines, with a ridge as large as the Gramian's own rounding error; the
-        norms in units of the largest, `[N, T]`; the largest, `[N, 1]`, or 1 where all are zero.
+        The cosines C, `[N, T, T]`, with a ridge as large as the Gramian's rounding error; the
+        norms in units of the largest, `[N, T]`; the largest norm, `[N, 1]`, or 1 if all are zero.
     """
     ridge = ROUNDINGS * torch.finfo(gramian.dtype).eps
     gramian = gramian.double()
@@ -67,18 +67,18 @@ def unit_gramian(gramian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def minimise(gramian: Tensor, prior: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     """Solve min ⟨g_w, p⟩ + r ‖g_w‖ over convex weights w: g_w = Σ_i w_i g_i and p = Σ_i b_i g_i.
 
-    What is solved is the dual, max_u min_i ⟨g_i, p + u⟩ with ‖u‖ ≤ r. The norm has a kink where
-    g_w = 0, and that is where conflicting tasks lead; a ball is smooth. The w are the multipliers
-    of the T inequalities, θ is that of the ball. In the gradients' directions e_i, so that their
-    lengths do no harm, with u = r Σ_i c_i e_i and x_i = ‖g_i‖ w_i:
+    The dual is solved, max_u min_i ⟨g_i, p + u⟩ with ‖u‖ ≤ r: the norm has a kink at g_w = 0, which
+    is where conflicting tasks lead, whereas a ball is smooth. The w are the multipliers of the T
+    inequalities, and θ is that of the ball. In terms of the unit vectors e_i of the gradients,
+    which avoids numerical problems with their lengths, u = r Σ_i c_i e_i and x_i = ‖g_i‖ w_i:
 
         z = m + r C c − τ a    slacks of the inequalities; m_i = ⟨e_i, p⟩, a_i = 1 / ‖g_i‖
         s = (1 − cᵀ C c) / 2   slack of the ball
         θ c = r x,  aᵀ x = 1   stationarity
         x_i z_i = θ s = μ      complementarity
 
-    Each iteration is one Newton step on these equations for a smaller μ, cut short of where a slack
-    or multiplier would vanish.
+    Each iteration is one Newton step on these equations for a smaller μ, shortened so that no slack
+    or multiplier vanishes.
 
     Args:
         gramian: `[N, T, T]`.
@@ -86,8 +86,8 @@ def minimise(gramian: Tensor, prior: Tensor, radius: Tensor) -> tuple[Tensor, Te
         radius: r, `[N, 1]`, in float64.
 
     Returns:
-        w `[N, T]`, and v `[N, T]` such that the dual's u = Σ_i v_i g_i; both in float64. Where
-        g_w = 0, v is not unique: it stays below the inverse root of the Gramian's precision.
+        w, `[N, T]`, and v, `[N, T]`, with the dual's u = Σ_i v_i g_i; both in float64. If g_w = 0,
+        v is not unique; it stays below the inverse square root of the Gramian's precision.
     """
     n_tasks = gramian.shape[-1]
     directions, norms, unit = unit_gramian(gramian)
@@ -119,20 +119,20 @@ def minimise(gramian: Tensor, prior: Tensor, radius: Tensor) -> tuple[Tensor, Te
 
 
 def _iterate(directions: Tensor, m: Tensor, r: Tensor, a: Tensor, state: Tensor) -> Tensor:
-    """One Newton step; a state without one, as rounding of the Gramian can bring about, is kept."""
+    """Make one Newton step; keep the state if rounding of the Gramian leaves none."""
     n_tasks = a.shape[-1]
     sizes = [n_tasks, n_tasks, n_tasks, 1, 1, 1]
     x, z, c, theta, s, tau = state.split(sizes, -1)
     mu = _REDUCTION * (_dot(x, z) + theta * s) / (n_tasks + 1)
     mu = mu.clamp(min=_COMPLEMENTARITY)
 
-    # What the equations still lack.
+    # Residuals of the equations.
     y = _apply(directions, c)
     slack = m + r * y - tau * a - z
     ball = (1 - _dot(c, y)) / 2 - s
     stationary = r * x - theta * c
 
-    # All but θ and τ eliminated: dx = free + by_theta dθ + by_tau dτ, and two equations for these.
+    # Eliminate all but θ and τ: dx = free + by_theta dθ + by_tau dτ, with two equations for these.
     weight = r / theta
     matrix = (r * weight)[..., None] * directions + torch.diag_embed(z / x)
     factor, failed = torch.linalg.cholesky_ex(matrix)

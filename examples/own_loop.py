@@ -1,0 +1,41 @@
+"""Multi-task SAC with the loop written out: collector, replay and learner are yours to arrange."""
+
+from mtrl import (
+    MTSAC,
+    AgentConfig,
+    Collector,
+    Learner,
+    LearnerConfig,
+    ReplayBuffer,
+    evaluate,
+    get_benchmark,
+    make_vector_env,
+)
+
+
+def main(steps: int = 1_000, random_steps: int = 500, episodes: int = 2) -> None:
+    """Train on two tasks for so many vector steps (a beginning), save the policy and judge it."""
+    benchmark = get_benchmark("", ("reach-v3", "drawer-close-v3"))
+    envs = make_vector_env(benchmark)  # an environment per task, in processes of their own
+    sizes = envs.observation_size, envs.action_size
+    agent = MTSAC(benchmark.tasks, AgentConfig(hidden_sizes=(128, 128)), *sizes, seed=0)
+    learner = Learner(agent, LearnerConfig(surgery="pcgrad"), seed=1)
+    replay = ReplayBuffer(100_000, envs.n_tasks, *sizes, seed=2)
+    collector = Collector(envs, agent, seed=3)
+    collector.reset(seed=0)  # of the goals
+    for step in range(steps):
+        learning = step >= random_steps
+        collector.act(uniform=not learning)  # the simulators begin to step
+        if learning:
+            metrics = learner.step(replay)  # meanwhile, on what was stored before
+        collector.store(collector.wait(), replay)
+        if learning and step % 100 == 0:
+            print(step, collector.statistics.values(envs.tells_success))
+            print(step, dict(zip(agent.tasks, metrics["critic_loss"].tolist(), strict=True)))
+    envs.close()
+    agent.save("own_loop.safetensors")
+    print(evaluate(agent, benchmark, seed=0, episodes=episodes))
+
+
+if __name__ == "__main__":  # simulators run in processes of their own
+    main()

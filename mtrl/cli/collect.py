@@ -1,0 +1,151 @@
+"""`mtrl-collect`: collect episodes of a policy or of Meta-World's experts in a file."""
+
+from __future__ import annotations
+
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from mtrl.cli.flags import Parser, add_flags, run
+from mtrl.config.section import Section, expect_writable, validate
+from mtrl.errors import UsageError
+
+if typing.TYPE_CHECKING:
+    from mtrl.demonstrations.data import Demonstrations
+
+
+class CollectConfig(Section):
+    """Options of mtrl-collect."""
+
+    source: str = Field(
+        description="'expert' for Meta-World's scripted policies, or a run folder, checkpoint or "
+        "policy file."
+    )
+    output: Path = Field(description="File to write, NAME.npz.")
+    episodes: int = Field(
+        default=10, gt=0, le=10_000, description="Episodes of each task [episodes per task]."
+    )
+    tasks: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="Tasks (default: all tasks of the policy)."
+    )
+    benchmark: str | None = Field(
+        default=None,
+        description="Task set for the expert, or custom tasks as package.module:attribute "
+        "(default: those that the run folder records).",
+    )
+    imports: tuple[str, ...] = Field(
+        default=(),
+        description="Modules to import first, for the trunks that they register, or "
+        "'package.module:name' of a trunk; a policy file itself imports nothing.",
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**32,
+        description="Random seed of goals and sampled actions (default: the seed of the training "
+        "run, and so its goals; 0 for the expert).",
+    )
+    horizon: int | None = Field(
+        default=None,
+        gt=0,
+        description="Episode length at which an episode is truncated [environment steps] "
+        "(default: the training run's; 500 for the expert).",
+    )
+    workers: int | None = Field(
+        default=None,
+        gt=0,
+        description="Simulator processes (default: one per processor core). Results do not depend "
+        "on their number.",
+    )
+    device: typing.Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Device of the policy; 'auto': CUDA if available, else the CPU."
+    )
+    stochastic: bool = Field(
+        default=False,
+        description="Sample actions from the policy instead of taking its mode.",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    return run("mtrl-collect", _collect, arguments)
+
+
+def _collect(arguments: Sequence[str] | None) -> int:
+    parser = Parser(
+        prog="mtrl-collect",
+        allow_abbrev=False,
+        description="Collect episodes on the reference simulator and write their transitions to a "
+        "file, for mtrl-train --demonstrations.",
+    )
+    fields = CollectConfig.model_fields
+    parser.add_argument("source", metavar="expert|RUN_OR_POLICY", help=fields["source"].description)
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", required=True, help=fields["output"].description
+    )
+    shown = CollectConfig(source="", output=Path())
+    add_flags(parser, shown, leave_out=("source", "output"))
+    config = validate(CollectConfig, parser.parse(arguments))
+    expect_writable("output", config.output)
+    found = _expert(config) if config.source == "expert" else _policy(config)
+    found.save(config.output)
+    print(f"{found}\n{config.output}: {len(found):,} transitions")
+    return 0
+
+
+def _expert(config: CollectConfig) -> Demonstrations:
+    from mtrl.envs.benchmarks import get_benchmark  # brings a simulator
+
+    if config.tasks is None and config.benchmark is None:
+        raise UsageError("tasks: expected --tasks or --benchmark with the expert, got neither")
+    benchmark = get_benchmark(config.benchmark or "", config.tasks)
+    if benchmark.custom:
+        raise UsageError(
+            f"benchmark: expected tasks of Meta-World's, whose experts there are, got "
+            f"{benchmark.name}"
+        )
+    for name in ("stochastic", "imports"):
+        if getattr(config, name):
+            raise UsageError(f"{name}: expected a policy with it, got the expert")
+    from mtrl.demonstrations.collect import collect, experts
+
+    return collect(
+        experts(benchmark.tasks),
+        benchmark,
+        config.episodes,
+        config.seed or 0,
+        config.horizon,
+        workers=config.workers,
+        progress=True,
+    )
+
+
+def _policy(config: CollectConfig) -> Demonstrations:
+    from mtrl.demonstrations.collect import collect
+    from mtrl.devices import resolve_device
+    from mtrl.evaluation.saved import benchmark_for
+    from mtrl.folder import find_policy
+    from mtrl.nets.trunks import import_trunks
+    from mtrl.policy.policy import Policy
+
+    import_trunks(config.imports)
+    source = Path(config.source)
+    device = resolve_device(config.device)
+    policy, header = Policy.load_with_header(find_policy(source), device)
+    return collect(
+        policy,
+        benchmark_for(source, header, config.tasks, config.benchmark),
+        config.episodes,
+        header.seed if config.seed is None else config.seed,
+        header.horizon if config.horizon is None else config.horizon,
+        workers=config.workers,
+        stochastic=config.stochastic,
+        progress=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

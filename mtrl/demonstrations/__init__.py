@@ -1,0 +1,1 @@
+"""Demonstrations: episodes of other policies, their files, and collecting them."""

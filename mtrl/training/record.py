@@ -1,0 +1,56 @@
+"""Writing of benchmark.json and run.json, which record the origin of a run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mtrl.config.train import TrainConfig
+from mtrl.folder import installed_versions, write_benchmark, write_text
+
+if TYPE_CHECKING:
+    import torch
+
+    from mtrl.envs.benchmarks import Benchmark
+
+
+def record_benchmark(run_dir: Path, benchmark: Benchmark) -> None:
+    """Write benchmark.json at the start of a run, before any step has reported success."""
+    from mtrl.envs.record import record_of
+
+    told = [not benchmark.custom or t in benchmark.tells_success for t in benchmark.tasks]
+    write_benchmark(run_dir, record_of(benchmark, told))
+
+
+def record_process(
+    run_dir: Path, config: TrainConfig, benchmark: Benchmark, device: torch.device
+) -> None:
+    """Add this process to run.json: its command, package versions, simulators and machine."""
+    import torch
+
+    from mtrl.envs.parity import choose_simulators
+    from mtrl.envs.processes import n_cores
+
+    path = run_dir / "run.json"
+    processes = json.loads(path.read_text()) if path.exists() else []
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    simulators = choose_simulators(benchmark, config.environment).by_task
+    processes.append(
+        {
+            "command": sys.argv,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "versions": installed_versions(),
+            "simulators": dict(zip(benchmark.tasks, simulators, strict=True)),
+            "machine": {
+                "platform": platform.platform(),
+                "instructions": torch.backends.cpu.get_cpu_capability(),  # these change rounding
+                "cores": n_cores(),
+                "gpu": gpu,
+            },
+        }
+    )
+    write_text(path, json.dumps(processes, indent=2) + "\n")
