@@ -11,14 +11,29 @@ from mtrl.errors import UsageError, one_line, unknown
 PRESETS = Path(__file__).parent / "presets"
 
 SPECIFIC = {
-    "benchmark": ("tasks",),
+    "benchmark": ("tasks", "curriculum"),
     "hidden_sizes": ("actor_hidden_sizes", "critic_hidden_sizes"),
     "surgery": ("actor_surgery", "critic_surgery"),
+    "tasks": ("curriculum",),
+    "curriculum": ("tasks",),
 }
 """Fields that take precedence over a more general field, by that field."""
 
 DEEPEST = 10
 """Files that may build on each other; more can only be a circle."""
+
+
+def read_file(field: str, path: Path | str) -> Any:
+    """Read plain values from a YAML file.
+
+    Raises:
+        UsageError: If it cannot be read or is not YAML; the message begins with the field.
+    """
+    try:
+        return yaml12.load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except Exception as error:  # a malicious text can make the parser raise anything
+        reason = one_line(error).replace(' in "<unicode string>", line', " in line")
+        raise UsageError(f"{field}: cannot read {path}: {reason}") from None
 
 
 def read_tree(path: Path, sections: set[str], depth: int = 0) -> Any:
@@ -34,11 +49,7 @@ def read_tree(path: Path, sections: set[str], depth: int = 0) -> Any:
     Raises:
         UsageError: If a file cannot be read or is not YAML.
     """
-    try:
-        tree = yaml12.load(path.read_text(encoding="utf-8"))
-    except Exception as error:  # a malicious text can make the parser raise anything
-        reason = one_line(error).replace(' in "<unicode string>", line', " in line")
-        raise UsageError(f"config: cannot read {path}: {reason}") from None
+    tree = read_file("config", path)
     if not isinstance(tree, dict) or "base" not in tree:
         return {} if tree is None else tree
     if depth == DEEPEST:

@@ -1,4 +1,4 @@
-"""Configuration section for fine-tuning from an existing policy. Every field states its unit.
+"""Configuration section for the initial policy of a run and its tasks by stages.
 
 This module imports neither torch nor MuJoCo, so that `--help` is fast.
 """
@@ -6,20 +6,22 @@ This module imports neither torch nor MuJoCo, so that `--help` is fast.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from mtrl.config.base import read_file
 from mtrl.config.rates import MAX_COUNT
 from mtrl.config.section import Section
+from mtrl.errors import UsageError
 
 Part = Literal["trunk", "actor-trunk", "critic-trunk", "actor", "critic", "normalizer"]
 """Parts that can be frozen."""
 
 
 class TransferConfig(Section):
-    """Configuration of fine-tuning: the initial policy, and its frozen parts."""
+    """Configuration of the initial policy, its frozen parts, and the tasks of each stage."""
 
     init_from: Path | None = Field(
         default=None,
@@ -42,6 +44,46 @@ class TransferConfig(Section):
         "(default: never).",
     )
 
+    curriculum: dict[int, tuple[str, ...]] | None = Field(
+        default=None,
+        min_length=1,
+        description="YAML file with one line for each stage of the run, `STEP: [task, …]`: from so "
+        "many environment steps on these tasks, instead of one list for the whole run. Tasks that "
+        "stay keep their heads, replay and temperatures; new ones begin afresh.",
+    )
+
+    @field_validator("curriculum", mode="before")
+    @classmethod
+    def _read_stages(cls, value: Any) -> Any:
+        if not isinstance(value, str | Path):
+            return value
+        try:
+            return read_file("curriculum", value) or {}
+        except UsageError as error:
+            text = str(error).removeprefix("curriculum: ")
+            raise PydanticCustomError("file", "{text}", {"text": text}) from None
+
+    @field_validator("curriculum")
+    @classmethod
+    def _begins_and_goes_on(
+        cls, stages: dict[int, tuple[str, ...]] | None
+    ) -> dict[int, tuple[str, ...]] | None:
+        if stages is None:
+            return None
+        steps = list(stages)
+        if steps[0] != 0 or steps != sorted(steps):
+            raise PydanticCustomError("stages", "expected steps that begin with 0 and increase")
+        for step, tasks in stages.items():
+            if not tasks:
+                raise PydanticCustomError(
+                    "stages", "expected tasks for the stage from {step} on", {"step": step}
+                )
+            if len(set(tasks)) < len(tasks):
+                raise PydanticCustomError(
+                    "stages", "expected every task once in the stage from {step} on", {"step": step}
+                )
+        return stages
+
     @field_validator("init_from")
     @classmethod
     def _expand_user(cls, path: Path | None) -> Path | None:
@@ -58,6 +100,13 @@ class TransferConfig(Section):
                 "freeze", "freeze: expected actor or critic, or both with freeze_until"
             )
         return self
+
+    @property
+    def tasks(self) -> tuple[str, ...] | None:
+        """All tasks of the curriculum, as they come."""
+        if self.curriculum is None:
+            return None
+        return tuple(dict.fromkeys(task for stage in self.curriculum.values() for task in stage))
 
     def frozen_at(self, steps: int) -> frozenset[str]:
         """Return the parts that are frozen after `steps` environment steps."""

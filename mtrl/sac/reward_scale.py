@@ -124,6 +124,13 @@ class RewardScale:
             setattr(self, f"_{name}", state[name].numpy().copy())
         self._set()
 
+    def take_over(self, other: RewardScale, tasks: Sequence[tuple[int, int]]) -> None:
+        """Copy the statistics of some tasks; `tasks` has each one's index here and there."""
+        for here, there in tasks:
+            for name in self._STATE:
+                getattr(self, f"_{name}")[here] = getattr(other, f"_{name}")[there]
+        self._set()
+
     def _scale(self) -> np.ndarray:
         """Return the return to be scaled to `magnitude`, `[T]`; 0 before the first reward."""
         if not self.memory:

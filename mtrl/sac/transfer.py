@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mtrl.config.registry import parse
-from mtrl.config.sections import AgentConfig
 from mtrl.config.train import TrainConfig, shown
 from mtrl.errors import UsageError
 from mtrl.folder import find_policy
 from mtrl.nets.networks import MultiTaskNetworks
-from mtrl.nets.trunks import import_trunks, load_trunk, trunk_of
+from mtrl.nets.trunks import import_trunks, load_trunk, with_sizes
 from mtrl.policy.file import PREFIX, PolicyHeader, open_policy
 from mtrl.policy.policy import Policy
 from mtrl.sac.agent import MTSAC
@@ -47,7 +44,8 @@ def adopted(
         if spec is not None:
             load_trunk(spec)
     with _named(), open_policy(find_policy(path)) as (_, header):
-        networks = _networks_of(header, config.agent)
+        update = {name: getattr(config.agent, name) for name in OF_THE_RUN}
+        networks = with_sizes(header.agent, len(header.tasks)).model_copy(update=update)
     lines = []
     for name, theirs in networks:
         ours = getattr(config.agent, name)
@@ -58,22 +56,6 @@ def adopted(
         if ours != theirs:
             lines.append(f"--init-from replaces the configuration's {name}: {shown(ours)}")
     return config.model_copy(update={"agent": networks}), header, lines
-
-
-def _networks_of(header: PolicyHeader, ours: AgentConfig) -> AgentConfig:
-    """Return a file's architecture; numbers of experts etc. follow from the file's tasks."""
-    update = {name: getattr(ours, name) for name in OF_THE_RUN}
-    for network in ("actor", "critic"):
-        trunk = trunk_of(header.agent, network)
-        sized = trunk.for_tasks(len(header.tasks))
-        options = {field.name: getattr(sized, field.name) for field in fields(trunk)}
-        chosen = {key: value for key, value in options.items() if value != getattr(trunk, key)}
-        if chosen:
-            field = f"{network}_trunk"
-            name, given = parse(field, getattr(header.agent, field) or header.agent.trunk)
-            listed = ", ".join(f"{key}={value!r}" for key, value in (given | chosen).items())
-            update[field] = f"{name}({listed})"
-    return header.agent.model_copy(update=update)
 
 
 def expect_sizes(source: PolicyHeader | Policy, observation_size: int, action_size: int) -> None:

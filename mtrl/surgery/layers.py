@@ -148,7 +148,7 @@ def weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
 
 
 def stacked(gradients: Tensor | Sequence[Tensor | None]) -> Tensor | None:
-    """Stack the gradients of T tasks, `[T, …]`; zeros replace missing ones."""
+    """Stack the gradients of T tasks, `[T, …]`; missing ones are 0. None if all are missing."""
     if isinstance(gradients, Tensor):
         return gradients
     like = next((g for g in gradients if g is not None), None)

@@ -17,7 +17,7 @@ from mtrl.surgery.module_gradients import ModuleFeatures, ModuleGradients
 from mtrl.surgery.rows import Row, TaskRows, in_any_rank, mean_of_ranks, rows_added, world_size
 
 AT_ONCE = 4
-"""Number of tasks from which a single backward pass for all tasks is faster than one per task."""
+"""Number of tasks from which one pass for all is faster, if all nodes are `BATCHED`."""
 
 BATCHED = {
     f"{name}Backward0"
@@ -26,8 +26,9 @@ BATCHED = {
         "Mish Hardtanh Hardswish"
     ).split()
 } | {"AccumulateGrad"}
-"""Graph nodes that handle T gradients as a product with more rows, or elementwise. A single pass
-was not faster for convolutions and attention.
+"""Autograd nodes that handle T gradients as one larger product, or elementwise.
+
+Batching convolutions and attention did not make them faster.
 """
 
 
@@ -137,14 +138,14 @@ class ModuleProblem:
     def _by_task(
         self, targets: Sequence[Tensor | GradientEdge], crossing: Crossing, wanted: Wanted
     ) -> Sequence[Tensor | Sequence[Tensor | None]]:
-        """Backpropagate the T tasks to each target, in a single pass where this is faster."""
+        """Return the T tasks' gradients at each target, in one pass where that is faster."""
         rows = [wanted[task] for task in self.tasks]
         if len(rows) >= AT_ONCE and {type(node).__name__ for node in crossing.uses} <= BATCHED:
             columns = [stacked(column) for column in zip(*rows, strict=True)]
             try:
                 found = self._differentiate(targets, {0: columns}, retain=True, at_once=True)
                 return [[None] * len(rows) if g is None else g for g in found]
-            except RuntimeError:  # for example, a user's hook that depends on values
+            except RuntimeError:  # for example, a user's hook reads values, which vmap forbids
                 pass
         last = len(rows) - 1
         each = [
@@ -192,7 +193,7 @@ class ModuleProblem:
     ) -> Sequence[Tensor | None]:
         """Backpropagate these crossings' gradients to leaves and layer outputs below.
 
-        If `at_once`, gradients and results are `[T, …]`.
+        With `at_once`, gradients and results have a leading dimension of tasks, `[T, …]`.
         """
         pairs = [
             (z, g)

@@ -108,7 +108,7 @@ class Callback:
     @property
     def metrics(self) -> Mapping[str, Tensor]:
         """Results of the last update, `[T]` on the device, by name as in the `train/` tags."""
-        return self._of_run.metrics
+        return self._of_run.state.metrics
 
     @property
     def logger(self) -> RunLogger:

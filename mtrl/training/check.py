@@ -12,6 +12,7 @@ from mtrl.config.train import AgentConfig, TrainConfig, shown
 from mtrl.errors import UsageError, import_attribute
 from mtrl.training.callbacks import check as check_callback
 from mtrl.training.memory import expect_memory, expect_memory_for_simulators
+from mtrl.training.tasks import chosen, expect_stages, named
 
 if TYPE_CHECKING:
     import torch
@@ -41,9 +42,7 @@ def check_names(config: TrainConfig, benchmark: Benchmark | None = None) -> Benc
             TRUNKS.check(spec)
     for spec in config.callbacks:
         check_callback(spec)
-    from mtrl.envs.benchmarks import get_benchmark  # imports a simulator
-
-    return get_benchmark(config.benchmark, config.tasks) if benchmark is None else benchmark
+    return chosen(config) if benchmark is None else benchmark
 
 
 def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
@@ -56,7 +55,8 @@ def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
     from mtrl.envs.make import steps_of_an_episode
     from mtrl.envs.parity import choose_simulators
 
-    config.schedule(len(benchmark.tasks))
+    schedule = config.schedule(len(benchmark.tasks))
+    expect_stages(config, schedule.total_timesteps)
     steps_of_an_episode(benchmark, config.environment.horizon)
     choose_simulators(benchmark, config.environment)
     if config.demonstrations:
@@ -87,18 +87,23 @@ def check(
             inconsistent, or the run would not fit in memory.
     """
     if benchmark is not None:
-        benchmark, config = _named(benchmark, config)
+        benchmark, config = named(benchmark, config)
     benchmark = check_names(config, benchmark)
     check_plan(config, benchmark)
     from mtrl.devices import resolve_device
     from mtrl.envs.examine import examined
     from mtrl.envs.make import steps_of_an_episode
     from mtrl.nets.precision import resolve_precision
+    from mtrl.nets.trunks import with_sizes
 
     device = resolve_device(config.device)
     precision = resolve_precision(config.learner.precision, device)
     benchmark = examined(benchmark)
-    expect_memory(config, _check_networks(config, benchmark), device)
+    agent = _check_networks(config, benchmark)
+    if config.transfer.curriculum is not None:  # one size of networks for all stages
+        sized = with_sizes(config.agent, len(benchmark.tasks))
+        config = config.model_copy(update={"agent": sized})
+    expect_memory(config, agent, device)
     expect_memory_for_simulators(config, benchmark)
     if config.eval_video:
         from mtrl.evaluation.video import find_backend
@@ -132,23 +137,6 @@ def check_elsewhere(config: TrainConfig) -> Benchmark:
     benchmark = examined(benchmark)
     _check_networks(config, benchmark)
     return benchmark
-
-
-def _named(benchmark: Benchmark, config: TrainConfig) -> tuple[Benchmark, TrainConfig]:
-    """Return the tasks of `benchmark` that `config` selects, and `config` updated to name them.
-
-    The run's config.yaml then says what it was trained on, and `--config` finds it again.
-    """
-    from mtrl.envs.benchmarks import NAMED, select
-    from mtrl.envs.record import with_source
-
-    benchmark = with_source(benchmark)
-    if config.tasks is not None:
-        benchmark = select(benchmark, config.tasks)
-    name = benchmark.source or benchmark.name
-    whole = benchmark.custom or NAMED.get(name) == benchmark.tasks
-    tasks = config.tasks if whole else benchmark.tasks
-    return benchmark, config.model_copy(update={"benchmark": name, "tasks": tasks})
 
 
 def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:

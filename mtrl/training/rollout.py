@@ -127,6 +127,24 @@ class Collector:
         place.copy_(observations)
         observe()
 
+    def take_over(self, other: Collector, tasks: Sequence[tuple[int, int]], seed: int) -> None:
+        """Start the episodes after those of another collector, in every task.
+
+        Args:
+            other: Collector of other tasks.
+            tasks: Index here and there of each task that both have; statistics go on in these.
+            seed: Seed of the run.
+        """
+        copies = self.envs.envs_per_task
+        state, before = self.envs.state(), other.envs.state()
+        number = max(before["episodes"]) // copies + 1
+        # All tasks on one number, which EnvPool's play in step.
+        state["episodes"] = [copies * number + row % copies for row in range(self.envs.num_envs)]
+        for here, there in tasks:
+            state["tells_success"][here] = before["tells_success"][there]
+        self._observations = self.envs.restore(state, seed=seed)
+        self.statistics.take_over(other.statistics, tasks)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state for `load_state_dict`."""
         acting = {} if self._snapshot is None else {"acting": self._snapshot.state_dict()}
@@ -201,6 +219,12 @@ class EpisodeStatistics:
                 if tells_success[t]:
                     found[f"rollout/success_rate/{task}"] = float(np.mean(self._success[t]))
         return found
+
+    def take_over(self, other: EpisodeStatistics, tasks: Sequence[tuple[int, int]]) -> None:
+        """Copy those of some tasks; `tasks` has each one's index here and there."""
+        for here, there in tasks:
+            self._returns[here].extend(other._returns[there])
+            self._success[here].extend(other._success[there])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain values."""

@@ -38,14 +38,17 @@ class RunState:
         saved: Result of `state_dict`, to resume a run. Default: start a new run.
         demonstrations: Demonstrations of the run's tasks; they stay the same throughout the run.
         agent: Agent to train, with the configuration's networks. Default: a new one.
+        stage: Number of the curriculum's stage.
 
     Attributes:
         steps: Environment steps so far, over all tasks.
         elapsed: Training time so far [s].
         score: Summary of the last evaluation; empty before the first.
         evaluation_pending: Whether an evaluation was started but not finished.
-        known: Tasks that the policy knew before the run. It acts in these from the start, without
+        known: Tasks that the policy knew before the stage. It acts in these from the start, without
             random actions.
+        learns_at: Environment steps after which updates begin.
+        metrics: Metrics of the last update; empty before the stage's first.
 
     Raises:
         UsageError: If `saved` is not from a run with this configuration.
@@ -60,14 +63,16 @@ class RunState:
         *,
         demonstrations: Demonstrations | None = None,
         agent: MTSAC | None = None,
+        stage: int = 0,
     ) -> None:
-        self.config, self.benchmark = config, benchmark
+        self.config, self.benchmark, self.stage = config, benchmark, stage
         self.demonstrations = demonstrations
         n_tasks = len(benchmark.tasks)
         # Independent random streams, all derived from the seed.
+        entropy = [config.seed, stage] if stage else config.seed
         weights, learner, replay, exploration = (
             int(sequence.generate_state(1)[0])
-            for sequence in np.random.SeedSequence(config.seed).spawn(4)
+            for sequence in np.random.SeedSequence(entropy).spawn(4)
         )
         environment = config.environment
         self.simulators = choose_simulators(benchmark, environment)
@@ -120,19 +125,12 @@ class RunState:
         # Shared, because a report of success in either counts for both.
         self.eval_envs.tells_success = self.envs.tells_success
         self.known: tuple[str, ...] = ()
-        if saved is None and config.transfer.init_from is not None:
-            self.known = transfer(self.agent, read_source(config.transfer.init_from))
-        self.steps = 0
+        self.metrics: dict[str, torch.Tensor] = {}
+        self.steps = self.learns_at = 0
         self.elapsed = 0.0
         self.score = ""
         self.evaluation_pending = False
-        if saved is None:
-            self.learner.freeze(config.transfer.frozen_at(0))
-            normalizer = self.agent.normalizer
-            if shown is not None and normalizer is not None and not normalizer.frozen:
-                normalizer.observe(shown.observations)
-            self.collector.reset(config.seed)
-        else:
+        if saved is not None:
             try:
                 self._load(saved)
             except UsageError:
@@ -142,6 +140,28 @@ class RunState:
                     "resume: expected the state of a run with this configuration, got another: "
                     f"{one_line(error)}"
                 ) from None
+
+    def begin(self, learns_at: int) -> None:
+        """Start a run, from the policy of `init_from` if it is set."""
+        if (path := self.config.transfer.init_from) is not None:
+            self.known = transfer(self.agent, read_source(path))
+        self.learner.freeze(self.config.transfer.frozen_at(0))
+        normalizer, shown = self.agent.normalizer, self.replay.demonstrations
+        if shown is not None and normalizer is not None and not normalizer.frozen:
+            normalizer.observe(shown.observations)
+        self.learns_at = learns_at
+        self.collector.reset(self.config.seed)
+
+    def take_over(self, before: RunState) -> None:
+        """Continue from the previous stage, whose simulators may still be running."""
+        ours, theirs = self.benchmark.tasks, before.benchmark.tasks
+        self.known = transfer(self.agent, before.agent)
+        tasks = [(ours.index(task), theirs.index(task)) for task in self.known]
+        self.replay.take_over(before.replay, tasks)
+        self.collector.take_over(before.collector, tasks, self.config.seed)
+        self.learner.updates, self.learner.threads = before.learner.updates, before.learner.threads
+        self.steps, self.elapsed, self.score = before.steps, before.elapsed, before.score
+        self.learns_at = before.learns_at
 
     def close(self) -> None:
         """Stop the simulators."""
@@ -186,6 +206,8 @@ class RunState:
             "score": self.score,
             "evaluation_pending": self.evaluation_pending,
             "known": list(self.known),
+            "stage": self.stage,
+            "learns_at": self.learns_at,
         }
 
     def description(self) -> dict[str, Any]:
@@ -220,6 +242,8 @@ class RunState:
         self.score = state.get("score", "")  # missing in older checkpoints
         self.evaluation_pending = state["evaluation_pending"]
         self.known = tuple(state.get("known", ()))
+        n_tasks = len(self.benchmark.tasks)  # in an older state all those of the run
+        self.learns_at = state.get("learns_at", self.config.schedule(n_tasks).learning_starts)
 
 
 def _kind(agent: MTSAC) -> str:

@@ -24,6 +24,7 @@ from mtrl.sac.diagnose import diagnose
 from mtrl.training import report
 from mtrl.training.callbacks import Callback
 from mtrl.training.checkpoint import CheckpointWriter, what_is_left
+from mtrl.training.curriculum import Curriculum
 from mtrl.training.hooks import Hooks
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.judge import Judge
@@ -32,7 +33,6 @@ from mtrl.training.pace import Pace
 from mtrl.training.place import quoted
 from mtrl.training.report import Outcome as Outcome
 from mtrl.training.rollout import episodes_of
-from mtrl.training.state import RunState
 
 
 class _Stop(Exception):
@@ -53,7 +53,6 @@ class Trainer:
 
     Attributes:
         state: State of the run, as saved in checkpoints.
-        metrics: Metrics of the last update.
         last_step: Result of the environments' last step.
 
     Raises:
@@ -75,9 +74,9 @@ class Trainer:
         self.schedule = config.schedule(len(benchmark.tasks))
         self.hooks = Hooks(callbacks, saved or {})
         shown = Demonstrations.load(run_dir / DEMONSTRATIONS) if config.demonstrations else None
-        self.state = RunState(config, benchmark, device, saved, demonstrations=shown, agent=agent)
+        self.curriculum = Curriculum(config, benchmark, device, demonstrations=shown, agent=agent)
+        self.state = self.curriculum.begin(saved)
         self.checkpoints = CheckpointWriter(run_dir)
-        self.metrics: dict[str, torch.Tensor] = {}
         self.last_step: tuple[Any, ...] = ()
         self.pace = Pace(self.state.steps, self.state.learner.updates)
         self._fps = 0.0
@@ -91,7 +90,8 @@ class Trainer:
             resume_at=self.state.steps,
             on_row=partial(self.hooks.call, "on_log"),
         )
-        self._judge = Judge(config, self.state, self.logger, run_dir, tick=self._stop_if_requested)
+        about = self.logger, run_dir
+        self._judge = Judge(self.state, self.curriculum, *about, tick=self._stop_if_requested)
         for note in (self.state.simulators.note, *self.hooks.notes):
             self.logger.say(note)
         self.hooks.begin(self)
@@ -163,21 +163,22 @@ class Trainer:
             self._evaluate()
         while state.steps < schedule.total_timesteps:
             self._stop_if_requested()
+            self.state = self._judge.state = state = self.curriculum.following(state)
             self.step()
             self.checkpoints.check()
             state.elapsed = time.monotonic() - start
             self.logger.tick(state.steps)
             self.hooks.call("on_step")
-            if episodes := episodes_of(self.benchmark.tasks, self.last_step[-1]):
+            if episodes := episodes_of(state.benchmark.tasks, self.last_step[-1]):
                 self.hooks.call("on_rollout_end", episodes)
             at_end = state.steps >= schedule.total_timesteps
             print_progress = at_end
             if state.due(schedule.log_every):
                 self._log()
                 print_progress = True
-            if state.due(schedule.diagnose_every) and self.metrics:
+            if state.due(schedule.diagnose_every) and state.metrics:
                 found = diagnose(state.learner, state.replay)
-                report.diagnosis(self.logger, state.steps, self.benchmark.tasks, found)
+                report.diagnosis(self.logger, state.steps, state.benchmark.tasks, found)
             if not at_end:  # the end has its own evaluation and checkpoint
                 if state.due(schedule.eval_every):
                     self._evaluate()
@@ -193,14 +194,14 @@ class Trainer:
         The order of dependent operations is fixed, so that results do not depend on timing.
         """
         state = self.state
-        learning = state.steps >= self.schedule.learning_starts
+        learning = state.steps >= state.learns_at
         state.learner.freeze(self.config.transfer.frozen_at(state.steps))
         with self.pace.stage("act"):
             state.collector.act(uniform=not learning and state.unknown())
         with self.pace.stage("learn"):
             if learning:
                 state.learner.anneal(state.steps / self.schedule.total_timesteps)
-                self.metrics = state.learner.step(state.replay, self.config.learner.gradient_steps)
+                state.metrics = state.learner.step(state.replay, self.config.learner.gradient_steps)
         with self.pace.stage("wait"):
             self.last_step = state.collector.wait()
         with self.pace.stage("store"):
@@ -221,8 +222,8 @@ class Trainer:
             "time/restarts": float(state.envs.restarts + state.eval_envs.restarts),
             **state.collector.statistics.values(state.envs.tells_success),
         }
-        metrics = {**self.metrics, "reward_scale": state.replay.scale.factors}
-        tasks = self.benchmark.tasks
+        metrics = {**state.metrics, "reward_scale": state.replay.scale.factors}
+        tasks = state.benchmark.tasks
         report.training(self.logger, state.steps, tasks, values, metrics=metrics)
 
     def _print_progress(self) -> None:

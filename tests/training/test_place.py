@@ -141,7 +141,7 @@ def test_errors_come_before_pytorch():
 def test_resume_if_exists(tmp_path, capsys):
     """One command starts, resumes, keeps a complete run, and rejects a different one."""
     run_dir = tmp_path / "run"
-    flags = ["--benchmark", "mt1:reach-v3", *FLAGS[2:], "--device", "cpu"]
+    flags = ["--benchmark", "mt1:reach-v3", *FLAGS[:2], *FLAGS[4:], "--device", "cpu"]
     again = [*flags, "--run-dir", str(run_dir), "--resume-if-exists"]
     run_dir.mkdir()
     shutil.copytree(tmp_path / "run", tmp_path / "other")
