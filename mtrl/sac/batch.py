@@ -1,4 +1,4 @@
-"""What one update learns from."""
+"""Batches of transitions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Batch:
     next_observations: Tensor  # [T, B, observation], never an observation after a reset
 
     def seen_by(self, policy: Policy) -> Batch:
-        """With observations as the networks see them."""
+        """Return the batch with observations normalised by a policy."""
         return replace(
             self,
             observations=policy.normalized(self.observations),

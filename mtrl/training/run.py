@@ -83,7 +83,7 @@ def train(
     from mtrl.demonstrations.sources import sources
 
     if agent is not None and config.transfer.curriculum is not None:
-        raise UsageError("agent: expected none beside a curriculum, got one")
+        raise UsageError("agent: expected no agent=... with a curriculum, got both")
     shown = sources(config.demonstrations, benchmark) if config.demonstrations else None
     made = make_folder(config, benchmark.name, resume_if_exists)
     run_dir = config.run_dir or made[0]

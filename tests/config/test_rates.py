@@ -13,7 +13,7 @@ BUDGETS = {"total_timesteps": 2_800_000, "learning_starts": 20_000, "eval_every"
 
 
 def test_the_recipe_on_mt10_has_the_numbers_of_the_runs_in_results(request):
-    """Those of `results/mt10_cpu_seed1`, which was begun before the recipe was for any tasks."""
+    """Compare with `results/mt10_cpu_seed1`, which is older than budgets per task."""
     path = request.config.rootpath / "results" / "mt10_cpu_seed1" / "config.yaml"
     ran = TrainConfig.from_yaml(path).flat()
     ours = check(preset("recipe_cpu", benchmark="mt10", device="cpu"))[2].flat()
@@ -22,7 +22,7 @@ def test_the_recipe_on_mt10_has_the_numbers_of_the_runs_in_results(request):
     assert ours.items() >= BUDGETS.items()
 
 
-def test_budgets_grow_with_the_tasks_and_the_entropy_with_the_actions():
+def test_budgets_scale_with_tasks_and_entropy_with_actions():
     config = preset("recipe_cpu")
     assert [config.schedule(n).total_timesteps for n in (1, 4)] == [280_000, 1_120_000]
     assert [config.learner.entropy_of(n) for n in (1, 4)] == [-0.5, -2.0]
@@ -41,7 +41,7 @@ def test_budgets_grow_with_the_tasks_and_the_entropy_with_the_actions():
         ("target_entropy", "-1", -1.0),
     ],
 )
-def test_they_are_read_and_written(leaf, value, found, tmp_path):
+def test_rates_are_read_and_written(leaf, value, found, tmp_path):
     config = TrainConfig(**{leaf: value})
     assert config.flat()[leaf] == found
     (tmp_path / "c.yaml").write_text(config.to_yaml())
@@ -58,12 +58,12 @@ def test_they_are_read_and_written(leaf, value, found, tmp_path):
         ("target_entropy: 1/task", "learner.target_entropy: input should be a number, or NUMBER/a"),
         ("base: recip_cpu", "base: unknown 'recip_cpu'; did you mean 'recipe_cpu'"),
         ("base: [1]", "base: expected the name of a preset or a file, got "),
-        ("base: c.yaml", "base: expected files that do not name each other in a circle"),
+        ("base: c.yaml", "base: expected files without a cycle of bases"),
         ("base: none.yaml", "config: cannot read .*none.yaml"),
         ("base: plain\nlearner:\n  hidden_sizes: [8]", "unknown 'hidden_sizes'"),
     ],
 )
-def test_what_cannot_be_read_is_told(text, told, tmp_path):
+def test_invalid_files_are_reported(text, told, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UsageError, match=told):
         TrainConfig.from_yaml(tmp_path / "c.yaml")
@@ -74,13 +74,13 @@ def test_a_file_changes_its_base(tmp_path):
     (tmp_path / "b.yaml").write_text("base: a.yaml\ntau: 0.1\nlearner:\n  surgery: pcgrad\n")
     found = TrainConfig.from_yaml(tmp_path / "b.yaml").flat()
     changed = {"hidden_sizes": (64,), "seed": 4, "tau": 0.1, "surgery": "pcgrad"}
-    # The recipe's widths of the actor would take precedence over those of all networks.
+    # Actor widths of the recipe would take precedence over those of all networks.
     changed["actor_hidden_sizes"] = None
     assert found == preset("recipe_cpu").flat() | changed
 
 
 def test_a_requeued_run_is_the_same_run(tmp_path):
-    """Its own configuration has totals where the command has numbers per task."""
+    """Its stored configuration has totals where the command has numbers per task."""
     asked = small_config(tmp_path, total_timesteps="120/task", target_entropy="-0.5/action")
     benchmark, _, resolved = check(asked)
     assert resolved.total_timesteps == 240 and resolved.learner.target_entropy == -2.0
