@@ -101,11 +101,8 @@ def _job(trial: Trial, runs: Path) -> Job:
     run_dir, written = runs / trial.folder, runs / f"{trial.folder}.yaml"
     written.write_text(trial.config.to_yaml(), encoding="utf-8")
     where = ("--config", str(written), "--run-dir", str(run_dir), "--resume-if-exists")
-    files: dict[str, Any] = {
-        "log": runs / f"{trial.folder}.txt",
-        "state": runs / f"{trial.folder}.json",
-    }
-    return Job(trial.folder, where, run_dir, variables=trial.variables, **files)
+    log, state = runs / f"{trial.folder}.txt", runs / f"{trial.folder}.json"
+    return Job(trial.folder, where, run_dir, log=log, state=state, variables=trial.variables)
 
 
 def _keep(run_dir: Path, kept: Path) -> None:

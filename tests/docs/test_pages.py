@@ -206,6 +206,11 @@ def test_the_api_pages_have_every_public_name():
     assert all(f":: mtrl.surgery.{name}\n" in text for name in mtrl.surgery.__all__)
 
 
+def test_the_layout_names_every_package():
+    packages = {path.parent.name for path in ROOT.glob("mtrl/*/__init__.py")}
+    assert all(f"`{package}/`" in read(ROOT / "docs/layout.md") for package in packages)
+
+
 def test_headings_go_down_by_one():
     for page in PAGES:
         text = re.sub(r"^```.*?^```", "", read(page), flags=re.DOTALL | re.MULTILINE)
