@@ -78,7 +78,7 @@ def test_films_of_other_lengths_and_a_last_row_that_is_not_full(film_grid):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["-o", "a.png"], "out: expected a name that ends in .webp or .gif, got a.png"),
+        (["-o", "a.png"], "out: expected a name ending in .webp or .gif, got a.png"),
         (["--columns", "0"], "columns: expected more than 0, got 0"),
     ],
 )

@@ -47,7 +47,7 @@ class RunState:
         evaluation_pending: Whether an evaluation was started but not finished.
         known: Tasks that the policy knew before the stage. It acts in these from the start, without
             random actions.
-        learns_at: Environment steps after which updates begin.
+        learns_at: Environment steps after which updates start.
         metrics: Metrics of the last update; empty before the first update of the stage.
 
     Raises:

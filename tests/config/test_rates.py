@@ -6,7 +6,7 @@ from small_runs import small_config
 from mtrl.config.presets import preset
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
-from mtrl.training.place import begun
+from mtrl.training.place import existing_run
 from mtrl.training.run import check
 
 BUDGETS = {"total_timesteps": 2_800_000, "learning_starts": 20_000, "eval_every": 280_000}
@@ -90,6 +90,6 @@ def test_a_requeued_run_is_the_same_run(tmp_path):
     from mtrl.training.run import _record_benchmark
 
     _record_benchmark(tmp_path, benchmark)
-    assert begun(asked, compare_tasks=True) == tmp_path
+    assert existing_run(asked, compare_tasks=True) == tmp_path
     with pytest.raises(UsageError, match="learning_starts: expected 40, as in the run in"):
-        begun(asked.model_copy(update={"learning_starts": "21/task"}), compare_tasks=True)
+        existing_run(asked.model_copy(update={"learning_starts": "21/task"}), compare_tasks=True)
