@@ -93,13 +93,13 @@ def grid(films: Sequence[bytes], columns: int) -> tuple[list[Image.Image], float
 
 
 def save(frames: Sequence[Image.Image], milliseconds: float, path: Path, limit: int) -> str:
-    """Write an endless animation of at most `limit` bytes, as good as fits.
+    """Write an endless animation with the best quality that fits in `limit` bytes.
 
     Returns:
-        How good it is.
+        The quality, in words.
 
     Raises:
-        UsageError: if it is too large even at the lowest quality.
+        UsageError: If it is too large even at the lowest quality.
     """
     is_webp = path.suffix == ".webp"
     for level in QUALITIES if is_webp else COLORS:
@@ -108,8 +108,8 @@ def save(frames: Sequence[Image.Image], milliseconds: float, path: Path, limit: 
             break
     else:
         raise UsageError(
-            f"limit: expected {limit / 1e6:g} MB to be enough, got {len(film) / 1e6:.2f} MB at the "
-            "lowest quality; --size makes it smaller"
+            f"limit: expected {limit / 1e6:g} MB to suffice, got {len(film) / 1e6:.2f} MB at the "
+            "lowest quality; reduce --size"
         )
     write_atomically(path, lambda place: place.write_bytes(film))
     return f"quality {level}" if is_webp else f"{level} colours"
