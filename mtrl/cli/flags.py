@@ -241,7 +241,7 @@ def _metavar(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return "|".join(typing.get_args(annotation))
     if inner := typing.get_args(annotation):  # X | None, tuple[X, ...], Annotated[X, ...]
-        return _metavar(inner[0])
+        return "FILE" if typing.get_origin(annotation) is dict else _metavar(inner[0])
     return {int: "N", float: "X", str: "NAME", Path: "PATH", bool: "true|false"}[annotation]
 
 

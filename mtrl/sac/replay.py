@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,19 @@ import torch
 from torch import Tensor
 
 from mtrl.devices import upload
-from mtrl.sac.batch import Batch as Batch
 from mtrl.sac.demonstrated import Demonstrated
 from mtrl.sac.reward_scale import RewardScale
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B transitions of each task; row t belongs to task t."""
+
+    observations: Tensor  # [T, B, observation]
+    actions: Tensor  # [T, B, action]
+    rewards: Tensor  # [T, B], scaled
+    terminated: Tensor  # [T, B], 1 if the episode terminated; 0 for a time limit
+    next_observations: Tensor  # [T, B, observation], never an observation after a reset
 
 
 class ReplayBuffer:

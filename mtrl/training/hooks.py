@@ -52,13 +52,14 @@ def made(specs: Sequence[str], given: Sequence[Callback]) -> list[Callback]:
     return found
 
 
-class _Mirror(Callback):
+class GivenLogger(Callback):
     """Sends every row to another logger."""
 
     def __init__(self, logger: Logger) -> None:
         self._to = logger
 
     def on_log(self, values: Mapping[str, float]) -> None:
+        """Record and dump the row."""
         for key, value in values.items():
             self._to.record(key, value, exclude="tensorboard" if key == STEP else None)
         self._to.dump(self.num_timesteps)
@@ -73,7 +74,7 @@ def mirror(logger: Any) -> Callback:
     if not isinstance(logger, Logger):
         kind = type(logger).__name__
         raise UsageError(f"logger: expected a stable_baselines3.common.logger.Logger, got {kind}")
-    return _Mirror(logger)
+    return GivenLogger(logger)
 
 
 class Hooks:

@@ -66,7 +66,7 @@ class RunState:
         stage: int = 0,
     ) -> None:
         self.config, self.benchmark, self.stage = config, benchmark, stage
-        self.demonstrations = demonstrations
+        self._digest = None if demonstrations is None else demonstrations.digest()
         n_tasks = len(benchmark.tasks)
         # Independent random streams, all derived from the seed.
         entropy = [config.seed, stage] if stage else config.seed
@@ -193,9 +193,8 @@ class RunState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as nested dictionaries of tensors, arrays and plain values."""
-        shown = self.demonstrations
         return {
-            **({} if shown is None else {"demonstrations": shown.digest()}),
+            "demonstrations": self._digest,
             "agent": self.agent.state_dict(),
             "agent_type": _kind(self.agent),
             "learner": self.learner.state_dict(),
@@ -222,8 +221,7 @@ class RunState:
         }
 
     def _load(self, state: dict[str, Any]) -> None:
-        digest = None if self.demonstrations is None else self.demonstrations.digest()
-        if state.get("demonstrations") != digest:
+        if state.get("demonstrations") != self._digest:
             raise UsageError(
                 f"resume: expected the {DEMONSTRATIONS} of the run's start, got another"
             )

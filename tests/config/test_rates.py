@@ -7,6 +7,7 @@ from mtrl.config.presets import preset
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
 from mtrl.training.place import existing_run
+from mtrl.training.record import record_benchmark
 from mtrl.training.run import check
 
 BUDGETS = {"total_timesteps": 2_800_000, "learning_starts": 20_000, "eval_every": 280_000}
@@ -87,9 +88,7 @@ def test_a_requeued_run_is_the_same_run(tmp_path):
     (tmp_path / "config.yaml").write_text(resolved.to_yaml())
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step_000000000060.safetensors").touch()
-    from mtrl.training.run import _record_benchmark
-
-    _record_benchmark(tmp_path, benchmark)
+    record_benchmark(tmp_path, benchmark)
     assert existing_run(asked, compare_tasks=True) == tmp_path
     with pytest.raises(UsageError, match="learning_starts: expected 40, as in the run in"):
         existing_run(asked.model_copy(update={"learning_starts": "21/task"}), compare_tasks=True)
