@@ -4,7 +4,7 @@
     ├── agent: AgentConfig              networks
     ├── learner: LearnerConfig          losses, optimisers, replay, surgery
     ├── environment: EnvironmentConfig  simulator
-    └── transfer: TransferConfig        policy that a run begins from
+    └── transfer: TransferConfig        initial policy and stages of tasks
 
 Every leaf has a unique name, so a field has the same name everywhere: `learner.batch_size` in YAML
 is `--batch-size` on the command line (`imports` is `--import`). *Timesteps* are environment steps
