@@ -53,7 +53,7 @@ def made(specs: Sequence[str], given: Sequence[Callback]) -> list[Callback]:
 
 
 class GivenLogger(Callback):
-    """Sends every row to another logger."""
+    """Sends every row to a user's logger."""
 
     def __init__(self, logger: Logger) -> None:
         self._to = logger
