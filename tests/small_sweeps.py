@@ -16,9 +16,9 @@ from mtrl.cli.train import main
 HERE = Path(__file__).parent
 TOTAL = 1_200
 FLAGS = (
-    f"--benchmark toy_tasks:POINTS --total-timesteps {TOTAL} --learning-starts 40 --log-every 200 "
-    "--checkpoint-every 100 --eval-every 800 --eval-episodes 1 --diagnose-every 0 "
-    "--hidden-sizes 8 --batch-size 8 --device cpu"
+    f"--config mt10_plain --benchmark toy_tasks:POINTS --total-timesteps {TOTAL} "
+    "--learning-starts 40 --log-every 200 --checkpoint-every 100 --eval-every 800 "
+    "--eval-episodes 1 --diagnose-every 0 --hidden-sizes 8 --batch-size 8 --device cpu"
 ).split()
 
 

@@ -155,8 +155,11 @@ class SweepFolder:
             if not record.exists() and any(self.path.glob("[!.]*")):
                 raise UsageError(f"out: expected a sweep or an empty folder, got {self.path}")
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not record.exists():
+                self.record([], Rules())
             for name in ("configs", "runs", "logs", "states"):
-                (self.path / name).mkdir(parents=True, exist_ok=True)
+                (self.path / name).mkdir(exist_ok=True)
         except OSError as error:
             raise UsageError(f"out: cannot create {self.path}: {one_line(error)}") from None
 

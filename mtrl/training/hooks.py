@@ -52,13 +52,14 @@ def made(specs: Sequence[str], given: Sequence[Callback]) -> list[Callback]:
     return found
 
 
-class _Mirror(Callback):
-    """Sends every row to another logger."""
+class GivenLogger(Callback):
+    """Sends every row to a user's logger."""
 
     def __init__(self, logger: Logger) -> None:
         self._to = logger
 
     def on_log(self, values: Mapping[str, float]) -> None:
+        """Record and dump the row."""
         for key, value in values.items():
             self._to.record(key, value, exclude="tensorboard" if key == STEP else None)
         self._to.dump(self.num_timesteps)
@@ -73,7 +74,7 @@ def mirror(logger: Any) -> Callback:
     if not isinstance(logger, Logger):
         kind = type(logger).__name__
         raise UsageError(f"logger: expected a stable_baselines3.common.logger.Logger, got {kind}")
-    return _Mirror(logger)
+    return GivenLogger(logger)
 
 
 class Hooks:
@@ -87,6 +88,7 @@ class Hooks:
         saved: State in the checkpoint to resume from, as `state_dict` returned it.
 
     Attributes:
+        n_calls: Calls of `on_step` since the run began.
         notes: Messages to print.
         stopped_by: Hook that returned False, such as `Patience.on_eval`.
 
@@ -101,6 +103,7 @@ class Hooks:
         self.notes: list[str] = []
         self._trainer: Trainer | None = None
         self._recorded: list[tuple[str, float]] = saved.get("recorded", [])
+        self.n_calls: int = saved.get("n_calls", 0)
         waiting = dict(saved.get("callbacks", {}))
         for callback in callbacks:
             state = waiting.pop(callback.state_key, None)
@@ -144,6 +147,7 @@ class Hooks:
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of all callbacks and note their answers and errors."""
+        self.n_calls += hook == "on_step"
         for callback in self._callbacks:
             if self._failure is not None:
                 return
@@ -169,7 +173,7 @@ class Hooks:
             except (Exception, SystemExit) as error:
                 if self._failure is None:
                     self._failure = f"{type(callback).__name__}.state_dict", error
-        found: dict[str, Any] = {"callbacks": states}
+        found: dict[str, Any] = {"callbacks": states, "n_calls": self.n_calls}
         if self._trainer is not None and (waiting := self._trainer.logger.recorded):
             found["recorded"] = waiting
         return found

@@ -38,7 +38,7 @@ class RunState:
         saved: Result of `state_dict`, to resume a run. Default: start a new run.
         demonstrations: Demonstrations of the run's tasks; they stay the same throughout the run.
         agent: Agent to train, with the configuration's networks. Default: a new one.
-        stage: Number of the curriculum's stage.
+        stage: Index of the stage in the curriculum.
 
     Attributes:
         steps: Environment steps so far, over all tasks.
@@ -47,8 +47,8 @@ class RunState:
         evaluation_pending: Whether an evaluation was started but not finished.
         known: Tasks that the policy knew before the stage. It acts in these from the start, without
             random actions.
-        learns_at: Environment steps after which updates begin.
-        metrics: Metrics of the last update; empty before the stage's first.
+        learns_at: Environment steps after which updates start.
+        metrics: Metrics of the last update; empty before the first update of the stage.
 
     Raises:
         UsageError: If `saved` is not from a run with this configuration.
@@ -66,7 +66,7 @@ class RunState:
         stage: int = 0,
     ) -> None:
         self.config, self.benchmark, self.stage = config, benchmark, stage
-        self.demonstrations = demonstrations
+        self._digest = None if demonstrations is None else demonstrations.digest()
         n_tasks = len(benchmark.tasks)
         # Independent random streams, all derived from the seed.
         entropy = [config.seed, stage] if stage else config.seed
@@ -193,9 +193,8 @@ class RunState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as nested dictionaries of tensors, arrays and plain values."""
-        shown = self.demonstrations
         return {
-            **({} if shown is None else {"demonstrations": shown.digest()}),
+            "demonstrations": self._digest,
             "agent": self.agent.state_dict(),
             "agent_type": _kind(self.agent),
             "learner": self.learner.state_dict(),
@@ -222,8 +221,7 @@ class RunState:
         }
 
     def _load(self, state: dict[str, Any]) -> None:
-        digest = None if self.demonstrations is None else self.demonstrations.digest()
-        if state.get("demonstrations") != digest:
+        if state.get("demonstrations") != self._digest:
             raise UsageError(
                 f"resume: expected the {DEMONSTRATIONS} of the run's start, got another"
             )
@@ -242,7 +240,7 @@ class RunState:
         self.score = state.get("score", "")  # missing in older checkpoints
         self.evaluation_pending = state["evaluation_pending"]
         self.known = tuple(state.get("known", ()))
-        n_tasks = len(self.benchmark.tasks)  # in an older state all those of the run
+        n_tasks = len(self.benchmark.tasks)  # in an older state: all tasks of the run
         self.learns_at = state.get("learns_at", self.config.schedule(n_tasks).learning_starts)
 
 

@@ -192,7 +192,9 @@ def test_what_was_typed_is_not_replaced(source, tmp_path):
 
 def test_other_sizes_are_refused(source):
     other = MTSAC(NOW, CONFIG, OBSERVATION + 1, ACTION)
-    with pytest.raises(UsageError, match="init_from: expected a policy for observations of length 8"):
+    with pytest.raises(
+        UsageError, match="init_from: expected a policy for observations of length 8"
+    ):
         transfer(other, source)
     wide = agent_of(config=CONFIG.model_copy(update={"hidden_sizes": (12, 13)}))
     with pytest.raises(UsageError, match="init_from: expected networks of equal sizes"):

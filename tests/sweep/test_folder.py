@@ -90,6 +90,7 @@ def test_status_needs_neither_torch_nor_a_simulator(sweep):
 
 def test_the_table_is_redrawn_in_place_only_on_a_terminal(sweep, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "300")
     live = Live(sweep[0])
     live()
     live()  # not again at once

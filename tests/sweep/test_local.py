@@ -67,8 +67,8 @@ def test_a_failing_run_is_retried_and_reported_without_stopping_others(
 ):
     """The environment of one task fails in its process."""
     monkeypatch.chdir(HERE)
-    flags = "--benchmark toy_tasks:POINTS toy_tasks:BROKEN --total-timesteps 200 --max-restarts 0"
-    flags += " --learning-starts 40 --hidden-sizes 8 --batch-size 8 --diagnose-every 0 --retries 1"
+    flags = "--config mt10_plain --benchmark toy_tasks:POINTS toy_tasks:BROKEN --max-restarts 0"
+    flags += " --total-timesteps 200 --learning-starts 40 --hidden-sizes 8 --batch-size 8"
     out = tmp_path / "sweep"
     rest = ["--max-parallel", "1", "--cpus-per-run", "1", "--device", "cpu", "-o", str(out)]
     assert main([*flags.split(), *rest]) == 1

@@ -377,7 +377,7 @@ def test_a_logger_receives_the_rows_of_the_files(tmp_path):
     written = [json.loads(line) for line in (run_dir / "progress.json").read_text().splitlines()]
     assert [step for step, _ in rows.rows] == [row["time/total_timesteps"] for row in written]
     assert [values for _, values in rows.rows] == [pytest.approx(row) for row in written]
-    with pytest.raises(RunError, match=r"_Mirror.on_log: ConnectionError: the server is gone"):
+    with pytest.raises(RunError, match=r"GivenLogger.on_log: ConnectionError: the server is gone"):
         train(small_config(tmp_path / "c", **small), logger=Logger(None, [Rows(fails=True)]))
     with pytest.raises(UsageError, match=r"stable_baselines3.common.logger.Logger, got Rows"):
         train(small_config(tmp_path / "d"), logger=rows)
