@@ -1,4 +1,4 @@
-"""Gymnasium's pendulum under four conditions, as a benchmark: no Meta-World, judged by return."""
+"""Benchmark of Gymnasium's pendulum under four conditions, without Meta-World; score: return."""
 
 from functools import partial
 
@@ -22,5 +22,5 @@ pendulums = Benchmark(
         "earth": partial(pendulum, g=9.8),
         "heavy": partial(pendulum, g=9.8, m=1.3),
     },
-    success_key=None,  # it never says that it is solved
+    success_key=None,  # the environment does not report success
 )

@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def train_all(trials: Sequence[Trial], output: Path, runs: Path, jobs: int) -> None:
-    """Run what is missing, in this order; a failed run does not stop the others.
+    """Run missing runs, in this order; a failed run does not stop the others.
 
     Raises:
         SystemExit: At the end, if runs failed, with the last line of each, or if a signal came.

@@ -146,7 +146,7 @@ def parse(arguments: Sequence[str] | None) -> Sweep:
         "--config", nargs="+", metavar="NAME|FILE", help="Presets or files that runs start from."
     )
     axes.add_argument("--seeds", nargs="+", metavar="N", help="Seeds of every point.")
-    add_flags(parser, TrainConfig(), leave_out=tuple(TAKEN), several=True)
+    add_flags(parser, TrainConfig(), leave_out=tuple(TAKEN), several=True, top=axes)
     given = parser.parse(arguments)
     names = SweepConfig.model_fields.keys()
     options = validate(SweepConfig, {k: v for k, v in given.items() if k in names})

@@ -20,14 +20,14 @@ SPECIFIC = {
 """Fields that take precedence over a more general field, by that field."""
 
 DEEPEST = 10
-"""Files that may build on each other; more can only be a circle."""
+"""Maximum number of files that build on each other; more can only be a cycle."""
 
 
 def read_file(field: str, path: Path | str) -> Any:
     """Read plain values from a YAML file.
 
     Raises:
-        UsageError: If it cannot be read or is not YAML; the message begins with the field.
+        UsageError: If the file cannot be read or is not YAML; the message names the field.
     """
     try:
         return yaml12.load(Path(path).expanduser().read_text(encoding="utf-8"))
@@ -37,7 +37,7 @@ def read_file(field: str, path: Path | str) -> Any:
 
 
 def read_tree(path: Path, sections: set[str], depth: int = 0) -> Any:
-    """Read a YAML file. If it names a `base`, return that with the file's values over it.
+    """Read a YAML file; if it names a `base`, its values override those of the base.
 
     A value also removes more specific fields of the base, which would take precedence over it.
 
@@ -53,7 +53,7 @@ def read_tree(path: Path, sections: set[str], depth: int = 0) -> Any:
     if not isinstance(tree, dict) or "base" not in tree:
         return {} if tree is None else tree
     if depth == DEEPEST:
-        raise UsageError(f"{path}: base: expected files that do not name each other in a circle")
+        raise UsageError(f"{path}: base: expected files without a cycle of bases")
     base = read_tree(_base_of(path, tree.pop("base")), sections, depth + 1)
     return _over(base, tree, sections)
 
@@ -65,7 +65,7 @@ def _base_of(path: Path, name: Any) -> Path:
         return path.parent / name
     if not (PRESETS / f"{name}.yaml").exists():
         names = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
-        raise UsageError(f"{path}: {unknown('base', name, [*names, 'a file that ends in .yaml'])}")
+        raise UsageError(f"{path}: {unknown('base', name, [*names, 'a file ending in .yaml'])}")
     return PRESETS / f"{name}.yaml"
 
 

@@ -1,4 +1,4 @@
-"""Configuration section for the initial policy of a run and its tasks by stages.
+"""Configuration section for the initial policy of a run and its tasks in each stage.
 
 This module imports neither torch nor MuJoCo, so that `--help` is fast.
 """
@@ -47,9 +47,9 @@ class TransferConfig(Section):
     curriculum: dict[int, tuple[str, ...]] | None = Field(
         default=None,
         min_length=1,
-        description="YAML file with one line for each stage of the run, `STEP: [task, …]`: from so "
-        "many environment steps on these tasks, instead of one list for the whole run. Tasks that "
-        "stay keep their heads, replay and temperatures; new ones begin afresh.",
+        description="YAML file with one line per stage of the run, `STEP: [task, …]`: these tasks "
+        "are trained from this environment step on, instead of one list for the whole run. Tasks "
+        "that stay keep their heads, replay data and temperatures; new tasks start from scratch.",
     )
 
     @field_validator("curriculum", mode="before")
@@ -65,22 +65,22 @@ class TransferConfig(Section):
 
     @field_validator("curriculum")
     @classmethod
-    def _begins_and_goes_on(
+    def _starts_and_increases(
         cls, stages: dict[int, tuple[str, ...]] | None
     ) -> dict[int, tuple[str, ...]] | None:
         if stages is None:
             return None
         steps = list(stages)
         if steps[0] != 0 or steps != sorted(steps):
-            raise PydanticCustomError("stages", "expected steps that begin with 0 and increase")
+            raise PydanticCustomError("stages", "expected steps that start at 0 and increase")
         for step, tasks in stages.items():
             if not tasks:
                 raise PydanticCustomError(
-                    "stages", "expected tasks for the stage from {step} on", {"step": step}
+                    "stages", "expected tasks for the stage at {step}", {"step": step}
                 )
             if len(set(tasks)) < len(tasks):
                 raise PydanticCustomError(
-                    "stages", "expected every task once in the stage from {step} on", {"step": step}
+                    "stages", "expected every task once in the stage at {step}", {"step": step}
                 )
         return stages
 
@@ -103,7 +103,7 @@ class TransferConfig(Section):
 
     @property
     def tasks(self) -> tuple[str, ...] | None:
-        """All tasks of the curriculum, as they come."""
+        """All tasks of the curriculum, in the order of their first stage."""
         if self.curriculum is None:
             return None
         return tuple(dict.fromkeys(task for stage in self.curriculum.values() for task in stage))

@@ -87,7 +87,7 @@ class ReplayBuffer:
         )
         self._stored: deque[int] = deque()  # the same rows on the host, oldest first
         self._next_row = self._next_start = 0
-        # Of each task, how many of these it has; fewer if it joined later than others.
+        # Number of these that each task has; fewer if it joined later than others.
         self._held = np.zeros(n_tasks, np.int64)
         # For `sample`: position of the oldest start, and number of starts, counting copies.
         self._window = torch.zeros(2, n_tasks, 1, dtype=torch.int64, device=device)
@@ -98,7 +98,7 @@ class ReplayBuffer:
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def __len__(self) -> int:
-        """Transitions stored per task, of the task that has the most."""
+        """Return the number of transitions stored per task, for the task with the most."""
         return len(self._stored) * self.envs_per_task
 
     @property
@@ -205,18 +205,20 @@ class ReplayBuffer:
         self._rows[: len(rows)] = rows
         if len(rows) == self._n_rows:  # an older state, in which the last row's successor is row 0
             self._rows[-1] = rows[0]
-        everything = torch.full((self.n_tasks,), len(starts))  # as in older states
+        everything = torch.full((self.n_tasks,), len(starts))  # for older states
         self._held = state.get("held", everything).numpy().copy()
         self._place(starts, int(state["next_row"]))
         self.generator.set_state(state["generator"].cpu())
         self.scale.load_state_dict(state["scale"])
 
     def take_over(self, other: ReplayBuffer, tasks: Sequence[tuple[int, int]]) -> None:
-        """Copy the transitions of some tasks from a buffer of the same capacity; others have none.
+        """Copy the transitions of some tasks from a buffer of the same capacity.
+
+        All other tasks have no transitions afterwards.
 
         Args:
             other: Buffer to copy from.
-            tasks: Each task's index here and there.
+            tasks: Index of each task in this buffer and in the other one.
         """
         by_task = (-1, self.envs_per_task)
         mine, theirs = (buffer._rows.unflatten(1, by_task) for buffer in (self, other))
@@ -224,7 +226,7 @@ class ReplayBuffer:
         for here, there in tasks:
             mine[:, here] = theirs[:, there]
             self._held[here] = other._held[there]
-        # The next step need not continue from the last one.
+        # The next step does not have to continue from the last one.
         apart = bool(other._stored) and other._stored[-1] == (other._next_row - 1) % self._n_rows
         starts = torch.tensor(other._stored, dtype=torch.int64, device=self._rows.device)
         self._place(starts, (other._next_row + apart) % self._n_rows)
@@ -241,7 +243,7 @@ class ReplayBuffer:
     def _show_window(self) -> None:
         oldest = (self._next_start - self._held) % self._n_starts
         window = np.stack([oldest, self._held]) * self.envs_per_task
-        if (self._held == self._held[0]).all():  # without a copy from the host
+        if (self._held == self._held[0]).all():  # avoids a copy from the host
             self._window[0].fill_(int(window[0, 0]))
             self._window[1].fill_(int(window[1, 0]))
         else:

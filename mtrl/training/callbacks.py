@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Base class of callbacks; override the hooks that you need.
+    """Base class of callbacks; override the hooks you need.
 
     Hooks and attributes have the names of Stable-Baselines3's `BaseCallback` where they mean the
     same. Hooks are called between two vector steps, in the thread of the training loop. If a hook
@@ -123,7 +123,7 @@ class Callback:
     @property
     def n_calls(self) -> int:
         """Vector steps so far, those before a resume included."""
-        return self.num_timesteps // self.training_env.num_envs
+        return self._of_run.hooks.n_calls
 
     @property
     def config(self) -> TrainConfig:

@@ -15,13 +15,13 @@ from mtrl.training.state import RunState
 
 
 class Curriculum:
-    """Makes the state of each stage; without `config.transfer.curriculum` there is one.
+    """Creates the state of each stage; without `config.transfer.curriculum` there is only one.
 
-    At a new stage, tasks that stay keep their heads, temperatures, replay and scale of returns, and
-    the trunks go on as they are. New tasks begin afresh in all of these. Optimisers, what methods
-    of surgery remember, and random streams begin anew, and so do all episodes. If there is a new
-    task, updates pause until it has as many transitions as every task has before the first update;
-    known tasks are played by the policy meanwhile.
+    At a new stage, tasks that stay keep their heads, temperatures, replay data and return scale,
+    and the trunks are kept. New tasks start from scratch in all of these. Optimisers, the state of
+    surgery methods, random streams and all episodes start anew. If there is a new task, updates
+    pause until it has as many transitions as every task has before the first update; meanwhile the
+    policy acts in known tasks.
 
     Args:
         config: Resolved configuration.
@@ -45,7 +45,7 @@ class Curriculum:
         self._stages = list((config.transfer.curriculum or {0: benchmark.tasks}).items())
 
     def begin(self, saved: dict[str, Any] | None) -> RunState:
-        """Return the state of a new run, or the one that was saved.
+        """Return the state of a new run, or the saved one.
 
         Raises:
             UsageError: See `RunState`.
@@ -57,20 +57,20 @@ class Curriculum:
         return state
 
     def following(self, state: RunState) -> RunState:
-        """Return the state of the stage that is due, which is `state` itself within a stage."""
+        """Return the state of the current stage, which is `state` itself within a stage."""
         due = sum(step <= state.steps for step, _ in self._stages) - 1
         if due == state.stage:
             return state
         new = self._state(due)
         new.take_over(state)
         state.close()
-        say(f"tasks from here on: {' '.join(new.benchmark.tasks)}")
+        say(f"new stage with tasks: {' '.join(new.benchmark.tasks)}")
         if len(new.known) < len(new.benchmark.tasks):
             new.learns_at = state.steps + self._warm_up(new.benchmark)
         return new
 
     def record(self, state: RunState) -> BenchmarkRecord:
-        """Return the record of all tasks, after what `state` has seen of success."""
+        """Return the record of all tasks, updated by the success reports that `state` has seen."""
         for task, told in zip(state.benchmark.tasks, state.envs.tells_success, strict=True):
             self._by_success[task] |= bool(told)
         return record_of(self.benchmark, list(self._by_success.values()))
@@ -80,7 +80,7 @@ class Curriculum:
         return RunState(self._config, benchmark, self._device, saved, stage=stage, **self._given)
 
     def _warm_up(self, benchmark: Benchmark) -> int:
-        """Steps over all tasks of a stage, from the count over all tasks of the run."""
+        """Return the random steps over all tasks of a stage, a share of the run's number."""
         n_tasks = len(self.benchmark.tasks)
         starts = self._config.schedule(n_tasks).learning_starts
         return starts * len(benchmark.tasks) // n_tasks

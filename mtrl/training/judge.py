@@ -29,7 +29,7 @@ class Judge:
         tick: Called after each vector step; an exception ends the evaluation.
 
     Attributes:
-        state: State of the run's present stage.
+        state: State of the current stage.
         left: Estimate of the time to the end of the run, evaluations included.
     """
 

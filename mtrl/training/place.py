@@ -24,7 +24,7 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def begun(config: TrainConfig, compare_tasks: bool) -> Path | None:
+def existing_run(config: TrainConfig, compare_tasks: bool) -> Path | None:
     """Return the folder of the run that `config` would resume; None if it has to be started.
 
     Raises:

@@ -128,17 +128,18 @@ class Collector:
         observe()
 
     def take_over(self, other: Collector, tasks: Sequence[tuple[int, int]], seed: int) -> None:
-        """Start the episodes after those of another collector, in every task.
+        """Start new episodes in every task, numbered after those of another collector.
 
         Args:
-            other: Collector of other tasks.
-            tasks: Index here and there of each task that both have; statistics go on in these.
+            other: Collector of the previous tasks.
+            tasks: Index of each common task in this collector and in the other one; statistics
+                continue in these.
             seed: Seed of the run.
         """
         copies = self.envs.envs_per_task
         state, before = self.envs.state(), other.envs.state()
         number = max(before["episodes"]) // copies + 1
-        # All tasks on one number, which EnvPool's play in step.
+        # The same number for all tasks, because EnvPool steps their episodes together.
         state["episodes"] = [copies * number + row % copies for row in range(self.envs.num_envs)]
         for here, there in tasks:
             state["tells_success"][here] = before["tells_success"][there]
@@ -221,7 +222,7 @@ class EpisodeStatistics:
         return found
 
     def take_over(self, other: EpisodeStatistics, tasks: Sequence[tuple[int, int]]) -> None:
-        """Copy those of some tasks; `tasks` has each one's index here and there."""
+        """Copy the statistics of some tasks, given each one's index here and in `other`."""
         for here, there in tasks:
             self._returns[here].extend(other._returns[there])
             self._success[here].extend(other._success[there])

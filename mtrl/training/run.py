@@ -18,7 +18,7 @@ from mtrl.training.check import check as check
 from mtrl.training.check import expect_agent, sizes_of
 from mtrl.training.console import say
 from mtrl.training.lock import locked
-from mtrl.training.place import MAY_CHANGE, begun, make_folder, nothing_left, quoted
+from mtrl.training.place import MAY_CHANGE, existing_run, make_folder, nothing_left, quoted
 from mtrl.training.record import record_benchmark, record_process
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def train(
     _expect_main_guard()
     if agent is not None:
         config = config.model_copy(update={"agent": expect_agent(agent).config})
-    before = begun(config, benchmark is None) if resume_if_exists else None
+    before = existing_run(config, benchmark is None) if resume_if_exists else None
     if before is not None:
         changes = {name: config.flat()[name] for name in MAY_CHANGE}
         given = _Given(benchmark, callbacks, agent, logger)
@@ -83,7 +83,7 @@ def train(
     from mtrl.demonstrations.sources import sources
 
     if agent is not None and config.transfer.curriculum is not None:
-        raise UsageError("agent: expected none beside a curriculum, got one")
+        raise UsageError("agent: expected no agent=... with a curriculum, got both")
     shown = sources(config.demonstrations, benchmark) if config.demonstrations else None
     made = make_folder(config, benchmark.name, resume_if_exists)
     run_dir = config.run_dir or made[0]

@@ -38,7 +38,7 @@ class RunState:
         saved: Result of `state_dict`, to resume a run. Default: start a new run.
         demonstrations: Demonstrations of the run's tasks; they stay the same throughout the run.
         agent: Agent to train, with the configuration's networks. Default: a new one.
-        stage: Number of the curriculum's stage.
+        stage: Index of the stage in the curriculum.
 
     Attributes:
         steps: Environment steps so far, over all tasks.
@@ -47,8 +47,8 @@ class RunState:
         evaluation_pending: Whether an evaluation was started but not finished.
         known: Tasks that the policy knew before the stage. It acts in these from the start, without
             random actions.
-        learns_at: Environment steps after which updates begin.
-        metrics: Metrics of the last update; empty before the stage's first.
+        learns_at: Environment steps after which updates start.
+        metrics: Metrics of the last update; empty before the first update of the stage.
 
     Raises:
         UsageError: If `saved` is not from a run with this configuration.
@@ -240,7 +240,7 @@ class RunState:
         self.score = state.get("score", "")  # missing in older checkpoints
         self.evaluation_pending = state["evaluation_pending"]
         self.known = tuple(state.get("known", ()))
-        n_tasks = len(self.benchmark.tasks)  # in an older state all those of the run
+        n_tasks = len(self.benchmark.tasks)  # in an older state: all tasks of the run
         self.learns_at = state.get("learns_at", self.config.schedule(n_tasks).learning_starts)
 
 

@@ -1,4 +1,4 @@
-"""The tasks of a run: from names to a benchmark, and from a benchmark to names."""
+"""Tasks of a run: from names to a benchmark, and from a benchmark to names."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 
 def chosen(config: TrainConfig) -> Benchmark:
-    """Look up the tasks of a configuration, of all stages of its curriculum.
+    """Look up the tasks of a configuration, including all stages of its curriculum.
 
     Raises:
         UsageError: If a name is unknown.
     """
-    from mtrl.envs.benchmarks import get_benchmark  # brings a simulator
+    from mtrl.envs.benchmarks import get_benchmark  # imports a simulator
 
     if config.transfer.tasks is None:
         return get_benchmark(config.benchmark, config.tasks)
     if config.tasks is not None:
-        raise UsageError("curriculum: expected no tasks beside it, got both")
+        raise UsageError("curriculum: expected no tasks with it, got both")
     with _of_curriculum():
         return get_benchmark(config.benchmark, config.transfer.tasks)
 
 
 def named(benchmark: Benchmark, config: TrainConfig) -> tuple[Benchmark, TrainConfig]:
-    """Select the tasks of `benchmark` that `config` chooses; return `config` such that it names it.
+    """Return the tasks of `benchmark` that `config` selects, and `config` updated to name them.
 
-    So the run's own file says what it was trained on, and `--config` finds it again.
+    The run's config.yaml then says what it was trained on, and `--config` finds it again.
 
     Raises:
         UsageError: If a name is unknown.
@@ -53,25 +53,25 @@ def named(benchmark: Benchmark, config: TrainConfig) -> tuple[Benchmark, TrainCo
 
 
 def expect_stages(config: TrainConfig, total_timesteps: int) -> None:
-    """Refuse a curriculum that does not fit the rest of a configuration.
+    """Check that a curriculum is consistent with the rest of a configuration.
 
     Raises:
-        UsageError: If a stage would never begin, or there are demonstrations.
+        UsageError: If a stage would never start, or there are demonstrations.
     """
     if config.transfer.curriculum is None:
         return
     if (last := max(config.transfer.curriculum)) >= total_timesteps:
         raise UsageError(
-            f"curriculum: expected stages that begin before total_timesteps ({total_timesteps}), "
-            f"got one from {last} on"
+            f"curriculum: expected stages that start before total_timesteps ({total_timesteps}), "
+            f"got one at {last}"
         )
     if config.demonstrations:
-        raise UsageError("curriculum: expected no demonstrations beside it, got both")
+        raise UsageError("curriculum: expected no demonstrations with it, got both")
 
 
 @contextmanager
 def _of_curriculum() -> Iterator[None]:
-    """Make errors about tasks name the field that they come from."""
+    """Name the curriculum in errors about its tasks."""
     try:
         yield
     except UsageError as error:

@@ -1,4 +1,4 @@
-"""Runs whose tasks change on the way."""
+"""Runs whose tasks change by stages."""
 
 import json
 import re
@@ -27,7 +27,7 @@ STAGES = {0: (OLD,), 120: (NEW, OLD)}
 
 
 def config(run_dir: Path, **leaves) -> TrainConfig:
-    """120 steps of the first task, the first 30 random; then 60 vector steps of both."""
+    """Return 120 steps of the first task, the first 30 random; then 60 vector steps of both."""
     settings = {"tasks": None, "curriculum": STAGES, "learning_starts": 60, "threads": 1}
     settings |= {"checkpoint_every": 1_000, "return_scale": 2.0, "normalize_observations": True}
     return small_config(run_dir, **settings | leaves)
@@ -41,8 +41,8 @@ def finished(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("stop", [90, 120, 150])
-def test_stopped_before_at_and_after_a_new_stage_it_is_the_same_run(finished, stop, tmp_path):
-    """After 150 steps the new task is still explored at random."""
+def test_a_run_stopped_around_a_new_stage_gives_the_same_result(finished, stop, tmp_path):
+    """After 150 steps, the new task is still explored at random."""
     run_dir = tmp_path / "b"
     benchmark, device, resolved = check(config(run_dir), REACHERS)
     run_dir.mkdir()
@@ -67,7 +67,7 @@ def test_logs_and_plots_have_all_tasks(finished):
     updates = {
         row["time/total_timesteps"]: row["time/updates"] for row in rows if "time/updates" in row
     }
-    # 60 of 240 steps over two tasks are random, 30 each: 30 of the first stage, 60 of the second.
+    # 60 of 240 steps over two tasks are random, 30 each: 30 in the first stage, 60 in the second.
     assert updates[120] == 90 and updates[160] == 90 and updates[240] == 90 + 30
     assert read_run(finished).tasks == (OLD, NEW)
     assert [row["task"] for row in json.loads((finished / "eval.json").read_text())["tasks"]] == [
@@ -76,7 +76,7 @@ def test_logs_and_plots_have_all_tasks(finished):
     ]
 
 
-def test_a_new_stage_goes_on_from_the_one_before(tmp_path):
+def test_a_new_stage_continues_from_the_previous_one(tmp_path):
     benchmark, device, resolved = check(config(tmp_path / "run"), REACHERS)
     (tmp_path / "run").mkdir()
     trainer = Trainer(resolved, benchmark, device, tmp_path / "run")
@@ -91,15 +91,15 @@ def test_a_new_stage_goes_on_from_the_one_before(tmp_path):
     assert ours["log_alpha"][0] == 0 and ours["log_alpha"][1] != 0
     assert after.replay.scale.factors[1] == before.replay.scale.factors[0] != 1
     assert after.replay.scale.factors[0] == 1
-    # The next episode of each; the one under way is given up.
+    # The next episode of each task; unfinished episodes are abandoned.
     assert after.envs.state()["episodes"] == [13, 13] and after.known == (OLD,)
     trainer.step()
     assert after.replay._held.tolist() == [1, 121]
     trainer.close()
 
 
-def test_of_a_task_that_joins_only_its_own_transitions_are_sampled():
-    """Each reward says which task's it is, and when it was stored."""
+def test_only_own_transitions_of_a_new_task_are_sampled():
+    """Encode the task and the time of storage in each reward."""
 
     def add(replay: ReplayBuffer, tasks: list[int], when: int) -> None:
         rewards = np.array([100.0 * t + when for t in tasks]).repeat(2)
@@ -119,7 +119,7 @@ def test_of_a_task_that_joins_only_its_own_transitions_are_sampled():
         expected = [range(when - 9, when + 1), range(max(7, when - 9), when + 1)]
         for row, (task, times) in enumerate(zip([2, 3, 1], [*expected, expected[0]], strict=True)):
             found = set(batch.rewards[row].tolist())
-            # The ring may drop its oldest a little early; see the class's note.
+            # The ring may drop its oldest rows slightly early; see the docstring of the class.
             wanted = {100.0 * task + t for t in times if t >= 0}
             assert found <= wanted and len(found) >= len(wanted) - 3, (when, task)
         assert torch.equal(batch.next_observations, batch.observations + 1)
@@ -131,17 +131,17 @@ def test_of_a_task_that_joins_only_its_own_transitions_are_sampled():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("5: [reach-v3]", "curriculum: expected steps that begin with 0 and increase"),
+        ("5: [reach-v3]", "curriculum: expected steps that start at 0 and increase"),
         ("0: [reach-v3]\n0: [push-v3]", "curriculum: cannot read .* 0 is given twice"),
-        ("0: [reach-v3]\n9: []", "curriculum: expected tasks for the stage from 9 on"),
-        ("0: [reach-v3, reach-v3]", "curriculum: expected every task once in the stage from 0 on"),
+        ("0: [reach-v3]\n9: []", "curriculum: expected tasks for the stage at 9"),
+        ("0: [reach-v3, reach-v3]", "curriculum: expected every task once in the stage at 0"),
         ("0: [reech-v3]", "curriculum: unknown 'reech-v3'; did you mean 'reach-v3'"),
         ("0: [reach-v3]\n1.5: [push-v3]", "curriculum.* integer"),
-        ("0: [reach-v3]\n99_999_999: [push-v3]", "curriculum: expected stages that begin before "),
+        ("0: [reach-v3]\n99_999_999: [push-v3]", "curriculum: expected stages that start before "),
         ("", "curriculum: "),
     ],
 )
-def test_a_file_that_does_not_fit_is_told(text, told, tmp_path, monkeypatch, capsys):
+def test_an_invalid_file_is_reported(text, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("tasks.yaml").write_text(text)
     monkeypatch.setattr("mtrl.training.run.train", pytest.fail)
@@ -151,6 +151,6 @@ def test_a_file_that_does_not_fit_is_told(text, told, tmp_path, monkeypatch, cap
     assert not Path("run").exists()
 
 
-def test_tasks_and_a_curriculum_are_one_too_many(tmp_path):
-    with pytest.raises(UsageError, match="curriculum: expected no tasks beside it"):
+def test_tasks_together_with_a_curriculum_are_rejected(tmp_path):
+    with pytest.raises(UsageError, match="curriculum: expected no tasks with it"):
         check(config(tmp_path / "run", tasks=("reach-v3",), curriculum={0: ("push-v3",)}))

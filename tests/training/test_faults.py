@@ -354,10 +354,10 @@ def test_a_run_killed_at_fifty_random_moments_can_always_be_resumed(tmp_path):
     while True:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if kills < 50:
-            begun = time.monotonic()
+            start = time.monotonic()
             before = set((run_dir / "checkpoints").glob("step_*"))
             while set((run_dir / "checkpoints").glob("step_*")) == before:  # it makes progress
-                assert process.poll() is None and time.monotonic() < begun + 120
+                assert process.poll() is None and time.monotonic() < start + 120
                 time.sleep(0.01)
             time.sleep(dice.uniform(0, 0.5))
             process.kill()

@@ -1,4 +1,4 @@
-"""The recipe on tasks that are not Meta-World's."""
+"""The recipe on tasks other than those of Meta-World."""
 
 import sys
 from functools import partial
@@ -44,7 +44,7 @@ def policy_of(run_dir: Path, factors: dict[str, float]) -> dict[str, torch.Tenso
 
 
 def test_rewards_of_any_magnitude_give_the_same_policy(tmp_path):
-    """To the bit, by powers of two; one task's factor does not touch the other."""
+    """Bitwise equal for powers of two; the factor of one task does not affect the other."""
     ours = policy_of(tmp_path / "a", {"a": 1.0, "b": 1.0})
     theirs = policy_of(tmp_path / "b", {"a": 2.0**20, "b": 2.0**-12})
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

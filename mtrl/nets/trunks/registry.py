@@ -127,7 +127,7 @@ def trunk_of(config: AgentConfig, network: str) -> Trunk:
 
 
 def with_sizes(config: AgentConfig, n_tasks: int) -> AgentConfig:
-    """Write out the sizes that trunks derive from the number of tasks, for networks of others.
+    """Make sizes explicit that trunks derive from the number of tasks, to reuse them with others.
 
     Raises:
         UsageError: See `get_trunk`.
