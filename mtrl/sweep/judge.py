@@ -9,7 +9,7 @@ from typing import Any
 
 from mtrl.folder import STEP, read_rows
 from mtrl.sweep.rules import Halving, Rules
-from mtrl.sweep.study import open_study
+from mtrl.sweep.study import halving_pruner, open_study, trial_of
 
 
 @dataclass
@@ -40,8 +40,8 @@ class Judge:
 
     def _halved(self, halving: Halving, name: str, rows: Sequence[dict[str, Any]]) -> str | None:
         study = open_study(self.storage, f"{halving.tag} from {halving.start} by {halving.by}")
-        study.pruner = _pruner(halving)
-        trial = _trial_of(study, name)
+        study.pruner = halving_pruner(halving)
+        trial = trial_of(study, name)
         told = study._storage.get_trial(trial._trial_id).intermediate_values
         for row in rows:
             step = int(row[STEP])
@@ -54,21 +54,3 @@ class Judge:
                     f"successive halving: {halving.tag} {value} is not in the best 1/{halving.by}"
                 )
         return None
-
-
-def _pruner(halving: Halving) -> Any:
-    from optuna.pruners import SuccessiveHalvingPruner
-
-    return SuccessiveHalvingPruner(min_resource=halving.start, reduction_factor=halving.by)
-
-
-def _trial_of(study: Any, name: str) -> Any:
-    """Return the trial of a run, created if needed."""
-    from optuna.trial import Trial
-
-    for frozen in study.get_trials(deepcopy=False):
-        if frozen.user_attrs.get("run") == name:
-            return Trial(study, frozen._trial_id)
-    trial = study.ask()
-    trial.set_user_attr("run", name)
-    return trial

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtrl.errors import UsageError
+from mtrl.sweep.rules import Halving
 
 
 def import_optuna() -> Any:
@@ -40,3 +41,22 @@ def open_study(storage: Path, name: str) -> Any:
         direction="maximize",
         load_if_exists=True,
     )
+
+
+def halving_pruner(halving: Halving) -> Any:
+    """Return Optuna's pruner for successive halving."""
+    from optuna.pruners import SuccessiveHalvingPruner
+
+    return SuccessiveHalvingPruner(min_resource=halving.start, reduction_factor=halving.by)
+
+
+def trial_of(study: Any, name: str) -> Any:
+    """Return the trial of a run, created if needed."""
+    from optuna.trial import Trial
+
+    for frozen in study.get_trials(deepcopy=False):
+        if frozen.user_attrs.get("run") == name:
+            return Trial(study, frozen._trial_id)
+    trial = study.ask()
+    trial.set_user_attr("run", name)
+    return trial

@@ -80,7 +80,7 @@ def test_other_ranges_begin_another_search(folder, plan):
     with pytest.raises(UsageError, match="search: expected ranges of learning_rate, batch_size"):
         Search(folder, fewer, TAG).drawn(0)
     other = plan.model_copy(update={"search": plan.search | {"surgery": ("none", "famo")}})
-    with pytest.raises(UsageError, match="another --out begins another search"):
+    with pytest.raises(UsageError, match="use another --out for a new search"):
         Search(folder, other, TAG).drawn(1)
 
 
@@ -118,7 +118,7 @@ def test_halving_lets_the_best_third_go_on(folder, plan, tmp_path):
         ended[name] = Judge(rules, folder.storage).verdict(name, run_dir)
     # Each is compared with those before it: a is the first, c and f are of the best third then.
     assert {name for name, why in ended.items() if why is None} == {"a", "c", "f"}
-    assert "eval/success_rate/mean 0.1 at 100 is not of the best 1/3" in ended["b"]
+    assert "eval/success_rate/mean 0.1 at 100 is not in the best 1/3" in ended["b"]
 
 
 def test_points_whose_runs_ended_early_or_failed_are_told_as_such(folder, plan):
