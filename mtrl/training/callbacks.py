@@ -123,7 +123,7 @@ class Callback:
     @property
     def n_calls(self) -> int:
         """Vector steps so far, those before a resume included."""
-        return self.num_timesteps // self.training_env.num_envs
+        return self._of_run.hooks.n_calls
 
     @property
     def config(self) -> TrainConfig:

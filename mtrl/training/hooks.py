@@ -88,6 +88,7 @@ class Hooks:
         saved: State in the checkpoint to resume from, as `state_dict` returned it.
 
     Attributes:
+        n_calls: Calls of `on_step` since the run began.
         notes: Messages to print.
         stopped_by: Hook that returned False, such as `Patience.on_eval`.
 
@@ -102,6 +103,7 @@ class Hooks:
         self.notes: list[str] = []
         self._trainer: Trainer | None = None
         self._recorded: list[tuple[str, float]] = saved.get("recorded", [])
+        self.n_calls: int = saved.get("n_calls", 0)
         waiting = dict(saved.get("callbacks", {}))
         for callback in callbacks:
             state = waiting.pop(callback.state_key, None)
@@ -145,6 +147,7 @@ class Hooks:
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of all callbacks and note their answers and errors."""
+        self.n_calls += hook == "on_step"
         for callback in self._callbacks:
             if self._failure is not None:
                 return
@@ -170,7 +173,7 @@ class Hooks:
             except (Exception, SystemExit) as error:
                 if self._failure is None:
                     self._failure = f"{type(callback).__name__}.state_dict", error
-        found: dict[str, Any] = {"callbacks": states}
+        found: dict[str, Any] = {"callbacks": states, "n_calls": self.n_calls}
         if self._trainer is not None and (waiting := self._trainer.logger.recorded):
             found["recorded"] = waiting
         return found
