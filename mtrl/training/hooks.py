@@ -88,7 +88,7 @@ class Hooks:
         saved: State in the checkpoint to resume from, as `state_dict` returned it.
 
     Attributes:
-        n_calls: Calls of `on_step` since the run began.
+        n_calls: Number of `on_step` calls since the start of the run.
         notes: Messages to print.
         stopped_by: Hook that returned False, such as `Patience.on_eval`.
 

@@ -1,4 +1,4 @@
-"""The policies in `policies/` score what their cards say."""
+"""Scores of the policies in `policies/` match their cards."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def card():
     "tasks", [["drawer-close-v3"], pytest.param(None, marks=pytest.mark.slow, id="all")]
 )
 def test_an_evaluation_repeats_the_card(tasks):
-    """On any processor, whose rounding may move a return a little."""
+    """Allow for rounding, which differs between processors."""
     expected = [row for row in card().tasks if tasks is None or row.task in tasks]
     result, _ = evaluate_file(POLICY, tasks=tuple(tasks) if tasks else None)
     assert result.tasks == tuple(row.task for row in expected)
@@ -31,6 +31,6 @@ def test_an_evaluation_repeats_the_card(tasks):
     assert returns == pytest.approx([row.return_mean for row in expected], rel=0.05)
 
 
-def test_the_card_is_of_the_recorded_run():
+def test_the_card_matches_the_recorded_run():
     final = read_final(RUN)
     assert final is not None and card().mean_success_rate == final["mean_success_rate"]

@@ -98,8 +98,8 @@ def test_the_requested_precision_holds_inside_an_autocast():
     assert torch.equal(a @ a.mT, exact)
 
 
-def test_another_rotation_keeps_what_is_computed():
-    """A run with RotoGrad may train an agent that was trained with it before."""
+def test_another_rotation_keeps_outputs():
+    """A RotoGrad run may train an agent that was trained with RotoGrad before."""
     networks = MTSAC(("a", "b"), AgentConfig(hidden_sizes=(8,)), 3, 2, seed=1).actor
     networks.per_task["head_weight"].normal_(generator=torch.Generator().manual_seed(0))
     networks.add_rotation()

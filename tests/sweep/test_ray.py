@@ -1,10 +1,10 @@
-"""Sweeps on a Ray cluster of several nodes, all of them on this machine."""
+"""Sweeps on a Ray cluster of several nodes, all on this machine."""
 
 import re
 import subprocess
 
 import pytest
-from small_sweeps import HERE, command, has_begun, never_interrupted, same_policy, wait_for
+from small_sweeps import HERE, command, has_started, never_interrupted, same_policy, wait_for
 
 from mtrl.sweep.folder import SweepFolder, read_state
 
@@ -14,8 +14,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """A head without room for runs, and two nodes of one core."""
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default all else on the machine goes first
+    """Ray cluster: a head without room for runs, and two nodes with one core each."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's default gives its workers low priority
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -25,16 +25,16 @@ def cluster(monkeypatch):
     made.shutdown()
 
 
-def test_runs_of_a_node_that_is_lost_go_on_elsewhere_to_the_same_weights(cluster, tmp_path):
+def test_runs_of_a_lost_node_continue_elsewhere_to_the_same_weights(cluster, tmp_path):
     out, flags = tmp_path / "sweep", ["--backend", "ray", "--address", cluster.address]
     sweep = command(out, "--surgery", "none", "pcgrad", *flags)
     with subprocess.Popen(sweep, cwd=HERE, stdout=subprocess.PIPE, text=True) as process:
-        wait_for(has_begun(out, "none"), process)
-        wait_for(has_begun(out, "pcgrad"), process)  # one on each node
+        wait_for(has_started(out, "none"), process)
+        wait_for(has_started(out, "pcgrad"), process)  # one on each node
         cluster.remove_node(cluster.workers[0], allow_graceful=False)
         printed, _ = process.communicate(timeout=1000)
     assert process.returncode == 0, printed
-    lost = re.findall(r"(\S+) was lost with its machine, goes on from step_\d+", printed)
+    lost = re.findall(r"(\S+) was lost with its machine and continues from step_\d+", printed)
     assert len(lost) == 1 and "2 runs: 2 finished" in printed
     for method in ("none", "pcgrad"):
         (run,) = out.glob(f"runs/*_{method}_*")
@@ -43,10 +43,8 @@ def test_runs_of_a_node_that_is_lost_go_on_elsewhere_to_the_same_weights(cluster
         assert len(state.attempts) == 1 + (run.name in lost)
 
 
-def test_a_folder_that_a_node_does_not_see_and_a_run_that_fits_nowhere_are_refused(
-    cluster, tmp_path, monkeypatch
-):
-    """Before anything starts. All nodes are one machine, so the token is taken away instead."""
+def test_a_folder_unseen_by_a_node_and_a_run_too_large_are_rejected(cluster, tmp_path, monkeypatch):
+    """Reject before anything starts. All nodes are one machine, so remove the token instead."""
     from mtrl.errors import UsageError
     from mtrl.sweep.on_ray import RayBackend
 

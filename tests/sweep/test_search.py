@@ -1,4 +1,4 @@
-"""Points that Optuna draws, and runs that it ends."""
+"""Points drawn by Optuna, and runs ended by it."""
 
 import math
 
@@ -43,7 +43,7 @@ def folder(tmp_path):
 
 
 def run_points(folder, plan, search, numbers):
-    """Draw points and make their runs."""
+    """Draw points and write their runs."""
     entries = folder.entries()
     for number in numbers:
         found = points(plan, "cpu", search.drawn(number))
@@ -56,7 +56,7 @@ def run_points(folder, plan, search, numbers):
     return entries
 
 
-def test_points_are_of_their_ranges_and_remembered(folder, plan):
+def test_points_are_in_their_ranges_and_stored(folder, plan):
     search = Search(folder, plan, TAG)
     entries = run_points(folder, plan, search, range(5))
     assert len(entries) == 10 and len({entry.name for entry in entries}) == 10
@@ -74,7 +74,7 @@ def test_points_are_of_their_ranges_and_remembered(folder, plan):
     assert all(fields == drawn[number] for number, _, fields in best)
 
 
-def test_other_ranges_begin_another_search(folder, plan):
+def test_other_ranges_require_another_folder(folder, plan):
     run_points(folder, plan, Search(folder, plan, TAG), [0])
     fewer = plan.model_copy(update={"search": {"surgery": ["none", "pcgrad"]}})
     with pytest.raises(UsageError, match="search: expected ranges of learning_rate, batch_size"):
@@ -84,7 +84,7 @@ def test_other_ranges_begin_another_search(folder, plan):
         Search(folder, other, TAG).drawn(1)
 
 
-def test_ends_and_choices_are_checked_before(plan):
+def test_ends_and_choices_are_checked_before_the_search(plan):
     found = list(corners(plan))
     assert {point["learning_rate"] for point in found} == {1e-5, 1e-2}
     assert {point["surgery"] for point in found} == {"none", "pcgrad"}
@@ -99,14 +99,14 @@ def test_ends_and_choices_are_checked_before(plan):
         ("batch_size", {"low": 0.5, "high": 4}, "batch_size: expected whole numbers, got 0.5"),
     ],
 )
-def test_a_range_that_fits_no_field_is_refused(folder, plan, field, space, message):
+def test_a_range_that_is_invalid_for_its_field_is_rejected(folder, plan, field, space, message):
     wrong = plan.model_copy(update={"search": {field: space}})
     with pytest.raises(UsageError, match=message):
         Search(folder, wrong, TAG)
 
 
-def test_halving_lets_the_best_third_go_on(folder, plan, tmp_path):
-    """Like Optuna's pruner on the same numbers, in whatever order the runs come."""
+def test_halving_continues_the_best_third(folder, plan, tmp_path):
+    """Like Optuna's pruner on the same numbers, in any order of runs."""
     rules = Rules(halving=Halving(tag=TAG, start=100, by=3))
     scores = {"a": 0.5, "b": 0.1, "c": 0.9, "d": 0.4, "e": 0.2, "f": 0.8}
     ended = {}
@@ -116,12 +116,12 @@ def test_halving_lets_the_best_third_go_on(folder, plan, tmp_path):
         row = f'{{"time/total_timesteps": 100, "{TAG}": {score}}}\n'
         (run_dir / "progress.json").write_text(row)
         ended[name] = Judge(rules, folder.storage).verdict(name, run_dir)
-    # Each is compared with those before it: a is the first, c and f are of the best third then.
+    # Each is compared with earlier ones: a is the first; c and f are in the best third.
     assert {name for name, why in ended.items() if why is None} == {"a", "c", "f"}
     assert "eval/success_rate/mean 0.1 at 100 is not in the best 1/3" in ended["b"]
 
 
-def test_points_whose_runs_ended_early_or_failed_are_told_as_such(folder, plan):
+def test_points_of_failed_and_early_ended_runs_are_reported(folder, plan):
     from optuna.trial import TrialState
 
     search = Search(folder, plan, TAG)
@@ -134,7 +134,7 @@ def test_points_whose_runs_ended_early_or_failed_are_told_as_such(folder, plan):
     assert states == [TrialState.PRUNED, TrialState.FAIL]
 
 
-def test_a_threshold_ends_a_run_that_is_below_it(folder, tmp_path):
+def test_a_threshold_ends_a_run_below_it(folder, tmp_path):
     rules = Rules(stop_when=(Threshold.parse(f"{TAG} < 0.5 at 100"),))
     (tmp_path / "progress.json").write_text(f'{{"time/total_timesteps": 100, "{TAG}": 0.25}}\n')
     judge = Judge(rules, folder.storage)
