@@ -301,7 +301,7 @@ def test_gradients_equal_flat_vectors(name, found):
     assert sum(isinstance(layer, Embedding) for layer in taken) == n_embeddings
 
 
-AT_ONCE = {"linear", "no bias", "activations", "a matrix", "one layer twice", "low rank"}
+AT_ONCE = ("linear", "no bias", "activations", "a matrix", "one layer twice", "low rank")
 
 
 @pytest.mark.parametrize("name", [*AT_ONCE, "hooks", "convolution", "a hook that looks at numbers"])
