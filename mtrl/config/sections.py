@@ -5,11 +5,12 @@ Imports neither torch nor MuJoCo, so that `--help` answers at once.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from mtrl.config.registry import METHODS, TRUNKS
 from mtrl.config.section import Section
 
 
@@ -24,9 +25,10 @@ class AgentConfig(Section):
     trunk: str = Field(
         default="mlp",
         description="Architecture of the trunk: 'mlp', 'residual', 'film', 'soft-modules', "
-        "'moore', 'care', 'paco'; a name that a module of 'imports' registers; or "
-        "'package.module:name', a torch.nn.Module from observations to features. Options follow "
-        "in brackets: 'moore(experts=4)'.",
+        "'moore', 'care', 'paco'; a name that a module of 'imports' or an installed package's "
+        "entry point registers; or 'package.module:name', a torch.nn.Module from observations to "
+        "features. Options follow in brackets: 'moore(experts=4)'. In Python also a class, a "
+        "function or a Trunk.",
     )
     actor_trunk: str | None = Field(default=None, description="The actor's (default: trunk).")
     critic_trunk: str | None = Field(default=None, description="The critics' (default: trunk).")
@@ -49,11 +51,19 @@ class AgentConfig(Section):
     layer_norm: bool = Field(
         default=False, description="Apply LayerNorm before each ReLU of the trunks."
     )
+    task_input: Literal["one-hot", "embedding", "description"] | None = Field(
+        default=None,
+        description="How the trunk is told the task: 'one-hot'; 'embedding', a vector that is "
+        "learned; 'description', a sentence's embedding that is fixed, with which a policy with "
+        "one head acts in tasks it was not trained on (default: 'description' for care, "
+        "'embedding' for film, nothing for a module of your own, else 'one-hot').",
+    )
     task_embedding: int | None = Field(
         default=None,
         gt=0,
-        description="Size of a learned task embedding of unit norm, which replaces the task "
-        "one-hot (default: one-hot).",
+        le=2**16,
+        description="Length of a learned task embedding; means task_input 'embedding' (default: "
+        "50 there).",
     )
     normalize_observations: bool = Field(
         default=False,
@@ -76,6 +86,19 @@ class AgentConfig(Section):
         gt=0,
         description="Initial entropy temperature alpha of each task [scaled reward per nat].",
     )
+
+    @field_validator("trunk", "actor_trunk", "critic_trunk", mode="before")
+    @classmethod
+    def _name_trunk(cls, value: Any) -> Any:
+        return TRUNKS.spec_of(value)
+
+    @model_validator(mode="after")
+    def _one_task_input(self) -> AgentConfig:
+        if self.task_embedding is not None and self.task_input not in (None, "embedding"):
+            raise PydanticCustomError(
+                "task", "task_embedding: expected task_input 'embedding' or none beside it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _blocks_add_up(self) -> AgentConfig:
@@ -212,6 +235,11 @@ class LearnerConfig(Section):
         description="With return_scale, scale by the mean of the largest discounted returns of the "
         "last episodes instead of the largest so far [episodes per task].",
     )
+
+    @field_validator("surgery", "actor_surgery", "critic_surgery", mode="before")
+    @classmethod
+    def _name_method(cls, value: Any) -> Any:
+        return METHODS.spec_of(value)
 
     @model_validator(mode="after")
     def _memory_has_a_scale(self) -> LearnerConfig:

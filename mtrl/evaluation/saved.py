@@ -31,7 +31,8 @@ def evaluate_file(
     """Judge a run folder's final policy (or its newest checkpoint), a checkpoint, or a policy file.
 
     Args:
-        tasks: Some of the policy's tasks; default: all.
+        tasks: Some of the policy's tasks; default: all. A policy that is told descriptions is
+            judged on others too.
         seed: Of the goals; default: the training run's.
         benchmark: `package.module:attribute` of custom tasks; default: of a run folder, what the
             run was trained on, imported from where its benchmark.json says. A policy file or a
@@ -62,6 +63,7 @@ def evaluate_file(
         "seed": seed,
         "horizon": header.horizon,
         "stochastic": stochastic,
+        "unseen_tasks": [task for task in found.tasks if task not in header.tasks],
     }
 
 
@@ -73,7 +75,9 @@ def _benchmark_for(
     if named is not None:
         return get_benchmark(named, wanted)
     if source.is_dir() and (record := read_benchmark(source)) is not None:
-        return select(benchmark_of(record), wanted)
+        found = benchmark_of(record)
+        if found.custom or all(task in found.tasks for task in wanted):
+            return select(found, wanted)
     if header.environments == "custom":
         raise UsageError(
             f"benchmark: expected --benchmark MODULE:NAME for the custom tasks of "

@@ -156,8 +156,7 @@ class Learner:
             noise: Standard normal numbers of the next and the current actions, `[2, T, B, A]`.
 
         Returns:
-            `critic_loss`, `actor_loss`, `alpha`, `critic_weight` and `actor_weight`, each `[T]`, on
-            the device.
+            `critic_loss`, `actor_loss`, `alpha`, `critic_weight` and `actor_weight`, each `[T]`.
         """
         agent, config = self.agent, self.config
         batch, alpha = self.normalized(batch), agent.log_alpha.exp()
@@ -246,5 +245,6 @@ class Learner:
             for key, parameter in part.items():
                 parameter.grad = found[key]
         self.optimizers[name].step()
+        networks.after_step(gradients.losses, self.surgery_generator)
         surgery.after_step(problem.losses)
         return gradients

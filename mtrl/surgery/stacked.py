@@ -41,7 +41,7 @@ class TrunkFunction(Protocol):
         inputs: Tensor,
         record: Record | None = None,
     ) -> Tensor:
-        """See `mtrl.nets.networks.TrunkFunction`."""
+        """The features; parameters and the record as in `mtrl.nets.networks.TrunkFunction`."""
 
 
 TaskLoss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -54,8 +54,9 @@ class StackedProblem:
     """N networks on one batch.
 
     Args:
-        trunk: See `TrunkFunction`.
-        loss: See `TaskLoss`. No randomness in either: noise is part of the batch.
+        trunk: From inputs to features.
+        loss: From features to a loss for each task, as `TaskLoss` says. Neither draws random
+            numbers: noise is part of the batch.
         shared: Parameters all tasks share, subject to surgery, `[N, …]`.
         per_task: Each task's own parameters, `[N, T, …]`. They reach only their own task's
             gradient: they cannot leak into another's, nor into the dot products that decide on

@@ -40,7 +40,7 @@ def check_names(config: TrainConfig, benchmark: Benchmark | None = None) -> Benc
     for spec in (agent.trunk, agent.actor_trunk, agent.critic_trunk):
         if spec is not None:
             TRUNKS.check(spec)
-    from mtrl.envs.benchmarks import get_benchmark  # brings a simulator
+    from mtrl.envs.benchmarks import get_benchmark  # brings Gymnasium
 
     return get_benchmark(config.benchmark, config.tasks) if benchmark is None else benchmark
 
@@ -135,14 +135,10 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.dev
     """
     import torch
 
-    from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE
-    from mtrl.nets.trunks import load_trunk
+    from mtrl.envs.tasks import ACTION_SPACE, OBSERVATION_SPACE
     from mtrl.sac.agent import MTSAC
     from mtrl.surgery import get_surgery
 
-    for spec in (config.agent.trunk, config.agent.actor_trunk, config.agent.critic_trunk):
-        if spec is not None:
-            load_trunk(spec)
     learner = config.learner
     surgeries = {
         "actor": get_surgery(learner.actor_surgery or learner.surgery, learner),
@@ -152,7 +148,9 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark, device: torch.dev
     sizes = [space.shape[0] for space in spaces]
     try:
         with torch.device("meta"):
-            agent = MTSAC(benchmark.tasks, config.agent, *sizes)
+            agent = MTSAC(
+                benchmark.tasks, config.agent, *sizes, descriptions=benchmark.descriptions
+            )
             for name, networks in agent.networks().items():
                 surgeries[name].prepare(networks)
     except UsageError:

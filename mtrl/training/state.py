@@ -68,7 +68,14 @@ class RunState:
             max_restarts=environment.max_restarts,
         )
         observation, action = self.envs.observation_size, self.envs.action_size
-        agent = MTSAC(benchmark.tasks, config.agent, observation, action, seed=weights)
+        agent = MTSAC(
+            benchmark.tasks,
+            config.agent,
+            observation,
+            action,
+            seed=weights,
+            descriptions=benchmark.descriptions,
+        )
         self.agent = agent.to(device)
         self.learner = Learner(self.agent, config.learner, learner)
         if config.threads is None and device.type == "cpu":

@@ -13,9 +13,9 @@ from mtrl.config import yaml12
 from mtrl.config.train import TrainConfig
 from mtrl.devices import cpu_threads
 from mtrl.envs.benchmarks import N_GOALS, Benchmark
-from mtrl.envs.metaworld import MAX_STEPS
 from mtrl.envs.processes import WorkerError
 from mtrl.envs.record import record_of
+from mtrl.envs.tasks import MAX_STEPS
 from mtrl.errors import RunError
 from mtrl.evaluation.protocol import evaluate_in
 from mtrl.evaluation.scores import Evaluation
