@@ -14,6 +14,7 @@ SPECIFIC = {
     "benchmark": ("tasks",),
     "hidden_sizes": ("actor_hidden_sizes", "critic_hidden_sizes"),
     "surgery": ("actor_surgery", "critic_surgery"),
+    "task_input": ("task_embedding",),
 }
 """Fields that take precedence over a more general field, by that field."""
 

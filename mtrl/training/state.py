@@ -80,7 +80,14 @@ class RunState:
         )
         observation, action = self.envs.observation_size, self.envs.action_size
         if agent is None:
-            agent = MTSAC(benchmark.tasks, config.agent, observation, action, seed=weights)
+            agent = MTSAC(
+                benchmark.tasks,
+                config.agent,
+                observation,
+                action,
+                seed=weights,
+                descriptions=benchmark.descriptions,
+            )
         self.agent = agent.to(device)
         self.learner = Learner(self.agent, config.learner, learner)
         if config.threads is None and device.type == "cpu":
