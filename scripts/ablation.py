@@ -98,7 +98,7 @@ def variants() -> dict[str, Fields]:
 
 
 def main() -> None:
-    """Run what is missing, and write the table."""
+    """Run missing runs, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser, "ablation")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -9,9 +9,14 @@ all trunk parameters, and pairwise projections. `torchjd` is TorchJD's `mtl_back
 `jac_to_grad` with its PCGrad, in the faster of its two modes: all tasks at once, or one by one.
 
 The lower bound, if tasks share inputs, is T passes of gradients w.r.t. the layers' outputs, half a
-backward each, because no method is known that separates T gradients without them. Surgery adds dot
-products with the layers' inputs and one weight gradient. `--clock cpu` measures the CPU time of
-this process, which other processes on the same cores disturb less.
+backward each, because no method is known that separates T gradients without them, plus the forward
+and one weight gradient. For the MLP with ten tasks that is 3.9 plain steps of multiplications, and
+4.9 with the dot products of our method. The ConvNet and the Transformer have many rows per weight,
+so forming T weight gradients is cheapest there: (1 + 2 T) / 3 plain steps, 1.7 and 2.3, for `naive`
+and our method alike.
+
+`--clock cpu` measures the CPU time of this process, which other processes on the same cores disturb
+less.
 """
 
 from __future__ import annotations

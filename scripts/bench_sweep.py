@@ -1,10 +1,10 @@
-"""What mtrl-sweep costs beside the runs it makes: many short runs, by themselves and by a backend.
+"""Measure the overhead of mtrl-sweep: many short runs, alone and with each backend.
 
     python scripts/bench_sweep.py [--runs 40] [--backends local ray] [--json FILE]
 
-By itself means: the same command lines, one after another, each started by a shell's loop on the
-same cores. The ratio is of wall-clock time, from the command's start to its end, the report of the
-sweep left out; of the runs' own processor time stands beside it. Only a quiet machine tells.
+"Alone" runs the same command lines one after another on the same cores. The ratio is that of
+wall-clock times from start to end of the command, without the report of the sweep. The CPU time of
+the runs is shown too. Use an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FLAGS = (
 
 
 def timed(commands: list[list[str]]) -> dict[str, float]:
-    """Wall-clock and processor time of commands, one after another [s]."""
+    """Return wall-clock and CPU time of commands, run one after another [s]."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     for command in commands:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -60,7 +60,7 @@ def main() -> None:
         found["alone"] = timed(alone)
         for backend in arguments.backends:
             found[backend] = timed([[*sweep, "-o", f"{name}/{backend}", "--backend", backend]])
-    print("| by | wall-clock [s] | ÷ alone | processor [s] |\n|---|---|---|---|")
+    print("| backend | wall-clock [s] | ÷ alone | CPU time [s] |\n|---|---|---|---|")
     for by, times in found.items():
         ratio = times["wall"] / found["alone"]["wall"]
         print(f"| {by} | {times['wall']:.1f} | {ratio:.3f} | {times['processor']:.1f} |")

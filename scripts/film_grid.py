@@ -1,10 +1,10 @@
-"""Film many tasks of one policy side by side, in one animated picture.
+"""Record many tasks of one policy side by side in one animated image.
 
     python scripts/film_grid.py RUN_OR_POLICY [-o docs/images/mt10.webp]
 
-Evaluates the policy on the first goal of each task, as `mtrl-eval` does, replays these episodes
-before a camera, and puts them into a grid. The quality is lowered until the file is small enough.
-Rendering needs EGL or OSMesa.
+The script evaluates the policy on the first goal of each task, as `mtrl-eval` does, renders these
+episodes and arranges them in a grid. It lowers the quality until the file is small enough.
+Rendering requires EGL or OSMesa.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from mtrl.evaluation.video import animations, find_backend
 from mtrl.folder import write_atomically
 
 QUALITIES = (80, 65, 50, 35, 20)
-"""Of WebP, tried in this order."""
+"""WebP qualities, tried in this order."""
 
 COLORS = (256, 128, 64, 32)
-"""Of a GIF, likewise."""
+"""Numbers of GIF colours, tried in this order."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("policy", type=Path, metavar="RUN_OR_POLICY")
     parser.add_argument("-o", "--out", type=Path, default=Path("docs/images/mt10.webp"))
     parser.add_argument("--tasks", nargs="+", help="default: the first ten of the policy")
     parser.add_argument("--columns", type=int, default=5)
-    parser.add_argument("--size", type=int, default=200, help="of a task's picture [pixels]")
-    parser.add_argument("--limit", type=float, default=3.0, help="of the file [MB]")
+    parser.add_argument("--size", type=int, default=200, help="image size of a task [pixels]")
+    parser.add_argument("--limit", type=float, default=3.0, help="maximum size of the file [MB]")
     given = parser.parse_args(arguments)
     try:
         if given.out.suffix not in (".webp", ".gif"):
-            raise UsageError(f"out: expected a name that ends in .webp or .gif, got {given.out}")
+            raise UsageError(f"out: expected a name ending in .webp or .gif, got {given.out}")
         for name in ("columns", "size", "limit"):
             if getattr(given, name) <= 0:
                 raise UsageError(f"{name}: expected more than 0, got {getattr(given, name)}")
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def first_tasks(policy: Path) -> tuple[str, ...]:
-    """The first ten tasks that a policy was trained for."""
+    """Return the first ten tasks of a policy."""
     from mtrl.folder import find_policy
     from mtrl.policy.policy import Policy
 
@@ -69,10 +69,10 @@ def first_tasks(policy: Path) -> tuple[str, ...]:
 
 
 def grid(films: Sequence[bytes], columns: int) -> tuple[list[Image.Image], float]:
-    """Animated GIFs as one, row by row; one that is over stays on its last picture.
+    """Combine animated GIFs row by row; each stays on its last frame after its end.
 
     Returns:
-        The frames, and for how long each is shown [ms].
+        Frames, and the duration of each [ms].
     """
     reels = []
     for film in films:
@@ -93,13 +93,13 @@ def grid(films: Sequence[bytes], columns: int) -> tuple[list[Image.Image], float
 
 
 def save(frames: Sequence[Image.Image], milliseconds: float, path: Path, limit: int) -> str:
-    """Write an endless animation of at most `limit` bytes, as good as fits.
+    """Write an endless animation with the best quality that fits in `limit` bytes.
 
     Returns:
-        How good it is.
+        The quality, in words.
 
     Raises:
-        UsageError: if it is too large even at the lowest quality.
+        UsageError: If it is too large even at the lowest quality.
     """
     is_webp = path.suffix == ".webp"
     for level in QUALITIES if is_webp else COLORS:
@@ -108,8 +108,8 @@ def save(frames: Sequence[Image.Image], milliseconds: float, path: Path, limit: 
             break
     else:
         raise UsageError(
-            f"limit: expected {limit / 1e6:g} MB to be enough, got {len(film) / 1e6:.2f} MB at the "
-            "lowest quality; --size makes it smaller"
+            f"limit: expected {limit / 1e6:g} MB to suffice, got {len(film) / 1e6:.2f} MB at the "
+            "lowest quality; reduce --size"
         )
     write_atomically(path, lambda place: place.write_bytes(film))
     return f"quality {level}" if is_webp else f"{level} colours"
@@ -118,7 +118,7 @@ def save(frames: Sequence[Image.Image], milliseconds: float, path: Path, limit: 
 def encoded(
     frames: Sequence[Image.Image], milliseconds: float, webp: int | None, colors: int
 ) -> bytes:
-    """An endless animation: WebP of a quality, or else a GIF of so many colours."""
+    """Encode an endless animation: WebP of a quality, or a GIF with a number of colours."""
     film = io.BytesIO()
     shown = frames if webp is not None else [frame.quantize(colors) for frame in frames]
     settings = {"quality": webp, "method": 4} if webp is not None else {}

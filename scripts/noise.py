@@ -118,7 +118,7 @@ def report(output: Path) -> str:
 
 
 def main() -> None:
-    """Run what is missing, and write the table."""
+    """Run missing runs, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser, "noise")
     parser.add_argument(

@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def train_all(trials: Sequence[Trial], output: Path, runs: Path, jobs: int) -> None:
-    """Run what is missing, in this order; a failed run does not stop the others.
+    """Run missing runs, in this order; a failed run does not stop the others.
 
     Raises:
         SystemExit: At the end, if runs failed, with the last line of each, or if a signal came.
@@ -101,12 +101,12 @@ def _job(trial: Trial, runs: Path) -> Job:
     run_dir, written = runs / trial.folder, runs / f"{trial.folder}.yaml"
     written.write_text(trial.config.to_yaml(), encoding="utf-8")
     where = ("--config", str(written), "--run-dir", str(run_dir), "--resume-if-exists")
-    files = {"log": runs / f"{trial.folder}.txt", "state": runs / f"{trial.folder}.json"}
-    return Job(trial.folder, where, run_dir, variables=trial.variables, **files)
+    log, state = runs / f"{trial.folder}.txt", runs / f"{trial.folder}.json"
+    return Job(trial.folder, where, run_dir, log=log, state=state, variables=trial.variables)
 
 
 def _keep(run_dir: Path, kept: Path) -> None:
-    """Put a run's files where those of the others are."""
+    """Copy the files of a run to those of other runs."""
     kept.mkdir(parents=True, exist_ok=True)
     for file in KEPT:
         shutil.copy(run_dir / file, kept)

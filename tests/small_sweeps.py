@@ -1,4 +1,4 @@
-"""Sweeps whose runs take seconds, and what they are to come to."""
+"""Sweeps whose runs take seconds, and their expected results."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from mtrl.cli.train import main
+
 HERE = Path(__file__).parent
-TOTAL = 1_600
+TOTAL = 1_200
 FLAGS = (
-    f"--benchmark toy_tasks:POINTS --total-timesteps {TOTAL} --learning-starts 40 --log-every 200 "
-    "--checkpoint-every 100 --eval-every 800 --eval-episodes 1 --diagnose-every 0 "
-    "--hidden-sizes 8 --batch-size 8 --device cpu"
+    f"--config mt10_plain --benchmark toy_tasks:POINTS --total-timesteps {TOTAL} "
+    "--learning-starts 40 --log-every 200 --checkpoint-every 100 --eval-every 800 "
+    "--eval-episodes 1 --diagnose-every 0 --hidden-sizes 8 --batch-size 8 --device cpu"
 ).split()
 
 
 def command(out: Path, *arguments: str, flags: Sequence[str] = FLAGS) -> list[str]:
-    """A sweep over `arguments`."""
+    """Return the command of a sweep over `arguments`."""
     program = [sys.executable, "-m", "mtrl.cli.sweep", *flags]
     return [*program, "--cpus-per-run", "1", "-o", str(out), *arguments]
 
 
 def never_interrupted(folder: Path, *arguments: str) -> Path:
-    """The same run by itself, on as many threads as a sweep gives it."""
-    program = [sys.executable, "-m", "mtrl.cli.train", *FLAGS, *arguments]
-    program += ["--threads", "1", "--workers", "1", "--run-dir", str(folder)]
-    subprocess.run(program, check=True, capture_output=True, cwd=HERE)
+    """Train the same run outside a sweep, with equally many threads."""
+    where = ["--threads", "1", "--workers", "1", "--run-dir", str(folder)]
+    assert main([*FLAGS, *arguments, *where]) == 0
     return folder
 
 
 def wait_for(what: Callable[[], object], process: subprocess.Popen | None = None) -> None:
-    """Until it is true; fails if the process ends first."""
+    """Wait until `what` is true; fail if the process ends first."""
     deadline = time.monotonic() + 500
     while not what():
         assert process is None or process.poll() is None, "it ended first"
@@ -43,12 +44,12 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen | None = None
         time.sleep(0.1)
 
 
-def has_begun(out: Path, method: str) -> Callable[[], bool]:
-    """Whether a run of the method has written a checkpoint."""
+def has_started(out: Path, method: str) -> Callable[[], bool]:
+    """Return a function that tells whether a run of the method has written a checkpoint."""
     return lambda: any(out.glob(f"runs/*_{method}_*/checkpoints/step_*"))
 
 
 def same_policy(first: Path, second: Path) -> bool:
-    """Whether two runs have come to equal weights."""
+    """Return whether two runs have equal weights."""
     a, b = (load_file(path / "policy_final.safetensors") for path in (first, second))
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

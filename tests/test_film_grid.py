@@ -49,7 +49,7 @@ def test_quality_gives_way_to_the_limit(film_grid, name, tmp_path):
     worse = film_grid.save(shown, 50, tmp_path / name, size - 1)
     assert good != worse and (tmp_path / name).stat().st_size < size
     assert Image.open(tmp_path / name).n_frames == 5
-    with pytest.raises(UsageError, match=r"limit: expected 0\.0001 MB to be enough"):
+    with pytest.raises(UsageError, match=r"limit: expected 0\.0001 MB to suffice"):
         film_grid.save(shown, 50, tmp_path / "none.webp", 100)
     assert not (tmp_path / "none.webp").exists()
 
@@ -78,7 +78,7 @@ def test_films_of_other_lengths_and_a_last_row_that_is_not_full(film_grid):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["-o", "a.png"], "out: expected a name that ends in .webp or .gif, got a.png"),
+        (["-o", "a.png"], "out: expected a name ending in .webp or .gif, got a.png"),
         (["--columns", "0"], "columns: expected more than 0, got 0"),
     ],
 )

@@ -10,7 +10,7 @@ from mtrl.envs.benchmarks import Benchmark
 
 
 class Point(gym.Env):
-    """A point on a line is to come to a goal within ten steps."""
+    """A point on a line that must reach a goal within ten steps."""
 
     observation_space = Box(-10.0, 10.0, (3,), np.float32)
     action_space = Box(-1.0, 1.0, (1,), np.float32)

@@ -10,7 +10,6 @@ and gets what the function `settings("agent")` of `TABLES` returns: Markdown.
 
 from __future__ import annotations
 
-import fnmatch
 import re
 import shlex
 from collections.abc import Callable
@@ -69,19 +68,8 @@ def _literal(line: str) -> str:
     return "".join(parts)
 
 
-def leave_out_missing_pages(app: Sphinx, page: str, source: list[str]) -> None:
-    """Take globs that match no page, `hooks*`, out of the index; Sphinx would warn of each."""
-    if page == "index":
-        lines = source[0].splitlines()
-        found = app.env.found_docs
-        source[0] = "\n".join(
-            line for line in lines if not line.endswith("*") or fnmatch.filter(found, line)
-        )
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_directive("generated", Generated)
-    app.connect("source-read", leave_out_missing_pages)
     app.connect("autodoc-process-docstring", prepare_docstring)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

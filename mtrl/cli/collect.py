@@ -26,7 +26,7 @@ class CollectConfig(Section):
     )
     output: Path = Field(description="File to write, NAME.npz.")
     episodes: int = Field(
-        default=10, gt=0, le=10_000, description="Episodes of each task [episodes per task]."
+        default=10, gt=0, le=10_000, description="Number of episodes [episodes per task]."
     )
     tasks: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="Tasks (default: all tasks of the policy)."
@@ -34,19 +34,19 @@ class CollectConfig(Section):
     benchmark: str | None = Field(
         default=None,
         description="Task set for the expert, or custom tasks as package.module:attribute "
-        "(default: those that the run folder records).",
+        "(default: as recorded in the run folder).",
     )
     imports: tuple[str, ...] = Field(
         default=(),
-        description="Modules to import first, for the trunks that they register, or "
-        "'package.module:name' of a trunk; a policy file itself imports nothing.",
+        description="Modules to import first because they register trunks, or "
+        "'package.module:name' of a trunk. A policy file itself imports nothing.",
     )
     seed: int | None = Field(
         default=None,
         ge=0,
         lt=2**32,
         description="Random seed of goals and sampled actions (default: the seed of the training "
-        "run, and so its goals; 0 for the expert).",
+        "run, which gives its goals; 0 for the expert).",
     )
     horizon: int | None = Field(
         default=None,
@@ -57,8 +57,8 @@ class CollectConfig(Section):
     workers: int | None = Field(
         default=None,
         gt=0,
-        description="Simulator processes (default: one per processor core). Results do not depend "
-        "on their number.",
+        description="Number of simulator processes (default: one per CPU core). It does not affect "
+        "results.",
     )
     device: typing.Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Device of the policy; 'auto': CUDA if available, else the CPU."
@@ -70,7 +70,7 @@ class CollectConfig(Section):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command; return the exit code."""
     return run("mtrl-collect", _collect, arguments)
 
 
@@ -78,8 +78,8 @@ def _collect(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="mtrl-collect",
         allow_abbrev=False,
-        description="Collect episodes on the reference simulator and write their transitions to a "
-        "file, for mtrl-train --demonstrations.",
+        description="Collect episodes on the reference simulator, and write their transitions to a "
+        "file for mtrl-train --demonstrations.",
     )
     fields = CollectConfig.model_fields
     parser.add_argument("source", metavar="expert|RUN_OR_POLICY", help=fields["source"].description)
@@ -97,14 +97,14 @@ def _collect(arguments: Sequence[str] | None) -> int:
 
 
 def _expert(config: CollectConfig) -> Demonstrations:
-    from mtrl.envs.benchmarks import get_benchmark  # brings a simulator
+    from mtrl.envs.benchmarks import get_benchmark  # imports a simulator
 
     if config.tasks is None and config.benchmark is None:
         raise UsageError("tasks: expected --tasks or --benchmark with the expert, got neither")
     benchmark = get_benchmark(config.benchmark or "", config.tasks)
     if benchmark.custom:
         raise UsageError(
-            f"benchmark: expected tasks of Meta-World's, whose experts there are, got "
+            f"benchmark: expected Meta-World tasks, because only these have experts, got "
             f"{benchmark.name}"
         )
     for name in ("stochastic", "imports"):

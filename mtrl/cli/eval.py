@@ -30,8 +30,8 @@ class EvalConfig(Section):
     )
     benchmark: str | None = Field(
         default=None,
-        description="Benchmark of custom tasks, as package.module:attribute (default: the one that "
-        "the run folder records).",
+        description="Benchmark of custom tasks, as package.module:attribute (default: as recorded "
+        "in the run folder).",
     )
     imports: tuple[str, ...] = Field(
         default=(),

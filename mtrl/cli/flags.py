@@ -26,6 +26,8 @@ from pydantic.fields import FieldInfo
 from mtrl.config.section import flag_of
 from mtrl.errors import RunError, UsageError, unknown
 
+Command = Callable[[Sequence[str] | None], int]
+
 _format_warning = warnings.formatwarning
 _ENDING = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
@@ -75,11 +77,7 @@ class Parser(argparse.ArgumentParser):
         return vars(known)
 
 
-def run(
-    program: str,
-    command: Callable[[Sequence[str] | None], int],
-    arguments: Sequence[str] | None,
-) -> int:
+def run(program: str, command: Command, arguments: Sequence[str] | None) -> int:
     """Run a command, and print errors as one line; return the exit code."""
     with _surroundings():
         code = _run(program, command, arguments)
@@ -90,11 +88,7 @@ def run(
     return code
 
 
-def _run(
-    program: str,
-    command: Callable[[Sequence[str] | None], int],
-    arguments: Sequence[str] | None,
-) -> int:
+def _run(program: str, command: Command, arguments: Sequence[str] | None) -> int:
     try:
         return command(arguments)
     except BrokenPipeError:  # the reader of the output has closed it
@@ -189,17 +183,19 @@ def add_flags(
     leave_out: Sequence[str] = (),
     *,
     several: bool = False,
+    top: argparse._ArgumentGroup | None = None,
 ) -> None:
     """Add one flag per leaf of the tree, except `leave_out`; values stay strings for pydantic.
 
     Args:
         defaults: Values shown in --help.
         several: Whether every flag takes several values, and switches need an explicit `true`.
+        top: Group of the fields outside sections.
     """
     for group, name, field, default in _leaves(defaults):
         if name in leave_out:
             continue
-        target = parser if group is None else _group(parser, group)
+        target = (top or parser) if group is None else _group(parser, group)
         is_switch = field.annotation is bool  # `--flag` without a value means true
         target.add_argument(
             flag_of(name),
@@ -241,7 +237,7 @@ def _metavar(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return "|".join(typing.get_args(annotation))
     if inner := typing.get_args(annotation):  # X | None, tuple[X, ...], Annotated[X, ...]
-        return _metavar(inner[0])
+        return "FILE" if typing.get_origin(annotation) is dict else _metavar(inner[0])
     return {int: "N", float: "X", str: "NAME", Path: "PATH", bool: "true|false"}[annotation]
 
 

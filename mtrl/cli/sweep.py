@@ -81,7 +81,7 @@ def _sweep(arguments: Sequence[str] | None) -> int:
         if sweep.options.backend == "slurm":
             return _submit(sweep, [job.name for job in jobs])
         live = Live(sweep.folder)
-        found = drive(jobs, _backend(sweep), sweep.options.retries, live)
+        found = drive(jobs, _backend(sweep), sweep.options.retries, live, live.tell)
         live.clear()
         return _end(sweep, found)
 

@@ -146,7 +146,7 @@ def parse(arguments: Sequence[str] | None) -> Sweep:
         "--config", nargs="+", metavar="NAME|FILE", help="Presets or files that runs start from."
     )
     axes.add_argument("--seeds", nargs="+", metavar="N", help="Seeds of every point.")
-    add_flags(parser, TrainConfig(), leave_out=tuple(TAKEN), several=True)
+    add_flags(parser, TrainConfig(), leave_out=tuple(TAKEN), several=True, top=axes)
     given = parser.parse(arguments)
     names = SweepConfig.model_fields.keys()
     options = validate(SweepConfig, {k: v for k, v in given.items() if k in names})
@@ -171,6 +171,9 @@ def _settled(options: SweepConfig, plan: Plan) -> Sweep:
         one, other = ("--search N", "search in the file")
         got, missing = (other, one) if plan.search else (one, other)
         raise UsageError(f"search: expected {missing} with {got}, got none")
+    if plan.search and options.backend == "ray" and options.max_parallel is None:
+        reason = "expected with --search on ray, which draws points as resources allow, got none"
+        raise UsageError(f"max_parallel: {reason}")
     if (options.halve_on is None) != (options.halve_from is None):
         raise UsageError("halve_on: expected --halve-on and --halve-from together, got one")
     halving = None

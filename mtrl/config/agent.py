@@ -27,7 +27,7 @@ class AgentConfig(Section):
         description="Architecture of the trunk: 'mlp', 'residual', 'film', 'soft-modules', "
         "'moore', 'care', 'paco'; a name that a module of 'imports' or an installed package's "
         "entry point registers; or 'package.module:name', a torch.nn.Module from observations to "
-        "features. Options follow in brackets: 'moore(experts=4)'. In Python also a class, a "
+        "features. Options follow in parentheses: 'moore(experts=4)'. In Python also a class, a "
         "function or a Trunk.",
     )
     actor_trunk: str | None = Field(

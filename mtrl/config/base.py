@@ -11,19 +11,34 @@ from mtrl.errors import UsageError, one_line, unknown
 PRESETS = Path(__file__).parent / "presets"
 
 SPECIFIC = {
-    "benchmark": ("tasks",),
+    "benchmark": ("tasks", "curriculum"),
     "hidden_sizes": ("actor_hidden_sizes", "critic_hidden_sizes"),
     "surgery": ("actor_surgery", "critic_surgery"),
     "task_input": ("task_embedding",),
+    "tasks": ("curriculum",),
+    "curriculum": ("tasks",),
 }
 """Fields that take precedence over a more general field, by that field."""
 
 DEEPEST = 10
-"""Files that may build on each other; more can only be a circle."""
+"""Maximum number of files that build on each other; more can only be a cycle."""
+
+
+def read_file(field: str, path: Path | str) -> Any:
+    """Read plain values from a YAML file.
+
+    Raises:
+        UsageError: If the file cannot be read or is not YAML; the message names the field.
+    """
+    try:
+        return yaml12.load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except Exception as error:  # a malicious text can make the parser raise anything
+        reason = one_line(error).replace(' in "<unicode string>", line', " in line")
+        raise UsageError(f"{field}: cannot read {path}: {reason}") from None
 
 
 def read_tree(path: Path, sections: set[str], depth: int = 0) -> Any:
-    """Read a YAML file. If it names a `base`, return that with the file's values over it.
+    """Read a YAML file; if it names a `base`, its values override those of the base.
 
     A value also removes more specific fields of the base, which would take precedence over it.
 
@@ -35,15 +50,11 @@ def read_tree(path: Path, sections: set[str], depth: int = 0) -> Any:
     Raises:
         UsageError: If a file cannot be read or is not YAML.
     """
-    try:
-        tree = yaml12.load(path.read_text(encoding="utf-8"))
-    except Exception as error:  # a malicious text can make the parser raise anything
-        reason = one_line(error).replace(' in "<unicode string>", line', " in line")
-        raise UsageError(f"config: cannot read {path}: {reason}") from None
+    tree = read_file("config", path)
     if not isinstance(tree, dict) or "base" not in tree:
         return {} if tree is None else tree
     if depth == DEEPEST:
-        raise UsageError(f"{path}: base: expected files that do not name each other in a circle")
+        raise UsageError(f"{path}: base: expected files without a cycle of bases")
     base = read_tree(_base_of(path, tree.pop("base")), sections, depth + 1)
     return _over(base, tree, sections)
 
@@ -55,7 +66,7 @@ def _base_of(path: Path, name: Any) -> Path:
         return path.parent / name
     if not (PRESETS / f"{name}.yaml").exists():
         names = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
-        raise UsageError(f"{path}: {unknown('base', name, [*names, 'a file that ends in .yaml'])}")
+        raise UsageError(f"{path}: {unknown('base', name, [*names, 'a file ending in .yaml'])}")
     return PRESETS / f"{name}.yaml"
 
 

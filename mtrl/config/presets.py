@@ -88,7 +88,7 @@ def preset(name: str, **changes: Any) -> TrainConfig:
         UsageError: If there is no such preset or field, or a value is invalid.
     """
     if name not in EXPECTED:
-        raise UsageError(unknown("config", name, [*EXPECTED, "a file that ends in .yaml"]))
+        raise UsageError(unknown("config", name, [*EXPECTED, "a file ending in .yaml"]))
     return override(TrainConfig.from_yaml(PRESETS / f"{name}.yaml"), changes)[0]
 
 

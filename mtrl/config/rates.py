@@ -1,6 +1,7 @@
 """Numbers per task or per action dimension, such as `280_000/task` and `-0.5/action`.
 
-A configuration for any set of tasks states its budgets so; a run's own configuration has numbers.
+A configuration for any set of tasks can state its budgets this way; the resolved configuration of a
+run contains plain numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ MAX_COUNT = 10**12
 
 
 def _per(unit: str, kind: type) -> WrapValidator:
-    """Return a validator that also accepts `NUMBER/unit`, with the number's own bounds."""
+    """Return a validator that also accepts `NUMBER/unit`, with the same bounds."""
 
     def read(value: Any, number: ValidatorFunctionWrapHandler) -> Any:
         if not isinstance(value, str) or "/" not in value:
@@ -41,14 +42,14 @@ Steps = Annotated[int, Field(gt=0, lt=MAX_COUNT), _per("task", int), _Either]
 """Environment steps over all tasks, or `N/task`."""
 
 StepsOrNever = Annotated[int, Field(ge=0, lt=MAX_COUNT), _per("task", int), _Either]
-"""As `Steps`; 0 is never."""
+"""Environment steps over all tasks, or `N/task`; 0 means never."""
 
 Nats = Annotated[float, _per("action", float), _Either]
 """Nats, or `X/action` per action dimension."""
 
 
 def total(value: Any, count: int, number: Callable[[str], Any] = int) -> Any:
-    """Multiply a number that is per task or action by their count; return others as they are."""
+    """Multiply a number per task or action by their count; return other numbers unchanged."""
     if not isinstance(value, str):
         return value
     return number(value.partition("/")[0]) * count

@@ -18,7 +18,7 @@ class Registry:
     """Classes by name: built-in, registered by users' modules, or offered by installed packages.
 
     Args:
-        field: Configuration field, with which error messages begin.
+        field: Configuration field, which error messages name first.
         group: Entry point group under which installed packages offer classes.
         options: Built-in names with their options, known before their modules are imported; a test
             compares them with the classes.
@@ -146,7 +146,7 @@ def parse(field: str, spec: str) -> tuple[str, dict[str, Any]]:
     """Split `name(key=value, …)`, such as `cagrad(c=0.4)`; values are Python literals.
 
     Raises:
-        UsageError: If it has another form; the message begins with the field's name.
+        UsageError: If it has another form; the message names the field.
     """
     name, bracket, _ = spec.partition("(")
     try:

@@ -25,8 +25,8 @@ class LearnerConfig(Section):
         "'pcgrad', 'rotograd', 'rotograd-scale', 'rotograd-rotate', 'cagrad', 'mgda', 'imtl-g', "
         "'aligned-mtl', 'fairgrad', 'gradnorm', 'famo'; a name that a module in 'imports' or the "
         "entry point of an installed package registers; 'torchjd:NAME'; or 'package.module:name', "
-        "a Surgery class or a function from Gramian to weights. Options follow in brackets: "
-        "'cagrad(c=0.4)'.",
+        "a Surgery class or a function from Gramian to weights. Options follow in "
+        "parentheses: 'cagrad(c=0.4)'.",
     )
     actor_surgery: str | None = Field(
         default=None, description="Method for the actor (default: surgery)."
@@ -73,7 +73,7 @@ class LearnerConfig(Section):
     compile: bool = Field(
         default=False,
         description="On CUDA, fuse small operations of an update with torch.compile, which takes a "
-        "minute at the start; no effect on a CPU, where updates took a quarter longer.",
+        "minute at the start; no effect on a CPU, where it made updates a quarter slower.",
     )
     batch_size: int = Field(
         default=128, gt=0, description="Batch size of an update [transitions per task]."

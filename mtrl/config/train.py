@@ -4,7 +4,7 @@
     ├── agent: AgentConfig              networks
     ├── learner: LearnerConfig          losses, optimisers, replay, surgery
     ├── environment: EnvironmentConfig  simulator
-    └── transfer: TransferConfig        policy that a run begins from
+    └── transfer: TransferConfig        initial policy and stages of tasks
 
 Every leaf has a unique name, so a field has the same name everywhere: `learner.batch_size` in YAML
 is `--batch-size` on the command line (`imports` is `--import`). *Timesteps* are environment steps
@@ -68,7 +68,7 @@ class TrainConfig(Section):
     total_timesteps: Steps | None = Field(
         default=None,
         description="Length of the run [environment steps over all tasks, or N/task] (default: "
-        "2,000,000/task). So are the step counts below.",
+        "2,000,000/task). The step counts below have the same units.",
     )
     learning_starts: Steps | None = Field(
         default=None,
@@ -138,19 +138,19 @@ class TrainConfig(Section):
     )
     imports: tuple[str, ...] = Field(
         default=(),
-        description="Modules to import first, because they register methods of surgery or trunks; "
+        description="Modules to import first, because they register surgery methods or trunks; "
         "the working directory is also searched.",
     )
     callbacks: tuple[str, ...] = Field(
         default=(),
         description="Callbacks: mtrl.Callback classes as 'package.module:Name', with options in "
-        "brackets: 'package.module:Name(every=1000)'.",
+        "parentheses: 'package.module:Name(every=1000)'.",
     )
     demonstrations: tuple[str, ...] = Field(
         default=(),
         description="Demonstrations to learn from, as [TASK=]SOURCE. A source is a file of "
         "mtrl-collect, or expert:N for N episodes of Meta-World's scripted policies. A source "
-        "without a task serves all tasks that no other source names.",
+        "without a task applies to all tasks that no other source names.",
     )
     agent: AgentConfig = Field(default_factory=AgentConfig)
     learner: LearnerConfig = Field(default_factory=LearnerConfig)

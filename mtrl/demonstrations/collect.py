@@ -65,13 +65,13 @@ def collect(
     known = actor.tasks if isinstance(actor, Policy) else tuple(actor)
     for task, count in zip(names, counts, strict=True):
         if task not in known:
-            raise UsageError(unknown("tasks", task, known) + " (what there is a policy for)")
+            raise UsageError(unknown("tasks", task, known) + " (tasks of the policy)")
         if count < 1:
-            raise UsageError(f"episodes: expected at least 1 of {task}, got {count}")
+            raise UsageError(f"episodes: expected at least 1 for {task}, got {count}")
         if not benchmark.custom and not stochastic and count > N_GOALS:
             raise UsageError(
-                f"episodes: expected at most {N_GOALS} of {task}, one for each goal, got {count}: "
-                "without chance they repeat"
+                f"episodes: expected at most {N_GOALS} for {task}, one per goal, got {count}: "
+                "deterministic episodes would repeat"
             )
     expect_main_guard()
     copies = min(max(counts), max(1, n_cores() // len(names)))
@@ -91,7 +91,7 @@ def collect(
             ended.extend(bar)
     finally:
         envs.close()
-    # In the order of tasks and episodes, whatever the order in which they ended.
+    # Sort by task and episode, because episodes end in any order.
     return _joined(names, sorted(ended, key=lambda play: (names.index(play.name), play.episode)))
 
 
@@ -146,12 +146,14 @@ def _chooser(
 
 def _action(act: Actor, task: str, observation: np.ndarray, size: int) -> np.ndarray:
     try:
-        with warnings.catch_warnings():  # Meta-World's, of actions that are clipped
+        with warnings.catch_warnings():  # Meta-World warns about clipped actions
             warnings.simplefilter("ignore", UserWarning)
             found = np.asarray(act(observation.copy()), np.float32)
     except Exception as error:
         kind = type(error).__name__
-        raise UsageError(f"actor: that of {task} failed: {kind}: {one_line(error)}") from error
+        raise UsageError(
+            f"actor: the function of {task} failed: {kind}: {one_line(error)}"
+        ) from error
     if found.shape != (size,) or not np.isfinite(found).all():
         raise UsageError(
             f"actor: expected {size} finite numbers as an action in {task}, got {found.tolist()}"

@@ -66,7 +66,7 @@ class Demonstrations:
         success: bool `[n]`, or None if unknown.
 
     Raises:
-        UsageError: If the arrays do not fit together, or a number is not finite.
+        UsageError: If the arrays are inconsistent, or a number is not finite.
     """
 
     tasks: tuple[str, ...]
@@ -168,7 +168,7 @@ class Demonstrations:
             arrays["success"] = self.success
 
         def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:  # given a name, NumPy adds its own ending
+            with temporary.open("wb") as file:  # NumPy would add its suffix to a name
                 np.savez_compressed(file, **arrays)
 
         write_atomically(Path(path), write)
@@ -178,7 +178,7 @@ class Demonstrations:
         """Read a `.npz` file, without executing anything in it.
 
         Raises:
-            UsageError: If it cannot be read, or an array is missing or wrong.
+            UsageError: If the file cannot be read, or an array is missing or invalid.
         """
         try:
             opened = np.load(Path(path).expanduser(), allow_pickle=False)
@@ -197,7 +197,7 @@ class Demonstrations:
             _expect(text, "tasks as a list of names", f"{names.dtype} {names.shape}")
             if len(names) == 1:
                 arrays.setdefault("task", np.zeros(len(arrays["observations"]), np.int64))
-            _expect("task" in arrays, "an array 'task', as there are several tasks", "none")
+            _expect("task" in arrays, "an array 'task' for several tasks", "none")
             return cls(tuple(map(str, names)), **arrays)
         except UsageError as error:
             reason = str(error).removeprefix("demonstrations: ")

@@ -17,7 +17,7 @@ EXPERT = "expert"
 
 @dataclass(frozen=True)
 class Sources:
-    """Demonstrations read from files, and episodes that experts have to play.
+    """Demonstrations read from files, and numbers of episodes to collect from experts.
 
     Attributes:
         files: Demonstrations of the run's tasks.
@@ -33,7 +33,7 @@ class Sources:
         """Return all demonstrations, in task order; arguments are those of `collect`."""
         parts = list(self.files)
         if self.experts:
-            from mtrl.demonstrations.collect import collect, experts  # brings PyTorch
+            from mtrl.demonstrations.collect import collect, experts  # imports PyTorch
 
             tasks, counts = tuple(self.experts), list(self.experts.values())
             chosen = select(benchmark, tasks)
@@ -45,7 +45,7 @@ class Sources:
 def sources(entries: Sequence[str], benchmark: Benchmark) -> Sources:
     """Read entries of the form `[TASK=]FILE` or `[TASK=]expert:N`.
 
-    An entry without a task serves all tasks that no other entry names.
+    An entry without a task applies to all tasks that no other entry names.
 
     Args:
         entries: One or more entries.
@@ -53,7 +53,7 @@ def sources(entries: Sequence[str], benchmark: Benchmark) -> Sources:
 
     Raises:
         UsageError: If an entry has another form, names an unknown task, asks for an expert that
-            does not exist, or names a file that cannot be read or does not fit the tasks.
+            does not exist, or names a file that cannot be read or does not match the tasks.
     """
     named, rest = [], []
     for entry in entries:
@@ -80,12 +80,12 @@ def sources(entries: Sequence[str], benchmark: Benchmark) -> Sources:
         for task in tasks:
             if task in benchmark.custom:
                 raise UsageError(
-                    f"demonstrations: expected a file for {task!r}, a custom task, for which "
-                    f"Meta-World has no expert, got {source}"
+                    f"demonstrations: expected a file for {task!r}, because Meta-World has no "
+                    f"expert for a custom task, got {source}"
                 )
             if task in experts:
                 raise UsageError(
-                    f"demonstrations: expected one number of the expert's episodes of {task}, got "
+                    f"demonstrations: expected one number of expert episodes for {task}, got "
                     f"{experts[task]} and {episodes}"
                 )
             experts[task] = episodes
@@ -96,8 +96,8 @@ def _episodes(source: str) -> int:
     number = source.partition(":")[2]
     if not (number.isascii() and number.isdigit() and 1 <= int(number) <= N_GOALS):
         raise UsageError(
-            f"demonstrations: expected {EXPERT}:N with N from 1 to {N_GOALS}, an episode for each "
-            f"goal at most, got {source!r}"
+            f"demonstrations: expected {EXPERT}:N with N from 1 to {N_GOALS}, at most one episode "
+            f"per goal, got {source!r}"
         )
     return int(number)
 

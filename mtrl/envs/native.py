@@ -43,7 +43,7 @@ class NativePools:
     ) -> None:
         self._tasks, self._copies, self._horizon = tasks, envs_per_task, horizon
         self._rows = [slice(row, row + envs_per_task) for row in first_rows]
-        self._seed, self._block, self._begun, self._episode = 0, -1, 0, -1
+        self._seed, self._block, self._next, self._episode = 0, -1, 0, -1
         self._stepping = False
         self._pools: list[Any] = []
 
@@ -100,15 +100,15 @@ class NativePools:
         """Start episode number `episode` of every environment, counted per environment."""
         self._episode = episode
         block, position = divmod(episode, EPISODES_PER_POOL)
-        if block != self._block or position < self._begun:
+        if block != self._block or position < self._next:
             self._pools = [self._make(task, block) for task in self._tasks]
-            self._block, self._begun = block, 0
-        while self._begun <= position:
+            self._block, self._next = block, 0
+        while self._next <= position:
             for pool in self._pools:
                 pool.async_reset()
             for pool, rows in zip(self._pools, self._rows, strict=True):
                 self._arrays.observations[rows] = pool.recv(reset=True)[0]
-            self._begun += 1
+            self._next += 1
         for task, rows in zip(self._tasks, self._rows, strict=True):
             _expect_finite(task, self._arrays.observations[rows])
 

@@ -99,10 +99,10 @@ def make_evaluation_env(
 
 
 def expect_sizes(policy: Policy, envs: TaskVectorEnv) -> None:
-    """Refuse environments of other sizes than the policy's.
+    """Check that environments have the observation and action sizes of a policy.
 
     Raises:
-        UsageError: naming what differs.
+        UsageError: If they differ.
     """
     for name, expected, got in (
         ("observations", policy.observation_size, envs.observation_size),

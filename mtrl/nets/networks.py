@@ -191,7 +191,7 @@ class MultiTaskNetworks(nn.Module):
     def add_rotation(self, size: int | None = None) -> None:
         """Insert a rotation R_k, initially the identity, between the trunk and each task's head.
 
-        One that is there already goes into the heads, so what is computed stays the same.
+        An existing rotation is first merged into the heads, so that outputs stay the same.
 
         Args:
             size: Number of leading features to rotate; default: all.

@@ -17,8 +17,8 @@ class Demonstrated:
     """Demonstrations that provide a fixed share of each batch of a replay buffer.
 
     With a share of one half this is the symmetric sampling of RLPD (Ball et al. 2023, arXiv
-    2302.02948, section 4.1). The share does not fall as the buffer fills, and demonstrations are
-    never overwritten, as they would be in the ring. Rows are sampled uniformly with replacement
+    2302.02948, section 4.1). The share does not decrease as the buffer fills, and demonstrations
+    are never overwritten, as they would be in the ring. Rows are sampled uniformly with replacement
     from the demonstrations of each task. A task without demonstrations uses the buffer only.
 
     Args:
@@ -28,7 +28,7 @@ class Demonstrated:
         device: Device of the buffer.
 
     Raises:
-        UsageError: If there are demonstrations of none of the tasks, or the share is out of range.
+        UsageError: If no task has demonstrations, or the share is out of range.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtrl.sac.learner import Learner
-from mtrl.sac.problems import actor_problem, critic_problem
+from mtrl.sac.problems import actor_problem, critic_problem, normalized
 from mtrl.sac.replay import Batch, ReplayBuffer
 from mtrl.surgery.diagnostics import Diagnosis, Step
 from mtrl.surgery.stacked import StackedProblem
@@ -61,7 +61,7 @@ def _problems(twin: Learner, replay: ReplayBuffer) -> dict[str, StackedProblem]:
     batch = replay.sample(twin.config.batch_size, twin.generator)
     noise = twin.noise(batch).double()
     batch = Batch(**{name: value.double() for name, value in vars(batch).items()})
-    batch, alpha = batch.seen_by(twin.agent), twin.agent.log_alpha.exp()
+    batch, alpha = normalized(twin.agent, batch), twin.agent.log_alpha.exp()
     problems = {
         "critics": critic_problem(twin.agent, twin.config, batch, noise=noise[0], alpha=alpha),
         "actor": actor_problem(twin.agent, twin.config, batch, noise=noise[1], alpha=alpha),

@@ -17,7 +17,7 @@ from mtrl.sac.capture import Captured
 from mtrl.sac.descend import Frozen, descend, follow_, stand_still
 from mtrl.sac.losses import temperature_gradient
 from mtrl.sac.optimizers import load_moments_, make_optimizer, moments, set_learning_rate
-from mtrl.sac.problems import Compiled, actor_problem, as_it_is, critic_problem
+from mtrl.sac.problems import Compiled, actor_problem, as_it_is, critic_problem, normalized
 from mtrl.sac.replay import Batch, ReplayBuffer
 from mtrl.sac.threads import ThreadChoice
 from mtrl.sac.watch import LossWatch
@@ -156,7 +156,7 @@ class Learner:
             the device.
         """
         agent, config = self.agent, self.config
-        batch, alpha, frozen = batch.seen_by(agent), agent.log_alpha.exp(), self.frozen
+        batch, alpha, frozen = normalized(agent, batch), agent.log_alpha.exp(), self.frozen
         how: Any = {"alpha": alpha, "precision": self.precision, "compiled": self._compiled}
         how["frozen"] = frozen
         problem = critic_problem(agent, config, batch, noise=noise[0], **how)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,15 @@ Compiled = Callable[[Any], Any]
 def as_it_is(function: Any) -> Any:
     """Return the function without compiling it."""
     return function
+
+
+def normalized(agent: MTSAC, batch: Batch) -> Batch:
+    """Return the batch with observations as the networks see them."""
+    return replace(
+        batch,
+        observations=agent.normalized(batch.observations),
+        next_observations=agent.normalized(batch.next_observations),
+    )
 
 
 def critic_problem(

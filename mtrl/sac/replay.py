@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 
 from mtrl.devices import upload
-from mtrl.policy.policy import Policy
 from mtrl.sac.demonstrated import Demonstrated
 from mtrl.sac.reward_scale import RewardScale
 
@@ -25,14 +25,6 @@ class Batch:
     rewards: Tensor  # [T, B], scaled
     terminated: Tensor  # [T, B], 1 if the episode terminated; 0 for a time limit
     next_observations: Tensor  # [T, B, observation], never an observation after a reset
-
-    def seen_by(self, policy: Policy) -> Batch:
-        """With observations as the networks see them."""
-        return replace(
-            self,
-            observations=policy.normalized(self.observations),
-            next_observations=policy.normalized(self.next_observations),
-        )
 
 
 class ReplayBuffer:
@@ -95,8 +87,10 @@ class ReplayBuffer:
         )
         self._stored: deque[int] = deque()  # the same rows on the host, oldest first
         self._next_row = self._next_start = 0
+        # Number of these that each task has; fewer if it joined later than others.
+        self._held = np.zeros(n_tasks, np.int64)
         # For `sample`: position of the oldest start, and number of starts, counting copies.
-        self._window = torch.zeros(2, dtype=torch.int64, device=device)
+        self._window = torch.zeros(2, n_tasks, 1, dtype=torch.int64, device=device)
         # Offsets from there to each task, and to its successor: [2, T, 1].
         tasks = torch.arange(0, n_envs, envs_per_task, device=device)[:, None]
         self._away = torch.stack([tasks, tasks + n_envs])
@@ -104,7 +98,7 @@ class ReplayBuffer:
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def __len__(self) -> int:
-        """Transitions stored per task."""
+        """Return the number of transitions stored per task, for the task with the most."""
         return len(self._stored) * self.envs_per_task
 
     @property
@@ -147,6 +141,7 @@ class ReplayBuffer:
         ):
             self._stored.popleft()
         self._stored.append(row)
+        self._held = np.minimum(self._held + 1, len(self._stored))
         stored = upload(two_rows, self._rows.device)
         self._rows[row : row + 2] = stored
         # Numbers are passed with the kernel launches; no host memory is read later.
@@ -199,6 +194,7 @@ class ReplayBuffer:
             "rows": self._rows[:used],
             "starts": torch.tensor(self._stored, dtype=torch.int64),
             "next_row": torch.tensor(self._next_row),
+            "held": torch.from_numpy(self._held),
             "generator": self.generator.get_state(),
             "scale": self.scale.state_dict(),
         }
@@ -209,16 +205,46 @@ class ReplayBuffer:
         self._rows[: len(rows)] = rows
         if len(rows) == self._n_rows:  # an older state, in which the last row's successor is row 0
             self._rows[-1] = rows[0]
-        self._stored = deque(state["starts"].tolist())
-        places = starts[:, None] * self._rows.shape[1] + self._copies
-        self._starts[:, : len(self._stored)] = places
-        self._next_start = len(self._stored) % self._n_starts
-        self._next_row = int(state["next_row"])
-        self._show_window()
+        everything = torch.full((self.n_tasks,), len(starts))  # for older states
+        self._held = state.get("held", everything).numpy().copy()
+        self._place(starts, int(state["next_row"]))
         self.generator.set_state(state["generator"].cpu())
         self.scale.load_state_dict(state["scale"])
 
+    def take_over(self, other: ReplayBuffer, tasks: Sequence[tuple[int, int]]) -> None:
+        """Copy the transitions of some tasks from a buffer of the same capacity.
+
+        All other tasks have no transitions afterwards.
+
+        Args:
+            other: Buffer to copy from.
+            tasks: Index of each task in this buffer and in the other one.
+        """
+        by_task = (-1, self.envs_per_task)
+        mine, theirs = (buffer._rows.unflatten(1, by_task) for buffer in (self, other))
+        self._held[:] = 0
+        for here, there in tasks:
+            mine[:, here] = theirs[:, there]
+            self._held[here] = other._held[there]
+        # The next step does not have to continue from the last one.
+        apart = bool(other._stored) and other._stored[-1] == (other._next_row - 1) % self._n_rows
+        starts = torch.tensor(other._stored, dtype=torch.int64, device=self._rows.device)
+        self._place(starts, (other._next_row + apart) % self._n_rows)
+        self.scale.take_over(other.scale, tasks)
+        self.scale.forget(np.ones(self._rows.shape[1], bool))
+
+    def _place(self, starts: Tensor, next_row: int) -> None:
+        self._stored = deque(starts.tolist())
+        places = starts[:, None] * self._rows.shape[1] + self._copies
+        self._starts[:, : len(self._stored)] = places
+        self._next_start, self._next_row = len(self._stored) % self._n_starts, next_row
+        self._show_window()
+
     def _show_window(self) -> None:
-        oldest = (self._next_start - len(self._stored)) % self._n_starts
-        self._window[0].fill_(oldest * self.envs_per_task)
-        self._window[1].fill_(len(self))
+        oldest = (self._next_start - self._held) % self._n_starts
+        window = np.stack([oldest, self._held]) * self.envs_per_task
+        if (self._held == self._held[0]).all():  # avoids a copy from the host
+            self._window[0].fill_(int(window[0, 0]))
+            self._window[1].fill_(int(window[1, 0]))
+        else:
+            self._window.copy_(upload(window[..., None], self._window.device))

@@ -22,12 +22,12 @@ class RewardScale:
     |Σ γᵏ r| up to any of its steps. Without `memory`, the largest peak of all episodes so far is
     used, as in Nauman et al. 2025 (arXiv 2505.23150) but only with the extreme; this bounds the
     values. With `memory`, the mean peak of the last episodes is used. This does not bound the
-    values, but a single successful episode of a task that is rarely solved does not make all its
-    other returns, and with them its share in the networks, vanish.
+    values, but a single successful episode of a rarely solved task does not make all its other
+    returns, and with them its share in the networks, vanish.
 
-    Demonstrations count too: in the largest return as any episode does, and in the mean with their
-    share of a batch as weight. Otherwise a policy that fails would set a scale under which an
-    expert's values lie beyond the range of a categorical critic.
+    Demonstrations count too: towards the largest return like any episode, and towards the mean
+    with their share of a batch as weight. Otherwise a failing policy would set a scale under which
+    an expert's values lie beyond the range of a categorical critic.
 
     Args:
         n_tasks: Number T of tasks.
@@ -122,6 +122,13 @@ class RewardScale:
         """Restore a state from `state_dict`."""
         for name in self._STATE:
             setattr(self, f"_{name}", state[name].numpy().copy())
+        self._set()
+
+    def take_over(self, other: RewardScale, tasks: Sequence[tuple[int, int]]) -> None:
+        """Copy the statistics of some tasks, given each one's index in this and the other scale."""
+        for here, there in tasks:
+            for name in self._STATE:
+                getattr(self, f"_{name}")[here] = getattr(other, f"_{name}")[there]
         self._set()
 
     def _scale(self) -> np.ndarray:

@@ -1,105 +1,87 @@
-"""What a new run takes over from a policy that there is."""
+"""Initialisation of a new run from an existing policy."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mtrl.config.registry import parse
-from mtrl.config.sections import AgentConfig
 from mtrl.config.train import TrainConfig, shown
 from mtrl.errors import UsageError
 from mtrl.folder import find_policy
 from mtrl.nets.networks import MultiTaskNetworks
-from mtrl.nets.trunks import import_trunks, load_trunk, trunk_of
+from mtrl.nets.trunks import import_trunks, load_trunk, with_sizes
 from mtrl.policy.file import PREFIX, PolicyHeader, open_policy
 from mtrl.policy.policy import Policy
 from mtrl.sac.agent import MTSAC
 
 OF_THE_RUN = ("initial_temperature",)
-"""Fields of the networks' section that a new run decides on."""
+"""Fields of the networks' section that come from the new run."""
 
 
 def adopted(
     config: TrainConfig, insisted: Collection[str] = ()
 ) -> tuple[TrainConfig, PolicyHeader, list[str]]:
-    """`config` with the networks of the policy that `init_from` names.
+    """Return `config` with the network architecture of the policy in `init_from`.
 
     Args:
-        config: With an `init_from`.
-        insisted: Fields that must not be replaced, as those that were typed.
+        config: Configuration with `init_from`.
+        insisted: Fields that must not be replaced, such as those given as flags.
 
     Returns:
-        The configuration, what the file says of its policy, and a line for each field replaced.
+        The configuration, the header of the policy file, and a line for each replaced field.
 
     Raises:
-        UsageError: if there is no such policy, or its networks are others than were insisted on.
+        UsageError: If there is no such policy, or it contradicts a field in `insisted`.
     """
     path = config.transfer.init_from
     assert path is not None
-    import_trunks(config.imports)  # a file names its trunk and never imports it
+    import_trunks(config.imports)  # a file only names its trunk
     for spec in (config.agent.trunk, config.agent.actor_trunk, config.agent.critic_trunk):
         if spec is not None:
             load_trunk(spec)
     with _named(), open_policy(find_policy(path)) as (_, header):
-        networks = _networks_of(header, config.agent)
+        update = {name: getattr(config.agent, name) for name in OF_THE_RUN}
+        networks = with_sizes(header.agent, len(header.tasks)).model_copy(update=update)
     lines = []
     for name, theirs in networks:
         ours = getattr(config.agent, name)
         if ours != theirs and name in insisted:
             raise UsageError(
-                f"{name}: expected {shown(theirs)}, as {path} has it (init_from), got {shown(ours)}"
+                f"{name}: expected {shown(theirs)}, as in {path} (init_from), got {shown(ours)}"
             )
         if ours != theirs:
             lines.append(f"--init-from replaces the configuration's {name}: {shown(ours)}")
     return config.model_copy(update={"agent": networks}), header, lines
 
 
-def _networks_of(header: PolicyHeader, ours: AgentConfig) -> AgentConfig:
-    """A file's networks; how many experts and the like follows from the file's tasks, not ours."""
-    update = {name: getattr(ours, name) for name in OF_THE_RUN}
-    for network in ("actor", "critic"):
-        trunk = trunk_of(header.agent, network)
-        sized = trunk.for_tasks(len(header.tasks))
-        options = {field.name: getattr(sized, field.name) for field in fields(trunk)}
-        chosen = {key: value for key, value in options.items() if value != getattr(trunk, key)}
-        if chosen:
-            field = f"{network}_trunk"
-            name, given = parse(field, getattr(header.agent, field) or header.agent.trunk)
-            listed = ", ".join(f"{key}={value!r}" for key, value in (given | chosen).items())
-            update[field] = f"{name}({listed})"
-    return header.agent.model_copy(update=update)
-
-
 def expect_sizes(source: PolicyHeader | Policy, observation_size: int, action_size: int) -> None:
-    """Refuse a policy for other observations or actions.
+    """Check that a policy is for these observations and actions.
 
     Raises:
-        UsageError: if it is.
+        UsageError: If it is not.
     """
     sizes = {"observation": observation_size, "action": action_size}
     for what, ours in sizes.items():
         theirs = getattr(source, f"{what}_size")
         if theirs != ours:
             raise UsageError(
-                f"init_from: expected a policy for {what}s of {ours} numbers, as these tasks have, "
+                f"init_from: expected a policy for {what}s of length {ours}, as in these tasks, "
                 f"got one for {theirs}"
             )
 
 
 def read_source(path: Path) -> Policy:
-    """The policy to begin from: a `MTSAC` if the file has critics.
+    """Load the policy to start from, as an `MTSAC` if the file has critics.
 
     Args:
-        path: Of a run folder, a checkpoint or a policy file.
+        path: Run folder, checkpoint or policy file.
 
     Raises:
-        UsageError: if there is none or it cannot be read.
+        UsageError: If there is no policy or it cannot be read.
     """
     with _named():
         file = find_policy(path)
@@ -110,18 +92,18 @@ def read_source(path: Path) -> Policy:
 
 @torch.no_grad()
 def transfer(agent: MTSAC, source: Policy) -> tuple[str, ...]:
-    """Copy into `agent` what it can take over from `source`, in place.
+    """Copy compatible parameters from `source` to `agent`, in place.
 
-    Trunks, a single head, and the observations' mean and deviation are copied whole; heads,
-    temperatures, and what else a trunk holds of one task, for tasks of the same name. What belongs
-    to other tasks stays as it began. The source's rotations are folded into its heads, so that
-    known tasks act as they did; the agent's own stay what they are, the identity at first.
+    Trunks, a single head, and the statistics of observations are copied completely. Heads,
+    temperatures and other per-task parameters are copied for tasks with the same name; those of
+    other tasks keep their initial values. Rotations of the source are folded into its heads, so
+    that known tasks act as before; rotations of the agent are unchanged (initially the identity).
 
     Returns:
-        The tasks that both know.
+        The tasks that both have.
 
     Raises:
-        UsageError: if observations, actions or networks have other sizes.
+        UsageError: If observations, actions or networks differ in size.
     """
     expect_sizes(source, agent.observation_size, agent.action_size)
     known = tuple(task for task in agent.tasks if task in source.tasks)
@@ -156,7 +138,7 @@ def _sizes(parameters: Mapping[str, Tensor], skip: int) -> dict[str, tuple[int, 
 
 @contextmanager
 def _named() -> Iterator[None]:
-    """Errors about the file name the field."""
+    """Return a context in which errors about the file name the field."""
     try:
         yield
     except UsageError as error:

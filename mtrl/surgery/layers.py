@@ -1,16 +1,16 @@
-"""Weights whose T gradients are not left to autograd, since all tasks share the layer's input.
+"""Factored gradients of layers whose input all tasks share.
 
-A linear layer's weight gradient of task t is D_tᵀ X: X `[B, in]` is the layer's input, D_t
-`[B, out]` the gradient at its output. T passes that stop at the layers' outputs give all D_t. Then
-(as Goodfellow 2015, arXiv 1510.01799, has it for norms of single samples)
+The weight gradient of a linear layer for task t is D_tᵀ X, where X `[B, in]` is the layer's input
+and D_t `[B, out]` the gradient w.r.t. its output. T passes that stop at the layers' outputs give
+all D_t. Then (as in Goodfellow 2015, arXiv 1510.01799, for norms of single samples)
 
     ⟨g_s, g_t⟩ = Σ (X Xᵀ) ∘ (D_s D_tᵀ) = ⟨D_s, X Xᵀ D_t⟩,        Σ_t w_t g_t = (Σ_t w_t D_t)ᵀ X,
 
-so no weight gradient is formed but the one that the optimiser gets. Where the T gradients
-cost less than these products, they are left to autograd.
+so the only weight gradient that is formed is the one for the optimiser. If the T gradients cost
+less than these products, they are left to autograd.
 
-Layers are found in the autograd graph, not among modules: what a graph does not show to be the only
-use of a weight, by a layer of a known kind, is left to autograd.
+Layers are found in the autograd graph, not among modules: unless the graph shows that a layer of a
+known kind is the only use of its weight, the weight is left to autograd.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from mtrl.surgery.gradients import at_least_float32, combine, gramian
 from mtrl.surgery.graph import Uses
 
 BLOCKS = 4
-"""Blocks of rows of X Xᵀ, so that a product can leave out what lies below the diagonal: 3/8."""
+"""Number of row blocks of X Xᵀ; products skip the blocks below the diagonal, which are 3/8."""
 
 WORTH = 2**23
-"""Multiplications that a factored layer has to save, for what its calls cost."""
+"""Number of multiplications that a factored layer must save to make up for its overhead."""
 
 
 class Layer(ABC):
     """A layer that is the only use of its parameters.
 
     Args:
-        node: The layer's node of the graph, whose only output is the layer's.
-        weight: Of the layer.
+        node: Node of the layer in the graph, with the layer's output as its only output.
+        weight: Weight of the layer.
 
     Attributes:
-        parameters: The weight, and perhaps a bias.
+        parameters: The weight, and the bias if there is one.
     """
 
     def __init__(self, node: Any, weight: Tensor) -> None:
@@ -53,23 +53,23 @@ class Layer(ABC):
 
     @abstractmethod
     def see(self, at_outputs: Tensor) -> None:
-        """Take down the gradients at the output of all T tasks, `[T, …]`."""
+        """Record the gradients of all T tasks w.r.t. the output, `[T, …]`."""
 
     @abstractmethod
     def gramian(self) -> Tensor:
-        """⟨g_s, g_t⟩, `[T, T]`, in float32 or better."""
+        """Compute ⟨g_s, g_t⟩, `[T, T]`, in float32 or wider."""
 
     @abstractmethod
     def combined(self, weights: Tensor) -> list[Tensor]:
-        """Σ_t w_t g_t for each parameter; weights are `[T]`."""
+        """Compute Σ_t w_t g_t for each parameter; weights are `[T]`."""
 
 
 class Embedding(Layer):
-    """A table, of which a batch uses some rows: only their gradients are formed.
+    """An embedding table: only gradients of the rows that the batch uses are formed.
 
     Args:
-        indices: Of the rows that were looked up.
-        padding: The row that does not learn.
+        indices: Indices of the rows that were looked up.
+        padding: Index of the row that is not trained.
     """
 
     def __init__(self, node: Any, table: Tensor, indices: Tensor, padding: int) -> None:
@@ -95,11 +95,11 @@ class Embedding(Layer):
 
 
 class Factored(Layer):
-    """A linear layer, or a convolution as one, whose weight is large beside its batch.
+    """A linear layer, or a convolution as one, whose weight is large compared with its batch.
 
     Args:
         inputs: X, `[B, in]`.
-        turned: Whether the weight is `[out, in]`, as `torch.nn.Linear` has it; or `[in, out]`.
+        turned: Whether the weight is `[out, in]`, as in `torch.nn.Linear`, instead of `[in, out]`.
     """
 
     def __init__(self, node: Any, weight: Tensor, inputs: Tensor, turned: bool) -> None:
@@ -114,13 +114,13 @@ class Factored(Layer):
 
     @override
     def gramian(self) -> Tensor:
-        """As a sum over half of the symmetric X Xᵀ, and its transpose."""
+        """Sum over half of the symmetric X Xᵀ, and add the transpose."""
         x, d = at_least_float32(self.inputs), at_least_float32(self.at_outputs)
         n_tasks, n_rows, _ = d.shape
         with full_float32(x.device):
             products = x @ x.mT
             if len(self.parameters) > 1:
-                products += 1  # the bias is the weight of an input that is always 1
+                products += 1  # the bias is the weight of a constant input 1
             products.triu_().diagonal().div_(2)
             half = torch.zeros(n_tasks, n_tasks, dtype=torch.float64, device=x.device)
             step = -(-n_rows // BLOCKS)
@@ -140,7 +140,7 @@ class Factored(Layer):
 
 
 def weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
-    """Σ_t w_t g_t of gradients `[T, …]`, in their dtype."""
+    """Compute Σ_t w_t g_t of gradients `[T, …]`, in their dtype."""
     with full_float32(rows.device):
         if rows.dtype == at_least_float32(rows[:0]).dtype:
             return (weights.to(rows.dtype) @ rows.flatten(1)).view(rows.shape[1:])
@@ -148,7 +148,7 @@ def weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
 
 
 def stacked(gradients: Tensor | Sequence[Tensor | None]) -> Tensor | None:
-    """Those of T tasks, `[T, …]`; 0 for those that are not there."""
+    """Stack the gradients of T tasks, `[T, …]`; missing ones are 0. None if all are missing."""
     if isinstance(gradients, Tensor):
         return gradients
     like = next((g for g in gradients if g is not None), None)
@@ -158,12 +158,12 @@ def stacked(gradients: Tensor | Sequence[Tensor | None]) -> Tensor | None:
 
 
 def layers_of(uses: Uses, shared: Iterable[Tensor], n_tasks: int) -> list[Layer]:
-    """The layers of known kinds in a graph, each the only use of a shared weight.
+    """Find the layers of known kinds in a graph that are the only use of a shared weight.
 
     Args:
         uses: The graph, see `Crossing.uses`.
-        shared: The parameters that count.
-        n_tasks: T.
+        shared: Parameters to consider.
+        n_tasks: Number T of tasks.
     """
     here = {id(parameter) for parameter in shared}
     found = []
@@ -189,7 +189,7 @@ def _name(node: Any) -> str:
 
 
 def _bias(node: Any, uses: Uses, here: set[int]) -> tuple[Tensor, ...]:
-    """A linear layer's, if the graph shows no other use of it."""
+    """Return the bias of a linear layer, if the graph shows no other use of it."""
     if _name(node) != "AddmmBackward0" or node._saved_beta != 1:
         return ()
     parent = node.next_functions[0][0]
@@ -215,7 +215,7 @@ def _layer(node: Any, place: int, weight: Tensor, turned: bool, n_tasks: int) ->
             or len(weight) <= 2 * indices.numel()
         ):
             return None
-        padding = min(node._saved_padding_idx, len(weight))  # none is given as 2⁶⁴ − 1
+        padding = min(node._saved_padding_idx, len(weight))  # 2⁶⁴ − 1 means none
         return Embedding(node, weight, indices, padding)
     return None
 
@@ -227,10 +227,10 @@ def _linear(node: Any, weight: Tensor, inputs: Tensor, turned: bool, n_tasks: in
 
 
 def _convolution(node: Any, weight: Tensor, n_tasks: int) -> Layer | None:
-    """As a linear layer on patches."""
+    """Treat a convolution as a linear layer on patches."""
     if weight.ndim != 4 or node._saved_transposed or node._saved_groups != 1:
         return None
-    inputs = at_least_float32(node._saved_input.detach())  # `unfold` has no half floats on a CPU
+    inputs = at_least_float32(node._saved_input.detach())  # `unfold` lacks half types on a CPU
     kernel, stride = weight.shape[2:], node._saved_stride
     padding, dilation = node._saved_padding, node._saved_dilation
     sizes = zip(inputs.shape[2:], kernel, stride, padding, dilation, strict=True)
@@ -244,6 +244,6 @@ def _convolution(node: Any, weight: Tensor, n_tasks: int) -> Layer | None:
 
 
 def _factors_are_cheaper(n_rows: int, n_inputs: int, n_weights: int, n_tasks: int) -> bool:
-    """Whether X Xᵀ, its products with all D_t and one weight gradient cost less than T of these."""
+    """Return whether X Xᵀ, its products and one weight gradient cost less than T gradients."""
     products = n_rows * (n_inputs + n_tasks * n_weights / n_inputs * (BLOCKS + 1) / (2 * BLOCKS))
     return n_rows * ((n_tasks - 1) * n_weights - products) > WORTH

@@ -1,4 +1,4 @@
-"""One backward through a `MultiTaskModel`, as a `Problem` for surgery."""
+"""Backward through a `MultiTaskModel` as a `Problem` for surgery."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtrl.surgery.module_gradients import ModuleFeatures, ModuleGradients
 from mtrl.surgery.rows import Row, TaskRows, in_any_rank, mean_of_ranks, rows_added, world_size
 
 AT_ONCE = 4
-"""Tasks from which on one pass for all costs less than one for each, through a graph of these:"""
+"""Number of tasks from which one pass for all is faster, if all nodes are `BATCHED`."""
 
 BATCHED = {
     f"{name}Backward0"
@@ -26,21 +26,22 @@ BATCHED = {
         "Mish Hardtanh Hardswish"
     ).split()
 } | {"AccumulateGrad"}
-"""Nodes that take T gradients as a product with more rows, or number by number. Convolutions and
-attention gained nothing, when tried.
+"""Autograd nodes that handle T gradients as one larger product, or elementwise.
+
+Batching convolutions and attention did not make them faster.
 """
 
 
 class ModuleProblem:
-    """The tasks' gradients of one backward, and of those that were kept before it.
+    """Task gradients of one backward, and of accumulated earlier ones.
 
     Args:
-        crossings: The forward passes, each with what its tasks want.
-        n_tasks: All tasks.
-        trunk: Whose gradients these are.
+        crossings: Forward passes, each with the gradients of its tasks.
+        n_tasks: Number of all tasks.
+        trunk: Trunk whose gradients are computed.
         rotation: `[1, T, m, m]`, or None.
-        losses: By task, if they are known.
-        kept: Problems of the backwards before, whose gradients count with these.
+        losses: Losses by task, if known.
+        kept: Problems of earlier backwards whose gradients are accumulated.
     """
 
     def __init__(
@@ -60,38 +61,38 @@ class ModuleProblem:
         present = {task for wanted in self.wanted for task in wanted}
         present |= {task for problem in kept for task in problem.tasks}
         self.tasks: list[int] = in_any_rank(sorted(present), n_tasks, self.device)
-        self.seen: Tensor | None = None  # the Gramian, if it was asked for
+        self.seen: Tensor | None = None  # the Gramian, if it was computed
 
     @property
     def losses(self) -> Tensor:
-        """`[1, T]`."""
+        """Losses, `[1, T]`."""
         if self._losses is None:
             raise UsageError(
-                "surgery: expected the losses of the tasks for a method that looks at them: call "
+                "surgery: expected the losses of the tasks for a method that uses them: call "
                 "model.backward(losses), or model.total(losses).backward()"
             )
         told = [problem._losses or {} for problem in (*self.kept, self)]
         found = [added(losses.get(task) for losses in told) for task in self.tasks]
-        zero = torch.zeros((), device=self.device)  # of a task that other ranks have
+        zero = torch.zeros((), device=self.device)  # for tasks of other ranks
         ordered = [zero if loss is None else at_least_float32(loss) for loss in found]
         return mean_of_ranks(torch.stack(ordered)[None])
 
     @cached_property
     def names(self) -> dict[int, str]:
-        """The trunk's parameters' by their `id`."""
+        """Names of the trunk's parameters by their `id`."""
         return {id(p): name for name, p in self.trunk.named_parameters()}
 
     def task_gradients(self) -> ModuleGradients:
-        """A gradient of its own for each task."""
+        """Return the gradient of each task."""
         return ModuleGradients(self)
 
     def features(self) -> ModuleFeatures:
-        """What the tasks want of the features."""
+        """Return the gradients of the tasks w.r.t. the features."""
         return ModuleFeatures(self)
 
     @cached_property
     def rows(self) -> dict[int, Row]:
-        """A vector-Jacobian product for each task, added to those that were kept."""
+        """Vector-Jacobian product of each task, added to the accumulated ones."""
         last = {i: max(wanted, default=None) for i, wanted in enumerate(self.wanted)}
         retain = retains_graph() or not all(c.closed for c in self.crossings)
         found: dict[int, Row] = {}
@@ -105,7 +106,7 @@ class ModuleProblem:
 
     @cached_property
     def jacobian(self) -> TaskRows:
-        """The rows of all tasks, averaged over all processes."""
+        """Rows of all tasks, averaged over all processes."""
         one = self.crossings[0]
         if len(self.crossings) == 1 and one.closed and not self.kept and world_size() == 1:
             return self._jacobian_by_layers(one, self.wanted[0])
@@ -114,7 +115,7 @@ class ModuleProblem:
         return TaskRows([self.rows[task] for task in self.tasks], shared=list(shared.values()))
 
     def _jacobian_by_layers(self, crossing: Crossing, wanted: Wanted) -> TaskRows:
-        """Of the only forward pass, whose layers' inputs are the same for all tasks."""
+        """Return the rows for one forward pass whose layers have equal inputs for all tasks."""
         n_tasks = len(self.tasks)
         layers = layers_of(crossing.uses, crossing.shared, n_tasks) if n_tasks > 1 else []
         taken = {id(parameter) for layer in layers for parameter in layer.parameters}
@@ -137,14 +138,14 @@ class ModuleProblem:
     def _by_task(
         self, targets: Sequence[Tensor | GradientEdge], crossing: Crossing, wanted: Wanted
     ) -> Sequence[Tensor | Sequence[Tensor | None]]:
-        """What comes of the T tasks at each target: where it pays, of all in one pass."""
+        """Return the T tasks' gradients at each target, in one pass where that is faster."""
         rows = [wanted[task] for task in self.tasks]
         if len(rows) >= AT_ONCE and {type(node).__name__ for node in crossing.uses} <= BATCHED:
             columns = [stacked(column) for column in zip(*rows, strict=True)]
             try:
                 found = self._differentiate(targets, {0: columns}, retain=True, at_once=True)
                 return [[None] * len(rows) if g is None else g for g in found]
-            except RuntimeError:  # a hook of the user's looks at the numbers, say
+            except RuntimeError:  # for example, a user's hook reads values, which vmap forbids
                 pass
         last = len(rows) - 1
         each = [
@@ -154,7 +155,7 @@ class ModuleProblem:
         return list(zip(*each, strict=True))
 
     def weighted(self, weights: Tensor, closed: bool) -> dict[int, list[Tensor | None]]:
-        """Σ_k w_k G_k for each feature tensor of the crossings that are closed, or are not."""
+        """Compute Σ_k w_k G_k for each feature tensor of closed (or of open) crossings."""
         by_task = dict(zip(self.tasks, weights, strict=True))
         found = {}
         for i, wanted in enumerate(self.wanted):
@@ -168,7 +169,7 @@ class ModuleProblem:
         return found
 
     def into_shared(self, weights: Tensor) -> Row:
-        """Σ_k w_k ∇L_k on what is shared, below the crossings that are closed."""
+        """Compute Σ_k w_k ∇L_k for the shared parameters below closed crossings."""
         if "jacobian" in self.__dict__ and all(c.closed for c in self.crossings):
             return self.jacobian.combined(weights)
         here = self._into_shared(self.weighted(weights, closed=True), retains_graph())
@@ -178,7 +179,7 @@ class ModuleProblem:
         return rows_added([TaskRows(rows).combined(weights), here])
 
     def _into_shared(self, gradients: dict[int, list[Tensor | None]], retain: bool) -> Row:
-        """Of these crossings, the product of the trunk's transposed Jacobian and the gradients."""
+        """Compute the vector-Jacobian product of the trunk for these crossings' gradients."""
         shared = list({id(p): p for i in gradients for p in self.crossings[i].shared}.values())
         found = self._differentiate(shared, gradients, retain)
         return {id(p): g for p, g in zip(shared, found, strict=True) if g is not None}
@@ -190,9 +191,9 @@ class ModuleProblem:
         retain: bool,
         at_once: bool = False,
     ) -> Sequence[Tensor | None]:
-        """What comes of these crossings' gradients at leaves and layers' outputs below.
+        """Backpropagate these crossings' gradients to leaves and layer outputs below.
 
-        At once: of gradients `[T, …]`, each result `[T, …]`.
+        With `at_once`, gradients and results have a leading dimension of tasks, `[T, …]`.
         """
         pairs = [
             (z, g)
@@ -217,7 +218,7 @@ class ModuleProblem:
                 if "donated" not in str(error):
                     raise
                 raise UsageError(
-                    "trunk: expected a graph to differentiate once for each task, got one that is "
-                    "compiled for a single time; before that, "
+                    "trunk: expected a graph that can be differentiated once per task, got one "
+                    "compiled for a single backward; before compiling, "
                     "set torch._functorch.config.donated_buffer = False"
                 ) from error

@@ -59,6 +59,7 @@ def drive(
     backend: Backend,
     retries: int = 0,
     show: Callable[[], None] = lambda: None,
+    tell: Callable[[str], None] = say,
 ) -> Summary:
     """Execute all runs. A failed run does not stop others.
 
@@ -67,6 +68,7 @@ def drive(
         backend: Executes the runs.
         retries: Number of times a failed run is retried from its latest checkpoint.
         show: Called every second, and when a run ends.
+        tell: Called with each line to print.
     """
     summary, again, exhausted = Summary(), deque[Job](), False
     working: dict[str, Job] = {}
@@ -77,7 +79,7 @@ def drive(
             while True:
                 if interrupt.wanted and summary.signal is None:
                     summary.signal = interrupt.signal
-                    say("interrupted: runs write a checkpoint and stop")
+                    tell("interrupted: runs write a checkpoint and stop")
                     backend.stop()
                 while summary.signal is None and backend.has_room and not (exhausted and not again):
                     job = again.popleft() if again else next(jobs, None)
@@ -91,12 +93,12 @@ def drive(
                 for ending in backend.endings(timeout=1.0):
                     job = working.pop(ending.name)
                     if summary.signal is None and _is_tried_again(
-                        job, ending, retries, failures=failures, losses=losses
+                        job, ending, retries, failures=failures, losses=losses, tell=tell
                     ):
                         again.append(job)
                     else:
                         summary.ended[ending.name] = ending
-                        _tell(ending)
+                        tell(_line(ending))
                 show()
         finally:
             backend.close()
@@ -109,12 +111,13 @@ def _is_tried_again(
     *,
     failures: Counter[str],
     losses: dict[str, tuple[str, int]],
+    tell: Callable[[str], None],
 ) -> bool:
     if ending.what == "failed":
         failures[job.name] += 1
         if failures[job.name] <= retries:
             times = f"{failures[job.name]} of {retries}"
-            say(f"{job.name} failed and is retried ({times}): {ending.lines[-1]}")
+            tell(f"{job.name} failed and is retried ({times}): {ending.lines[-1]}")
             return True
     if ending.what == "lost":
         newest = max((p.name for p in job.run_dir.glob("checkpoints/step_*")), default="")
@@ -122,15 +125,12 @@ def _is_tried_again(
         losses[job.name] = newest, count + 1 if newest == before else 1
         if losses[job.name][1] <= LOSSES:
             where = f"from {newest.partition('.')[0]}" if newest else "from the start"
-            say(f"{job.name} was lost with its machine and continues {where}")
+            tell(f"{job.name} was lost with its machine and continues {where}")
             return True
     return False
 
 
-def _tell(ending: Ending) -> None:
-    if ending.what == "finished":
-        say(f"{ending.name} finished")
-    elif ending.what in ("failed", "lost"):
-        say("\n    ".join([f"{ending.name} {ending.what}:", *ending.lines]))
-    else:
-        say(": ".join([f"{ending.name} {ending.what}", *ending.lines]))
+def _line(ending: Ending) -> str:
+    if ending.what in ("failed", "lost"):
+        return "\n    ".join([f"{ending.name} {ending.what}:", *ending.lines])
+    return ": ".join([f"{ending.name} {ending.what}", *ending.lines])

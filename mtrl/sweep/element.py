@@ -24,8 +24,8 @@ from mtrl.sweep.attempt import Job, attempt
 from mtrl.sweep.folder import State, SweepFolder, read_state, write_state
 from mtrl.sweep.jobs import job_of
 
-IN_VAIN = 3
-"""So often an element may go back without a newer checkpoint: its time does not suffice for one."""
+MAX_STALLS = 3
+"""Number of times an element is requeued without a newer checkpoint before it counts as failed."""
 
 
 class Signals:
@@ -70,11 +70,13 @@ def _requeue(job: Job) -> int:
     before, count = state.newest
     count = count + 1 if newest == before else 0
     changes: dict[str, Any] = {"what": "queued", "newest": (newest, count)}
-    if count >= IN_VAIN:
-        lines = (f"ran out of time {count + 1} times without a newer checkpoint; it needs longer",)
+    if count >= MAX_STALLS:
+        lines = (
+            f"ran out of time {count + 1} times without a newer checkpoint; increase its time",
+        )
         changes |= {"what": "failed", "lines": lines}
     write_state(job.state, state.model_copy(update=changes))
-    if count >= IN_VAIN:
+    if count >= MAX_STALLS:
         print(*changes["lines"], flush=True)
         return 1
     print(f"{job.name} is requeued as {number}", flush=True)

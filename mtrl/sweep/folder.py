@@ -60,8 +60,8 @@ class State(BaseModel):
         job: Job id of the scheduler, if it was submitted to one.
         lines: Last output lines of a failed process.
         attempts: Its processes, the latest last.
-        newest: Its newest checkpoint when it last went back into a queue, and how often it did so
-            without a newer one.
+        newest: Latest checkpoint when the run was last requeued, and number of times it was
+            requeued without a later one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -155,8 +155,11 @@ class SweepFolder:
             if not record.exists() and any(self.path.glob("[!.]*")):
                 raise UsageError(f"out: expected a sweep or an empty folder, got {self.path}")
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not record.exists():
+                self.record([], Rules())
             for name in ("configs", "runs", "logs", "states"):
-                (self.path / name).mkdir(parents=True, exist_ok=True)
+                (self.path / name).mkdir(exist_ok=True)
         except OSError as error:
             raise UsageError(f"out: cannot create {self.path}: {one_line(error)}") from None
 

@@ -13,7 +13,7 @@ from mtrl.sweep.folder import Entry, SweepFolder, is_finished, read_state
 from mtrl.sweep.grid import Point
 from mtrl.sweep.judge import Judge
 from mtrl.sweep.rules import Rules
-from mtrl.training.place import begun
+from mtrl.training.place import existing_run
 
 
 class Known(NamedTuple):
@@ -71,7 +71,7 @@ def placed(
     for point in points:
         run_dir = folder.run_dir(point.name)
         fitting = {"threads": cores, "workers": cores}
-        if begun(point.config.model_copy(update={"run_dir": run_dir}), True) is not None:
+        if existing_run(point.config.model_copy(update={"run_dir": run_dir}), True) is not None:
             before = TrainConfig.from_yaml(run_dir / "config.yaml").flat()
             fitting = {name: before[name] for name in fitting}
         fitted = point.changed({k: v for k, v in fitting.items() if k not in point.changes})

@@ -1,17 +1,17 @@
-"""What a sweep is to run, as a YAML file or flags say it.
+"""Plan of a sweep, from a YAML file or flags.
 
-config: quickstart                  # presets or files that points change; several make an axis
+config: quickstart                  # presets or files that points start from; several make an axis
 seeds: [0, 1, 2]
 grid:                               # every combination
   surgery: [none, pcgrad]
   hidden_sizes: [[256, 256], [400, 400, 400]]
-  total_timesteps: 120_000          # one value, of all points
-variants:                           # each of these sets of fields, with every combination
+  total_timesteps: 120_000          # a single value for all points
+variants:                           # sets of fields, each with every combination
   recipe: {}
   plain: {layer_norm: false, critic_bins: null}
-exclude:                            # points that have all of this
+exclude:                            # points with all of these values
   - {variant: plain, surgery: pcgrad}
-search:                             # instead of combinations, --search N draws of these
+search:                             # --search N draws from these instead of combining them
   learning_rate: {low: 1.0e-5, high: 1.0e-2, log: true}
   batch_size: {low: 32, high: 256, step: 32}
   trunk: [mlp, residual]
@@ -32,14 +32,14 @@ from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError, one_line, unknown
 
 TAKEN = {
-    "seed": "seeds says which",
-    "run_dir": "the sweep names its runs' folders itself",
+    "seed": "use seeds",
+    "run_dir": "the sweep names the run folders itself",
 }
-"""Fields that are no axis, and why."""
+"""Fields that cannot be varied, with the reason."""
 
 
 def fields() -> dict[str, Any]:
-    """Every leaf of a training configuration, with its annotation."""
+    """Return every leaf of a training configuration with its annotation."""
     found: dict[str, Any] = {}
     for name, field in TrainConfig.model_fields.items():
         inside = getattr(field.annotation, "model_fields", None)
@@ -52,17 +52,17 @@ FIELDS = fields()
 
 
 def is_list(field: str) -> bool:
-    """Whether one value of the field is a list."""
+    """Return whether values of the field are lists."""
     return "tuple[" in str(FIELDS[field])
 
 
 class Range(Section):
-    """Numbers that a search draws from, as `optuna.Trial.suggest_float` has it."""
+    """Range of numbers that a search draws from, as in `optuna.Trial.suggest_float`."""
 
-    low: float = Field(description="The least.")
-    high: float = Field(description="The largest, which belongs to it.")
-    log: bool = Field(default=False, description="Draw the logarithm uniformly.")
-    step: float | None = Field(default=None, gt=0, description="Distance of the numbers.")
+    low: float = Field(description="Lower end.")
+    high: float = Field(description="Upper end, inclusive.")
+    log: bool = Field(default=False, description="Whether to draw the logarithm uniformly.")
+    step: float | None = Field(default=None, gt=0, description="Distance between values.")
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Range:
@@ -74,15 +74,15 @@ class Range(Section):
 
 
 class Plan(Section):
-    """What a sweep is to run; the top of this file has an example."""
+    """Plan of a sweep; see the example at the top of this file."""
 
     config: tuple[str, ...] = Field(default=(), description="Presets or files.")
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Of every point.")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="Seeds of every point.")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="Axes.")
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict, description="By name.")
-    exclude: tuple[dict[str, Any], ...] = Field(default=(), description="What is left out.")
+    exclude: tuple[dict[str, Any], ...] = Field(default=(), description="Points to leave out.")
     search: dict[str, Range | tuple[Any, ...]] = Field(
-        default_factory=dict, description="What --search draws."
+        default_factory=dict, description="Ranges and choices that --search draws from."
     )
 
     @field_validator("config", mode="before")
@@ -105,20 +105,20 @@ class Plan(Section):
 
     @classmethod
     def read(cls, path: Path | None, flags: Mapping[str, Any]) -> Plan:
-        """The file, with what flags say in place of what it says.
+        """Read the file, overridden by flags.
 
         Args:
-            path: None for flags alone.
-            flags: `config`, `seeds`, or a field of `TrainConfig`; values as words.
+            path: File, or None for only flags.
+            flags: `config`, `seeds`, or fields of `TrainConfig`; values as words.
 
         Raises:
-            UsageError: if the file cannot be read, or holds an unknown key or a bad value.
+            UsageError: If the file cannot be read, or holds an unknown key or an invalid value.
         """
         tree: Any = {}
         if path is not None:
             try:
                 tree = yaml12.load(path.read_text(encoding="utf-8"))
-            except Exception as error:  # a hostile text makes the parser raise anything
+            except Exception as error:  # a malicious text can make the parser raise anything
                 raise UsageError(f"grid: cannot read {path}: {one_line(error)}") from None
         if not isinstance(tree, dict):
             raise UsageError(f"grid: expected a mapping in {path}, got {type(tree).__name__}")
@@ -137,7 +137,7 @@ class Plan(Section):
         return plan
 
     def _expect_fields(self, source: str) -> None:
-        """Refuse unknown fields, and one in two places."""
+        """Check that fields exist, and that none is given in two places."""
         places: list[tuple[str, str, Mapping[str, Any]]] = [
             ("grid", "grid", self.grid),
             ("search", "search", self.search),
@@ -164,7 +164,7 @@ def _expect_field(place: str, name: str) -> None:
 
 
 def _values(field: str, given: Any) -> tuple[Any, ...]:
-    """The values of an axis; one alone stands for itself."""
+    """Return the values of an axis; a single value may be given without a list."""
     if not isinstance(given, list | tuple):
         return (given,)
     if field not in FIELDS or not is_list(field):
@@ -175,10 +175,10 @@ def _values(field: str, given: Any) -> tuple[Any, ...]:
 
 
 def words(field: str, given: Sequence[str]) -> tuple[Any, ...]:
-    """The values of an axis from a flag's words.
+    """Return the values of an axis from the words after a flag.
 
-    A field whose value is a list has one value, of all words: `--hidden-sizes 256 256`; unless some
-    word holds several: `--hidden-sizes "256 256" "400 400 400"`.
+    For a field whose values are lists, all words form one value, `--hidden-sizes 256 256`, unless a
+    word contains several, `--hidden-sizes "256 256" "400 400 400"`.
     """
     if not is_list(field):
         if bool in leaf_types(FIELDS[field]) and not given:

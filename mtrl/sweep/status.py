@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 from mtrl.folder import STEP
 from mtrl.sweep.folder import Entry, SweepFolder, is_finished, read_state
+from mtrl.training.console import say
 
 ORDER = ("running", "waiting", "queued", "stopped", "failed", "ended early", "finished")
 TAIL = 200_000
@@ -188,21 +190,30 @@ class Live:
     """
 
     def __init__(self, folder: SweepFolder) -> None:
-        self._folder, self._lines = folder, 0
+        self._folder, self._lines, self._next = folder, 0, 0.0
         try:
             self._shows = sys.stderr.isatty()
         except (AttributeError, ValueError):
             self._shows = False
 
     def __call__(self) -> None:
-        """Redraw the table."""
-        if not self._shows:
+        """Redraw the table, but not too often, because reading many logs takes time."""
+        start = time.monotonic()
+        if not self._shows or start < self._next:
             return
         size = shutil.get_terminal_size()
         self.clear()
         text = table(read(self._folder), size.lines - 1, size.columns - 1)
         self._write(text + "\n")
         self._lines = text.count("\n") + 1
+        end = time.monotonic()
+        self._next = end + max(1.0, 50 * (end - start))
+
+    def tell(self, text: str) -> None:
+        """Print a line above the table."""
+        self.clear()
+        self._next = 0.0
+        say(text)
 
     def clear(self) -> None:
         """Erase the table, before other output."""

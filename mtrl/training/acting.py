@@ -1,4 +1,4 @@
-"""Choosing actions on a GPU beside the updates, instead of behind them."""
+"""Acting on a GPU in parallel to updates, instead of after them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mtrl.sac.capture import Captured
 
 
 class ActorSnapshot:
-    """Samples actions from the policy as it was when it was last taken.
+    """Samples actions from a snapshot of the policy.
 
-    On a GPU, an actor that is being updated could only be asked once its updates are done. The
-    snapshot is copied before they are launched, and is asked on a stream of its own while they run:
-    the policy that acts in a vector step lacks the updates of the step before. What is launched is
-    a copy from pinned memory, one graph and a copy back.
+    On a GPU, the actor can only be evaluated after its pending updates. The snapshot is copied
+    before they are launched, and is evaluated on a separate stream while they run. The acting
+    policy therefore lacks the updates of the previous vector step. A call launches a copy from
+    pinned memory, one graph, and a copy back.
 
     Args:
-        policy: What is trained.
-        tasks: Each row's task index, `[n]`, on the policy's device.
-        generator: Of the samples' noise.
+        policy: Policy that is trained.
+        tasks: Task index of each row, `[n]`, on the policy's device.
+        generator: Generator of the sampling noise.
     """
 
     def __init__(self, policy: Policy, tasks: Tensor, generator: torch.Generator) -> None:
@@ -31,7 +31,7 @@ class ActorSnapshot:
         self._tasks, self._generator = tasks, generator
         self._policy = policy.snapshot(device)
         mine, theirs = self._policy.state_dict(), policy.state_dict()
-        # By type: torch copies many tensors in one launch if they are of one.
+        # By dtype: torch copies many tensors in one launch if they have the same one.
         self._pairs = [
             ([mine[name] for name in names], [theirs[name] for name in names])
             for dtype in {tensor.dtype for tensor in mine.values()}
@@ -48,14 +48,14 @@ class ActorSnapshot:
         self.take()
 
     def take(self) -> None:
-        """Copy the policy, after all that has been launched on it so far."""
+        """Copy the policy, after all work launched on it so far."""
         for mine, theirs in self._pairs:
             torch._foreach_copy_(mine, theirs)
         if self._on_cuda:
             self._taken.record()
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        """Actions `[n, A]` for observations `[n, d]`; waits for these alone."""
+        """Compute actions `[n, A]` for observations `[n, d]`; waits only for these."""
         if not self._on_cuda:
             self._observations.copy_(torch.from_numpy(observations))
             return self._sample().numpy()
@@ -74,11 +74,11 @@ class ActorSnapshot:
         return self._policy.act(self._observations, self._tasks, noise)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What `load_state_dict` needs to go on exactly."""
+        """Return the state for `load_state_dict`."""
         return dict(self._policy.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore a state from `state_dict`."""
         self._policy.load_state_dict(state)
         if self._on_cuda:
             self._taken.record()

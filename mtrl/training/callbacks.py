@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Base class of callbacks; override the hooks that you need.
+    """Base class of callbacks; override the hooks you need.
 
     Hooks and attributes have the names of Stable-Baselines3's `BaseCallback` where they mean the
     same. Hooks are called between two vector steps, in the thread of the training loop. If a hook
-    returns False, the run stops as at an interrupt: it writes a checkpoint and can be resumed. The
-    run goes on after None and True. If a hook raises, the run stops in the same way, and `train`
-    raises a `RunError` that names the hook.
+    returns False, the run stops as after an interrupt: it writes a checkpoint and can be resumed.
+    After None and True the run continues. If a hook raises an error, the run stops in the same
+    way, and `train` raises a `RunError` that names the hook.
 
     Example:
         >>> class Patience(Callback):
@@ -69,7 +69,7 @@ class Callback:
         """Called when the run is complete or has stopped without an error; returns nothing."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint shall hold: tensors, arrays, plain values, dicts of these."""
+        """Return the state to save in checkpoints: tensors, arrays, plain values, or dicts."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ class Callback:
     @property
     def metrics(self) -> Mapping[str, Tensor]:
         """Results of the last update, `[T]` on the device, by name as in the `train/` tags."""
-        return self._of_run.metrics
+        return self._of_run.state.metrics
 
     @property
     def logger(self) -> RunLogger:
@@ -123,7 +123,7 @@ class Callback:
     @property
     def n_calls(self) -> int:
         """Vector steps so far, those before a resume included."""
-        return self.num_timesteps // self.training_env.num_envs
+        return self._of_run.hooks.n_calls
 
     @property
     def config(self) -> TrainConfig:
@@ -143,12 +143,12 @@ class Callback:
     @property
     def _of_run(self) -> Trainer:
         if self._trainer is None:
-            raise RuntimeError(f"{type(self).__name__}: expected a run around it, got none yet")
+            raise RuntimeError(f"{type(self).__name__}: expected to be part of a run, got none yet")
         return self._trainer
 
 
 def check(spec: str) -> Any:
-    """Return the class or function that `package.module:Name` or `package.module:Name(x=1)` names.
+    """Import the class or function named `package.module:Name` or `package.module:Name(x=1)`.
 
     Raises:
         UsageError: If it cannot be imported or called.
@@ -158,5 +158,5 @@ def check(spec: str) -> Any:
         raise UsageError(f"callbacks: expected package.module:Name, got {name!r}")
     found = import_attribute("callbacks", name)
     if not callable(found):
-        raise UsageError(f"callbacks: expected a class of mtrl.Callback's at {name}, got {found!r}")
+        raise UsageError(f"callbacks: expected an mtrl.Callback class at {name}, got {found!r}")
     return found

@@ -1,7 +1,7 @@
-"""The layout of TensorBoard's Custom Scalars tab: a chart for each task.
+"""Layout of TensorBoard's Custom Scalars tab: one chart per task.
 
-In that tab a colour is a run, so tasks that share a chart share a colour. One task per chart makes
-runs easy to compare, in the benchmark's order.
+In that tab, colours distinguish runs, so tasks in one chart would share a colour. One chart per
+task, in the order of the benchmark, makes runs easy to compare.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ RETURN = {
     "return (evaluation)": ("eval/return", MEAN),
     "return (training episodes)": ("rollout/ep_rew_mean", {}),
 }
-"""Categories; of each how its tags begin, and what is charted before the tasks, with titles."""
+"""Categories with the prefix of their tags, and summaries with titles to chart before the tasks."""
 
 
 def layout(tasks: Sequence[str], tells_success: bool) -> Summary:
-    """What a new run writes; TensorBoard merges the layouts of all runs.
+    """Return the layout for a new run; TensorBoard merges the layouts of all runs.
 
     Args:
-        tasks: In the order of their charts.
+        tasks: Task names, in the order of their charts.
         tells_success: Whether any task may have a success rate.
     """
     titles = {task: task.removesuffix("-v3") for task in tasks}
     categories: list[layout_pb2.Category] = []
     for title, (prefix, summaries) in (SUCCESS | RETURN if tells_success else RETURN).items():
         charts = [_chart(f"{prefix}/{name}", shown) for name, shown in (summaries | titles).items()]
-        closed = bool(categories)  # one category is enough to look at first
+        closed = bool(categories)  # only the first category is open
         categories.append(layout_pb2.Category(title=title, chart=charts, closed=closed))
     content = layout_pb2.Layout(category=categories).SerializeToString()
     plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME)
@@ -53,6 +53,6 @@ def layout(tasks: Sequence[str], tells_success: bool) -> Summary:
 
 
 def _chart(tag: str, title: str) -> layout_pb2.Chart:
-    """TensorBoard takes a regular expression, which matches from a tag's beginning."""
+    """Build a chart; TensorBoard matches a regular expression from the start of a tag."""
     lines = layout_pb2.MultilineChartContent(tag=[re.escape(tag) + "$"])
     return layout_pb2.Chart(title=title, multiline=lines)

@@ -1,4 +1,4 @@
-"""Everything that is checked before a run begins: the cheap first, PyTorch only when needed."""
+"""Checks before a run starts: cheap ones first, with PyTorch only when needed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mtrl.config.train import AgentConfig, TrainConfig, shown
 from mtrl.errors import UsageError, import_attribute
 from mtrl.training.callbacks import check as check_callback
 from mtrl.training.memory import expect_memory, expect_memory_for_simulators
+from mtrl.training.tasks import chosen, expect_stages, named
 
 if TYPE_CHECKING:
     import torch
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from mtrl.sac.agent import MTSAC
 
 LONGEST_TEMPORARY_FOLDER = 75
-"""What a socket's address, of at most 107 bytes, leaves of the folder it is in [bytes]."""
+"""Maximum length of the temporary folder [bytes]: socket addresses have at most 107 bytes."""
 
 
 def check_names(config: TrainConfig, benchmark: Benchmark | None = None) -> Benchmark:
-    """Import the modules that are named, and look up methods and tasks, without PyTorch.
+    """Import the modules in `imports`, and look up methods and tasks, without PyTorch.
 
     Raises:
-        UsageError: if a name is unknown or a module cannot be imported.
+        UsageError: If a name is unknown or a module cannot be imported.
     """
     for module in config.imports:
         import_attribute("imports", module)
@@ -41,33 +42,32 @@ def check_names(config: TrainConfig, benchmark: Benchmark | None = None) -> Benc
             TRUNKS.check(spec)
     for spec in config.callbacks:
         check_callback(spec)
-    from mtrl.envs.benchmarks import get_benchmark  # brings a simulator
-
-    return get_benchmark(config.benchmark, config.tasks) if benchmark is None else benchmark
+    return chosen(config) if benchmark is None else benchmark
 
 
 def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
     """Check numbers, simulators and the machine, without PyTorch.
 
     Raises:
-        UsageError: if they do not fit together.
+        UsageError: If they are inconsistent.
     """
     from mtrl.demonstrations.sources import sources
     from mtrl.envs.make import steps_of_an_episode
     from mtrl.envs.parity import choose_simulators
 
-    config.schedule(len(benchmark.tasks))
+    schedule = config.schedule(len(benchmark.tasks))
+    expect_stages(config, schedule.total_timesteps)
     steps_of_an_episode(benchmark, config.environment.horizon)
     choose_simulators(benchmark, config.environment)
     if config.demonstrations:
         sources(config.demonstrations, benchmark)
     if config.eval_video and benchmark.custom:
-        raise UsageError(f"eval_video: expected tasks of Meta-World's, got {benchmark.name}")
+        raise UsageError(f"eval_video: expected Meta-World tasks, got {benchmark.name}")
     folder = tempfile.gettempdir()
     if len(folder.encode()) > LONGEST_TEMPORARY_FOLDER:
         raise UsageError(
             f"TMPDIR: expected a path of at most {LONGEST_TEMPORARY_FOLDER} bytes, because "
-            f"simulator processes put sockets there, got {len(folder.encode())}: {folder}; "
+            f"simulator processes create sockets there, got {len(folder.encode())}: {folder}; "
             "set a shorter one: TMPDIR=/tmp mtrl-train …"
         )
 
@@ -78,27 +78,32 @@ def check(
     """Look up every name and fill in defaults, before anything heavy starts.
 
     Args:
-        config: As it was asked for.
-        benchmark: In place of what `config.benchmark` names. The configuration that is returned
-            names it: by where it can be imported from, or else by its own name.
+        config: Requested configuration.
+        benchmark: Benchmark in place of `config.benchmark`. The returned configuration names it by
+            where it can be imported from, or else by its name.
 
     Raises:
-        UsageError: if a name is unknown, the device or a simulator is missing, numbers do not fit
-            together, or the run would not fit in memory.
+        UsageError: If a name is unknown, the device or a simulator is missing, numbers are
+            inconsistent, or the run would not fit in memory.
     """
     if benchmark is not None:
-        benchmark, config = _named(benchmark, config)
+        benchmark, config = named(benchmark, config)
     benchmark = check_names(config, benchmark)
     check_plan(config, benchmark)
     from mtrl.devices import resolve_device
     from mtrl.envs.examine import examined
     from mtrl.envs.make import steps_of_an_episode
     from mtrl.nets.precision import resolve_precision
+    from mtrl.nets.trunks import with_sizes
 
     device = resolve_device(config.device)
     precision = resolve_precision(config.learner.precision, device)
     benchmark = examined(benchmark)
-    expect_memory(config, _check_networks(config, benchmark), device)
+    agent = _check_networks(config, benchmark)
+    if config.transfer.curriculum is not None:  # one size of networks for all stages
+        sized = with_sizes(config.agent, len(benchmark.tasks))
+        config = config.model_copy(update={"agent": sized})
+    expect_memory(config, agent, device)
     expect_memory_for_simulators(config, benchmark)
     if config.eval_video:
         from mtrl.evaluation.video import find_backend
@@ -106,7 +111,7 @@ def check(
         find_backend()
     compiles = config.learner.compile and device.type == "cuda"
     if compiles != config.learner.compile:
-        warnings.warn("compile: left out on a CPU, where it makes updates slower", stacklevel=2)
+        warnings.warn("compile: ignored on a CPU, where it makes updates slower", stacklevel=2)
     resolved: dict[str, Any] = {"precision": precision, "compile": compiles}
     if isinstance(config.learner.target_entropy, str):  # per action dimension
         resolved["target_entropy"] = config.learner.entropy_of(sizes_of(benchmark)[1])
@@ -119,10 +124,10 @@ def check(
 
 
 def check_elsewhere(config: TrainConfig) -> Benchmark:
-    """Check what does not depend on this machine, for a run on another.
+    """Check everything that does not depend on this machine, for a run on another one.
 
     Raises:
-        UsageError: if a name is unknown, numbers do not fit together, or a method cannot do with
+        UsageError: If a name is unknown, numbers are inconsistent, or a method does not support
             the networks.
     """
     benchmark = check_names(config)
@@ -134,31 +139,14 @@ def check_elsewhere(config: TrainConfig) -> Benchmark:
     return benchmark
 
 
-def _named(benchmark: Benchmark, config: TrainConfig) -> tuple[Benchmark, TrainConfig]:
-    """The tasks of `benchmark` that `config` chooses, and `config` such that it names them.
-
-    So the run's own file says what it was trained on, and `--config` finds it again.
-    """
-    from mtrl.envs.benchmarks import NAMED, select
-    from mtrl.envs.record import with_source
-
-    benchmark = with_source(benchmark)
-    if config.tasks is not None:
-        benchmark = select(benchmark, config.tasks)
-    name = benchmark.source or benchmark.name
-    whole = benchmark.custom or NAMED.get(name) == benchmark.tasks
-    tasks = config.tasks if whole else benchmark.tasks
-    return benchmark, config.model_copy(update={"benchmark": name, "tasks": tasks})
-
-
 def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
-    """Make networks and methods without memory: a method says what it cannot do with them.
+    """Build networks and methods on the meta device, without allocating memory.
 
     Returns:
         The agent, on the meta device.
 
     Raises:
-        UsageError: from the method, or if networks are beyond all memory.
+        UsageError: If a method does not support the networks, or their sizes overflow.
     """
     import torch
 
@@ -193,7 +181,7 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
 
 
 def sizes_of(benchmark: Benchmark) -> tuple[int, int]:
-    """How many numbers an observation and an action have, of a benchmark that was examined."""
+    """Return the lengths of observations and actions of an examined benchmark."""
     from mtrl.envs.tasks import ACTION_SPACE, OBSERVATION_SPACE
 
     observations, actions = benchmark.spaces or (OBSERVATION_SPACE, ACTION_SPACE)
@@ -203,15 +191,15 @@ def sizes_of(benchmark: Benchmark) -> tuple[int, int]:
 def expect_agent(
     agent: Any, benchmark: Benchmark | None = None, config: AgentConfig | None = None
 ) -> MTSAC:
-    """Refuse anything but an agent of these tasks, sizes and networks.
+    """Check that an agent has the tasks, sizes and networks of a run, and return it.
 
     Raises:
-        UsageError: `agent: …`.
+        UsageError: If it is another object or differs from the run.
     """
     from mtrl.sac.agent import MTSAC
 
     if not isinstance(agent, MTSAC):
-        raise UsageError(f"agent: expected an object of mtrl.MTSAC's, got {type(agent).__name__}")
+        raise UsageError(f"agent: expected an mtrl.MTSAC, got {type(agent).__name__}")
     if benchmark is not None:
         sizes = agent.observation_size, agent.action_size
         for name, expected, got in (
@@ -223,5 +211,5 @@ def expect_agent(
     for name, expected in config or ():
         if expected != (got := getattr(agent.config, name)):
             values = f"{shown(expected)}, got {shown(got)}"
-            raise UsageError(f"agent: expected networks as the run's: {name} {values}")
+            raise UsageError(f"agent: expected the run's networks: {name} {values}")
     return agent

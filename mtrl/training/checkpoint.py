@@ -1,8 +1,8 @@
 """Checkpoints: the whole training state in one file.
 
-A checkpoint is one safetensors file: every tensor of the training state, and in its header the
-policy's description as YAML, all plain values as JSON, the versions of the packages that made it,
-and a checksum over everything. So it is also a policy file. No pickle.
+A checkpoint is a safetensors file with every tensor of the training state. Its header holds the
+policy's description as YAML, all plain values as JSON, package versions, and a checksum over
+everything. It is therefore also a policy file. There is no pickle.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from mtrl.sac.replay import Batch
 from mtrl.training.place import quoted
 
 KEEP = 2
-"""Checkpoints kept: the newest, and the one before in case the disk fails."""
+"""Number of checkpoints to keep: the latest, and the previous one in case the disk fails."""
 
 
 class CheckpointWriter:
-    """Writes checkpoints beside the loop: what `save` was given may change as soon as it returns.
+    """Writes checkpoints in parallel to the loop; arguments of `save` may change once it returns.
 
-    A checkpoint is hashed, written and synced in a thread, from a copy of the state on the host. An
-    error comes up in the next call of any method but `close`.
+    A thread hashes, writes and syncs a copy of the state on the host. Errors are raised by the next
+    call of any method except `close`.
 
     Args:
         run_dir: Folder of the run.
@@ -70,15 +70,15 @@ class CheckpointWriter:
         return _path(self._run_dir, steps)
 
     def check(self) -> None:
-        """Raise the error if writing has failed; does not wait."""
+        """Raise an error if writing has failed, without waiting."""
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
-        """Until what was saved is on the disk.
+        """Wait until the checkpoint is written to the disk.
 
         Raises:
-            OSError: if it could not be written.
+            OSError: If it could not be written.
         """
         self.close()
         error, self._error = self._error, None
@@ -94,12 +94,12 @@ class CheckpointWriter:
     def _write(self, *work: Any) -> None:
         try:
             _write(self._run_dir, *work)
-        except BaseException as error:  # it belongs to the loop's thread
+        except BaseException as error:  # raised again in the loop's thread
             self._error = error
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """On the host, in memory of their own."""
+    """Copy tensors to the host."""
     return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
@@ -123,12 +123,12 @@ def _path(run_dir: Path, steps: int) -> Path:
 
 
 def load_newest(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
-    """The state of the newest checkpoint that is whole, and what there is to say about it.
+    """Load the state of the latest intact checkpoint, with notes for the user.
 
-    A damaged one is set aside under another name.
+    Damaged checkpoints are renamed.
 
     Raises:
-        UsageError: if there is no checkpoint, or none is whole.
+        UsageError: If there is no intact checkpoint.
     """
     notes: list[str] = []
     while True:
@@ -139,17 +139,17 @@ def load_newest(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
             state, versions = load_checkpoint(path)
         except UsageError as error:
             path.rename(path.with_suffix(".damaged"))
-            notes.append(f"{error}; set aside, and the one before is tried")
+            notes.append(f"{error}; it is set aside, and the previous one is tried")
             continue
         now = installed_versions()
         changed = [f"{k} {v} is now {now.get(k)}" for k, v in versions.items() if now.get(k) != v]
         if changed:
-            notes.append(f"{path} was made with other versions: {', '.join(changed)}")
+            notes.append(f"{path} was written with other versions: {', '.join(changed)}")
         return state, notes
 
 
 def keep_batch(run_dir: Path, steps: int, batch: Batch | None) -> str:
-    """Save the batch that a run stopped at, for who looks for the cause; says where it is."""
+    """Save the last batch of a failed run for debugging; return a note with its path."""
     if batch is None:  # before the first update
         return ""
     path = run_dir / f"stopped_{steps:012d}.safetensors"
@@ -159,21 +159,21 @@ def keep_batch(run_dir: Path, steps: int, batch: Batch | None) -> str:
 
 
 def what_is_left(run_dir: Path) -> str:
-    """What to tell whose run ends early."""
+    """Return a note on how to resume a run that ends early."""
     try:
         path = newest_checkpoint(run_dir)
     except UsageError:
         return "No checkpoint has been written yet."
-    return f"{path} is whole; to continue: mtrl-train --resume {quoted(run_dir)}"
+    return f"{path} is intact; to resume: mtrl-train --resume {quoted(run_dir)}"
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The `state` that `CheckpointWriter.save` was given, and the versions it was made with.
+    """Load the `state` given to `CheckpointWriter.save`, and the package versions.
 
-    Everything comes back on the CPU, arrays as tensors.
+    All tensors are on the CPU, and arrays become tensors.
 
     Raises:
-        UsageError: if the file is damaged or no checkpoint.
+        UsageError: If the file is damaged or not a checkpoint.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -182,7 +182,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
                 raise UsageError(f"resume: expected a {CHECKPOINT_FORMAT} file, got {path}")
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
         if digest(metadata, tensors.items()) != metadata.get("sha256"):
-            raise UsageError(f"resume: {path} is damaged: its checksum does not fit")
+            raise UsageError(f"resume: {path} is damaged: its checksum does not match")
         leaves = tensors | json.loads(metadata["state"])
         return _tree(leaves), json.loads(metadata["versions"])
     except UsageError:
@@ -190,7 +190,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except (OSError, SafetensorError) as error:
         raise UsageError(f"resume: cannot read {path}: {one_line(error)}") from None
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UsageError(f"resume: {path} holds no state: {one_line(error)}") from None
+        raise UsageError(f"resume: {path} contains no state: {one_line(error)}") from None
 
 
 def _tree(leaves: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Lines for whoever watches a run. What cannot be written is dropped: output never ends a run."""
+"""Console output of a run. Failed writes are ignored, so that output never ends a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 
 def say(text: str) -> None:
-    """Print a line on standard output, above a progress bar if there is one."""
+    """Print a line to standard output, above a progress bar if there is one."""
     try:
         try:
             tqdm.write(text, file=sys.stdout)
@@ -17,15 +17,15 @@ def say(text: str) -> None:
             tqdm.write(text.encode(encoding, "replace").decode(encoding), file=sys.stdout)
         sys.stdout.flush()
     except (OSError, ValueError, AttributeError):
-        pass  # a closed pipe, a full disk, a closed stream, no stream at all
+        pass  # a closed pipe, a full disk, a closed stream or no stream
 
 
 class Bar:
-    """A progress bar on standard error, if that is a terminal.
+    """Progress bar on standard error, if it is a terminal.
 
     Args:
-        total: Where it ends.
-        start: Where it begins.
+        total: Final step.
+        start: First step.
     """
 
     def __init__(self, total: int, start: int) -> None:
@@ -38,11 +38,11 @@ class Bar:
             self._bar = None
 
     def __bool__(self) -> bool:
-        """Whether it is shown."""
+        """Return whether it is shown."""
         return self._bar is not None
 
     def move(self, n: int, text: str | None = None) -> None:
-        """Move to `n`, with another text beside it."""
+        """Move to step `n`, and update the text next to the bar."""
         if self._bar is None:
             return
         try:
@@ -53,7 +53,7 @@ class Bar:
             self._bar = None
 
     def close(self) -> None:
-        """Leave it as it is."""
+        """Stop updating the bar."""
         if self._bar is not None:
             try:
                 self._bar.close()

@@ -1,4 +1,4 @@
-"""Calling callbacks such that a run loses nothing if one of them fails."""
+"""Calls of callbacks; a run loses nothing if one of them fails."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def made(specs: Sequence[str], given: Sequence[Callback]) -> list[Callback]:
         raise UsageError(f"callbacks: expected a list of mtrl.Callback objects, got {kind}")
     for callback in (found := [*found, *given]):
         if not isinstance(callback, Callback):
-            raise UsageError(f"callbacks: expected an object of mtrl.Callback's, got {callback!r}")
+            raise UsageError(f"callbacks: expected an mtrl.Callback object, got {callback!r}")
     keys = [c.state_key for c in found if type(c).state_dict is not Callback.state_dict]
     for key in keys:
         if keys.count(key) > 1 or "/" in key:
@@ -52,13 +52,14 @@ def made(specs: Sequence[str], given: Sequence[Callback]) -> list[Callback]:
     return found
 
 
-class _Mirror(Callback):
-    """Sends every row to another logger."""
+class GivenLogger(Callback):
+    """Sends every row to a user's logger."""
 
     def __init__(self, logger: Logger) -> None:
         self._to = logger
 
     def on_log(self, values: Mapping[str, float]) -> None:
+        """Record and dump the row."""
         for key, value in values.items():
             self._to.record(key, value, exclude="tensorboard" if key == STEP else None)
         self._to.dump(self.num_timesteps)
@@ -72,10 +73,8 @@ def mirror(logger: Any) -> Callback:
     """
     if not isinstance(logger, Logger):
         kind = type(logger).__name__
-        raise UsageError(
-            f"logger: expected an object of stable_baselines3.common.logger.Logger, got {kind}"
-        )
-    return _Mirror(logger)
+        raise UsageError(f"logger: expected a stable_baselines3.common.logger.Logger, got {kind}")
+    return GivenLogger(logger)
 
 
 class Hooks:
@@ -89,6 +88,7 @@ class Hooks:
         saved: State in the checkpoint to resume from, as `state_dict` returned it.
 
     Attributes:
+        n_calls: Calls of `on_step` since the run began.
         notes: Messages to print.
         stopped_by: Hook that returned False, such as `Patience.on_eval`.
 
@@ -103,6 +103,7 @@ class Hooks:
         self.notes: list[str] = []
         self._trainer: Trainer | None = None
         self._recorded: list[tuple[str, float]] = saved.get("recorded", [])
+        self.n_calls: int = saved.get("n_calls", 0)
         waiting = dict(saved.get("callbacks", {}))
         for callback in callbacks:
             state = waiting.pop(callback.state_key, None)
@@ -114,13 +115,13 @@ class Hooks:
                     raise UsageError(f"resume: callback {name}: {_reason(error)}") from error
         for key in waiting:
             self.notes.append(
-                f"callbacks: the state that {key} left in the checkpoint is dropped, for it is not "
-                "among the callbacks any more"
+                f"callbacks: the checkpoint's state of {key} is discarded, because {key} is no "
+                "longer among the callbacks"
             )
 
     @property
     def wanted(self) -> bool:
-        """Whether the run shall stop."""
+        """Whether the run should stop."""
         return self.stopped_by is not None or self._failure is not None
 
     def begin(self, trainer: Trainer) -> None:
@@ -146,6 +147,7 @@ class Hooks:
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of all callbacks and note their answers and errors."""
+        self.n_calls += hook == "on_step"
         for callback in self._callbacks:
             if self._failure is not None:
                 return
@@ -161,7 +163,7 @@ class Hooks:
                 self.stopped_by = name
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of all callbacks, and numbers that are still to be logged."""
+        """Return the states of all callbacks, and recorded numbers that are not yet logged."""
         states = {}
         for callback in self._callbacks:
             try:
@@ -171,7 +173,7 @@ class Hooks:
             except (Exception, SystemExit) as error:
                 if self._failure is None:
                     self._failure = f"{type(callback).__name__}.state_dict", error
-        found: dict[str, Any] = {"callbacks": states}
+        found: dict[str, Any] = {"callbacks": states, "n_calls": self.n_calls}
         if self._trainer is not None and (waiting := self._trainer.logger.recorded):
             found["recorded"] = waiting
         return found
@@ -189,7 +191,7 @@ class Hooks:
 
 
 def _expect_plain(state: dict[str, Any]) -> None:
-    """Refuse a state that a checkpoint cannot hold."""
+    """Raise an error if a checkpoint cannot hold the state."""
     for key, value in state.items():
         if not isinstance(key, str) or "/" in key:
             raise TypeError(f"expected strings without '/' as keys, got {key!r}")

@@ -1,7 +1,7 @@
-"""The configuration as a row of TensorBoard's table of runs, its HParams plugin.
+"""Configuration of a run as a row in TensorBoard's HParams tab.
 
-By TensorBoard's own messages: `SummaryWriter.add_hparams` would make a run of its own for the row,
-and its functions in `tensorboard.plugins.hparams.api` want TensorFlow.
+It is written with TensorBoard's protocol buffers, because `SummaryWriter.add_hparams` would create
+a separate run for the row, and `tensorboard.plugins.hparams.api` needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 from mtrl.config.train import TrainConfig, shown
 
 RESULTS = ("eval/success_rate/mean", "eval/success_rate/worst", "eval/return/mean")
-"""Scalars whose last values stand beside the settings."""
+"""Scalars whose last values are shown next to the settings."""
 
 FIRST = frozenset(("benchmark", "surgery", "hidden_sizes", "batch_size", "seed"))
-"""Settings in the columns one sees first."""
+"""Settings in the columns that are shown at first."""
 
 LEFT_OUT = frozenset(("run_dir", "total_timesteps"))
-"""A resumed run may have others, but the table would go on showing the first."""
+"""Fields that a resumed run may change, whereas the table would keep showing the first value."""
 
 
 def start(config: TrainConfig) -> tuple[Summary, Summary]:
-    """What a new run writes: which columns there are, and its values in them.
+    """Return the summaries of a new run: the columns, and its values in them.
 
-    The plugin takes the columns of any run for all. So they are the same in every run, each of one
-    type: what may be unset is a text.
+    The plugin uses the columns of any run for all runs. They are therefore the same in every run,
+    each of one type: fields that may be unset are strings.
     """
     defaults = TrainConfig().flat()
     row = {name: value for name, value in config.flat().items() if name not in LEFT_OUT}
@@ -59,7 +59,7 @@ def start(config: TrainConfig) -> tuple[Summary, Summary]:
 
 
 def end() -> Summary:
-    """What a run writes that has come to its end."""
+    """Return the summary of a finished run."""
     info = SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
     return _summary(metadata.SESSION_END_INFO_TAG, session_end_info=info)
 

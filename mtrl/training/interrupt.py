@@ -1,4 +1,4 @@
-"""Stop in good order at a signal from keyboard, scheduler or terminal, or at a time limit."""
+"""Clean stop on a signal from keyboard, scheduler or terminal, or at a time limit."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SIGNALS = tuple(  # a closed terminal sends SIGHUP, Slurm SIGUSR1 if asked to; W
 
 
 class Interrupt:
-    """While it is entered, a signal is noted instead of ending the process; a second one ends it.
+    """Context in which a first signal is recorded, and a second one ends the process.
 
     Args:
-        max_runtime: Ask to stop after so many hours; by a clock that nobody sets back.
+        max_runtime: Time limit [hours], by a monotonic clock.
 
     Attributes:
-        signal: The number of the signal that came, or None.
+        signal: Number of the received signal, or None.
     """
 
     def __init__(self, max_runtime: float | None = None) -> None:
@@ -38,10 +38,10 @@ class Interrupt:
         return self.signal is not None or time.monotonic() >= self._deadline
 
     def __enter__(self) -> Interrupt:
-        # Python delivers signals to the main thread alone, and lets no other ask for them.
+        # Python delivers signals only to the main thread, where alone handlers can be set.
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as set by nohup
                     self._handlers[number] = signal.signal(number, self._note)
         return self
 

@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mtrl.config.train import TrainConfig
 from mtrl.envs.benchmarks import N_GOALS
-from mtrl.envs.record import record_of
 from mtrl.envs.tasks import MAX_STEPS
 from mtrl.evaluation.protocol import evaluate_in
 from mtrl.evaluation.scores import Evaluation
 from mtrl.folder import FINAL, write_atomically, write_benchmark
 from mtrl.training import report
+from mtrl.training.curriculum import Curriculum
 from mtrl.training.logger import RunLogger
 from mtrl.training.pace import TimeLeft, shown
 from mtrl.training.state import RunState
@@ -23,43 +22,45 @@ class Judge:
     """Evaluates the policy of a run and writes the results to logs and files.
 
     Args:
-        config: Resolved configuration.
         state: State of the run.
+        curriculum: Stages of the run.
         logger: Logger of the run.
         run_dir: Folder of the run.
         tick: Called after each vector step; an exception ends the evaluation.
 
     Attributes:
+        state: State of the current stage.
         left: Estimate of the time to the end of the run, evaluations included.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
         state: RunState,
+        curriculum: Curriculum,
         logger: RunLogger,
         run_dir: Path,
         *,
         tick: Callable[[int], None],
     ) -> None:
-        self._config, self._state, self._logger = config, state, logger
+        self.state, self._curriculum, self._logger = state, curriculum, logger
         self._run_dir, self._tick = run_dir, tick
-        n_tasks = len(state.benchmark.tasks)
-        # Environment steps of an episode of every task; a guess where environments end it.
+        self._config = config = state.config
+        n_tasks = len(curriculum.benchmark.tasks)
+        # Environment steps of one episode per task; a guess if the environments end episodes.
         self._steps = n_tasks * (config.environment.horizon or MAX_STEPS)
         evaluations = config.eval_episodes * self._steps, N_GOALS * self._steps
         self.left = TimeLeft(config.schedule(n_tasks), *evaluations)
 
     def on_the_way(self) -> Evaluation:
         """Evaluate; an evaluation that does not finish stays pending in the state."""
-        self._state.evaluation_pending = True
+        self.state.evaluation_pending = True
         result = self._evaluate(self._config.eval_episodes)
-        self._state.evaluation_pending = False
+        self.state.evaluation_pending = False
         return result
 
     def final(self) -> Evaluation:
         """Save and evaluate the final policy."""
-        state = self._state
+        state = self.state
         description = state.description()
         write_atomically(self._run_dir / FINAL, lambda path: state.agent.save(path, description))
         expected = self.left.last_evaluation()
@@ -78,14 +79,13 @@ class Judge:
         return result
 
     def _evaluate(self, episodes: int) -> Evaluation:
-        state, seed = self._state, self._config.seed
-        # On the host, beside the simulators: a GPU would be asked for a few rows at a time.
+        state, seed = self.state, self._config.seed
+        # Act on the CPU: the simulators are there, and batches are too small for a GPU.
         policy = state.agent.snapshot("cpu")
         start = time.monotonic()
         result = evaluate_in(policy, state.eval_envs, seed, episodes, tick=self._tick)
         self.left.judging(episodes * self._steps, time.monotonic() - start)
         state.score = result.summary
-        told = state.envs.tells_success.tolist()
-        write_benchmark(self._run_dir, record_of(state.benchmark, told))
+        write_benchmark(self._run_dir, self._curriculum.record(state))
         report.evaluation(self._logger, state.steps, result, self._config.eval_video)
         return result

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: Stable-Baselines3's TensorBoard, CSV and JSON writers.
+"""Logging of a run with Stable-Baselines3's TensorBoard, CSV and JSON writers.
 
 The step of every number is environment steps over all tasks; see docs/tensorboard.md for all tags.
 """
@@ -35,16 +35,16 @@ Writer = TypeVar("Writer", CSVOutputFormat, JSONOutputFormat)
 
 
 class RunLogger:
-    """Writers in a run folder, and a line for whoever watches.
+    """Writes logs in a run folder, and progress to the terminal.
 
     Args:
-        run_dir: The run's folder.
-        total_timesteps: Where the run ends.
-        config: Shown in TensorBoard's text tab, and in its table of runs.
-        tasks: In the order of TensorBoard's charts.
+        run_dir: Folder of the run.
+        total_timesteps: End of the run [environment steps over all tasks].
+        config: Configuration, shown in TensorBoard's text tab and its table of runs.
+        tasks: Tasks in the order of TensorBoard's charts.
         tells_success: Whether any task may have a success rate.
-        resume_at: Steps the run goes on from; what was logged beyond them is taken out first.
-        told: Called with the tags and numbers of every row.
+        resume_at: Steps at which the run resumes; log entries after them are removed first.
+        on_row: Called with the tags and numbers of every row.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RunLogger:
         *,
         tells_success: bool = True,
         resume_at: int = 0,
-        told: Callable[[Mapping[str, float]], object] = dict,
+        on_row: Callable[[Mapping[str, float]], object] = dict,
     ) -> None:
         kept = read_rows(run_dir / "progress.json", resume_at)
         self._cosines = run_dir / COSINES
@@ -71,10 +71,10 @@ class RunLogger:
         self._logger = Logger(str(run_dir), [tensorboard, *files])
         self._tensorboard = tensorboard.writer
         if not resume_at:
-            text = textwrap.indent(config.to_yaml(), "    ")  # a block of code
+            text = textwrap.indent(config.to_yaml(), "    ")  # a code block
             self._tensorboard.add_text("config", text)
             self._add(*hparams.start(config), charts.layout(tasks, tells_success))
-        self._total, self._told = total_timesteps, told
+        self._total, self._on_row = total_timesteps, on_row
         self._bar = Bar(total_timesteps, resume_at)
 
     def record(self, name: str, value: float) -> None:
@@ -89,22 +89,22 @@ class RunLogger:
 
     @property
     def recorded(self) -> list[tuple[str, float]]:
-        """Numbers that wait for the next row."""
+        """Numbers for the next row."""
         return list(self._logger.name_to_value.items())
 
     def write(self, steps: int, values: Mapping[str, float]) -> None:
-        """Write one row of numbers."""
+        """Write one row of values."""
         for key, value in {STEP: steps, **values}.items():
             self._logger.record(key, value, exclude="tensorboard" if key == STEP else None)
         row = dict(self._logger.name_to_value)
         self._logger.dump(steps)
-        self._told(row)
+        self._on_row(row)
 
     def figure(self, steps: int, tag: str, figure: Figure) -> None:
-        """Show a picture in TensorBoard alone; the files hold numbers."""
+        """Write a figure to TensorBoard only; the other files hold numbers."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        # What SummaryWriter.add_figure does, without its pyplot.
+        # Like SummaryWriter.add_figure, but without pyplot.
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
@@ -112,20 +112,20 @@ class RunLogger:
         self._tensorboard.flush()
 
     def animation(self, steps: int, tag: str, gif: bytes) -> None:
-        """Show an animated GIF in TensorBoard alone, as an image it does not look into."""
+        """Write an animated GIF to TensorBoard only, as an encoded image."""
         image = Summary.Image(encoded_image_string=gif, colorspace=3)
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         self._tensorboard._get_file_writer().add_summary(summary, steps)
         self._tensorboard.flush()
 
     def text(self, steps: int, tag: str, text: str) -> None:
-        """Show Markdown in TensorBoard's text tab alone."""
+        """Write Markdown to TensorBoard's Text tab only."""
         self._tensorboard.add_text(tag, text, steps)
         self._tensorboard.flush()
 
     def cosines(self, steps: int, by_network: Mapping[str, np.ndarray]) -> None:
-        """Append the cosines between the tasks' gradients, `[T, T]` for each network."""
-        # Digits enough for a picture, and none of the signs lost.
+        """Append the cosines between task gradients, `[T, T]` for each network."""
+        # Enough digits for a figure, and signs are kept.
         row = {
             network: [[float(f"{value:.4g}") for value in line] for line in values.tolist()]
             for network, values in by_network.items()
@@ -134,17 +134,17 @@ class RunLogger:
             file.write(json.dumps({STEP: steps} | row) + "\n")
 
     def tick(self, steps: int) -> None:
-        """Move the live line, if there is one."""
+        """Move the progress bar, if there is one."""
         self._bar.move(steps)
 
     def progress(self, steps: int, fps: float, left: float | None, scores: str) -> None:
-        """Tell how far the run is: in the live line on a terminal, in a new line elsewhere.
+        """Show progress: in the progress bar on a terminal, in a new line elsewhere.
 
         Args:
             steps: Environment steps so far.
             fps: Environment steps per second.
-            left: Time to the end [s]; None if nobody knows yet.
-            scores: How good the policy is, in words.
+            left: Time left [s]; None if unknown.
+            scores: Summary of the policy's scores.
         """
         text = f"{fps:,.0f} steps/s  {pace.shown(left)} left  {scores}"
         if self._bar:
@@ -153,11 +153,11 @@ class RunLogger:
             say(f"{steps:,}/{self._total:,} steps  {text}")
 
     def say(self, text: str) -> None:
-        """Print a line without breaking the live one."""
+        """Print a line without breaking the progress bar."""
         say(text)
 
     def finish(self) -> None:
-        """Mark the run as successful in TensorBoard's table."""
+        """Mark the run as finished in TensorBoard's HParams tab."""
         self._add(hparams.end())
 
     def close(self) -> None:
@@ -173,10 +173,10 @@ class RunLogger:
 
 
 def _rewritten(kind: type[Writer], path: Path, rows: list[dict[str, Any]]) -> Writer:
-    """A writer that goes on after `rows`, in a new file that takes the name once it is whole."""
+    """Create a writer that continues after `rows`, in a new file that replaces the old one."""
     temporary = path.with_name(f".{path.name}.tmp")
     writer = kind(str(temporary))
-    # The locale's encoding may lack letters of a custom task's name.
+    # The locale's encoding may lack characters of a custom task's name.
     writer.file.close()
     writer.file = temporary.open("w+", encoding="utf-8")
     for row in rows:
@@ -186,20 +186,20 @@ def _rewritten(kind: type[Writer], path: Path, rows: list[dict[str, Any]]) -> Wr
 
 
 class _TensorBoard(TensorBoardOutputFormat):
-    """Hides, when a run is resumed, what an earlier process logged past its last checkpoint."""
+    """Hides values that an earlier process logged after the checkpoint of a resumed run."""
 
     def __init__(self, folder: Path, resume_at: int) -> None:
         _keep_in_order(folder)
-        # At a new run's start too: TensorBoard takes the first such mark for no restart.
+        # Also for a new run, because TensorBoard ignores the first such mark.
         self.writer = SummaryWriter(folder, purge_step=resume_at + 1)
         self._is_closed = False
 
 
 def _keep_in_order(folder: Path) -> None:
-    """Rename TensorBoard's files that the next one would not come after.
+    """Rename TensorBoard's files whose names would sort after the next one.
 
-    They are read in the order of their names, which begin with the second they were opened in; but
-    a clock may have jumped back since, or a run go on within the second.
+    They are read in the order of their names, which start with the second of their creation. The
+    clock may have been set back since, or the run may be resumed within the same second.
     """
     limit = int(time.time())
     for path in sorted(folder.glob(f"events.out.tfevents.{10 * '[0-9]'}.*"), reverse=True):

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from mtrl.sac.agent import MTSAC
 
 SIMULATOR_MEMORY = 20 * 2**20
-"""The least that an environment of Meta-World takes [bytes]: 20 to 34 MiB were measured."""
+"""Lower bound on the memory of a Meta-World environment [bytes]; measured: 20 to 34 MiB."""
 
 
 def expect_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> None:
-    """Compare the least that training needs with all the memory there is.
+    """Compare a lower bound on the memory of training with the total memory of the device.
 
     Raises:
         UsageError: If there is not enough.
@@ -28,7 +28,8 @@ def expect_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> No
     memory = total_memory(device)
     if memory is None:
         return
-    # Parameters, gradients and two moments; targets, which have none of these, stand for buffers.
+    # Parameters, gradients and two moments. Targets count too, although they have no gradients
+    # and moments; this makes up for buffers.
     networks = 4 * sum(4 * parameter.numel() for parameter in agent.parameters())
     if networks > memory:
         raise UsageError(
@@ -36,13 +37,13 @@ def expect_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> No
             f"{networks / 2**30:,.1f} GiB of parameters, gradients and moments; smaller "
             "hidden_sizes or critic_bins need less"
         )
-    # Observation, action, reward and end of each transition.
+    # Observation, action, reward and end flag of each transition.
     row = 4 * len(agent.tasks) * (agent.observation_size + agent.action_size + 2)
     fits = int((memory - networks) // row)
     if config.learner.buffer_size > fits:
         raise UsageError(
-            f"buffer_size: expected at most the {fits:,} transitions per task that "
-            f"{memory / 2**30:,.1f} GiB of memory hold, got {config.learner.buffer_size:,}"
+            f"buffer_size: expected at most the {fits:,} transitions per task that fit in "
+            f"{memory / 2**30:,.1f} GiB of memory, got {config.learner.buffer_size:,}"
         )
 
 
@@ -64,7 +65,7 @@ def expect_memory_for_simulators(config: TrainConfig, benchmark: Benchmark) -> N
     fits = memory // (n_tasks * SIMULATOR_MEMORY)
     if config.environment.envs_per_task > fits:
         raise UsageError(
-            f"envs_per_task: expected at most the {fits:,} environments of each of {n_tasks} tasks "
-            f"that {memory / 2**30:,.1f} GiB of memory hold, got "
+            f"envs_per_task: expected at most the {fits:,} environments for each of {n_tasks} "
+            f"tasks that fit in {memory / 2**30:,.1f} GiB of memory, got "
             f"{config.environment.envs_per_task:,}"
         )

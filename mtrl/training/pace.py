@@ -1,4 +1,4 @@
-"""How fast a run goes, and where its time goes."""
+"""Speed of a run, time per stage, and time left."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from mtrl.config.train import Schedule
 
 STAGES = ("act", "learn", "wait", "store")
-"""What a vector step of the loop consists of, in this order."""
+"""Stages of a vector step of the loop, in order."""
 
 
 class Pace:
-    """How fast training is and what it spends its time on, evaluations and logging left out.
+    """Measures the speed of training and the time per stage, without evaluations and logging.
 
-    On a GPU, updates are only launched in `learn`. The loop waits in `act`, for the updates of the
-    step before the last: the policy that acts was copied behind them.
+    On a GPU, `learn` only launches updates. The loop waits for them in `act`: the acting policy was
+    copied after the updates of the step before the last.
     """
 
     def __init__(self, steps: int, updates: int) -> None:
@@ -27,13 +27,13 @@ class Pace:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time of what is done inside."""
+        """Return a context whose time counts for a stage."""
         start = time.perf_counter()
         yield
         self._seconds[name] += time.perf_counter() - start
 
     def lap(self, steps: int, updates: int) -> dict[str, float]:
-        """`time/` tags: rates since the last lap, and each stage's share of the time."""
+        """Return `time/` values: rates since the last lap, and each stage's share of the time."""
         total = sum(self._seconds.values())
         found = {
             "time/fps": (steps - self._steps) / total,
@@ -49,15 +49,15 @@ class Pace:
 
 
 class TimeLeft:
-    """Time to the end of a run, from how fast its parts have gone so far.
+    """Estimates the time left in a run from the speed of its parts so far.
 
-    Steps of random actions, steps with updates, and evaluations have rates of their own, the last
-    ones known counting most.
+    Random steps, steps with updates, and evaluations have separate rates, with more weight on
+    recent measurements.
 
     Args:
-        schedule: The run's step counts.
-        evaluation: Environment steps of an evaluation on the way.
-        final: Environment steps of the last.
+        schedule: Step counts of the run.
+        evaluation: Environment steps of an evaluation during training.
+        final: Environment steps of the final evaluation.
     """
 
     def __init__(self, schedule: Schedule, evaluation: int, final: int) -> None:
@@ -65,7 +65,7 @@ class TimeLeft:
         self._rates: dict[str, float] = {}
 
     def training(self, steps: int, n: int, rate: float) -> None:
-        """Note that the `n` environment steps before `steps` were made at so many per second."""
+        """Record the rate of the `n` environment steps before `steps` [steps/s]."""
         start = self._schedule.learning_starts
         if steps <= start:
             self._note("random", rate)
@@ -73,7 +73,7 @@ class TimeLeft:
             self._note("learning", rate)
 
     def judging(self, n: int, seconds: float) -> None:
-        """Note that an evaluation of `n` environment steps took so long."""
+        """Record the time of an evaluation of `n` environment steps [s]."""
         self._note("evaluation", n / max(seconds, 1e-9))
 
     def _note(self, part: str, rate: float) -> None:
@@ -81,25 +81,25 @@ class TimeLeft:
         self._rates[part] = 0.5 * (before + rate)
 
     def seconds(self, steps: int) -> float | None:
-        """From `steps` to the end [s]; None before updates have been timed."""
+        """Return the time from `steps` to the end [s]; None before updates have been timed."""
         schedule, learning = self._schedule, self._rates.get("learning")
         if learning is None:
             return None
         left = (schedule.total_timesteps - steps) / learning
-        last = schedule.total_timesteps - 1  # the end has its own
+        last = schedule.total_timesteps - 1  # the end has its own evaluation
         evaluations = last // schedule.eval_every - min(steps, last) // schedule.eval_every
         return left + (evaluations * self._evaluation + self._final) / self._judged(learning)
 
     def last_evaluation(self) -> float | None:
-        """How long the last evaluation will take [s], once something has been timed."""
+        """Return the expected time of the final evaluation [s]; None before updates are timed."""
         learning = self._rates.get("learning")
         return None if learning is None else self._final / self._judged(learning)
 
     def _judged(self, learning: float) -> float:
-        """Steps of an evaluation per second, by its own rate or that of the nearest part."""
+        """Return the rate of evaluations [steps/s], by their own or the most similar rate."""
         return self._rates.get("evaluation") or self._rates.get("random") or learning
 
 
 def shown(seconds: float | None) -> str:
-    """A duration for people."""
+    """Format a duration."""
     return "–" if seconds is None else str(timedelta(seconds=round(seconds)))

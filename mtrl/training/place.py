@@ -1,4 +1,4 @@
-"""Where a run lies: its folder is made, found again, or taken away."""
+"""Run folders: creating, finding and removing them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ MAY_CHANGE = ("total_timesteps", "max_runtime", "max_restarts")
 
 
 def quoted(path: Path) -> str:
-    """As a shell reads it."""
+    """Quote a path for the shell."""
     return shlex.quote(str(path))
 
 
-def begun(config: TrainConfig, compare_tasks: bool) -> Path | None:
-    """The folder of the run that `config` would go on with; None if it has to begin.
+def existing_run(config: TrainConfig, compare_tasks: bool) -> Path | None:
+    """Return the folder of the run that `config` would resume; None if it has to be started.
 
     Raises:
-        UsageError: if the folder holds something else, or a run with another configuration.
+        UsageError: If the folder holds something else, or a run with another configuration.
     """
     run_dir = config.run_dir
     if run_dir is None:
@@ -42,7 +42,7 @@ def begun(config: TrainConfig, compare_tasks: bool) -> Path | None:
         return None
     ours, before = config.flat(), TrainConfig.from_yaml(run_dir / "config.yaml").flat()
     resolved = {"run_dir", "precision", "compile", *MAY_CHANGE}
-    resolved |= {name for name, value in ours.items() if value is None}  # by default
+    resolved |= {name for name, value in ours.items() if value is None}  # the default
     if (record := read_benchmark(run_dir)) is not None:
         ours |= {name: total(ours[name], len(record.tasks)) for name in Schedule.PER_TASK}
     if isinstance(ours["target_entropy"], str):  # per action, of which nothing is known here
@@ -53,23 +53,23 @@ def begun(config: TrainConfig, compare_tasks: bool) -> Path | None:
     for name, value in ours.items():
         if name not in resolved and value != before[name]:
             raise UsageError(
-                f"{name}: expected {shown(before[name])}, what the run in {run_dir} began with, "
-                f"got {shown(value)}"
+                f"{name}: expected {shown(before[name])}, as in the run in {run_dir}, got "
+                f"{shown(value)}"
             )
     return run_dir
 
 
 def make_folder(config: TrainConfig, benchmark: str, may_exist: bool) -> list[Path]:
-    """Make the run's folder; returns it and the folders around it that were made, inmost first.
+    """Create the run folder; return the created folders, innermost first.
 
     Raises:
-        UsageError: if it exists or cannot be made.
+        UsageError: If it exists or cannot be created.
     """
     name = f"{file_name(benchmark)}_{file_name(config.learner.surgery)}_seed{config.seed}"
     default = Path("runs") / f"{name}_{time.strftime('%Y%m%d-%H%M%S')}"
     for attempt in range(1, 1_000):
         run_dir = config.run_dir or default
-        if config.run_dir is None and attempt > 1:  # another run began in this second
+        if config.run_dir is None and attempt > 1:  # another run started in this second
             run_dir = default.with_name(f"{default.name}-{attempt}")
         try:
             missing = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
@@ -87,10 +87,10 @@ def make_folder(config: TrainConfig, benchmark: str, may_exist: bool) -> list[Pa
 
 
 def expect_new(run_dir: Path | None) -> None:
-    """Refuse a folder that exists.
+    """Check that a folder does not exist.
 
     Raises:
-        UsageError: if it does.
+        UsageError: If it does.
     """
     if run_dir is not None and run_dir.exists():
         raise _exists(run_dir)
@@ -99,31 +99,31 @@ def expect_new(run_dir: Path | None) -> None:
 def _exists(run_dir: Path) -> UsageError:
     return UsageError(
         f"run_dir: expected a folder that does not exist, got {run_dir} "
-        f"(--resume {quoted(run_dir)} continues the run in it)"
+        f"(--resume {quoted(run_dir)} resumes the run in it)"
     )
 
 
 @contextmanager
 def nothing_left(made: list[Path]) -> Iterator[None]:
-    """If what is done inside fails, remove the run's folder, which holds nothing of worth yet."""
+    """Remove the run folder on failure, as long as it holds nothing of value."""
     try:
         yield
     except BaseException as error:
         for path in made[:1]:
             shutil.rmtree(path, ignore_errors=True)
         for path in made[1:]:
-            with suppress(OSError):  # another run is in it
+            with suppress(OSError):  # it contains another run
                 path.rmdir()
         if isinstance(error, MemoryError) or _is_out_of_memory(error):
             raise RunError(
-                f"not enough memory: {one_line(error)}; a smaller buffer_size, fewer envs_per_task "
-                "or narrower hidden_sizes need less"
+                f"not enough memory: {one_line(error)}; reduce buffer_size, envs_per_task or "
+                "hidden_sizes"
             ) from None
         raise
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Torch's own error on CUDA; on a CPU a RuntimeError of its allocator."""
+    """Return whether it is torch's out-of-memory error on CUDA, or its allocator's on a CPU."""
     return isinstance(error, RuntimeError) and (
         type(error).__name__ == "OutOfMemoryError"
         or "not enough memory" in str(error)
@@ -132,6 +132,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def file_name(text: str) -> str:
-    """`torchjd:CAGrad(c=0.4)` without what a shell or a file system would mind, and not long."""
+    """Turn a text such as `torchjd:CAGrad(c=0.4)` into a short, safe file name."""
     name = re.sub(r"[^\w.-]+", "-", text).strip("-.").encode()[:80]
     return name.decode(errors="ignore")

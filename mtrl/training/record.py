@@ -1,4 +1,4 @@
-"""Writing benchmark.json and run.json, which say where a run comes from."""
+"""Writing of benchmark.json and run.json, which record the origin of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def record_benchmark(run_dir: Path, benchmark: Benchmark) -> None:
-    """At a run's start, when no step has said yet whether its task is solved."""
+    """Write benchmark.json at the start of a run, before any step has reported success."""
     from mtrl.envs.record import record_of
 
     told = [not benchmark.custom or t in benchmark.tells_success for t in benchmark.tasks]
@@ -29,7 +29,7 @@ def record_benchmark(run_dir: Path, benchmark: Benchmark) -> None:
 def record_process(
     run_dir: Path, config: TrainConfig, benchmark: Benchmark, device: torch.device
 ) -> None:
-    """Add this process to run.json: what was typed, which packages, simulators and machine."""
+    """Add this process to run.json: its command, package versions, simulators and machine."""
     import torch
 
     from mtrl.envs.parity import choose_simulators
@@ -47,7 +47,7 @@ def record_process(
             "simulators": dict(zip(benchmark.tasks, simulators, strict=True)),
             "machine": {
                 "platform": platform.platform(),
-                "instructions": torch.backends.cpu.get_cpu_capability(),  # rounding differs by them
+                "instructions": torch.backends.cpu.get_cpu_capability(),  # these change rounding
                 "cores": n_cores(),
                 "gpu": gpu,
             },

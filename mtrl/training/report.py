@@ -1,4 +1,4 @@
-"""What of a run is written down, under which tags, and what `train` returns of it."""
+"""Results of a run: logged values with their tags, and the outcome that `train` returns."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from mtrl.training.logger import RunLogger
 
 @dataclass(frozen=True)
 class Outcome:
-    """How `train` ended.
+    """Outcome of `train`.
 
     Attributes:
         run_dir: Folder of the run.
-        evaluation: Of the final policy, all 50 goals; None if the run was interrupted or stopped.
-        signal: What interrupted it, or None.
-        stopped_by: The callback's hook that returned False, such as `Patience.on_eval`, or None.
+        evaluation: Evaluation of the final policy on all 50 goals; None if the run was interrupted
+            or stopped.
+        signal: Signal that interrupted the run, or None.
+        stopped_by: Callback hook that returned False, such as `Patience.on_eval`, or None.
     """
 
     run_dir: Path
@@ -37,12 +38,12 @@ class Outcome:
     stopped_by: str | None = None
 
     def __str__(self) -> str:
-        """The evaluation's table and the folder, for `print`."""
+        """Return the evaluation's table and the folder, for `print`."""
         table = "" if self.evaluation is None else f"{self.evaluation}\n"
         return f"{table}{self.run_dir}"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the folder and the evaluation's table."""
+        """Return the folder and the evaluation's table as HTML, for notebooks."""
         table = "" if self.evaluation is None else self.evaluation._repr_html_()
         return f"<code>{html.escape(str(self.run_dir))}</code>{table}"
 
@@ -55,11 +56,11 @@ def training(
     *,
     metrics: Mapping[str, Tensor],
 ) -> None:
-    """How training goes, and a word if a critic diverges.
+    """Log training metrics, and warn if a critic diverges.
 
     Args:
-        values: Tags and numbers, `time/fps` among them.
-        metrics: What a task's updates gave and had, `[T]` by name; read off the device here.
+        values: Values by tag, including `time/fps`.
+        metrics: Metrics of updates, `[T]` by name; copied from the device here.
     """
     for name, measured in metrics.items():
         by_task = dict(zip(tasks, measured.tolist(), strict=True))
@@ -70,11 +71,11 @@ def training(
 
 
 def scores(rollout: Mapping[str, float], evaluated: str) -> str:
-    """How good the policy is, in a few words: success if a task tells it, else return.
+    """Summarise the policy's scores: success if any task reports it, else return.
 
     Args:
-        rollout: `rollout/` tags and values.
-        evaluated: The last evaluation, in words; empty before the first.
+        rollout: Values of `rollout/` tags.
+        evaluated: Summary of the last evaluation; empty before the first.
     """
     training = "–"
     for kind, tag, digits in (("return", "ep_rew_mean", 1), ("success", "success_rate", 2)):
@@ -86,10 +87,10 @@ def scores(rollout: Mapping[str, float], evaluated: str) -> str:
 def diagnosis(
     logger: RunLogger, steps: int, tasks: Sequence[str], networks: Mapping[str, Diagnosis]
 ) -> None:
-    """How the tasks' gradients disagree, by network, if any has a trunk that is trained."""
+    """Log conflicts between task gradients by network, if any trunk is trained."""
     if not networks:
         return
-    from mtrl.analysis.conflicts import cosine_figure  # brings matplotlib, which nothing else needs
+    from mtrl.analysis.conflicts import cosine_figure  # imports matplotlib, only needed here
 
     values: dict[str, float] = {}
     matrices: dict[str, np.ndarray] = {}
@@ -107,7 +108,7 @@ def diagnosis(
 
 
 def evaluation(logger: RunLogger, steps: int, result: Evaluation, video: bool) -> None:
-    """What a policy can do; with `video`, seen too."""
+    """Log an evaluation, with videos if `video`."""
     returns = dict(zip(result.tasks, result.returns.mean(1).tolist(), strict=True))
     values = {f"eval/return/{task}": value for task, value in returns.items()}
     values["eval/return/mean"] = float(result.returns.mean())
@@ -118,28 +119,28 @@ def evaluation(logger: RunLogger, steps: int, result: Evaluation, video: bool) -
     logger.write(steps, values)
     if not video:
         return
-    from mtrl.evaluation.video import animations  # brings what draws and writes pictures
+    from mtrl.evaluation.video import animations  # imports the renderer
 
     try:
         for task, gif in animations(result).items():
             logger.animation(steps, f"eval/video/{task}", gif)
-    except (OSError, UsageError) as error:  # no picture is worth a run
+    except (OSError, UsageError) as error:  # do not stop the run because of a video
         logger.say(f"no videos of this evaluation: {error}")
 
 
 def final(run_dir: Path, result: Evaluation, **context: Any) -> None:
-    """Write the final policy's evaluation next to it, as CSV and, with its context, as JSON."""
+    """Write the evaluation of the final policy as CSV and, with its context, as JSON."""
     write_text(run_dir / "eval.csv", result.to_csv())
     write_text(run_dir / "eval.json", result.to_json(policy=FINAL, **context))
 
 
 def worst_pairs(cosines: Tensor, tasks: Sequence[str], n: int = 5) -> str:
-    """The pairs of tasks that conflict most, as a Markdown table; a sentence if none conflicts.
+    """Return the pairs of tasks with the strongest conflicts as a Markdown table.
 
     Args:
         cosines: `[T, T]`; see `cosines`.
-        tasks: Names.
-        n: At most so many pairs.
+        tasks: Task names.
+        n: Maximum number of pairs.
 
     Example:
         >>> print(worst_pairs(torch.tensor([[1.0, -0.5], [-0.5, 1.0]]), ["reach-v3", "push-v3"]))

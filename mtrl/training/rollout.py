@@ -1,4 +1,4 @@
-"""Data collection: act in the environments, store transitions, keep episode statistics."""
+"""Data collection: act in the environments, store transitions and keep episode statistics."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from mtrl.sac.replay import ReplayBuffer
 from mtrl.training.acting import ActorSnapshot
 
 WINDOW = 20
-"""Training episodes per task behind each `rollout/` number."""
+"""Number of training episodes per task over which `rollout/` values are averaged."""
 
 
 class Collector:
-    """Runs one policy in T·E environments; `act`, `wait` and `store` make one vector step.
+    """Runs one policy in T·E environments; `act`, `wait` and `store` form one vector step.
 
-    The simulators step between `act` and `wait`, while the caller does something else. No other
+    The simulators step between `act` and `wait`, while the caller may do other work. No other
     method may be called in between.
 
     Args:
         envs: E copies of each of the agent's tasks.
-        agent: The policy. It may be updated between `act` and `wait`.
-        seed: Of the exploration noise.
-        snapshot: Whether the policy acts as it was before the last `act`; see `ActorSnapshot`.
-            Default: on a GPU.
+        agent: The policy, which may be updated between `act` and `wait`.
+        seed: Seed of the exploration noise.
+        snapshot: Whether to act with the policy as it was at the last `act`; see `ActorSnapshot`.
+            Default: only on a GPU.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Collector:
         self._observations, _ = self.envs.reset(seed=seed)
 
     def act(self, uniform: bool | np.ndarray) -> None:
-        """Send actions to the simulators: samples of the policy, or uniformly random ones.
+        """Send actions to the simulators: samples from the policy, or uniformly random ones.
 
         Args:
-            uniform: Whether they are random; or for which tasks, `[T]`.
+            uniform: Whether actions are random, for all tasks or for each task `[T]`.
 
         Raises:
-            FloatingPointError: if the policy's are infinite or NaN.
+            FloatingPointError: If the policy's actions are infinite or NaN.
         """
         random = np.broadcast_to(uniform, len(self.agent.tasks))
         if random.all():
@@ -70,7 +70,7 @@ class Collector:
             self._actions = np.where(rows, self._uniform(), self._sampled())
         else:
             self._actions = self._sampled()
-        if not np.isfinite(self._actions).all():  # simulators would be blamed for what they answer
+        if not np.isfinite(self._actions).all():  # otherwise simulators would be blamed
             raise FloatingPointError("the policy's actions are infinite or NaN")
         self.envs.step_async(self._actions)
         if self._snapshot is not None:
@@ -94,7 +94,7 @@ class Collector:
         return self.envs.step_wait()
 
     def store(self, answer: tuple[Any, ...], replay: ReplayBuffer) -> None:
-        """Add the vector step to the replay and finished episodes to the statistics."""
+        """Add the vector step to the replay buffer, and finished episodes to the statistics."""
         observations, rewards, terminated, truncated, infos = answer
         if "restarted" in infos:  # some rows are missing, so the whole step is dropped
             replay.skip(infos["restarted"])
@@ -105,7 +105,7 @@ class Collector:
         if done.any():
             following = np.where(done[:, None], infos["final_obs"], observations)
             self.statistics.add(episodes_of(self.agent.tasks, infos))
-        # First, because it looks at the numbers.
+        # First, because it checks the numbers.
         stored = replay.add(
             self._observations, self._actions, rewards, terminated, following, done=done
         )
@@ -114,7 +114,7 @@ class Collector:
         self._observations = observations
 
     def _observe(self, observations: Tensor) -> None:
-        """The normaliser's twenty small operations, on a GPU as one graph."""
+        """Update the normaliser, whose twenty small operations are one graph on a GPU."""
         normalizer = self.agent.normalizer
         assert normalizer is not None
         if observations.device.type != "cuda":
@@ -127,8 +127,27 @@ class Collector:
         place.copy_(observations)
         observe()
 
+    def take_over(self, other: Collector, tasks: Sequence[tuple[int, int]], seed: int) -> None:
+        """Start new episodes in every task, numbered after those of another collector.
+
+        Args:
+            other: Collector of the previous tasks.
+            tasks: Index of each common task in this collector and in the other one; statistics
+                continue in these.
+            seed: Seed of the run.
+        """
+        copies = self.envs.envs_per_task
+        state, before = self.envs.state(), other.envs.state()
+        number = max(before["episodes"]) // copies + 1
+        # The same number for all tasks, because EnvPool steps their episodes together.
+        state["episodes"] = [copies * number + row % copies for row in range(self.envs.num_envs)]
+        for here, there in tasks:
+            state["tells_success"][here] = before["tells_success"][there]
+        self._observations = self.envs.restore(state, seed=seed)
+        self.statistics.take_over(other.statistics, tasks)
+
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to continue exactly."""
+        """Return the state for `load_state_dict`."""
         acting = {} if self._snapshot is None else {"acting": self._snapshot.state_dict()}
         return acting | {
             "envs": self.envs.state(),
@@ -143,7 +162,7 @@ class Collector:
         self.statistics.load_state_dict(state["statistics"])
         if self._snapshot is not None:
             self._snapshot.take()
-            if "acting" in state:  # not if the run was on a CPU so far
+            if "acting" in state:  # missing if the run was on a CPU so far
                 self._snapshot.load_state_dict(state["acting"])
 
 
@@ -173,7 +192,7 @@ def episodes_of(tasks: Sequence[str], infos: dict[str, Any]) -> list[Episode]:
 
 
 class EpisodeStatistics:
-    """Return and success of each task's last episodes, exploration included."""
+    """Return and success of each task's last training episodes, including exploration."""
 
     def __init__(self, tasks: Sequence[str]) -> None:
         self._tasks = tasks
@@ -188,11 +207,11 @@ class EpisodeStatistics:
             self._success[t].append(episode.success)
 
     def values(self, tells_success: np.ndarray) -> dict[str, float]:
-        """`rollout/` tags of the tasks that have finished an episode.
+        """Return the `rollout/` values of tasks that have finished an episode.
 
         Args:
-            tells_success: Which tasks have ever said if they are solved, `[T]`; only they have a
-                success rate.
+            tells_success: Which tasks have ever reported success or failure, `[T]`; only these
+                have a success rate.
         """
         found = {}
         for t, task in enumerate(self._tasks):
@@ -202,15 +221,21 @@ class EpisodeStatistics:
                     found[f"rollout/success_rate/{task}"] = float(np.mean(self._success[t]))
         return found
 
+    def take_over(self, other: EpisodeStatistics, tasks: Sequence[tuple[int, int]]) -> None:
+        """Copy the statistics of some tasks, given each one's index here and in `other`."""
+        for here, there in tasks:
+            self._returns[here].extend(other._returns[there])
+            self._success[here].extend(other._success[there])
+
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the state as plain values."""
         return {
             "returns": list(map(list, self._returns)),
             "success": list(map(list, self._success)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore a state from `state_dict`."""
         for row in range(len(self._tasks)):
             self._returns[row].extend(state["returns"][row])
             self._success[row].extend(state["success"][row])

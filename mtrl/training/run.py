@@ -1,4 +1,4 @@
-"""Start a run, or go on with one."""
+"""Start a run, or resume one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mtrl.training.check import check as check
 from mtrl.training.check import expect_agent, sizes_of
 from mtrl.training.console import say
 from mtrl.training.lock import locked
-from mtrl.training.place import MAY_CHANGE, begun, make_folder, nothing_left, quoted
+from mtrl.training.place import MAY_CHANGE, existing_run, make_folder, nothing_left, quoted
 from mtrl.training.record import record_benchmark, record_process
 
 if TYPE_CHECKING:
@@ -44,26 +44,26 @@ def train(
     """Train, evaluate and save one policy.
 
     Args:
-        config: Everything that decides what the run does.
-        benchmark: Custom tasks, in place of those that `config.benchmark` names; `config.tasks`
-            chooses among them.
-        note: Lines to print once the run begins.
-        resume_if_exists: Go on with the run in `config.run_dir` if there is one, as schedulers need
-            that start a job again. A complete run is left as it is; one without a checkpoint
-            begins anew.
-        callbacks: What to do beside training, after those that `config.callbacks` names.
-        agent: What is trained, in place; default: a new one. Its networks' configuration takes the
-            place of `config.agent`.
-        logger: Stable-Baselines3's, which gets every row beside the run's own files. It is not
-            closed.
+        config: Configuration of the run.
+        benchmark: Custom tasks to use instead of `config.benchmark`; `config.tasks` selects among
+            them.
+        note: Lines to print when the run starts.
+        resume_if_exists: Resume the run in `config.run_dir` if there is one. Use this with
+            schedulers that restart jobs. A complete run is left unchanged; a run without a
+            checkpoint starts again.
+        callbacks: Callbacks to call after those in `config.callbacks`.
+        agent: Agent to train in place. Default: a new one. Its network configuration replaces
+            `config.agent`.
+        logger: Logger of Stable-Baselines3 that receives every row in addition to the run's own
+            files. It is not closed.
 
     Raises:
-        UsageError: if the configuration asks for what cannot be done; nothing is written then.
+        UsageError: If the configuration is invalid; nothing is written then.
     """
     _expect_main_guard()
     if agent is not None:
         config = config.model_copy(update={"agent": expect_agent(agent).config})
-    before = begun(config, benchmark is None) if resume_if_exists else None
+    before = existing_run(config, benchmark is None) if resume_if_exists else None
     if before is not None:
         changes = {name: config.flat()[name] for name in MAY_CHANGE}
         given = _Given(benchmark, callbacks, agent, logger)
@@ -82,6 +82,8 @@ def train(
     parts = _Given(benchmark, callbacks, agent, logger).parts(config)
     from mtrl.demonstrations.sources import sources
 
+    if agent is not None and config.transfer.curriculum is not None:
+        raise UsageError("agent: expected no agent=... with a curriculum, got both")
     shown = sources(config.demonstrations, benchmark) if config.demonstrations else None
     made = make_folder(config, benchmark.name, resume_if_exists)
     run_dir = config.run_dir or made[0]
@@ -117,22 +119,21 @@ def resume(
     agent: MTSAC | None = None,
     logger: Logger | None = None,
 ) -> Outcome:
-    """Go on with a run from its newest checkpoint.
+    """Resume a run from its latest checkpoint.
 
     Args:
-        run_dir: Its folder.
-        total_timesteps: A new end for the run [environment steps over all tasks].
-        max_runtime: Stop after so long [hours], instead of after what the run began with.
-        benchmark: What `train` was given; default: what the run was trained on, imported from
-            where its benchmark.json says.
-        max_restarts: How many more simulator processes may fail, instead of as many as the run
-            began with.
-        callbacks, agent, logger: As those of `train`, which a run does not keep: give them again.
-            Callbacks then have the state that the checkpoint holds of them.
+        run_dir: Folder of the run.
+        total_timesteps: New end of the run [environment steps over all tasks].
+        max_runtime: New time limit [hours]. Default: the run's own limit.
+        benchmark: Same `benchmark` as in `train`. Default: the run's benchmark, imported from the
+            source in its benchmark.json.
+        max_restarts: New number of simulator processes that may fail. Default: the run's own.
+        callbacks, agent, logger: Same as in `train`. A run does not store them, so pass them
+            again. The state of callbacks is restored from the checkpoint.
 
     Raises:
-        UsageError: if there is nothing to go on from, or nothing left to do, or the benchmark
-            cannot be imported.
+        UsageError: If there is no checkpoint, the run is complete, or the benchmark cannot be
+            imported.
     """
     _expect_main_guard()
     changes = {
@@ -145,7 +146,7 @@ def resume(
 
 
 class _Given(NamedTuple):
-    """What a configuration cannot hold, and so a run does not keep."""
+    """Arguments that a configuration cannot hold and that are therefore not stored in a run."""
 
     benchmark: Benchmark | None
     callbacks: Sequence[Callback]
@@ -153,7 +154,7 @@ class _Given(NamedTuple):
     logger: Logger | None
 
     def parts(self, config: TrainConfig) -> dict[str, Any]:
-        """Arguments of `Trainer`, once they are known to be right; `benchmark` is examined."""
+        """Check the arguments, and return those of `Trainer`; `benchmark` must be examined."""
         from mtrl.training.hooks import made, mirror
 
         assert self.benchmark is not None
@@ -190,11 +191,11 @@ def _resume(
 
         mine = given.benchmark
         benchmark = benchmark_of(record) if mine is None else expect_tasks_of(record, mine)
-    # Demonstrations are in the folder, wherever they came from.
+    # Demonstrations are in the folder, so their source is not needed.
     changed = before.model_copy(update=changes | {"demonstrations": ()})
     benchmark, device, config = check(changed, benchmark)
     same: dict[str, Any] = {"demonstrations": before.demonstrations}
-    if given.benchmark is None:  # the name in the record need not be one that a configuration takes
+    if given.benchmark is None:  # the recorded name may not be valid in a configuration
         same |= {"benchmark": before.benchmark, "tasks": before.tasks}
     config = config.model_copy(update=same)
     parts = given._replace(benchmark=benchmark).parts(config)
@@ -208,14 +209,14 @@ def _resume(
     if state.get("steps", 0) >= total and (run_dir / "eval.json").exists():
         complete = f"{run_dir} is complete with {total} steps"
         if not may_be_complete:
-            reason = f"{complete}; a larger --total-timesteps would extend it"
+            reason = f"{complete}; use a larger --total-timesteps to extend it"
             raise UsageError(f"resume: {reason}")
         say(complete)
         return Outcome(run_dir, None)
     trainer = _trainer(config, benchmark, device, run_dir, saved=state, **parts)
-    # Now that the state is known to fit: the run's files say what it goes on with.
+    # The state is valid: update the run's files.
     write_text(run_dir / "config.yaml", config.to_yaml())
-    if record is None:  # a run from before this was recorded
+    if record is None:  # an older run
         record_benchmark(run_dir, benchmark)
     record_process(run_dir, config, benchmark, device)
     return trainer.run()

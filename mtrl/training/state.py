@@ -1,4 +1,4 @@
-"""Everything of a run that goes on where it stopped."""
+"""State of a run that is saved and restored by checkpoints."""
 
 from __future__ import annotations
 
@@ -29,25 +29,29 @@ from mtrl.training.rollout import Collector
 
 
 class RunState:
-    """The parts of a run, and where it is.
+    """Components of a run and its progress.
 
     Args:
-        config: All of it resolved.
-        benchmark: The tasks.
-        device: Of networks and replay.
-        saved: What `state_dict` gave; default: a new run.
-        demonstrations: Of the run's tasks; the same ones in all of the run.
-        agent: What is trained, of the configuration's shape; default: a new one.
+        config: Resolved configuration.
+        benchmark: Tasks.
+        device: Device of the networks and the replay buffer.
+        saved: Result of `state_dict`, to resume a run. Default: start a new run.
+        demonstrations: Demonstrations of the run's tasks; they stay the same throughout the run.
+        agent: Agent to train, with the configuration's networks. Default: a new one.
+        stage: Index of the stage in the curriculum.
 
     Attributes:
         steps: Environment steps so far, over all tasks.
-        elapsed: Time so far [s].
-        score: Of the last evaluation, in words; empty before the first.
-        evaluation_pending: Whether one was begun and not ended.
-        known: Tasks that the policy knew before the run, and so acts in from the start.
+        elapsed: Training time so far [s].
+        score: Summary of the last evaluation; empty before the first.
+        evaluation_pending: Whether an evaluation was started but not finished.
+        known: Tasks that the policy knew before the stage. It acts in these from the start, without
+            random actions.
+        learns_at: Environment steps after which updates start.
+        metrics: Metrics of the last update; empty before the first update of the stage.
 
     Raises:
-        UsageError: if `saved` is not of a run with this configuration.
+        UsageError: If `saved` is not from a run with this configuration.
     """
 
     def __init__(
@@ -59,14 +63,16 @@ class RunState:
         *,
         demonstrations: Demonstrations | None = None,
         agent: MTSAC | None = None,
+        stage: int = 0,
     ) -> None:
-        self.config, self.benchmark = config, benchmark
-        self.demonstrations = demonstrations
+        self.config, self.benchmark, self.stage = config, benchmark, stage
+        self._digest = None if demonstrations is None else demonstrations.digest()
         n_tasks = len(benchmark.tasks)
-        # Independent streams for everything random, all from the one seed.
+        # Independent random streams, all derived from the seed.
+        entropy = [config.seed, stage] if stage else config.seed
         weights, learner, replay, exploration = (
             int(sequence.generate_state(1)[0])
-            for sequence in np.random.SeedSequence(config.seed).spawn(4)
+            for sequence in np.random.SeedSequence(entropy).spawn(4)
         )
         environment = config.environment
         self.simulators = choose_simulators(benchmark, environment)
@@ -80,14 +86,8 @@ class RunState:
         )
         observation, action = self.envs.observation_size, self.envs.action_size
         if agent is None:
-            agent = MTSAC(
-                benchmark.tasks,
-                config.agent,
-                observation,
-                action,
-                seed=weights,
-                descriptions=benchmark.descriptions,
-            )
+            told, sizes = benchmark.descriptions, (observation, action)
+            agent = MTSAC(benchmark.tasks, config.agent, *sizes, weights, descriptions=told)
         self.agent = agent.to(device)
         self.learner = Learner(self.agent, config.learner, learner)
         if config.threads is None and device.type == "cpu":
@@ -123,22 +123,15 @@ class RunState:
             workers=environment.workers,
             max_restarts=environment.max_restarts,
         )
-        # What steps of one say of success, both know.
+        # Shared, because a report of success in either counts for both.
         self.eval_envs.tells_success = self.envs.tells_success
         self.known: tuple[str, ...] = ()
-        if saved is None and config.transfer.init_from is not None:
-            self.known = transfer(self.agent, read_source(config.transfer.init_from))
-        self.steps = 0
+        self.metrics: dict[str, torch.Tensor] = {}
+        self.steps = self.learns_at = 0
         self.elapsed = 0.0
         self.score = ""
         self.evaluation_pending = False
-        if saved is None:
-            self.learner.freeze(config.transfer.frozen_at(0))
-            normalizer = self.agent.normalizer
-            if shown is not None and normalizer is not None and not normalizer.frozen:
-                normalizer.observe(shown.observations)
-            self.collector.reset(config.seed)
-        else:
+        if saved is not None:
             try:
                 self._load(saved)
             except UsageError:
@@ -149,24 +142,46 @@ class RunState:
                     f"{one_line(error)}"
                 ) from None
 
+    def begin(self, learns_at: int) -> None:
+        """Start a run, from the policy of `init_from` if it is set."""
+        if (path := self.config.transfer.init_from) is not None:
+            self.known = transfer(self.agent, read_source(path))
+        self.learner.freeze(self.config.transfer.frozen_at(0))
+        normalizer, shown = self.agent.normalizer, self.replay.demonstrations
+        if shown is not None and normalizer is not None and not normalizer.frozen:
+            normalizer.observe(shown.observations)
+        self.learns_at = learns_at
+        self.collector.reset(self.config.seed)
+
+    def take_over(self, before: RunState) -> None:
+        """Continue from the previous stage, whose simulators may still be running."""
+        ours, theirs = self.benchmark.tasks, before.benchmark.tasks
+        self.known = transfer(self.agent, before.agent)
+        tasks = [(ours.index(task), theirs.index(task)) for task in self.known]
+        self.replay.take_over(before.replay, tasks)
+        self.collector.take_over(before.collector, tasks, self.config.seed)
+        self.learner.updates, self.learner.threads = before.learner.updates, before.learner.threads
+        self.steps, self.elapsed, self.score = before.steps, before.elapsed, before.score
+        self.learns_at = before.learns_at
+
     def close(self) -> None:
-        """End the simulators."""
+        """Stop the simulators."""
         self.envs.close()
         self.eval_envs.close()
 
     def unknown(self) -> np.ndarray:
-        """Tasks in which the policy has nothing to act by yet, `[T]`."""
+        """Return a mask `[T]` of tasks that the policy did not know before the run."""
         return np.array([task not in self.known for task in self.benchmark.tasks])
 
     def due(self, every: int) -> bool:
-        """Whether the last vector step reached a multiple of so many steps; never if 0."""
+        """Return whether the last vector step reached a multiple of `every` steps; never if 0."""
         return every > 0 and self.steps // every > (self.steps - self.envs.num_envs) // every
 
     def expect_numbers(self, run_dir: Path) -> None:
-        """Stop before a checkpoint or a log holds NaN or infinity.
+        """Check that no NaN or infinity enters a checkpoint or log.
 
         Raises:
-            RunError: naming what is not finite; the batch it came from is kept in `run_dir`.
+            RunError: Naming what is not finite; the last batch is saved in `run_dir`.
         """
         try:
             self.learner.watch.expect_finite(self.benchmark.tasks, self.learner.updates)
@@ -178,10 +193,9 @@ class RunState:
             ) from None
 
     def state_dict(self) -> dict[str, Any]:
-        """Nested dictionaries of tensors, arrays and plain values."""
-        shown = self.demonstrations
+        """Return the state as nested dictionaries of tensors, arrays and plain values."""
         return {
-            **({} if shown is None else {"demonstrations": shown.digest()}),
+            "demonstrations": self._digest,
             "agent": self.agent.state_dict(),
             "agent_type": _kind(self.agent),
             "learner": self.learner.state_dict(),
@@ -192,10 +206,12 @@ class RunState:
             "score": self.score,
             "evaluation_pending": self.evaluation_pending,
             "known": list(self.known),
+            "stage": self.stage,
+            "learns_at": self.learns_at,
         }
 
     def description(self) -> dict[str, Any]:
-        """Where the policy comes from, for the header of its file; see `PolicyHeader`."""
+        """Return the origin of the policy for the header of its file; see `PolicyHeader`."""
         return {
             "benchmark": self.benchmark.name,
             "environments": "custom" if self.benchmark.custom else "metaworld",
@@ -206,15 +222,14 @@ class RunState:
         }
 
     def _load(self, state: dict[str, Any]) -> None:
-        digest = None if self.demonstrations is None else self.demonstrations.digest()
-        if state.get("demonstrations") != digest:
+        if state.get("demonstrations") != self._digest:
             raise UsageError(
-                f"resume: expected the {DEMONSTRATIONS} that the run began with, got another"
+                f"resume: expected the {DEMONSTRATIONS} of the run's start, got another"
             )
-        kind = state.get("agent_type", _kind(self.agent))  # not kept in older checkpoints
+        kind = state.get("agent_type", _kind(self.agent))  # missing in older checkpoints
         if kind != _kind(self.agent):
             raise UsageError(
-                f"resume: expected an agent of type {kind} (agent=...), as the run began with, got "
+                f"resume: expected an agent of the run's type {kind} (agent=...), got "
                 f"{_kind(self.agent)}"
             )
         self.agent.load_state_dict(state["agent"])
@@ -223,9 +238,11 @@ class RunState:
         self.collector.load_state_dict(state, self.config.seed)
         self.steps = state["steps"]
         self.elapsed = state["elapsed"]
-        self.score = state.get("score", "")  # not in checkpoints from before it was kept
+        self.score = state.get("score", "")  # missing in older checkpoints
         self.evaluation_pending = state["evaluation_pending"]
         self.known = tuple(state.get("known", ()))
+        n_tasks = len(self.benchmark.tasks)  # in an older state: all tasks of the run
+        self.learns_at = state.get("learns_at", self.config.schedule(n_tasks).learning_starts)
 
 
 def _kind(agent: MTSAC) -> str:

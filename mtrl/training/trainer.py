@@ -1,4 +1,4 @@
-"""The loop: collect, store, learn, evaluate, log, checkpoint."""
+"""Training loop: collect, store, learn, evaluate, log and checkpoint."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from mtrl.sac.diagnose import diagnose
 from mtrl.training import report
 from mtrl.training.callbacks import Callback
 from mtrl.training.checkpoint import CheckpointWriter, what_is_left
+from mtrl.training.curriculum import Curriculum
 from mtrl.training.hooks import Hooks
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.judge import Judge
@@ -32,32 +33,30 @@ from mtrl.training.pace import Pace
 from mtrl.training.place import quoted
 from mtrl.training.report import Outcome as Outcome
 from mtrl.training.rollout import episodes_of
-from mtrl.training.state import RunState
 
 
 class _Stop(Exception):
-    """A signal, the clock or a callback asks to stop in good order."""
+    """A signal, the time limit or a callback requests a clean stop."""
 
 
 class Trainer:
-    """Takes a run from where its state is to its end, and writes down how it goes.
+    """Trains from the current state of a run to its end, with logs and checkpoints.
 
     Args:
-        config: All of it resolved.
-        benchmark: The tasks.
-        device: Of networks and replay.
-        run_dir: An existing folder.
-        saved: What `RunState.state_dict` gave; default: a new run.
-        callbacks: The user's.
-        agent: What is trained, in place of a new one.
+        config: Resolved configuration.
+        benchmark: Tasks.
+        device: Device of the networks and the replay buffer.
+        run_dir: Folder of the run; must exist.
+        saved: Result of `RunState.state_dict`, to resume a run. Default: start a new run.
+        callbacks: Callbacks of the user.
+        agent: Agent to train. Default: a new one.
 
     Attributes:
-        state: What a checkpoint holds.
-        metrics: Of the last update.
-        last_step: What the environments' last step returned.
+        state: State of the run, as saved in checkpoints.
+        last_step: Result of the environments' last step.
 
     Raises:
-        UsageError: if `saved` is not of a run with this configuration.
+        UsageError: If `saved` is not from a run with this configuration.
     """
 
     def __init__(
@@ -75,9 +74,9 @@ class Trainer:
         self.schedule = config.schedule(len(benchmark.tasks))
         self.hooks = Hooks(callbacks, saved or {})
         shown = Demonstrations.load(run_dir / DEMONSTRATIONS) if config.demonstrations else None
-        self.state = RunState(config, benchmark, device, saved, demonstrations=shown, agent=agent)
+        self.curriculum = Curriculum(config, benchmark, device, demonstrations=shown, agent=agent)
+        self.state = self.curriculum.begin(saved)
         self.checkpoints = CheckpointWriter(run_dir)
-        self.metrics: dict[str, torch.Tensor] = {}
         self.last_step: tuple[Any, ...] = ()
         self.pace = Pace(self.state.steps, self.state.learner.updates)
         self._fps = 0.0
@@ -89,23 +88,25 @@ class Trainer:
             benchmark.tasks,
             tells_success=benchmark.success_key is not None,
             resume_at=self.state.steps,
-            told=partial(self.hooks.call, "on_log"),
+            on_row=partial(self.hooks.call, "on_log"),
         )
-        self._judge = Judge(config, self.state, self.logger, run_dir, tick=self._expect_to_go_on)
+        about = self.logger, run_dir
+        self._judge = Judge(self.state, self.curriculum, *about, tick=self._stop_if_requested)
         for note in (self.state.simulators.note, *self.hooks.notes):
             self.logger.say(note)
         self.hooks.begin(self)
 
     def run(self) -> Outcome:
-        """Train to the end, or until a signal, the clock or a callback asks to stop.
+        """Train to the end, or until a signal, the time limit or a callback requests a stop.
 
-        Either way a checkpoint is written, as it is if simulators are lost for good.
+        A checkpoint is written in every case, and also if simulators are lost for good.
 
         Raises:
-            RunError: if numbers, simulators, the disk or a callback do not allow to go on.
+            RunError: If training cannot continue because of NaN or infinite numbers, simulators,
+                the disk or a callback.
         """
         try:
-            # Closing writes too, and fails again where a write has failed before.
+            # Closing also writes to files, and fails again if an earlier write has failed.
             with closing(self), self.interrupt, cpu_threads(self.config.threads):
                 return self._run()
         except OSError as error:
@@ -122,7 +123,7 @@ class Trainer:
             self._checkpoint()
             raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
         except FloatingPointError as error:
-            self.state.expect_numbers(self.run_dir)  # which knows more about it
+            self.state.expect_numbers(self.run_dir)  # raises a more specific error
             raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
         if outcome.evaluation is not None:
             self.logger.say(str(outcome))
@@ -142,15 +143,15 @@ class Trainer:
         signal, hook = self.interrupt.signal, self.hooks.stopped_by
         why = "stopped after --max-runtime" if hook is None else f"stopped by {hook}"
         why = "interrupted" if signal else why
-        self.logger.say(f"{why}; to continue: mtrl-train --resume {quoted(self.run_dir)}")
+        self.logger.say(f"{why}; to resume: mtrl-train --resume {quoted(self.run_dir)}")
         return Outcome(self.run_dir, None, signal, hook)
 
-    def _expect_to_go_on(self, steps: int = 0) -> None:
+    def _stop_if_requested(self, steps: int = 0) -> None:
         if self.interrupt.wanted or self.hooks.wanted:
-            raise _Stop  # an evaluation is made anew when the run goes on
+            raise _Stop  # an unfinished evaluation is repeated when the run resumes
 
     def close(self) -> None:
-        """End the simulators and the logs."""
+        """Close simulators and logs."""
         self.checkpoints.close()
         self.state.close()
         self.logger.close()
@@ -161,45 +162,46 @@ class Trainer:
         if state.evaluation_pending:
             self._evaluate()
         while state.steps < schedule.total_timesteps:
-            self._expect_to_go_on()
+            self._stop_if_requested()
+            self.state = self._judge.state = state = self.curriculum.following(state)
             self.step()
             self.checkpoints.check()
             state.elapsed = time.monotonic() - start
             self.logger.tick(state.steps)
             self.hooks.call("on_step")
-            if episodes := episodes_of(self.benchmark.tasks, self.last_step[-1]):
+            if episodes := episodes_of(state.benchmark.tasks, self.last_step[-1]):
                 self.hooks.call("on_rollout_end", episodes)
             at_end = state.steps >= schedule.total_timesteps
-            to_tell = at_end
+            print_progress = at_end
             if state.due(schedule.log_every):
                 self._log()
-                to_tell = True
-            if state.due(schedule.diagnose_every) and self.metrics:
+                print_progress = True
+            if state.due(schedule.diagnose_every) and state.metrics:
                 found = diagnose(state.learner, state.replay)
-                report.diagnosis(self.logger, state.steps, self.benchmark.tasks, found)
-            if not at_end:  # which has its own
+                report.diagnosis(self.logger, state.steps, state.benchmark.tasks, found)
+            if not at_end:  # the end has its own evaluation and checkpoint
                 if state.due(schedule.eval_every):
                     self._evaluate()
-                    to_tell = True
+                    print_progress = True
                 if state.due(schedule.checkpoint_every):
                     self._checkpoint()
-            if to_tell:
-                self._tell()
+            if print_progress:
+                self._print_progress()
 
     def step(self) -> None:
-        """One vector step; while it is simulated, the learner learns from those before it.
+        """Make a vector step; the learner learns from earlier transitions while simulators step.
 
-        The order of what depends on what is fixed, so that a run does not depend on who is faster.
+        The order of dependent operations is fixed, so that results do not depend on timing.
         """
         state = self.state
-        learning = state.steps >= self.schedule.learning_starts
+        learning = state.steps >= state.learns_at
         state.learner.freeze(self.config.transfer.frozen_at(state.steps))
         with self.pace.stage("act"):
             state.collector.act(uniform=not learning and state.unknown())
         with self.pace.stage("learn"):
             if learning:
                 state.learner.anneal(state.steps / self.schedule.total_timesteps)
-                self.metrics = state.learner.step(state.replay, self.config.learner.gradient_steps)
+                state.metrics = state.learner.step(state.replay, self.config.learner.gradient_steps)
         with self.pace.stage("wait"):
             self.last_step = state.collector.wait()
         with self.pace.stage("store"):
@@ -207,7 +209,7 @@ class Trainer:
         state.steps += state.envs.num_envs
 
     def _log(self) -> None:
-        """Read numbers off the device, as only diagnoses and evaluations do besides."""
+        """Log values from the device; only diagnoses and evaluations read from it otherwise."""
         state = self.state
         state.expect_numbers(self.run_dir)
         lap = self.pace.lap(state.steps, state.learner.updates)
@@ -220,12 +222,12 @@ class Trainer:
             "time/restarts": float(state.envs.restarts + state.eval_envs.restarts),
             **state.collector.statistics.values(state.envs.tells_success),
         }
-        metrics = {**self.metrics, "reward_scale": state.replay.scale.factors}
-        tasks = self.benchmark.tasks
+        metrics = {**state.metrics, "reward_scale": state.replay.scale.factors}
+        tasks = state.benchmark.tasks
         report.training(self.logger, state.steps, tasks, values, metrics=metrics)
 
-    def _tell(self) -> None:
-        """One line for whoever watches."""
+    def _print_progress(self) -> None:
+        """Print a progress line."""
         state = self.state
         rollout = state.collector.statistics.values(state.envs.tells_success)
         left = self._judge.left.seconds(state.steps)

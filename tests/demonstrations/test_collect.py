@@ -1,4 +1,4 @@
-"""What is collected is what the simulator did, and the experts do as well as Meta-World's own."""
+"""Collected episodes match the simulator, and experts perform as in Meta-World."""
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ def found() -> Demonstrations:
 
 
 @pytest.mark.filterwarnings("ignore:Constant")
-def test_the_experts_transitions_are_the_simulators(found):
-    """Against one environment at a time, with Meta-World's policy asked anew."""
+def test_transitions_of_experts_match_the_simulator(found):
+    """Compare with a single environment and a new policy of Meta-World."""
     for task, episodes in zip(TASKS, (2, 3), strict=True):
         env, policy = MetaWorldTask(task, horizon=120), ENV_POLICY_MAP[task]()
         mine = found.episodes(task)
@@ -41,15 +41,15 @@ def test_the_experts_transitions_are_the_simulators(found):
                 assert (found.terminated[row], found.truncated[row]) == (terminated, truncated)
 
 
-def test_it_does_not_depend_on_processes_nor_on_what_is_played_beside_it(found):
+def test_episodes_do_not_depend_on_processes_or_other_tasks(found):
     alone = collect(experts(TASKS), get_benchmark("mt1:push-v3"), 3, seed=4, horizon=120, workers=2)
     assert alone.digest() == found.select(["push-v3"]).digest()
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Constant")
-def test_experts_succeed_as_often_as_in_metaworlds_own_environments():
-    """Its own `ALL_V3_ENVIRONMENTS`, its own draw of goals: the rates agree within chance."""
+def test_experts_succeed_as_often_as_in_metaworld_environments():
+    """With Meta-World's `ALL_V3_ENVIRONMENTS` and goals, success rates agree up to noise."""
     tasks, episodes = ("drawer-open-v3", "push-v3", "peg-insert-side-v3"), 20
     found = collect(experts(tasks), get_benchmark("", tasks), episodes)
     for task in tasks:
@@ -67,8 +67,8 @@ def test_experts_succeed_as_often_as_in_metaworlds_own_environments():
         assert abs(found.solved(task) - solved) <= 3, task
 
 
-def test_a_policys_episodes_are_those_that_an_evaluation_would_see():
-    """Only the order of the goals differs: training's is shuffled."""
+def test_episodes_of_a_policy_equal_those_of_an_evaluation():
+    """Only the order of the goals differs, because training shuffles them."""
     agent = MTSAC(TASKS, AgentConfig(hidden_sizes=(8,)), 39, 4, seed=3)
     benchmark = get_benchmark("", TASKS)
     played = collect(agent, benchmark, 2, seed=1, horizon=15, workers=1)
@@ -87,7 +87,7 @@ def test_a_policys_episodes_are_those_that_an_evaluation_would_see():
     assert np.abs(sampled[0].actions).max() > 0.5 > np.abs(played.actions).max()
 
 
-def test_functions_play_custom_tasks_too():
+def test_functions_act_in_custom_tasks_too():
     found = collect(
         dict.fromkeys(REACHERS.tasks, lambda seen: [9 * seen[0], 0]), REACHERS, 2, workers=1
     )
@@ -95,19 +95,21 @@ def test_functions_play_custom_tasks_too():
     np.testing.assert_array_equal(found.actions[:, 0], (9 * found.observations[:, 0]).clip(-1, 1))
 
 
-def test_who_cannot_play_is_told():
+def test_an_invalid_actor_is_reported():
     benchmark = get_benchmark("", TASKS)
-    with pytest.raises(UsageError, match=r"'drawer-open-v3'.*what there is a policy for"):
+    with pytest.raises(UsageError, match=r"'drawer-open-v3'.*tasks of the policy"):
         collect(experts(["push-v3"]), benchmark, 1)
-    with pytest.raises(UsageError, match="at most 50 of drawer-open-v3, one for each goal, got 51"):
+    with pytest.raises(UsageError, match="at most 50 for drawer-open-v3, one per goal, got 51"):
         collect(experts(TASKS), benchmark, 51)
-    with pytest.raises(UsageError, match="at least 1 of push-v3, got 0"):
+    with pytest.raises(UsageError, match="at least 1 for push-v3, got 0"):
         collect(experts(TASKS), benchmark, [1, 0])
     wrong = dict.fromkeys(TASKS, lambda observation: [0.0])
     with pytest.raises(UsageError, match="expected 4 finite numbers as an action in drawer-open"):
         collect(wrong, benchmark, 1, workers=1)
     failing = dict.fromkeys(TASKS, lambda observation: 1 / 0)
-    with pytest.raises(UsageError, match="that of drawer-open-v3 failed: ZeroDivisionError"):
+    with pytest.raises(
+        UsageError, match="the function of drawer-open-v3 failed: ZeroDivisionError"
+    ):
         collect(failing, benchmark, 1, workers=1)
 
 
@@ -119,7 +121,9 @@ def test_the_command_writes_a_file_of_an_expert_or_a_policy(policy, tmp_path, ca
     assert len(Demonstrations.load(path)) == 100
     assert main(f"{policy} --episodes 1 --workers 1 -o {path}".split()) == 0
     found = Demonstrations.load(path)
-    assert found.tasks == ("reach-v3", "push-v3") and len(found) == 2 * 20  # the policy's horizon
+    assert (
+        found.tasks == ("reach-v3", "push-v3") and len(found) == 2 * 20
+    )  # the horizon of the policy
     result = evaluate(MTSAC.load(policy), get_benchmark("", found.tasks), 1, 1, 20, workers=1)
     assert result.actions.shape == (2, 1, 20, 4)
 
@@ -148,7 +152,7 @@ def test_the_command_writes_a_file_of_an_expert_or_a_policy(policy, tmp_path, ca
         ("{}/none -o {}/a.npz", "none"),
     ],
 )
-def test_commands_that_cannot_be_done(arguments, expected, tmp_path, capsys):
+def test_invalid_commands_are_rejected(arguments, expected, tmp_path, capsys):
     assert main(arguments.replace("{}", str(tmp_path)).split()) == 2
     assert expected in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

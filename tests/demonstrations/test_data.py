@@ -1,4 +1,4 @@
-"""Files of transitions: what is written comes back, and what does not fit is refused."""
+"""Files of transitions: round trips, and rejection of invalid ones."""
 
 import re
 
@@ -8,7 +8,7 @@ import pytest
 from mtrl import Demonstrations
 from mtrl.errors import UsageError
 
-LENGTHS = (3, 2, 4)  # the last two are of one task
+LENGTHS = (3, 2, 4)  # the last two belong to one task
 TASK = np.repeat([1, 0, 0], LENGTHS)
 
 
@@ -30,7 +30,7 @@ def made(**changes) -> Demonstrations:
     return Demonstrations(**columns | changes)
 
 
-def test_a_file_gives_back_what_was_written(tmp_path):
+def test_a_file_restores_what_was_written(tmp_path):
     before = made()
     before.save(tmp_path / "a.npz")
     after = Demonstrations.load(tmp_path / "a.npz")
@@ -39,7 +39,7 @@ def test_a_file_gives_back_what_was_written(tmp_path):
     assert made(rewards=np.ones(9)).digest() != before.digest()
 
 
-def test_one_task_needs_no_column_of_tasks(tmp_path):
+def test_a_single_task_needs_no_task_column(tmp_path):
     one = made().select(["open"])
     columns = {name: value for name, value in vars(one).items() if name not in ("task", "success")}
     np.savez(tmp_path / "a.npz", **columns)
@@ -58,7 +58,7 @@ def test_episodes_end_at_flags_and_between_tasks():
     assert unmarked.episodes("open") == [slice(3, 9)]
 
 
-def test_selecting_and_joining_keep_every_row_with_its_task():
+def test_select_and_join_keep_the_task_of_every_row():
     whole = made()
     parts = [whole.select([task]) for task in ("close", "open")]
     again = Demonstrations.joined(parts)
@@ -90,12 +90,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("expected", BAD)
-def test_what_does_not_fit_is_refused(expected):
+def test_inconsistent_arrays_are_rejected(expected):
     with pytest.raises(UsageError, match=re.escape(expected)):
         made(**BAD[expected])
 
 
-def test_files_that_are_none_of_ours(tmp_path):
+def test_other_files_are_rejected(tmp_path):
     path = tmp_path / "a.npz"
     with pytest.raises(UsageError, match=r"cannot read .*No such file"):
         Demonstrations.load(path)
@@ -107,11 +107,11 @@ def test_files_that_are_none_of_ours(tmp_path):
         Demonstrations.load(tmp_path / "b.npy")
     columns = vars(made())
     np.savez(path, **columns | {"tasks": np.array([object()])})
-    with pytest.raises(UsageError, match="cannot read"):  # pickled, so it is not executed
+    with pytest.raises(UsageError, match="cannot read"):  # pickled, and therefore not executed
         Demonstrations.load(path)
     np.savez(path, **{name: value for name, value in columns.items() if name != "rewards"})
     with pytest.raises(UsageError, match=r"a\.npz: expected an array 'rewards', got none"):
         Demonstrations.load(path)
     np.savez(path, **{name: value for name, value in columns.items() if name != "task"})
-    with pytest.raises(UsageError, match="an array 'task', as there are several tasks"):
+    with pytest.raises(UsageError, match="an array 'task' for several tasks"):
         Demonstrations.load(path)

@@ -1,4 +1,4 @@
-"""Runs that learn from demonstrations: what a batch holds, on which scale, and after a stop."""
+"""Training from demonstrations: contents of batches, reward scale, and resumed runs."""
 
 import json
 
@@ -19,7 +19,7 @@ from mtrl.sac.reward_scale import RewardScale
 
 
 def numbered(tasks, lengths) -> Demonstrations:
-    """Row i's observation, reward and successor are 1000 + i; its last rows are terminal."""
+    """Return rows with observation, reward and successor 1000 + i; last rows are terminal."""
     n = sum(lengths)
     count = 1000.0 + np.arange(n)
     ends = np.zeros(n, bool)
@@ -36,13 +36,13 @@ def numbered(tasks, lengths) -> Demonstrations:
     )
 
 
-def test_a_batch_has_its_share_and_all_rows_come_alike():
-    """Tasks "a" and "c" have 3 and 5 transitions, "b" none; "other" is not the run's."""
+def test_a_batch_has_its_share_with_uniformly_sampled_rows():
+    """Tasks "a" and "c" have 3 and 5 transitions, "b" none; "other" is not in the run."""
     shown = numbered(("other", "c", "a"), (4, 5, 3))
     tasks = ("a", "b", "c")
     kept = Demonstrated(shown, tasks, 0.25, "cpu")
     replay = ReplayBuffer(20, 3, 1, 1, demonstrations=kept, seed=3)
-    for step in range(30):  # the ring turns over; demonstrations stay
+    for step in range(30):  # the ring is overwritten; demonstrations stay
         own = np.full((3, 1), float(step))
         done = np.zeros(3, bool)
         replay.add(own, np.ones((3, 1)), own[:, 0], done, own + 1, done=done)
@@ -52,7 +52,7 @@ def test_a_batch_has_its_share_and_all_rows_come_alike():
     assert theirs.sum(1).tolist() == [2_000, 0, 2_000]
     rewards, observations = batch.rewards, batch.observations[..., 0]
     torch.testing.assert_close(rewards, observations)
-    after = torch.where(theirs, 0.5, 1.0)  # in the ring, the next row's
+    after = torch.where(theirs, 0.5, 1.0)  # in the ring, the value of the next row
     torch.testing.assert_close(batch.next_observations[..., 0], observations + after)
     torch.testing.assert_close(batch.actions[..., 0], (~theirs).float())
     for task, rows in ((0, range(1009, 1012)), (2, range(1004, 1009))):
@@ -64,8 +64,8 @@ def test_a_batch_has_its_share_and_all_rows_come_alike():
         torch.testing.assert_close(batch.terminated[task], last.float())
 
 
-def test_without_demonstrations_a_batch_is_what_it_was():
-    """The draw of the ring comes first, so it is the same rows."""
+def test_without_demonstrations_a_batch_is_unchanged():
+    """The ring is sampled first, so its rows are the same."""
     shown = numbered(("a",), (4,))
     batches = []
     for kept in (None, Demonstrated(shown, ("a",), 0.5, "cpu")):
@@ -79,7 +79,7 @@ def test_without_demonstrations_a_batch_is_what_it_was():
 
 
 @pytest.mark.parametrize("memory", [None, 3])
-def test_returns_are_scaled_by_those_of_the_demonstrations_too(memory):
+def test_the_return_scale_includes_demonstrations(memory):
     gamma, share, magnitude = 0.9, 0.25, 2.0
     rng = np.random.default_rng(0)
     rewards, lengths = rng.normal(size=11), (4, 7)
@@ -127,8 +127,8 @@ def finished(tmp_path_factory):
     return run_dir
 
 
-def test_a_run_keeps_its_demonstrations_and_learns_from_them(finished):
-    """The normaliser has seen them beside the 240 steps of the run."""
+def test_a_run_stores_its_demonstrations_and_learns_from_them(finished):
+    """The normaliser has seen them in addition to the 240 steps of the run."""
     kept = Demonstrations.load(finished / "demonstrations.npz")
     again = collect(experts(["reach-v3"]), get_benchmark("mt1:reach-v3"), 2, 3, HORIZON, workers=1)
     assert kept.digest() == again.digest() and len(kept) == 2 * HORIZON
@@ -139,11 +139,11 @@ def test_a_run_keeps_its_demonstrations_and_learns_from_them(finished):
     rows = checkpoint["replay/rows"]
     assert not any(
         (rows[..., :39] == row).all(-1).any() for row in torch.from_numpy(kept.observations[1:3])
-    )  # they are no part of the ring
+    )  # they are not part of the ring
 
 
-def test_a_stopped_run_goes_on_to_the_bit_wherever_they_came_from(finished, tmp_path):
-    """From a file this time, which is gone when the run goes on."""
+def test_a_stopped_run_resumes_bitwise_equal_from_any_source(finished, tmp_path):
+    """Use a file this time, which is deleted before the run resumes."""
     file, stopped = tmp_path / "own.npz", tmp_path / "stopped"
     Demonstrations.load(finished / "demonstrations.npz").save(file)
     settings = {**SMALL, "demonstrations": (str(file),), "total_timesteps": 130}
@@ -155,22 +155,22 @@ def test_a_stopped_run_goes_on_to_the_bit_wherever_they_came_from(finished, tmp_
     assert (stopped / "config.yaml").read_text().count(str(file)) == 1
 
 
-def test_other_demonstrations_than_those_it_began_with_are_refused(tmp_path):
+def test_other_demonstrations_are_rejected_on_resume(tmp_path):
     run_dir = tmp_path / "run"
     train(small_config(run_dir, **SMALL, total_timesteps=130))
     path = run_dir / "demonstrations.npz"
     kept = Demonstrations.load(path)
     Demonstrations(**vars(kept) | {"rewards": kept.rewards + 1}).save(path)
-    with pytest.raises(UsageError, match=r"expected the demonstrations\.npz that the run began"):
+    with pytest.raises(UsageError, match=r"expected the demonstrations\.npz of the run's start"):
         resume(run_dir, total_timesteps=240)
     path.unlink()
     with pytest.raises(UsageError, match=r"cannot read .*demonstrations\.npz"):
         resume(run_dir, total_timesteps=240)
 
 
-def test_entries_with_a_task_come_before_those_without(tmp_path):
+def test_entries_with_a_task_take_precedence(tmp_path):
     benchmark = get_benchmark("", ("reach-v3", "push-v3", "drawer-close-v3"))
-    file = tmp_path / "a=b.npz"  # no task in front of it
+    file = tmp_path / "a=b.npz"  # without a task prefix
     made = numbered(("push-v3", "drawer-close-v3", "soccer-v3"), (2, 3, 4))
     wide = {"observations": np.zeros((9, 39)), "next_observations": np.zeros((9, 39))}
     Demonstrations(**vars(made) | wide | {"actions": np.zeros((9, 4))}).save(file)
@@ -183,19 +183,17 @@ def test_entries_with_a_task_come_before_those_without(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [
-        ("expert", "expert:N with N from 1 to 50, an episode for each goal at most, got 'expert'"),
+        ("expert", "expert:N with N from 1 to 50, at most one episode per goal, got 'expert'"),
         ("expert:51", "got 'expert:51'"),
         ("expert:ten", "got 'expert:ten'"),
         ("reach=expert:3", "demonstrations: task: unknown 'reach'; did you mean 'reach-v3'?"),
-        ("expert:3 expert:4", "one number of the expert's episodes of reach-v3, got 3 and 4"),
+        ("expert:3 expert:4", "one number of expert episodes for reach-v3, got 3 and 4"),
         ("none.npz", "demonstrations: cannot read none.npz"),
         ("{}/push.npz", "expected some of the tasks reach-v3, drawer-close-v3, got push-v3"),
         ("{}/short.npz", "expected observations of length 39, got 1"),
     ],
 )
-def test_what_names_no_demonstrations_is_told_before_anything_starts(
-    entries, expected, tmp_path, capsys
-):
+def test_invalid_sources_are_reported_before_anything_starts(entries, expected, tmp_path, capsys):
     files = tmp_path / "files"
     files.mkdir()
     numbered(("push-v3",), (3,)).save(files / "push.npz")
@@ -210,7 +208,7 @@ def test_what_names_no_demonstrations_is_told_before_anything_starts(
 def test_custom_tasks_have_no_expert_but_may_have_files(tmp_path):
     small = {"tasks": None, "horizon": None, "total_timesteps": 100, "learning_starts": 60}
     ask = small_config(tmp_path / "a", **small, demonstrations=("expert:2",))
-    with pytest.raises(UsageError, match="a file for 'gravity0', a custom task, for which Meta-W"):
+    with pytest.raises(UsageError, match="a file for 'gravity0', because Meta-World has no expert"):
         train(ask, REACHERS)
     assert not (tmp_path / "a").exists()
     still = dict.fromkeys(REACHERS.tasks, lambda seen: [0.0, 0.0])

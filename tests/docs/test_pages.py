@@ -33,6 +33,7 @@ OTHERS = {"pip", "pytest", "tensorboard", "python3", ".", "apt", "sphinx-autobui
 HEAVY = (
     "mtrl.training.run.train",
     "mtrl.training.run.resume",
+    "mtrl.sac.transfer.adopted",
     "mtrl.evaluation.saved.evaluate_file",
     "mtrl.policy.export.export_policy",
     "mtrl.analysis.comparison.read_run",
@@ -54,6 +55,8 @@ def my_module(tmp_path, monkeypatch):
     (tmp_path / "my_module.py").write_text("\n\n".join([*blocks, own]))
     for folder in ("configs", "results", "scripts"):
         (tmp_path / folder).symlink_to(ROOT / folder)
+    for example in (ROOT / "examples").iterdir():
+        (tmp_path / example.name).symlink_to(example)
     monkeypatch.chdir(tmp_path)
     for registry in (METHODS, TRUNKS):
         monkeypatch.setattr(registry, "classes", dict(registry.classes))
@@ -201,6 +204,11 @@ def test_the_api_pages_have_every_public_name():
     text = "".join(read(page) for page in (ROOT / "docs/api").glob("*.md"))
     assert all(f":: mtrl.{name}\n" in text for name in mtrl.__all__)
     assert all(f":: mtrl.surgery.{name}\n" in text for name in mtrl.surgery.__all__)
+
+
+def test_the_layout_names_every_package():
+    packages = {path.parent.name for path in ROOT.glob("mtrl/*/__init__.py")}
+    assert all(f"`{package}/`" in read(ROOT / "docs/layout.md") for package in packages)
 
 
 def test_headings_go_down_by_one():

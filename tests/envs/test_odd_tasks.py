@@ -359,8 +359,8 @@ def test_an_environment_may_start_processes():
         envs.reset(seed=0)
         seen = [envs.step(NOTHING)[0][0, 0] for _ in range(4)]
         assert seen == [0, 2, 4, 6]
-        begun = time.monotonic()
-    assert time.monotonic() - begun < 4  # no process had to be killed
+        start = time.monotonic()
+    assert time.monotonic() - start < 4  # no process had to be killed
 
 
 def _running() -> list[int]:

@@ -96,3 +96,18 @@ def test_the_requested_precision_holds_inside_an_autocast():
     with trunks_in("bf16", a.device):
         assert (a @ a.mT).dtype == torch.bfloat16
     assert torch.equal(a @ a.mT, exact)
+
+
+def test_another_rotation_keeps_what_is_computed():
+    """A run with RotoGrad may train an agent that was trained with it before."""
+    networks = MTSAC(("a", "b"), AgentConfig(hidden_sizes=(8,)), 3, 2, seed=1).actor
+    networks.per_task["head_weight"].normal_(generator=torch.Generator().manual_seed(0))
+    networks.add_rotation()
+    turned = torch.linalg.qr(torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(1)))[0]
+    networks.rotation.copy_(turned)
+    inputs = torch.randn(1, 2, 5, 3, generator=torch.Generator().manual_seed(2))
+    before = networks.folded()(inputs)
+    networks.add_rotation(4)
+    assert networks.rotation.shape == (1, 2, 4, 4)
+    torch.testing.assert_close(networks.folded()(inputs), before)
+    assert not torch.equal(networks.folded()(inputs), torch.zeros_like(before))

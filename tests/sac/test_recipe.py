@@ -86,12 +86,12 @@ def test_reward_scale_by_the_mean_of_the_last_episodes():
     rewards[20:22, 1] = 1000.0
     done = draw.random((steps, tasks * copies)) < 0.15
     scale = RewardScale(tasks, copies, gamma=gamma, magnitude=5.0, memory=memory)
-    begun = np.zeros(tasks * copies, int)
+    starts = np.zeros(tasks * copies, int)
     ended = [[] for _ in range(tasks)]
     seen = np.zeros(tasks)
 
     def peak(row: int, end: int) -> float:
-        episode = rewards[begun[row] : end, row]
+        episode = rewards[starts[row] : end, row]
         totals = [
             (gamma ** np.arange(n)[::-1] * episode[:n]).sum() for n in range(1, len(episode) + 1)
         ]
@@ -110,7 +110,7 @@ def test_reward_scale_by_the_mean_of_the_last_episodes():
             seen[row // copies] = max(seen[row // copies], found)
             if done[step, row]:
                 ended[row // copies].append(found)
-                begun[row] = step + 1
+                starts[row] = step + 1
         means = [np.mean(past[-memory:]) if past else seen[t] for t, past in enumerate(ended)]
         np.testing.assert_allclose(scale.factors, 5.0 / np.array(means), rtol=1e-6)
     assert seen[0] > 1000 > 10 * means[0]

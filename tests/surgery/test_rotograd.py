@@ -438,7 +438,7 @@ def test_a_restored_state_continues_exactly(method, step):
         assert torch.equal(value, second.agent.state_dict()[name]), name
 
 
-def test_options_in_brackets_override_the_configuration():
+def test_options_in_parentheses_override_the_configuration():
     config = LearnerConfig(rotation_lr=0.5, rotation_size=4)
     method = get_surgery("rotograd(rotation_lr=0.25, reset_every=7)", config)
     assert isinstance(method, RotoGrad)

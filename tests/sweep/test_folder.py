@@ -1,4 +1,4 @@
-"""What is read off a sweep's folder: how it goes, and what came out."""
+"""Status and report of a sweep, read from its folder."""
 
 import base64
 import os
@@ -38,7 +38,7 @@ ATTEMPT = Attempt(host="node7", pid=1, started="2026-01-01T00:00:00+0000", commi
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Two finished, one running, one lost, one failed, one that waits."""
+    """Sweep with two finished runs, and a running, a lost, a failed and a waiting one."""
     folder = SweepFolder(tmp_path / "surgery")
     folder.make()
     found = points(Plan.read(None, FIELDS), "cpu")
@@ -59,7 +59,7 @@ def sweep(tmp_path):
     return folder, planned
 
 
-def test_status_is_of_the_folder_alone(sweep, capsys):
+def test_status_reads_only_the_folder(sweep, capsys):
     folder, _planned = sweep
     rows = read(folder)
     whats = [row.what for row in rows]
@@ -69,14 +69,14 @@ def test_status_is_of_the_folder_alone(sweep, capsys):
     assert lost.why == "lost on node7" and failed.why == "out of <memory>"
     assert running.left == pytest.approx(3600) and waiting.left is None and waiting.success is None
     assert summary(rows) == (
-        # 1 h of the one that runs, 1 h of the lost one, 2 h of the one that has not begun
+        # 1 h of the running one, 1 h of the lost one, 2 h of the one not started
         "6 runs: 1 running, 2 waiting, 1 failed, 2 finished, about 4:00:00 left"
     )
     lines = table(rows).splitlines()
     assert lines[2].startswith(running.entry.name) and "20,000/40,000" in lines[2]
     assert main(["status", str(folder.path)]) == 0
     assert capsys.readouterr().out == table(rows) + "\n"
-    short = table(rows, most=5, width=30).splitlines()
+    short = table(rows, max_lines=5, width=30).splitlines()
     assert len(short) == 5 and short[-1] == "… and 4 more" and max(map(len, short)) <= 30
 
 
@@ -88,21 +88,26 @@ def test_status_needs_neither_torch_nor_a_simulator(sweep):
     subprocess.run([sys.executable, "-c", code, sweep[0].path], check=True, capture_output=True)
 
 
-def test_the_table_is_drawn_in_its_place_on_a_terminal_alone(sweep, monkeypatch, capsys):
+def test_the_table_is_redrawn_in_place_only_on_a_terminal(sweep, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "300")
     live = Live(sweep[0])
     live()
+    live()  # not again at once
+    live.tell("a line")
     live()
     live.clear()
-    first, second, third = capsys.readouterr().err.split("\x1b[8F\x1b[J")
+    captured = capsys.readouterr()
+    first, second, third = captured.err.split("\x1b[8F\x1b[J")
     assert first == second == table(read(sweep[0])) + "\n" and third == ""
+    assert captured.out == "a line\n"
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
     Live(sweep[0])()
     assert capsys.readouterr().err == ""
 
 
 class Page(HTMLParser):
-    """Text and pictures of a page."""
+    """Text and images of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,14 +120,14 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def test_the_report_stands_alone_and_says_where_everything_came_from(sweep):
+def test_the_report_is_self_contained_and_names_the_origin_of_results(sweep):
     folder, planned = sweep
     path = write_report(folder)
     page = Page()
     page.feed(path.read_text(encoding="utf-8"))
     text = " ".join(page.words)
     assert len(page.sources) >= 3
-    for source in page.sources:  # pictures inside, nothing outside
+    for source in page.sources:  # embedded images, no links
         kind, data = source.split(",", 1)
         assert kind == "data:image/png;base64" and base64.b64decode(data)[:4] == b"\x89PNG"
     assert "2 finished" in text and "out of <memory>" in text and "ended early" not in text
@@ -134,24 +139,24 @@ def test_the_report_stands_alone_and_says_where_everything_came_from(sweep):
     assert re.match(r"\| final evaluation \| none \| pcgrad \|", table)
 
 
-def test_a_report_after_rules_says_that_it_is_biased(sweep):
+def test_a_report_with_early_stops_says_that_it_is_biased(sweep):
     folder, planned = sweep
     ended = State(what="ended early", why="eval/success_rate/mean < 1 at 1", attempts=(ATTEMPT,))
     write_state(folder.state(planned[4].entry.name), ended)
     text = write_report(folder).read_text(encoding="utf-8")
-    assert "The table is of the runs that survived" in text
+    assert "The table shows only the runs that survived" in text
     assert "eval/success_rate/mean &lt; 1 at 1" in text
 
 
-def test_a_folder_that_is_something_else_is_refused(tmp_path, capsys):
+def test_a_folder_that_is_not_a_sweep_is_rejected(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="out: expected a sweep or an empty folder"):
         SweepFolder(tmp_path).make()
     assert main(["status", str(tmp_path)]) == 2
-    assert "sweep: expected a sweep's folder, got" in capsys.readouterr().err
+    assert "sweep: expected the folder of a sweep, got" in capsys.readouterr().err
 
 
-def test_a_runs_folder_that_does_not_fit_is_refused(sweep):
+def test_a_run_folder_of_another_configuration_is_rejected(sweep):
     folder, planned = sweep
     plan = planned[0]
     other = plan.point.config.model_copy(update={"gamma": 0.5})
@@ -159,22 +164,22 @@ def test_a_runs_folder_that_does_not_fit_is_refused(sweep):
     (folder.run_dir(plan.entry.name) / "checkpoints").mkdir()
     (folder.run_dir(plan.entry.name) / "checkpoints/step_000000010000.safetensors").touch()
     known = {plan.point.method: Known(TOTAL, TASKS)}
-    with pytest.raises(UsageError, match=r"gamma: expected 0.5, what the run in .* began with"):
+    with pytest.raises(UsageError, match=r"gamma: expected 0.5, as in the run in .*"):
         placed(folder, [plan.point], 1, known=known, rules=Rules())
 
 
-def test_a_second_sweep_in_a_folder_is_refused(sweep):
+def test_a_second_sweep_in_a_folder_is_rejected(sweep):
     folder, _ = sweep
     with (
         folder.alone(),
-        pytest.raises(UsageError, match="out: expected a sweep that nobody is at"),
+        pytest.raises(UsageError, match="out: expected a sweep that is not running"),
         folder.alone(),
     ):
         pass
 
 
-def test_runs_that_the_grid_has_no_more_are_kept_in_the_list(sweep):
+def test_started_runs_stay_listed_after_removal_from_the_grid(sweep):
     folder, planned = sweep
     folder.record([planned[0].entry], Rules())
     names = [entry.name for entry in folder.entries()]
-    assert names == [plan.entry.name for plan in planned[:5]]  # the sixth has never begun
+    assert names == [plan.entry.name for plan in planned[:5]]  # the sixth was never started

@@ -1,4 +1,4 @@
-"""Which runs a grid is, what their folders are called, and what starts them."""
+"""Runs of a grid, their folder names and their command lines."""
 
 import re
 
@@ -39,14 +39,14 @@ def known(found):
     return {point.method: Known(60_000, ("reach-v3",)) for point in found}
 
 
-def test_a_file_is_every_combination_but_what_is_excluded(tmp_path):
+def test_a_file_gives_all_combinations_except_excluded_ones(tmp_path):
     found = points(read(tmp_path), "cpu")
     assert len(found) == 2 * (2 * 2 * 2 - 2)
     seen = {(p.label, p.config.seed) for p in found}
     assert len(seen) == len(found)
     assert ("plain, none, hidden_sizes 64 64", 1) in seen
     assert not any("plain" in label and "pcgrad" in label for label, _ in seen)
-    assert [p.config.seed for p in found] == [0] * 6 + [1] * 6  # all methods begin early
+    assert [p.config.seed for p in found] == [0] * 6 + [1] * 6  # all methods start early
     for point in found:
         changes = {"surgery": point.config.learner.surgery, "seed": point.config.seed}
         changes |= {"hidden_sizes": point.config.agent.hidden_sizes, "total_timesteps": 60_000}
@@ -55,7 +55,7 @@ def test_a_file_is_every_combination_but_what_is_excluded(tmp_path):
         assert point.config == preset("quickstart", device="cpu", **changes)
 
 
-def test_flags_are_a_grid_too_and_replace_the_files_axes(tmp_path):
+def test_flags_form_a_grid_and_replace_axes_of_the_file(tmp_path):
     plan = read(tmp_path, surgery=("rotograd",), seeds=("7",))
     found = points(plan.model_copy(update={"exclude": ()}), "cpu")
     assert {p.config.learner.surgery for p in found} == {"rotograd"}
@@ -65,15 +65,15 @@ def test_flags_are_a_grid_too_and_replace_the_files_axes(tmp_path):
     assert bases == {("mt10", "mt10_cpu"), ("mt50", "mt50_cpu")}  # as mtrl-train starts
 
 
-def test_words_of_a_flag_whose_value_is_a_list():
+def test_words_of_a_list_flag():
     assert words("hidden_sizes", ["256", "256"]) == (("256", "256"),)
     assert words("hidden_sizes", ["256 256", "32"]) == (("256", "256"), ("32",))
     assert words("surgery", ["none", "pcgrad"]) == ("none", "pcgrad")
     assert words("layer_norm", []) == ("true",)
 
 
-def test_what_is_typed_gives_the_configuration_back(tmp_path):
-    """Through the command's own parser."""
+def test_the_command_line_reproduces_the_configuration(tmp_path):
+    """Parse the command line of each run with the parser of the command."""
     from mtrl.cli.flags import Parser, add_flags
 
     folder = SweepFolder(tmp_path / "sweep")
@@ -91,7 +91,7 @@ def test_what_is_typed_gives_the_configuration_back(tmp_path):
         assert (config.agent.critic_bins is None) == planned.entry.label.startswith("plain")
 
 
-def test_a_name_is_the_configurations_alone(tmp_path):
+def test_a_name_depends_only_on_the_configuration(tmp_path):
     before = {p.name: p for p in points(read(tmp_path), "cpu")}
     wider = YAML.replace("[none, pcgrad]", "[none, pcgrad, rotograd]").replace("[0, 1]", "[2, 0]")
     after = {p.name: p for p in points(read(tmp_path, wider), "cpu")}
@@ -117,7 +117,7 @@ def test_a_name_is_the_configurations_alone(tmp_path):
     [
         ("grid: {surgry: [none]}", "grid: unknown 'surgry'; did you mean 'surgery'"),
         ("grids: {}", "key: unknown 'grids'; did you mean 'grid'"),
-        ("grid: {seed: [0]}", "grid: seed cannot be varied: seeds says which"),
+        ("grid: {seed: [0]}", "grid: seed cannot be varied: use seeds"),
         ("grid: {run_dir: a}", "grid: run_dir cannot be varied"),
         ("variants: {a: {gama: 1}}", "variants.a: unknown 'gama'; did you mean 'gamma'"),
         ("grid: {gamma: 0.9}\nvariants: {a: {gamma: 1}}", "gamma: expected one place for it, got"),
@@ -128,7 +128,7 @@ def test_a_name_is_the_configurations_alone(tmp_path):
         ("search: {gamma: {low: 0, high: 1, log: true}}", "log: expected low above 0"),
     ],
 )
-def test_a_file_that_is_wrong_is_refused_by_the_field(tmp_path, text, message):
+def test_an_invalid_file_is_rejected_with_the_field(tmp_path, text, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         read(tmp_path, text)
 
@@ -139,17 +139,17 @@ def test_a_file_that_is_wrong_is_refused_by_the_field(tmp_path, text, message):
         ("grid: {gamma: [0.9, 2]}", "gamma: input should be less than or equal to 1, got 2"),
         ("grid: {gamma: [0.9, 0.90]}", "expected each run once, got gamma 0.9 seed 0 twice"),
         ("grid: {threads: [1, 2]}", "expected each run once, got threads 1 seed 0 and threads 2"),
-        ("exclude: [{surgery: pcgrad}]", "exclude: expected a point that has {'surgery': 'pcgrad'"),
-        ("exclude: [{seed: 0}]", "exclude: expected points that are left, got none"),
+        ("exclude: [{surgery: pcgrad}]", "exclude: expected a point with {'surgery': 'pcgrad'"),
+        ("exclude: [{seed: 0}]", "exclude: expected remaining points, got none"),
         ("config: no-such", "config: unknown 'no-such'"),
     ],
 )
-def test_points_that_cannot_be_are_refused(tmp_path, text, message):
+def test_invalid_points_are_rejected(tmp_path, text, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         points(read(tmp_path, text), "cpu")
 
 
-def test_a_file_to_start_from_is_copied_before_it_changes(tmp_path):
+def test_a_base_file_is_copied_before_it_changes(tmp_path):
     base = tmp_path / "my base.yaml"
     base.write_text("tasks: [reach-v3]\n")
     plan = Plan.read(None, {"config": (str(base),), "surgery": ("none", "pcgrad")})
@@ -161,7 +161,7 @@ def test_a_file_to_start_from_is_copied_before_it_changes(tmp_path):
     assert other != path
 
 
-def test_every_field_can_be_varied_or_says_why_not():
+def test_every_field_can_be_varied_or_gives_a_reason():
     assert {"surgery", "hidden_sizes", "envs_per_task", "gamma"} <= FIELDS.keys()
     assert FIELDS.keys() == TrainConfig().flat().keys()
 
@@ -169,12 +169,12 @@ def test_every_field_can_be_varied_or_says_why_not():
 @pytest.mark.parametrize(
     "text", ["eval/success_rate/mean 0.2 at 5", "a < b at 5", "a < 1", "a == 1 at 5", ""]
 )
-def test_a_rule_of_another_form_is_refused(text):
+def test_a_malformed_rule_is_rejected(text):
     with pytest.raises(UsageError, match="stop_when: expected TAG < NUMBER at STEPS"):
         Threshold.parse(text)
 
 
-def test_a_rule_is_judged_once_by_the_first_value_from_its_step_on():
+def test_a_rule_is_applied_once_to_the_first_value_from_its_step():
     rule = Threshold.parse("eval/success_rate/mean < 0.2 at 1_000")
     step, tag = "time/total_timesteps", "eval/success_rate/mean"
     early, other = {step: 900, tag: 0.0}, {step: 1_000, "time/fps": 1.0}
@@ -184,7 +184,7 @@ def test_a_rule_is_judged_once_by_the_first_value_from_its_step_on():
     assert rule.verdict([early, other, bad]) == f"{rule.text}: it was 0.1 at 1100"
 
 
-def test_a_tag_that_nobody_logs_is_refused():
+def test_a_tag_that_is_not_logged_is_rejected():
     rules = Rules(stop_when=(Threshold.parse("eval/succes_rate/mean < 1 at 1"),))
     with pytest.raises(UsageError, match="did you mean 'eval/success_rate/mean'"):
         rules.expect_tags(("reach-v3",))

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from small_sweeps import HERE, TOTAL, command, has_begun, never_interrupted, same_policy, wait_for
+from small_sweeps import HERE, TOTAL, command, has_started, never_interrupted, same_policy, wait_for
 
 from mtrl.cli.sweep import main
 from mtrl.sweep.attempt import Ending, Job
@@ -16,7 +16,7 @@ from mtrl.sweep.folder import SweepFolder, read_state
 
 
 def processes_of(out: Path) -> list[int]:
-    """Training processes whose command line names the sweep's folder."""
+    """Return training processes with the sweep's folder in their command line."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -28,50 +28,52 @@ def processes_of(out: Path) -> list[int]:
     return found
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores and leash are Linux's")
-def test_a_sweep_that_is_killed_goes_on_to_the_same_weights(tmp_path):
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores and leash require Linux")
+def test_a_killed_sweep_continues_to_the_same_weights(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(HERE)
     out = tmp_path / "sweep"
-    sweep = command(out, "--surgery", "none", "pcgrad", "--max-parallel", "1")
-    with subprocess.Popen(sweep, cwd=HERE, stdout=subprocess.DEVNULL) as process:
-        wait_for(has_begun(out, "none"), process)
-        (run,) = processes_of(out)
-        assert len(os.sched_getaffinity(run)) == 1
+    sweep = command(out, "--surgery", "pcgrad", "--max-parallel", "1")
+    with subprocess.Popen(sweep, stdout=subprocess.DEVNULL) as process:
+        wait_for(has_started(out, "pcgrad"), process)
+        (pid,) = processes_of(out)
+        assert len(os.sched_getaffinity(pid)) == 1
         process.kill()
-    wait_for(lambda: not processes_of(out))  # by its leash, in good order
-    (first,) = out.glob("runs/*")
-    assert not (first / ".owner").exists() and not (first / "policy_final.safetensors").exists()
+    wait_for(lambda: not processes_of(out))  # the leash stops it cleanly
+    (run,) = out.glob("runs/*")
+    assert not (run / ".owner").exists() and not (run / "eval.json").exists()
 
-    done = subprocess.run(sweep, cwd=HERE, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "2 runs: 2 finished" in done.stdout
-    assert same_policy(first, never_interrupted(tmp_path / "alone", "--surgery", "none"))
-    state = read_state(SweepFolder(out).state(first.name))
-    assert state.what == "finished" and len(state.attempts) == 2
-    assert [attempt.code for attempt in state.attempts] == [None, 0]
-    stored = json.loads((first / "eval.json").read_text())
-    assert stored["total_timesteps"] == TOTAL
+    assert main(sweep[3:]) == 0
+    assert "1 runs: 1 finished" in capsys.readouterr().out
+    assert same_policy(run, never_interrupted(tmp_path / "alone", "--surgery", "pcgrad"))
+    state = read_state(SweepFolder(out).state(run.name))
+    assert state.what == "finished" and [a.code for a in state.attempts] == [None, 0]
+    assert json.loads((run / "eval.json").read_text())["total_timesteps"] == TOTAL
     assert (out / "report/report.html").stat().st_size > 20_000
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
-    wider = command(out, "--surgery", "none", "pcgrad", "no-such-method", "--dry-run")
-    refused = subprocess.run(wider, cwd=HERE, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2 and "surgery: unknown 'no-such-method'" in refused.stderr
-    again = subprocess.run([*sweep, "--dry-run"], cwd=HERE, capture_output=True, text=True)
-    lines = again.stdout.splitlines()
-    assert len(lines) == 2 and all(line.startswith("# done: mtrl-train ") for line in lines)
+    assert main([*sweep[3:], "--dry-run"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()[-1:]
+    assert line.startswith("# done: mtrl-train ") and str(run) in line
+    assert main([*sweep[3:], "--surgery", "pcgrad", "no-such-method"]) == 2
+    assert "surgery: unknown 'no-such-method'" in capsys.readouterr().err
+    assert main([*sweep[3:], "--surgery", "pcgrad", "rotograd", "--dry-run"]) == 0
+    done, new = capsys.readouterr().out.splitlines()
+    assert done == line and new.startswith("mtrl-train ") and "--surgery rotograd" in new
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
 
 
-def test_a_run_that_fails_is_tried_again_told_and_stops_no_other(tmp_path, monkeypatch, capsys):
-    """What fails here is one task's environment, in its process."""
+def test_a_failing_run_is_retried_and_reported_without_stopping_others(
+    tmp_path, monkeypatch, capsys
+):
+    """The environment of one task fails in its process."""
     monkeypatch.chdir(HERE)
-    flags = "--benchmark toy_tasks:POINTS toy_tasks:BROKEN --total-timesteps 200 --max-restarts 0"
-    flags += " --learning-starts 40 --hidden-sizes 8 --batch-size 8 --diagnose-every 0 --retries 1"
+    flags = "--config mt10_plain --benchmark toy_tasks:POINTS toy_tasks:BROKEN --max-restarts 0"
+    flags += " --total-timesteps 200 --learning-starts 40 --hidden-sizes 8 --batch-size 8"
     out = tmp_path / "sweep"
     rest = ["--max-parallel", "1", "--cpus-per-run", "1", "--device", "cpu", "-o", str(out)]
     assert main([*flags.split(), *rest]) == 1
     printed = capsys.readouterr().out
-    assert "failed, is tried again (1 of 1): mtrl-train: error: task 'left': " in printed
+    assert "failed and is retried (1 of 1): mtrl-train: error: task 'left': " in printed
     assert "2 runs: 1 failed, 1 finished" in printed
     (state,) = (read_state(path) for path in out.glob("states/*BROKEN*"))
     assert state.what == "failed" and len(state.attempts) == 2
@@ -79,7 +81,7 @@ def test_a_run_that_fails_is_tried_again_told_and_stops_no_other(tmp_path, monke
 
 
 class Script:
-    """A backend whose runs end as a list says."""
+    """Backend whose runs end as listed."""
 
     def __init__(self, *endings: str) -> None:
         self.running, self._endings, self.started, self._waiting = 0, list(endings), [], []
@@ -111,7 +113,7 @@ def jobs(tmp_path, *names: str):
         yield Job(name=name, arguments=(), **paths)
 
 
-def test_what_fails_is_tried_so_often_and_what_is_lost_as_long_as_it_gets_on(tmp_path):
+def test_retries_of_failed_and_of_lost_runs(tmp_path):
     backend = Script("failed", "finished", "failed", "finished")
     found = drive(jobs(tmp_path, "a", "b"), backend, retries=1)
     assert backend.started == ["a", "a", "b", "b"]
@@ -126,7 +128,7 @@ def test_what_fails_is_tried_so_often_and_what_is_lost_as_long_as_it_gets_on(tmp
     assert found.ended["a"].what == "lost" and len(backend.started) == LOSSES + 1
 
 
-def test_a_signal_lets_runs_stop_and_starts_no_more(tmp_path):
+def test_a_signal_stops_runs_and_starts_no_more(tmp_path):
     backend = Script(*["finished"] * 3)
     calls = iter(range(9))
 

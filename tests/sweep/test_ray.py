@@ -13,8 +13,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     """A head without room for runs, and two nodes of one core."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default all else on the machine goes first
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

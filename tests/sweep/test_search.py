@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 def run_points(folder, plan, search, numbers):
     """Draw points and make their runs."""
-    entries = folder.entries() if (folder.path / "sweep.json").exists() else []
+    entries = folder.entries()
     for number in numbers:
         found = points(plan, "cpu", search.drawn(number))
         known = {point.method: Known(40_000, TASKS) for point in found}
@@ -125,8 +125,8 @@ def test_points_whose_runs_ended_early_or_failed_are_told_as_such(folder, plan):
     from optuna.trial import TrialState
 
     search = Search(folder, plan, TAG)
-    entries = run_points(folder, plan, search, range(2))
-    for entry, what in ((entries[0], "ended early"), (entries[2], "failed")):
+    for number, what in enumerate(("ended early", "failed")):
+        entry = run_points(folder, plan, search, [number])[-1]
         (folder.run_dir(entry.name) / "eval.json").unlink()
         write_state(folder.state(entry.name), State(what=what))
     assert search.best(8) == []

@@ -1,4 +1,4 @@
-"""Sweeps by Slurm: what is submitted, and, where its daemons are installed, what comes of it."""
+"""Sweeps by Slurm: submitted scripts, and real runs where its daemons are installed."""
 
 import os
 import re
@@ -22,7 +22,7 @@ exec {command}
 """
 
 
-def test_the_script_is_the_users_with_the_command_in_its_place(tmp_path):
+def test_the_script_is_the_template_with_the_command(tmp_path):
     folder = SweepFolder(tmp_path / "a sweep")
     text = on_slurm.script(folder, tmp_path / "names.txt", BATCH, retries=2)
     *head, last = text.splitlines()
@@ -32,7 +32,7 @@ def test_the_script_is_the_users_with_the_command_in_its_place(tmp_path):
     )
 
 
-def test_what_sbatch_is_given_leaves_the_template_its_own():
+def test_sbatch_flags_do_not_override_the_template():
     found = on_slurm.flags(BATCH, count=12, cpus=3, at_a_time=5)
     assert "--array=0-11%5" in found and "--requeue" in found and "--cpus-per-task=3" in found
     assert not any(flag.startswith("--signal") for flag in found)
@@ -49,7 +49,7 @@ def test_what_sbatch_is_given_leaves_the_template_its_own():
         (["--template", "good.sbatch", "--address", "auto"], "address: expected --backend ray"),
     ],
 )
-def test_a_template_that_cannot_be_is_refused(tmp_path, monkeypatch, arguments, message):
+def test_an_invalid_template_is_rejected(tmp_path, monkeypatch, arguments, message):
     from mtrl.cli.sweep_options import parse
 
     monkeypatch.chdir(tmp_path)
@@ -64,7 +64,7 @@ def test_a_template_that_cannot_be_is_refused(tmp_path, monkeypatch, arguments, 
 
 @pytest.fixture
 def slurm(tmp_path, request, monkeypatch):
-    """A Slurm of one node, for as long as the test."""
+    """Slurm with one node, for the duration of the test."""
     if shutil.which("slurmctld") is None or os.getuid() != 0:
         pytest.skip("needs root, and Debian's slurm-wlm and munge")
     script, where = request.config.rootpath / "scripts/slurm_one_node.sh", tmp_path / "slurm"
@@ -79,18 +79,18 @@ def slurm(tmp_path, request, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.usefixtures("slurm")
-def test_an_array_is_requeued_until_every_run_is_at_its_end(tmp_path):
-    """--max-runtime stops both again and again, and one gets the signal of the time limit."""
+def test_an_array_is_requeued_until_every_run_is_complete(tmp_path):
+    """Stop both runs repeatedly by --max-runtime, and one by the signal of the time limit."""
     out, template = tmp_path / "sweep", tmp_path / "cluster.sbatch"
     template.write_text(BATCH.replace("00:02:00", "00:30:00"))
     flags = ["--backend", "slurm", "--template", str(template), "--max-parallel", "1"]
-    # So many hours that a run takes several turns on a machine with nothing else to do.
+    # Short enough that a run is requeued several times even on an idle machine.
     sweep = command(out, "--surgery", "none", "pcgrad", "--max-runtime", "0.0005", *flags)
     first, again = (
         subprocess.run(sweep, cwd=HERE, capture_output=True, text=True, check=True) for _ in "12"
     )
     (job,) = re.findall(r"submitted 2 runs as job (\d+);", first.stdout)
-    assert "2 runs are in the queue already" in again.stdout
+    assert "2 runs are already in the queue" in again.stdout
     folder = SweepFolder(out)
     names = [entry.name for entry in folder.entries()]
 
@@ -108,4 +108,4 @@ def test_an_array_is_requeued_until_every_run_is_at_its_end(tmp_path):
         alone = never_interrupted(tmp_path / method, "--surgery", method)
         assert same_policy(folder.run_dir(name), alone)
     told = "".join(path.read_text() for path in out.glob("slurm/*_*.txt"))
-    assert "goes back into the queue" in told
+    assert "is requeued as" in told

@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(finished, tm
     newest.write_bytes(content)
     outcome = resume(run_dir)
     said = capsys.readouterr().out
-    assert f"{newest} is damaged: its checksum does not fit; set aside" in said
+    assert f"{newest} is damaged: its checksum does not match; it is set aside" in said
     assert newest.with_suffix(".damaged").exists()
     assert same(policy(outcome.run_dir), policy(finished))
 
@@ -202,7 +202,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(frequent, tmp_path):
     state, notes = load_newest(run_dir)
     assert not notes and 60 <= state["steps"] < 4000
     path = newest_checkpoint(run_dir)
-    assert f"{path} is whole; to continue: mtrl-train --resume {run_dir}" in done.stderr
+    assert f"{path} is intact; to resume: mtrl-train --resume {run_dir}" in done.stderr
     assert "too large" in done.stderr and done.stderr.count("\n") == 1
     assert not list(run_dir.rglob("*.tmp"))
 
@@ -264,7 +264,7 @@ def test_lost_simulators_are_replaced_and_counted_up_to_the_limit(tmp_path):
 
     trainer.step = and_kill  # type: ignore[method-assign]
     with pytest.raises(
-        RunError, match=r"task '(reach|drawer-close)-v3'.*died.* is whole; to continue: mtrl-train"
+        RunError, match=r"task '(reach|drawer-close)-v3'.*died.* is intact; to resume: mtrl-train"
     ):
         trainer.run()
     rows = list(map(json.loads, (tmp_path / "b/progress.json").read_text().splitlines()))
@@ -354,10 +354,10 @@ def test_a_run_killed_at_fifty_random_moments_can_always_be_resumed(tmp_path):
     while True:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if kills < 50:
-            begun = time.monotonic()
+            start = time.monotonic()
             before = set((run_dir / "checkpoints").glob("step_*"))
             while set((run_dir / "checkpoints").glob("step_*")) == before:  # it makes progress
-                assert process.poll() is None and time.monotonic() < begun + 120
+                assert process.poll() is None and time.monotonic() < start + 120
                 time.sleep(0.01)
             time.sleep(dice.uniform(0, 0.5))
             process.kill()

@@ -1,4 +1,4 @@
-"""Callbacks, agents and loggers of users' own: when they are called, and that nothing is lost."""
+"""Callbacks, agents and loggers of users: when they are called, and that nothing is lost."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ HOOKS = ("on_step", "on_rollout_end", "on_log", "on_eval", "on_checkpoint")
 
 
 class Notes(Callback):
-    """Notes each call, and may answer or fail at one."""
+    """Records each call, and may return a value or fail at one."""
 
     def __init__(self, hook: str = "", at: int = 0, answer: object = None) -> None:
         self.calls: list[tuple[str, int]] = []
@@ -85,7 +85,7 @@ class Notes(Callback):
 
 
 def log(run_dir: Path) -> list[dict[str, str]]:
-    """Everything logged but what the clock says."""
+    """Return everything logged, except times."""
     with (run_dir / "progress.csv").open() as file:
         rows = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if not k.startswith(CLOCK)} for row in rows]
@@ -102,14 +102,14 @@ def assert_same(a: Path, b: Path) -> None:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """A run that nobody stops, and what its callback saw."""
+    """Uninterrupted run, with its callback and outcome."""
     notes = Notes()
     run_dir = tmp_path_factory.mktemp("hooks") / "a"
     outcome = train(small_config(run_dir), callbacks=[notes])
     return run_dir, notes, outcome
 
 
-def test_hooks_are_called_when_they_say(watched):
+def test_hooks_are_called_as_documented(watched):
     run_dir, notes, outcome = watched
     at = {hook: [steps for name, steps in notes.calls if name == hook] for hook in HOOKS}
     assert at["on_step"] == list(range(2, TOTAL + 1, 2))
@@ -128,7 +128,7 @@ def test_hooks_are_called_when_they_say(watched):
     assert all(e.length == 10 and e.total_reward > 0 for e in notes.seen["on_rollout_end"])
 
 
-def test_attributes_are_the_runs(watched):
+def test_attributes_are_those_of_the_run(watched):
     run_dir, notes, _ = watched
     assert notes.model.tasks == notes.benchmark.tasks == TASKS and notes.run_dir == run_dir
     assert notes.learner.updates == (TOTAL - 40) // 2 and len(notes.replay_buffer) == TOTAL // 2
@@ -139,11 +139,11 @@ def test_attributes_are_the_runs(watched):
     saved = policy(run_dir)
     for name, value in notes.model.tensors().items():
         torch.testing.assert_close(saved[name], value, rtol=0, atol=0)
-    with pytest.raises(RuntimeError, match="Notes: expected a run around it, got none yet"):
+    with pytest.raises(RuntimeError, match="Notes: expected to be part of a run, got none yet"):
         Notes().num_timesteps  # noqa: B018
 
 
-def test_who_only_watches_changes_nothing(watched, tmp_path):
+def test_a_passive_callback_changes_nothing(watched, tmp_path):
     train(small_config(tmp_path / "b"))
     torch.testing.assert_close(policy(tmp_path / "b"), policy(watched[0]), rtol=0, atol=0)
     rows = log(watched[0])
@@ -156,36 +156,36 @@ OFTEN = {"log_every": 10, "eval_every": 72}
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run whose rows and evaluations fall due at once, and that nobody stops."""
+    """Uninterrupted run in which rows and evaluations coincide."""
     run_dir = tmp_path_factory.mktemp("hooks") / "whole"
     train(small_config(run_dir, **OFTEN), callbacks=[Notes()])
     return run_dir
 
 
 @pytest.mark.parametrize(("hook", "answer"), [("on_step", False), ("on_eval", np.bool_(False))])
-def test_false_stops_in_good_order_and_the_run_goes_on(hook, answer, whole, tmp_path, capsys):
-    """Whatever is due at that step is done, then or by the resumed run: the logs are equal."""
+def test_false_stops_cleanly_and_the_run_can_be_resumed(hook, answer, whole, tmp_path, capsys):
+    """Everything due at that step is done, then or by the resumed run: the logs are equal."""
     run_dir, notes = tmp_path / "b", Notes(hook, 72, answer)
     outcome = train(small_config(run_dir, **OFTEN), callbacks=[notes])
     assert outcome.stopped_by == f"Notes.{hook}" and outcome.evaluation is None
     assert notes.calls[-1][0] == "on_training_end" and notes.calls[-2][0] == "on_checkpoint"
     assert notes.calls[-1][1] == 72
-    assert f"stopped by Notes.{hook}; to continue: mtrl-train --resume" in capsys.readouterr().out
+    assert f"stopped by Notes.{hook}; to resume: mtrl-train --resume" in capsys.readouterr().out
     again = Notes()
     assert resume(run_dir, callbacks=[again]).stopped_by is None
     assert again.steps == TOTAL // 2
     assert_same(run_dir, whole)
 
 
-def test_an_error_is_told_with_its_hook_and_nothing_is_lost(watched, tmp_path):
+def test_an_error_is_reported_with_its_hook_and_nothing_is_lost(watched, tmp_path):
     run_dir, notes = tmp_path / "b", Notes("on_log", 80, KeyError("my word"))
     with pytest.raises(RunError) as told:
         train(small_config(run_dir), callbacks=[Callback(), notes])
     text = str(told.value)
     assert f"callback Notes.on_log: KeyError: 'my word' ({__file__}, line " in text
-    assert "step_000000000080.safetensors is whole; to continue: mtrl-train --resume" in text
+    assert "step_000000000080.safetensors is intact; to resume: mtrl-train --resume" in text
     assert isinstance(told.value.__cause__, KeyError)
-    assert notes.calls[-1] == ("on_log", 80)  # no other is called after it
+    assert notes.calls[-1] == ("on_log", 80)  # no other hook is called afterwards
     resume(run_dir, callbacks=[Callback(), Notes()])
     assert_same(run_dir, watched[0])
 
@@ -201,7 +201,7 @@ def test_errors_at_the_start_leave_nothing_behind(tmp_path):
 
 
 def failure(callback: Callback, call: str, tmp_path: Path) -> str:
-    """What a run would be told if this were all that it did with the callback."""
+    """Return the error of a run that makes a single call of the callback."""
     hooks = Hooks([callback], {})
     logger = SimpleNamespace(recorded=[])
     hooks.begin(SimpleNamespace(run_dir=tmp_path, logger=logger))  # type: ignore[arg-type]
@@ -220,7 +220,7 @@ def failure(callback: Callback, call: str, tmp_path: Path) -> str:
         ({"a": {1, 2}}, "TypeError: Object of type set is not JSON serializable"),
     ],
 )
-def test_a_state_that_would_not_come_back_is_told(state, expected, tmp_path):
+def test_a_state_that_cannot_be_restored_is_reported(state, expected, tmp_path):
     class Odd(Callback):
         def state_dict(self):
             return state
@@ -238,26 +238,26 @@ class Answers(Callback):
     [
         (Callback(), "callbacks: expected a list of mtrl.Callback objects, got Callback"),
         (print, "callbacks: expected a list of mtrl.Callback objects, got builtin_function"),
-        ([Callback], "callbacks: expected an object of mtrl.Callback's, got <class"),
-        ([print], "callbacks: expected an object of mtrl.Callback's, got <built-in"),
+        ([Callback], "callbacks: expected an mtrl.Callback object, got <class"),
+        ([print], "callbacks: expected an mtrl.Callback object, got <built-in"),
         (
             [Notes(), Notes()],
             "a state_key without '/' for each that has a state, got 'Notes' twice",
         ),
     ],
 )
-def test_what_is_no_callback_is_refused_before_anything_starts(callbacks, expected, tmp_path):
+def test_other_objects_are_rejected_before_anything_starts(callbacks, expected, tmp_path):
     with pytest.raises(UsageError) as told:
         train(small_config(tmp_path / "b"), callbacks=callbacks)
     assert expected in str(told.value) and not (tmp_path / "b").exists()
 
 
-def test_an_answer_that_is_none_is_told(tmp_path):
+def test_an_invalid_return_value_is_reported(tmp_path):
     expected = "callback Answers.on_step: TypeError: expected True, False or None, got 'no'."
     assert expected in failure(Answers(), "on_step", tmp_path)
 
 
-def test_a_state_without_its_callback_or_that_it_does_not_take(tmp_path, capsys):
+def test_a_state_without_its_callback_or_rejected_by_it(tmp_path, capsys):
     class Other(Notes):
         state_key = "Notes"
 
@@ -268,7 +268,7 @@ def test_a_state_without_its_callback_or_that_it_does_not_take(tmp_path, capsys)
     with pytest.raises(UsageError, match=r"resume: callback Other.load_state_dict: KeyError"):
         resume(tmp_path / "b", total_timesteps=140, callbacks=[Other()])
     resume(tmp_path / "b", total_timesteps=140)
-    assert "the state that Notes left in the checkpoint is dropped" in capsys.readouterr().out
+    assert "the checkpoint's state of Notes is discarded" in capsys.readouterr().out
 
 
 MODULE = """
@@ -286,9 +286,7 @@ def number():
 """
 
 
-def test_the_command_line_names_them_and_a_resumed_run_has_them_again(
-    tmp_path, monkeypatch, capsys
-):
+def test_callbacks_on_the_command_line_are_restored_on_resume(tmp_path, monkeypatch, capsys):
     (tmp_path / "stopping.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     config = small_config(tmp_path / "b", total_timesteps=120, eval_every=200)
@@ -304,7 +302,7 @@ def test_the_command_line_names_them_and_a_resumed_run_has_them_again(
         ("stopping", "callbacks: expected package.module:Name, got 'stopping'"),
         ("stopping:Go", "callbacks: cannot import 'stopping:Go'"),
         ("stopping:Stop(to=3)", "callbacks: stopping:Stop(to=3) failed: TypeError"),
-        ("stopping:number", "callbacks: expected an object of mtrl.Callback's, got 3"),
+        ("stopping:number", "callbacks: expected an mtrl.Callback object, got 3"),
         ("stopping:Stop(3)", "callbacks: expected NAME or NAME(option=value, …)"),
     ):
         assert train_main(["--config", "c.yaml", "--run-dir", "d", "--callbacks", spec]) == 2
@@ -313,12 +311,12 @@ def test_the_command_line_names_them_and_a_resumed_run_has_them_again(
 
 
 def seeds(seed: int) -> list[int]:
-    """Of weights, learner, replay and exploration, as a run draws them from its own."""
+    """Return the seeds of weights, learner, replay and exploration, as a run derives them."""
     return [int(s.generate_state(1)[0]) for s in np.random.SeedSequence(seed).spawn(4)]
 
 
-def test_an_agent_of_ones_own_is_trained_in_place(watched, tmp_path):
-    """With the weights that the run would have drawn, it becomes the run's."""
+def test_a_custom_agent_is_trained_in_place(watched, tmp_path):
+    """With the initial weights of the run, the results are equal."""
 
     class Mine(MTSAC):
         pass
@@ -328,10 +326,10 @@ def test_an_agent_of_ones_own_is_trained_in_place(watched, tmp_path):
     train(config, agent=agent)
     held = TrainConfig.from_yaml(tmp_path / "b" / "config.yaml")
     assert held.agent.hidden_sizes == (8,)
-    with pytest.raises(UsageError, match=r"an agent of type .*Mine \(agent=...\), as the run beg"):
+    with pytest.raises(UsageError, match=r"an agent of the run's type .*Mine \(agent="):
         resume(tmp_path / "b", total_timesteps=TOTAL)
     other = Mine(TASKS, AgentConfig(hidden_sizes=(9,)), 39, 4)
-    with pytest.raises(UsageError, match="networks as the run's: hidden_sizes 8, got 9"):
+    with pytest.raises(UsageError, match="the run's networks: hidden_sizes 8, got 9"):
         resume(tmp_path / "b", total_timesteps=TOTAL, agent=other)
     agent = Mine(TASKS, AgentConfig(hidden_sizes=(8,)), 39, 4)
     resume(tmp_path / "b", total_timesteps=TOTAL, agent=agent)
@@ -342,7 +340,7 @@ def test_an_agent_of_ones_own_is_trained_in_place(watched, tmp_path):
 @pytest.mark.parametrize(
     ("agent", "expected"),
     [
-        (torch.nn.Linear(2, 2), "agent: expected an object of mtrl.MTSAC's, got Linear"),
+        (torch.nn.Linear(2, 2), "agent: expected an mtrl.MTSAC, got Linear"),
         (
             MTSAC(TASKS[::-1], AgentConfig(hidden_sizes=(8,)), 39, 4),
             "tasks in this order: reach-v3 drawer-close-v3, got drawer-close-v3 reach-v3",
@@ -353,7 +351,7 @@ def test_an_agent_of_ones_own_is_trained_in_place(watched, tmp_path):
         ),
     ],
 )
-def test_an_agent_that_does_not_fit_is_refused(agent, expected, tmp_path):
+def test_an_agent_of_another_shape_is_rejected(agent, expected, tmp_path):
     with pytest.raises(UsageError, match=expected):
         train(small_config(tmp_path / "b"), agent=agent)
     assert not (tmp_path / "b").exists()
@@ -372,14 +370,14 @@ class Rows(KVWriter):
         raise AssertionError("it is the caller's")
 
 
-def test_a_logger_gets_what_the_files_get(tmp_path):
+def test_a_logger_receives_the_rows_of_the_files(tmp_path):
     rows, run_dir = Rows(), tmp_path / "b"
     small = {"total_timesteps": 100, "eval_every": 60}
     train(small_config(run_dir, **small), logger=Logger(None, [rows]))
     written = [json.loads(line) for line in (run_dir / "progress.json").read_text().splitlines()]
     assert [step for step, _ in rows.rows] == [row["time/total_timesteps"] for row in written]
     assert [values for _, values in rows.rows] == [pytest.approx(row) for row in written]
-    with pytest.raises(RunError, match=r"_Mirror.on_log: ConnectionError: the server is gone"):
+    with pytest.raises(RunError, match=r"GivenLogger.on_log: ConnectionError: the server is gone"):
         train(small_config(tmp_path / "c", **small), logger=Logger(None, [Rows(fails=True)]))
     with pytest.raises(UsageError, match=r"stable_baselines3.common.logger.Logger, got Rows"):
         train(small_config(tmp_path / "d"), logger=rows)
@@ -393,8 +391,8 @@ def test_callbacks_work_with_custom_tasks(tmp_path):
     assert all(e.length == 50 and e.total_reward < 0 for e in notes.seen["on_rollout_end"])
 
 
-def test_the_loop_written_out_is_the_run(watched):
-    """Public parts alone, in the order that docs/hooks.md gives, with the run's seeds."""
+def test_the_explicit_loop_equals_the_run(watched):
+    """Use only public parts, in the order of docs/hooks.md, with the run's seeds."""
     config, benchmark = small_config(Path()), get_benchmark("", TASKS)
     weights, learning, drawing, exploring = seeds(0)
     envs = make_vector_env(benchmark, config.environment.horizon, workers=1)

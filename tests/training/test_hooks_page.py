@@ -34,6 +34,13 @@ def test_callbacks_and_what_else_can_be_given(request, tmp_path):
     assert "rollout/" in run(given, tmp_path)
 
 
+def test_a_functions_demonstrations_of_a_custom_task(request, tmp_path):
+    (code,) = blocks(request, "demonstrations.md")
+    said = run(code, tmp_path)
+    assert "pendulum 5 episodes" in said and "[-" in said
+    assert (tmp_path / "pendulum.npz").exists()
+
+
 def test_the_loop_in_the_page_is_the_example_which_runs(request, tmp_path, monkeypatch, capsys):
     path = request.config.rootpath / "examples" / "own_loop.py"
     assert blocks(request, "hooks.md")[2] == path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Runs that begin from a policy."""
+"""Runs that start from a policy."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def config(run_dir: Path, policy: Path, **leaves):
     return small_config(run_dir, **settings | {"checkpoint_every": 1_000} | leaves)
 
 
-def test_a_run_begins_from_it_and_repeats_to_the_bit_without_it(policy, tmp_path, capsys):
+def test_a_run_starts_from_a_policy_and_repeats_bitwise_without_it(policy, tmp_path, capsys):
     settings = {"freeze": ("trunk", "normalizer"), "freeze_until": 150, "threads": 1}
     outcome = train(config(tmp_path / "a", policy, **settings))
     assert "--init-from replaces the configuration's hidden_sizes: 8" in capsys.readouterr().out
@@ -50,7 +50,7 @@ def test_a_run_begins_from_it_and_repeats_to_the_bit_without_it(policy, tmp_path
     assert outcome.evaluation.tasks == TASKS
 
 
-def test_in_tasks_it_knows_the_policy_acts_from_the_start(policy, tmp_path):
+def test_the_policy_acts_from_the_start_in_tasks_it_knows(policy, tmp_path):
     benchmark, device, resolved = check(config(tmp_path / "run", policy))
     resolved = resolved.model_copy(update={"agent": AGENT})
     (tmp_path / "run").mkdir()
@@ -65,7 +65,7 @@ def test_in_tasks_it_knows_the_policy_acts_from_the_start(policy, tmp_path):
     assert (actions[1] > 0.9).all() and (abs(actions[[0, 2]]) < 0.9).any(1).all()
 
 
-def test_what_cannot_be_done_is_told_before_the_run(policy, tmp_path, capsys):
+def test_invalid_requests_are_reported_before_the_run(policy, tmp_path, capsys):
     where = ["--init-from", str(policy), "--run-dir", str(tmp_path / "run")]
     for flags, told in (
         (["--hidden-sizes", "7"], "hidden_sizes: expected 12 11, as "),
@@ -80,10 +80,12 @@ def test_what_cannot_be_done_is_told_before_the_run(policy, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_observations_of_another_size_are_told_before_the_run(policy, tmp_path):
+def test_observations_of_another_size_are_reported_before_the_run(policy, tmp_path):
     import own_tasks
 
     wanted = config(tmp_path / "run", policy).model_copy(update={"tasks": None})
-    with pytest.raises(UsageError, match="init_from: expected a policy for observations of 10"):
+    with pytest.raises(
+        UsageError, match="init_from: expected a policy for observations of length 10"
+    ):
         train(wanted, own_tasks.REACHERS)
     assert not (tmp_path / "run").exists()

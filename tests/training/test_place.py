@@ -79,7 +79,7 @@ def test_a_file_system_without_locks_gives_a_note(number, monkeypatch, tmp_path)
 
     monkeypatch.setattr(FileLock, "acquire", acquire)
     with locked(tmp_path) as warning:
-        assert warning is not None and "has no locks" in warning
+        assert warning is not None and "does not support locks" in warning
     monkeypatch.undo()
     with locked(tmp_path) as warning:
         assert warning is None
@@ -141,7 +141,7 @@ def test_errors_come_before_pytorch():
 def test_resume_if_exists(tmp_path, capsys):
     """One command starts, resumes, keeps a complete run, and rejects a different one."""
     run_dir = tmp_path / "run"
-    flags = ["--benchmark", "mt1:reach-v3", *FLAGS[2:], "--device", "cpu"]
+    flags = ["--benchmark", "mt1:reach-v3", *FLAGS[:2], *FLAGS[4:], "--device", "cpu"]
     again = [*flags, "--run-dir", str(run_dir), "--resume-if-exists"]
     run_dir.mkdir()
     shutil.copytree(tmp_path / "run", tmp_path / "other")
@@ -160,7 +160,7 @@ def test_resume_if_exists(tmp_path, capsys):
     resumed = TrainConfig.from_yaml(run_dir / "config.yaml")
     assert (resumed.benchmark, resumed.tasks) == ("mt1:reach-v3", None)
     assert main([*again, "--seed", "5"]) == 2
-    assert "seed: expected 0, what the run in" in capsys.readouterr().err
+    assert "seed: expected 0, as in the run in" in capsys.readouterr().err
     assert main([*FLAGS, "--resume-if-exists"]) == 2
     assert "resume_if_exists: expected --run-dir with it" in capsys.readouterr().err
     assert main([*FLAGS, "--run-dir", str(tmp_path / "other"), "--resume-if-exists"]) == 2

@@ -13,6 +13,7 @@ from mtrl.nets.trunks.registry import (
     load_trunk,
     register_trunk,
     trunk_of,
+    with_sizes,
 )
 from mtrl.nets.trunks.residual import Residual
 from mtrl.nets.trunks.soft_modules import SoftModules
@@ -32,4 +33,5 @@ __all__ = [
     "load_trunk",
     "register_trunk",
     "trunk_of",
+    "with_sizes",
 ]

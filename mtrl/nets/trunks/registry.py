@@ -132,3 +132,22 @@ def trunk_of(config: AgentConfig, network: str) -> Trunk:
         task_input=config.task_input,
         embedding=config.task_embedding,
     )
+
+
+def with_sizes(config: AgentConfig, n_tasks: int) -> AgentConfig:
+    """Make sizes explicit that trunks derive from the number of tasks, to reuse them with others.
+
+    Raises:
+        UsageError: See `get_trunk`.
+    """
+    changed = {}
+    for field in ("actor_trunk", "critic_trunk"):
+        trunk = trunk_of(config, field.removesuffix("_trunk"))
+        sized = trunk.for_tasks(n_tasks)
+        options = {each.name: getattr(sized, each.name) for each in fields(trunk)}
+        derived = {key: value for key, value in options.items() if value != getattr(trunk, key)}
+        if derived:
+            name, given = parse(field, getattr(config, field) or config.trunk)
+            listed = ", ".join(f"{key}={value!r}" for key, value in (given | derived).items())
+            changed[field] = f"{name}({listed})"
+    return config.model_copy(update=changed)
