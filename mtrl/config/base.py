@@ -14,6 +14,7 @@ SPECIFIC = {
     "benchmark": ("tasks", "curriculum"),
     "hidden_sizes": ("actor_hidden_sizes", "critic_hidden_sizes"),
     "surgery": ("actor_surgery", "critic_surgery"),
+    "task_input": ("task_embedding",),
     "tasks": ("curriculum",),
     "curriculum": ("tasks",),
 }

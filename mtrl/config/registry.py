@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -48,6 +49,45 @@ class Registry:
 
         return add
 
+    def spec_of(self, value: Any) -> Any:
+        """The text that stands for a class, a function or an instance with options; else `value`.
+
+        A class or a function is registered under the name it could be imported by; of two with one
+        name, as in a notebook whose cell is run again, the later counts.
+
+        Raises:
+            UsageError: for a function without a name.
+        """
+        if is_dataclass(value) and not isinstance(value, type):
+            name = self.spec_of(type(value))
+            given = {f.name: getattr(value, f.name) for f in fields(value)}
+            changed = [f"{f.name}={given[f.name]!r}" for f in fields(value) if _differs(f, given)]
+            return f"{name}({', '.join(changed)})" if changed else name
+        if not callable(value):
+            return value
+        for name, found in self.classes.items():
+            if found is value:
+                return name
+        name = f"{value.__module__}:{getattr(value, '__qualname__', '')}"
+        if name.endswith((":", "<lambda>")):
+            raise UsageError(f"{self.field}: expected a class or a named function, got {value!r}")
+        self.classes[name] = value
+        return name
+
+    def expect_known(self, spec: str) -> None:
+        """Refuse a name that would have to be imported, whatever a file asks for.
+
+        Raises:
+            UsageError: with the nearest name, or how to make it known.
+        """
+        name, _ = parse(self.field, spec)
+        if name in self.options or name in self.classes:
+            return
+        error = self.unknown(name)
+        if ":" in name or self.entry_point(name):
+            error = UsageError(f"{error}; a file imports nothing: --import {name} makes it known")
+        raise error
+
     def check(self, spec: str) -> None:
         """Check the form, name and options of a description without importing PyTorch.
 
@@ -59,7 +99,7 @@ class Registry:
         name, options = parse(self.field, spec)
         if name in self.options:
             check_options(self.field, name, options, self.options[name])
-        elif ":" in name:
+        elif ":" in name and name not in self.classes:
             if name.partition(":")[0] + ":NAME" not in self.others:
                 import_attribute(self.field, name)
         elif not (name in self.classes or self.entry_point(name)):
@@ -96,6 +136,10 @@ class Registry:
                 )
             self.classes.setdefault(name, found)  # unless a decorator has registered it
         return name in self.classes
+
+
+def _differs(field: Any, given: Mapping[str, Any]) -> bool:
+    return bool(given[field.name] != field.default)
 
 
 def parse(field: str, spec: str) -> tuple[str, dict[str, Any]]:
@@ -152,18 +196,18 @@ METHODS = Registry(
 )
 """Methods of surgery; `mtrl.surgery.registry` creates them."""
 
-_TRUNK = ("widths", "layer_norm")
+_TRUNK = ("widths", "layer_norm", "task_input", "embedding")
 TRUNKS = Registry(
     "trunk",
     "mtrl.trunks",
     {
-        "mlp": (*_TRUNK, "embedding"),
-        "residual": (*_TRUNK, "embedding"),
-        "film": (*_TRUNK, "embedding"),
-        "soft-modules": (*_TRUNK, "layers", "modules", "width", "size"),
+        "mlp": _TRUNK,
+        "residual": _TRUNK,
+        "film": _TRUNK,
+        "soft-modules": (*_TRUNK, "layers", "modules", "width", "size", "loss_weights"),
         "moore": (*_TRUNK, "experts"),
-        "care": (*_TRUNK, "encoders", "size", "embedding"),
-        "paco": (*_TRUNK, "sets"),
+        "care": (*_TRUNK, "encoders", "size"),
+        "paco": (*_TRUNK, "sets", "loss_limit"),
     },
     "MODULE:NAME",
 )

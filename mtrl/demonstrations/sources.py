@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mtrl.demonstrations.data import Demonstrations
 from mtrl.envs.benchmarks import N_GOALS, Benchmark, select
-from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE
+from mtrl.envs.tasks import ACTION_SPACE, OBSERVATION_SPACE
 from mtrl.errors import UsageError, unknown
 
 EXPERT = "expert"

@@ -6,14 +6,15 @@ The position of a task in `Benchmark.tasks` is its index everywhere: row t of ev
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.spaces import Box
-from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
 
+from mtrl.envs.tasks import MT10, MT25, MT50
 from mtrl.errors import UsageError, import_attribute, one_line, unknown
 
 EnvFactory = Callable[[], gym.Env[Any, Any]]
@@ -24,8 +25,8 @@ N_GOALS = 50
 MAX_NAME = 200
 """Maximum length of a benchmark's or task's name [characters]; file names hold 255 bytes."""
 
-NAMED = {"mt10": tuple(MT10_V3), "mt25": tuple(MT25_V3), "mt50": tuple(MT50_V3)}
-"""Meta-World's multi-task benchmarks, from its own lists."""
+NAMED = {"mt10": MT10, "mt25": MT25, "mt50": MT50}
+"""Meta-World's multi-task benchmarks."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Benchmark:
             key is scored by its return; with `success_key=None`, all tasks are.
         tells_success: Tasks that are scored by success from the start, even if no step has had the
             key yet: some environments set it only in the step that solves the task.
+        descriptions: A vector for each task, all of one length, that trunks with `task_input:
+            description` receive: sentence embeddings, or parameters of the simulator. Default: the
+            embeddings of Meta-World's tasks.
         source: The `package.module:attribute` the benchmark was imported from, if any.
         spaces: Observation and action space of custom environments, set by `examined`.
 
@@ -53,6 +57,7 @@ class Benchmark:
     Example:
         >>> from functools import partial
         >>> import gymnasium as gym
+    import numpy as np
         >>> makers = {f"gravity-{g}": partial(gym.make, "Reacher-v5") for g in (5, 10)}
         >>> Benchmark("reachers", makers, success_key=None).tasks
         ('gravity-5', 'gravity-10')
@@ -62,6 +67,9 @@ class Benchmark:
     environments: Mapping[str, EnvFactory | None]
     success_key: str | None = "success"
     tells_success: tuple[str, ...] = ()
+    descriptions: Mapping[str, Sequence[float] | np.ndarray] | None = field(
+        default=None, compare=False, repr=False
+    )
     source: str | None = field(default=None, compare=False)
     spaces: tuple[Box, Box] | None = field(default=None, compare=False, repr=False)
 
@@ -146,13 +154,13 @@ def get_benchmark(name: str, tasks: tuple[str, ...] | None = None) -> Benchmark:
         benchmark = _imported(name)
         return benchmark if tasks is None else select(benchmark, tasks)
     if tasks is not None:
-        everything = Benchmark("metaworld", dict.fromkeys(ALL_V3_ENVIRONMENTS))
+        everything = Benchmark("metaworld", dict.fromkeys(MT50))
         chosen = select(everything, tasks)
         return replace(chosen, name="custom" if len(tasks) > 1 else f"mt1-{tasks[0]}")
     if name.startswith("mt1:"):
         task = name.removeprefix("mt1:")
-        if task not in ALL_V3_ENVIRONMENTS:
-            raise UsageError(unknown("benchmark", name, [f"mt1:{t}" for t in ALL_V3_ENVIRONMENTS]))
+        if task not in MT50:
+            raise UsageError(unknown("benchmark", name, [f"mt1:{t}" for t in MT50]))
         return Benchmark(f"mt1-{task}", {task: None})
     if name not in NAMED:
         choices = [*NAMED, "mt1:<task>", "package.module:attribute"]

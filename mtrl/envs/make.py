@@ -12,9 +12,9 @@ from mtrl.envs import worker
 from mtrl.envs.benchmarks import Benchmark
 from mtrl.envs.custom import ENDLESS, CustomTask
 from mtrl.envs.examine import examined
-from mtrl.envs.metaworld import ACTION_SPACE, MAX_STEPS, OBSERVATION_SPACE, MetaWorldTask
 from mtrl.envs.native import NativePools
 from mtrl.envs.processes import START_TIMEOUT, WorkerProcesses
+from mtrl.envs.tasks import ACTION_SPACE, MAX_STEPS, OBSERVATION_SPACE
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.errors import UsageError
 
@@ -108,6 +108,8 @@ def _factory(
 ) -> worker.EnvFactory:
     """Return a picklable callable that creates the task's environment."""
     if task not in benchmark.custom:
+        from mtrl.envs.metaworld import MetaWorldTask  # brings the simulator
+
         return partial(MetaWorldTask, task, horizon or MAX_STEPS, shuffle_goals, stride)
     make, key = CloudpickleWrapper(benchmark.custom[task]), benchmark.success_key
     return partial(CustomTask, task, make, key, horizon, for_training=shuffle_goals, stride=stride)

@@ -10,20 +10,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box
 from metaworld import Task
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
 from mtrl.envs.benchmarks import N_GOALS
-
-OBSERVATION_SPACE = Box(-np.inf, np.inf, (39,), np.float32)
-"""18 numbers of the current step, 18 of the previous one, and the goal [metres, quaternions]."""
-ACTION_SPACE = Box(-1.0, 1.0, (4,), np.float32)
-"""Displacement of the hand (x, y, z) and effort of the gripper, each as a fraction of its limit."""
-
-MAX_STEPS = 500
-"""Maximum number of steps of an episode that Meta-World's environments allow."""
+from mtrl.envs.tasks import ACTION_SPACE, OBSERVATION_SPACE
 
 _DRAW_GOAL, _ORDER_GOALS = 0, 1
 

@@ -12,10 +12,11 @@ from mtrl.envs.benchmarks import N_GOALS, Benchmark
 from mtrl.envs.make import make_vector_env, steps_of_an_episode
 from mtrl.envs.processes import expect_main_guard, n_cores
 from mtrl.envs.vector import TaskVectorEnv
-from mtrl.errors import UsageError, unknown
+from mtrl.errors import UsageError
 from mtrl.evaluation.play import Play, act, played
 from mtrl.evaluation.scores import Evaluation
 from mtrl.policy.policy import Policy
+from mtrl.policy.unseen import in_tasks
 
 
 def evaluate(
@@ -35,7 +36,8 @@ def evaluate(
 
     Args:
         policy: Any `Policy`, including an `MTSAC`.
-        benchmark: Tasks the policy was trained for.
+        benchmark: Tasks the policy was trained for, or other tasks with descriptions (see
+            `mtrl.policy.unseen`).
         seed: Seed of the goals and of sampled actions.
         episodes: Episodes per task, at most 50.
         horizon: Steps after which an episode is truncated. Default: 500 for Meta-World, no limit
@@ -45,7 +47,7 @@ def evaluate(
         progress: Show a progress bar on a terminal.
 
     Raises:
-        UsageError: If the policy was not trained for one of the tasks.
+        UsageError: If the policy was not trained for one of the tasks and cannot act in it.
 
     Example:
         >>> from mtrl import AgentConfig, Policy, evaluate, get_benchmark
@@ -54,11 +56,8 @@ def evaluate(
         >>> result.success_rates, result.actions.shape
         (array([0.]), (1, 2, 5, 4))
     """
-    for task in benchmark.tasks:
-        if task not in policy.tasks:
-            raise UsageError(
-                unknown("tasks", task, policy.tasks) + " (what the policy was trained for)"
-            )
+    if any(task not in policy.tasks for task in benchmark.tasks):
+        policy = in_tasks(policy, benchmark.tasks, benchmark.descriptions)
     expect_main_guard()
     envs = make_evaluation_env(benchmark, [episodes], horizon, workers, max_restarts=10)
     try:

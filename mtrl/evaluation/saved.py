@@ -31,7 +31,8 @@ def evaluate_file(
     """Evaluate a run folder's final policy (or latest checkpoint), a checkpoint or a policy file.
 
     Args:
-        tasks: Tasks to evaluate; default: all tasks of the policy.
+        tasks: Tasks to evaluate; default: all tasks of the policy. A policy that receives
+            descriptions and has one head is evaluated on other tasks too.
         seed: Seed of the goals; default: that of the training run.
         benchmark: `package.module:attribute` of custom tasks. Default for a run folder: the
             benchmark it was trained on, imported from the module recorded in its benchmark.json. A
@@ -62,6 +63,7 @@ def evaluate_file(
         "seed": seed,
         "horizon": header.horizon,
         "stochastic": stochastic,
+        "unseen_tasks": [task for task in found.tasks if task not in header.tasks],
     }
 
 
@@ -73,7 +75,9 @@ def benchmark_for(
     if named is not None:
         return get_benchmark(named, wanted)
     if source.is_dir() and (record := read_benchmark(source)) is not None:
-        return select(benchmark_of(record), wanted)
+        found = benchmark_of(record)
+        if found.custom or all(task in found.tasks for task in wanted):
+            return select(found, wanted)
     if header.environments == "custom":
         raise UsageError(
             f"benchmark: expected --benchmark MODULE:NAME for the custom tasks of "

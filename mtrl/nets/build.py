@@ -106,8 +106,8 @@ class Build:
         drawn.normal_(generator=self._generator)
         self.own[name] = normalize(drawn, dim=-1) if unit else drawn
 
-    def description(self, name: str) -> int:
-        """Declare the tasks' description vectors as fixed inputs, and return their length.
+    def descriptions(self) -> np.ndarray:
+        """The tasks' descriptions as vectors, `[T, e]`.
 
         Raises:
             UsageError: If the tasks have no descriptions.
@@ -115,11 +115,15 @@ class Build:
         known = self._descriptions()
         if known is None:
             raise UsageError(
-                "trunk: expected tasks with descriptions, as Meta-World's have, or a learned "
-                "embedding in their place, as in care(embedding=50)"
+                "trunk: expected tasks with descriptions: Meta-World's, or a Benchmark's with "
+                "vectors of its own, mtrl.Benchmark(descriptions=...); got tasks without; "
+                "--task-input embedding learns a vector for each in their place"
             )
-        self.fixed[name] = torch.from_numpy(known).repeat(self.n_networks, 1, 1)
-        return known.shape[-1]
+        return known
+
+    def fix(self, name: str, values: np.ndarray) -> None:
+        """Numbers of each task that nothing trains, `[T, …]`."""
+        self.fixed[name] = torch.from_numpy(values).repeat(self.n_networks, 1, 1)
 
     def seed(self) -> int:
         """Draw a seed for another generator."""

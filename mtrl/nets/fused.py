@@ -107,7 +107,7 @@ def _forward(
 
 
 class _Layer(torch.autograd.Function):
-    """Autograd function of `layer`."""
+    """A layer with its derivatives by inputs, weight, bias and residual."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:

@@ -6,6 +6,7 @@ tensors are networks, tasks and samples of a task: `[N, T, B, …]`. Weights are
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -163,9 +164,10 @@ class MultiTaskNetworks(nn.Module):
     ) -> None:
         super().__init__()
         self.n_networks, self.n_tasks = n_networks, n_tasks
-        if not (multi_head or trunk.sees_task):
+        if not (multi_head or trunk.told):
             raise UsageError(
-                "heads: expected 'multi', a head per task, for a trunk that does not see the task"
+                "heads: expected 'multi', a head per task, for a trunk that does not see the task; "
+                "--task-input would tell it"
             )
         make = Build(n_networks, n_tasks, generator, descriptions)
         trunk = trunk.for_tasks(n_tasks)
@@ -214,6 +216,14 @@ class MultiTaskNetworks(nn.Module):
         eye = torch.eye(size, dtype=like.dtype, device=like.device)
         self.rotation = eye.repeat(self.n_networks, self.n_tasks, 1, 1)
 
+    def for_tasks(self, descriptions: np.ndarray) -> MultiTaskNetworks:
+        """Copy them for other tasks, with descriptions `[T, e]`; per-task parameters are none."""
+        copied = copy.deepcopy(self)
+        copied.n_tasks = len(descriptions)
+        known = torch.from_numpy(descriptions).to(self.fixed_inputs()["description"])
+        copied.fixed.register_buffer("description", known.repeat(self.n_networks, 1, 1))
+        return copied
+
     def named(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return shared and per-task parameters by name; faster than `ParameterDict`."""
         shared, per_task = (module._parameters for module in (self.shared, self.per_task))
@@ -222,6 +232,10 @@ class MultiTaskNetworks(nn.Module):
     def fixed_inputs(self) -> dict[str, Tensor]:
         """Return the fixed inputs, which nothing trains, by name."""
         return cast(dict[str, Tensor], {**self.fixed._buffers})
+
+    def after_step(self, losses: Tensor, generator: torch.Generator) -> None:
+        """What the architecture does after a step with these losses `[N, T]`."""
+        self.trunk.trunk.after_step(self.named()[1], losses, generator)
 
     def rotations(self) -> list[Tensor]:
         """Return each network's rotations as views, `[T, m, m]`; empty if there are none."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
 import numpy as np
 
 from mtrl.config import yaml12
+from mtrl.errors import UsageError
 
 _FOLDER = files("mtrl.policy")
 
@@ -20,19 +21,64 @@ def texts() -> dict[str, str]:
     return found
 
 
-def vectors(tasks: Sequence[str]) -> np.ndarray | None:
-    """Return sentence embeddings of the descriptions, `[T, 384]`, of unit length up to rounding.
+LONGEST = 2**16
+"""Largest length of a vector."""
+
+Descriptions = Mapping[str, Sequence[float] | np.ndarray]
+"""A vector for each task, all of one length."""
+
+
+def vectors(tasks: Sequence[str], own: Descriptions | None = None) -> np.ndarray | None:
+    """What is told of the tasks, `[T, e]` in float32: what is given, or else what is known.
+
+    Meta-World's tasks have the sentence embeddings of their texts, `[T, 384]`, of unit length up to
+    rounding.
 
     They were computed with all-MiniLM-L6-v2 (Wang et al. 2020, arXiv 2002.10957) by
     `scripts/describe.py` and are stored in float16, so no language model is needed.
 
+    Args:
+        tasks: Names.
+        own: A vector for each of them, used as it is.
+
     Returns:
-        None if one of the tasks has no description.
+        None if none are given and one of the tasks is not Meta-World's.
+
+    Raises:
+        UsageError: if a task has no vector, or the vectors are not of finite numbers and of one
+            length.
     """
+    if own is not None:
+        return np.stack(_checked(tasks, own))
     rows = {task: row for row, task in enumerate(texts())}
     if any(task not in rows for task in tasks):
         return None
     found: np.ndarray = _table()[[rows[task] for task in tasks]].astype(np.float32)
+    return found
+
+
+def _checked(tasks: Sequence[str], own: Descriptions) -> list[np.ndarray]:
+    found: list[np.ndarray] = []
+    for task in tasks:
+        if task not in own:
+            raise UsageError(
+                f"descriptions: expected a vector for each task, got none for {task!r}"
+            )
+        try:
+            row = np.asarray(own[task], np.float32)
+        except (TypeError, ValueError):
+            row = np.zeros((), np.float32)
+        if row.ndim != 1 or not 1 <= len(row) <= LONGEST or not np.isfinite(row).all():
+            raise UsageError(
+                f"descriptions: expected a vector of 1 to {LONGEST} finite numbers for {task!r}, "
+                f"got {own[task]!r:.80}"
+            )
+        if found and len(row) != len(found[0]):
+            raise UsageError(
+                f"descriptions: expected vectors of one length, got {len(found[0])} numbers for "
+                f"{tasks[0]!r} and {len(row)} for {task!r}"
+            )
+        found.append(row)
     return found
 
 

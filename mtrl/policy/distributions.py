@@ -62,7 +62,7 @@ def _sample(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | No
 
 
 class _SquashedGaussian(torch.autograd.Function):
-    """Autograd function of `squashed_gaussian`; the noise gets no gradient."""
+    """A sample and its log-probability, differentiable by μ and log σ; not by the noise."""
 
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

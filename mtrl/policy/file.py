@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mtrl.config import yaml12
+from mtrl.config.registry import TRUNKS
 from mtrl.config.section import validate
 from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError, one_line
@@ -191,4 +192,8 @@ def _read_header(file: Any, path: str) -> PolicyHeader:
         header = yaml12.load(text, _Loader)
     except Exception as error:  # a malicious text can make the parser raise anything
         raise UsageError(f"policy: cannot read {path}: {one_line(error)}") from None
-    return validate(PolicyHeader, header, source=f"policy: {path}: ")
+    found = validate(PolicyHeader, header, source=f"policy: {path}: ")
+    for spec in (found.agent.trunk, found.agent.actor_trunk, found.agent.critic_trunk):
+        if spec is not None:
+            TRUNKS.expect_known(spec)
+    return found

@@ -15,7 +15,7 @@ from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks
 from mtrl.nets.trunks import Trunk, trunk_of
-from mtrl.policy.descriptions import vectors
+from mtrl.policy.descriptions import Descriptions, vectors
 from mtrl.policy.distributions import squashed_gaussian
 from mtrl.policy.file import PREFIX, PolicyHeader, open_policy
 from mtrl.policy.inputs import ObservationNormalizer, by_task
@@ -34,7 +34,9 @@ class Policy(nn.Module):
         config: Architecture of the networks.
         observation_size: Length of an observation, without the task.
         action_size: Length of an action; every component lies in [-1, 1].
-        seed: Seed of the initial weights and of stochastic `predict`.
+        seed: Of the initial weights and of stochastic `predict`.
+        descriptions: A vector for each task, which a trunk with `task_input: description` is told;
+            default: those of Meta-World's tasks.
 
     Example:
         >>> policy = Policy(("reach-v3", "push-v3"), AgentConfig(), 39, 4)
@@ -53,9 +55,12 @@ class Policy(nn.Module):
         observation_size: int,
         action_size: int,
         seed: int = 0,
+        *,
+        descriptions: Descriptions | None = None,
     ) -> None:
         super().__init__()
         self.tasks, self.config = tuple(tasks), config
+        self._vectors = partial(vectors, self.tasks, descriptions)
         self.observation_size, self.action_size = observation_size, action_size
         self._generator = torch.Generator().manual_seed(seed)
         trunk = trunk_of(config, "actor")
@@ -78,19 +83,28 @@ class Policy(nn.Module):
             multi_head=self.config.heads == "multi",
             head_bound=bound,
             generator=self._generator,
-            descriptions=partial(vectors, self.tasks),
-        ).requires_grad_(False)  # surgery differentiates with respect to its own views
+            descriptions=self._vectors,
+        ).requires_grad_(False)  # surgery differentiates with respect to views of its own
 
     def networks(self) -> dict[str, MultiTaskNetworks]:
         """Return all networks that consist of a trunk and heads, by name."""
         return {"actor": self.actor}
 
     def snapshot(self, device: torch.device | str) -> Policy:
-        """Return an independent copy of the current policy, without what only training needs."""
-        copied = Policy(self.tasks, self.config, self.observation_size, self.action_size)
+        """A copy, as it is now, of what acting needs; it does not change with this one."""
+        sizes = self.observation_size, self.action_size
+        copied = Policy(self.tasks, self.config, *sizes, descriptions=self.descriptions)
         copied.actor = copy.deepcopy(self.actor)
         copied.normalizer = copy.deepcopy(self.normalizer)
         return copied.to(device)
+
+    @property
+    def descriptions(self) -> dict[str, np.ndarray] | None:
+        """What the actor is told of each task, if it is told descriptions."""
+        told = self.actor.fixed_inputs().get("description")
+        if told is None or told.is_meta:
+            return None
+        return dict(zip(self.tasks, told[0].cpu().numpy(), strict=True))
 
     @property
     def device(self) -> torch.device:
@@ -203,9 +217,13 @@ class Policy(nn.Module):
             for name in file.keys()  # noqa: SIM118, not a mapping
             if name.startswith(PREFIX)
         }
-        # Allocate no memory until the file is known to hold the tensors its header implies.
+        # Without memory, until it is known that the file holds what the header asks for.
+        told = found.get(f"{PREFIX}actor.fixed.description", ())
+        sizes, descriptions = (header.observation_size, header.action_size), None
+        if len(told) == 3 and told[1] == len(header.tasks):  # of any length: they are in the file
+            descriptions = dict.fromkeys(header.tasks, np.zeros(told[2], np.float32))
         with torch.device("meta"):
-            policy = cls(header.tasks, header.agent, header.observation_size, header.action_size)
+            policy = cls(header.tasks, header.agent, *sizes, descriptions=descriptions)
             for name, networks in policy.networks().items():
                 if rotation := found.get(f"{PREFIX}{name}.rotation"):
                     networks.add_rotation(rotation[-1])

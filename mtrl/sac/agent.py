@@ -16,6 +16,7 @@ from mtrl.config.sections import AgentConfig
 from mtrl.folder import POLICY_FORMAT
 from mtrl.nets.networks import MultiTaskNetworks
 from mtrl.nets.trunks import trunk_of
+from mtrl.policy.descriptions import Descriptions
 from mtrl.policy.policy import Policy
 from mtrl.sac.values import CategoricalValue, ScalarValue, Value
 
@@ -35,8 +36,12 @@ class MTSAC(Policy):
         observation_size: int,
         action_size: int,
         seed: int = 0,
+        *,
+        descriptions: Descriptions | None = None,
     ) -> None:
-        super().__init__(tasks, config, observation_size, action_size, seed)
+        super().__init__(
+            tasks, config, observation_size, action_size, seed, descriptions=descriptions
+        )
         self.value: Value = ScalarValue()
         if config.critic_bins is not None:
             self.value = CategoricalValue(config.critic_bins, config.value_limit)

@@ -79,6 +79,7 @@ def descend(
         for key, parameter in part.items():
             parameter.grad = None if key in problem.frozen else found[key]
     optimizer.step()
+    networks.after_step(gradients.losses, generator)
     surgery.after_step(problem.losses)
     return gradients
 

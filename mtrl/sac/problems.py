@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from mtrl.config.sections import LearnerConfig
 from mtrl.nets.networks import Function, MultiTaskNetworks
 from mtrl.nets.precision import trunks_in
+from mtrl.nets.trunks.base import Trunk
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.descend import Frozen, split_shared
 from mtrl.sac.losses import ActorTargets, actor_loss, critic_loss, td_target
@@ -62,6 +64,7 @@ def critic_problem(
         agent.critics,
         compiled(critic_loss),
         inputs=torch.cat([batch.observations, batch.actions], -1),
+        alpha=alpha,
         targets=(agent.value, target),
         engine=config.gradient_engine,
         precision=precision,
@@ -93,6 +96,7 @@ def actor_problem(
         agent.actor,
         compiled(actor_loss),
         inputs=batch.observations,
+        alpha=alpha,
         targets=(targets,),
         engine=config.gradient_engine,
         precision=precision,
@@ -101,10 +105,22 @@ def actor_problem(
     )
 
 
+def _weighed(loss: TaskLoss, trunk: Trunk, alpha: Tensor, *given: Any) -> Any:
+    """Losses whose values are as they are, and whose gradients have the architecture's factors."""
+    losses, auxiliary = loss(*given)
+    values = losses.detach()
+    factors = trunk.loss_factors(values, alpha)
+    if factors is None:
+        return losses, auxiliary
+    # Not by 0 · ∞ where a loss is none any more.
+    return torch.where(factors > 0, values + factors * (losses - values), values), auxiliary
+
+
 def _problem(
     networks: MultiTaskNetworks,
     loss: TaskLoss,
     *,
+    alpha: Tensor,
     inputs: Tensor,
     targets: tuple[Any, ...],
     engine: str,
@@ -116,7 +132,7 @@ def _problem(
     _, per_task = networks.named()
     return StackedProblem(
         trunk=networks.trunk,
-        loss=loss,
+        loss=partial(_weighed, loss, networks.trunk.trunk, alpha),
         shared=shared,
         per_task=per_task,
         inputs=inputs[None],

@@ -1,5 +1,7 @@
 """Gradient surgery: methods that resolve conflicts between task gradients."""
 
+from typing import TYPE_CHECKING, Any
+
 from mtrl.surgery.base import FeatureSurgery, GramianSurgery, Surgery
 from mtrl.surgery.gradients import (
     FeatureGradients,
@@ -20,9 +22,11 @@ from mtrl.surgery.methods.mgda import MGDA
 from mtrl.surgery.methods.none import NoSurgery
 from mtrl.surgery.methods.pcgrad import PCGrad
 from mtrl.surgery.methods.rotograd import RotoGrad, RotoRotate, RotoScale
-from mtrl.surgery.model import MultiTaskModel
 from mtrl.surgery.registry import available, get_surgery, register
 from mtrl.surgery.stacked import StackedProblem
+
+if TYPE_CHECKING:
+    from mtrl.surgery.model import MultiTaskModel as MultiTaskModel
 
 __all__ = [
     "FAMO",
@@ -53,3 +57,12 @@ __all__ = [
     "gramian",
     "register",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`MultiTaskModel`, once it is used: it brings torch.compile, as slow to import as torch."""
+    if name != "MultiTaskModel":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mtrl.surgery.model import MultiTaskModel
+
+    return MultiTaskModel

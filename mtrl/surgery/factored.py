@@ -65,11 +65,11 @@ class OfLayer:
     experts: int | None = None
 
     def gramian(self) -> Tensor:
-        """See `Factor`."""
+        """Σ (X_s X_tᵀ) ∘ (D_s D_tᵀ), `[N, T, T]`."""
         return self._summed(_layer_gramian(self.inputs, self.at_output))
 
     def combine(self, weights: Tensor) -> Tensor:
-        """See `Factor`."""
+        """Xᵀ (w ∘ D) over all tasks' rows, `[N, in, out]`; weights `[N, T]`."""
         x, d = at_least_float32(self.inputs), at_least_float32(self.at_output)
         if self.experts is not None:
             weights = weights.repeat_interleave(self.experts, 0)
@@ -77,13 +77,13 @@ class OfLayer:
         return found if self.experts is None else found.unflatten(0, (-1, self.experts))
 
     def along(self, direction: Tensor) -> Tensor:
-        """See `Factor`: ⟨X_tᵀ D_t, d⟩ = Σ (X_t d) ∘ D_t."""
+        """⟨X_tᵀ D_t, d⟩ = Σ (X_t d) ∘ D_t, `[N, T]`."""
         x, d = at_least_float32(self.inputs), at_least_float32(self.at_output)
         direction = direction if self.experts is None else direction.flatten(0, 1)
         return self._summed((x @ direction[:, None] * d).sum((2, 3)))
 
     def products(self, other: OfLayer) -> Tensor:
-        """See `Factor`: ⟨X_tᵀ D_t, X′_tᵀ D′_t⟩ = Σ (X_t X′_tᵀ) ∘ (D_t D′_tᵀ)."""
+        """⟨X_tᵀ D_t, X′_tᵀ D′_t⟩ = Σ (X_t X′_tᵀ) ∘ (D_t D′_tᵀ), `[N, T]`."""
         x, d = at_least_float32(self.inputs), at_least_float32(self.at_output)
         among_inputs = x @ other.inputs.to(x.dtype).mT
         among_outputs = d @ other.at_output.to(d.dtype).mT
@@ -106,22 +106,22 @@ class Composed:
     mix: Tensor
 
     def gramian(self) -> Tensor:
-        """See `Factor`: (w wᵀ) ∘ (G Gᵀ)."""
+        """(w wᵀ) ∘ (G Gᵀ), `[N, T, T]`."""
         return (self.mix @ self.mix.mT) * gramian({"": self.gradients})
 
     def combine(self, weights: Tensor) -> Tensor:
-        """See `Factor`."""
+        """Σ_t v_t w_tk G_t for weights v `[N, T]`: `[N, K, …]`."""
         scales = (weights[..., None] * self.mix).mT  # [N, K, T]
         found = scales @ at_least_float32(self.gradients.flatten(2))
         return found.unflatten(2, self.gradients.shape[2:])
 
     def along(self, direction: Tensor) -> Tensor:
-        """See `Factor`."""
+        """Σ_k w_tk ⟨G_t, d_k⟩, `[N, T]`."""
         each = at_least_float32(self.gradients.flatten(2)) @ direction.flatten(2).mT  # [N, T, K]
         return (each * self.mix).sum(-1)
 
     def products(self, other: Composed) -> Tensor:
-        """See `Factor`."""
+        """⟨w_t, w′_t⟩ ⟨G_t, G′_t⟩, `[N, T]`."""
         mixes = (self.mix * other.mix).sum(-1)
         return mixes * products({"": self.gradients}, {"": other.gradients})
 

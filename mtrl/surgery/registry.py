@@ -53,7 +53,7 @@ def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
     name, options = parse("surgery", spec)
     make: Any
     if ":" in name:
-        make = _import(name)
+        make = _outside(name)
     elif METHODS.load(name, Surgery, "a Surgery class"):
         make = METHODS.classes[name]
     else:
@@ -72,14 +72,14 @@ def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
         raise UsageError(f"surgery: {spec!r}: {one_line(error)}") from None
 
 
-def _import(name: str) -> type[Surgery] | Callable[..., Surgery]:
-    """Return a factory for `torchjd:Name` or `package.module:name`."""
+def _outside(name: str) -> type[Surgery] | Callable[..., Surgery]:
+    """What makes the method that `torchjd:Name` or `package.module:name` stands for."""
     from mtrl.surgery.plugins import callable_weighting, torchjd_weighting
 
     module, _, attribute = name.partition(":")
     if module == "torchjd":
         return partial(torchjd_weighting, attribute)
-    found = import_attribute("surgery", name)
+    found = METHODS.classes.get(name) or import_attribute("surgery", name)
     if isinstance(found, type) and issubclass(found, Surgery):
         return found
     if not callable(found):

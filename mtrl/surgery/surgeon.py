@@ -126,7 +126,7 @@ class Surgeon:
         return Total.apply(tell, *ordered)
 
     def after_step(self, losses: Callable[[], Mapping[str, Tensor]]) -> None:
-        """See `MultiTaskModel.after_step`."""
+        """Give the method the losses after the optimiser's step, averaged over the processes."""
         self._stepped = True
 
         def ordered() -> Tensor:

@@ -150,13 +150,9 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
     """
     import torch
 
-    from mtrl.nets.trunks import load_trunk
     from mtrl.sac.agent import MTSAC
     from mtrl.surgery import get_surgery
 
-    for spec in (config.agent.trunk, config.agent.actor_trunk, config.agent.critic_trunk):
-        if spec is not None:
-            load_trunk(spec)
     learner = config.learner
     surgeries = {
         "actor": get_surgery(learner.actor_surgery or learner.surgery, learner),
@@ -164,7 +160,12 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
     }
     try:
         with torch.device("meta"):
-            agent = MTSAC(benchmark.tasks, config.agent, *sizes_of(benchmark))
+            agent = MTSAC(
+                benchmark.tasks,
+                config.agent,
+                *sizes_of(benchmark),
+                descriptions=benchmark.descriptions,
+            )
             for name, networks in agent.networks().items():
                 surgeries[name].prepare(networks)
     except UsageError:
@@ -181,7 +182,7 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
 
 def sizes_of(benchmark: Benchmark) -> tuple[int, int]:
     """Return the lengths of observations and actions of an examined benchmark."""
-    from mtrl.envs.metaworld import ACTION_SPACE, OBSERVATION_SPACE
+    from mtrl.envs.tasks import ACTION_SPACE, OBSERVATION_SPACE
 
     observations, actions = benchmark.spaces or (OBSERVATION_SPACE, ACTION_SPACE)
     return observations.shape[0], actions.shape[0]

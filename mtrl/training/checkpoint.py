@@ -50,7 +50,16 @@ class CheckpointWriter:
         self._error: BaseException | None = None
 
     def save(self, steps: int, state: dict[str, Any], config: str) -> Path:
-        """Start `save_checkpoint` after the previous one is written; return the future path."""
+        """Write a checkpoint, once the one before is written, and remove all but the newest two.
+
+        Args:
+            steps: Environment steps over all tasks.
+            state: Nested dictionaries with string keys; leaves are tensors, arrays or plain values.
+            config: The agent's description as YAML; see `MTSAC.load`.
+
+        Returns:
+            Where it will be.
+        """
         self.wait()
         tensors: dict[str, Tensor] = {}
         plain: dict[str, Any] = {}
@@ -89,27 +98,12 @@ class CheckpointWriter:
             self._error = error
 
 
-def save_checkpoint(run_dir: Path, steps: int, state: dict[str, Any], config: str) -> Path:
-    """Write a checkpoint, and remove all except the latest two.
-
-    Args:
-        steps: Environment steps over all tasks.
-        state: Nested dictionaries with string keys; leaves are tensors, arrays or plain values.
-        config: The agent's description as YAML; see `MTSAC.load`.
-    """
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {}
-    _flatten(state, "", tensors, plain)
-    return _write(run_dir, steps, tensors, json.dumps(plain), config)
-
-
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copy tensors to the host."""
     return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def _write(run_dir: Path, steps: int, tensors: dict[str, Tensor], plain: str, config: str) -> Path:
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+def _write(run_dir: Path, steps: int, tensors: dict[str, Tensor], plain: str, config: str) -> None:
     header = {
         "format": CHECKPOINT_FORMAT,
         "config": config,
@@ -122,7 +116,6 @@ def _write(run_dir: Path, steps: int, tensors: dict[str, Tensor], plain: str, co
     write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
     for old in sorted(path.parent.glob("step_*.safetensors"))[:-KEEP]:
         old.unlink()
-    return path
 
 
 def _path(run_dir: Path, steps: int) -> Path:
@@ -175,7 +168,7 @@ def what_is_left(run_dir: Path) -> str:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Load the `state` given to `save_checkpoint`, and the package versions.
+    """Load the `state` given to `CheckpointWriter.save`, and the package versions.
 
     All tensors are on the CPU, and arrays become tensors.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mtrl.envs.benchmarks import N_GOALS
-from mtrl.envs.metaworld import MAX_STEPS
+from mtrl.envs.tasks import MAX_STEPS
 from mtrl.evaluation.protocol import evaluate_in
 from mtrl.evaluation.scores import Evaluation
 from mtrl.folder import FINAL, write_atomically, write_benchmark

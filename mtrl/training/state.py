@@ -86,7 +86,8 @@ class RunState:
         )
         observation, action = self.envs.observation_size, self.envs.action_size
         if agent is None:
-            agent = MTSAC(benchmark.tasks, config.agent, observation, action, seed=weights)
+            told, sizes = benchmark.descriptions, (observation, action)
+            agent = MTSAC(benchmark.tasks, config.agent, *sizes, weights, descriptions=told)
         self.agent = agent.to(device)
         self.learner = Learner(self.agent, config.learner, learner)
         if config.threads is None and device.type == "cpu":

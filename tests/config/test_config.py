@@ -62,6 +62,18 @@ def test_help_imports_neither_torch_nor_a_simulator():
         assert flag in shown
 
 
+def test_an_error_that_needs_torch_brings_neither_its_compiler_nor_a_simulator():
+    """`torch._dynamo` takes as long to import as torch itself."""
+    code = (
+        "import sys\nfrom mtrl.cli import train\n"
+        "arguments = ['--config', 'quickstart', '--trunk', 'moore(experts=0)']\n"
+        "assert train.main(arguments) == 2\n"
+        "heavy = {'torch._dynamo', 'mujoco', 'metaworld', 'matplotlib'} & set(sys.modules)\n"
+        "assert 'torch' in sys.modules and not heavy, heavy"
+    )
+    run_python(code)
+
+
 def test_a_config_file_becomes_the_defaults_that_help_shows(tmp_path, capsys):
     path = tmp_path / "x.yaml"
     path.write_text("seed: 41\nlearner:\n  batch_size: 77\n  learning_rate: 1e-5\n")

@@ -44,7 +44,7 @@ def test_a_section_as_a_dict_changes_the_fields_in_it():
         assert found.flat() == before.flat() | {"surgery": "pcgrad", "seed": 4}
     wide = preset("quickstart", agent={"hidden_sizes": (64, 64)})
     assert wide.agent.actor_hidden_sizes is None and wide.agent.critic_bins == 101
-    with pytest.raises(UsageError, match="surgery: expected one value, got it twice"):
+    with pytest.raises(UsageError, match="surgery: expected one value, got two"):
         before.model_copy(update={"surgery": "none", "learner": {"surgery": "pcgrad"}})
     with pytest.raises(UsageError, match="unknown 'surgrey'; did you mean 'surgery'"):
         before.model_copy(update={"learner": {"surgrey": "pcgrad"}})

@@ -1,7 +1,12 @@
 """A custom module as a trunk, against the module itself for one network and task."""
 
 import copy
-from dataclasses import replace
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, replace
 
 import numpy as np
 import own_trunks
@@ -11,9 +16,10 @@ from torch.func import functional_call
 
 from mtrl.config.registry import TRUNKS
 from mtrl.config.sections import AgentConfig
+from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, head
-from mtrl.nets.trunks import get_trunk, load_trunk
+from mtrl.nets.trunks import MLP, MOORE, Trunk, get_trunk, load_trunk, register_trunk, trunk_of
 from mtrl.policy.export import export_policy
 from mtrl.policy.policy import Policy
 from mtrl.sac.agent import MTSAC
@@ -144,6 +150,95 @@ def test_features_of_a_row_do_not_depend_on_other_rows():
         make("own_trunks:Mixes")
 
 
-def test_a_single_head_is_rejected():
+def build(n_inputs, depth=1):
+    layers = [torch.nn.Linear(n_inputs, 6), *(torch.nn.Linear(6, 6) for _ in range(depth))]
+    return torch.nn.Sequential(*layers, torch.nn.Tanh())
+
+
+@pytest.mark.parametrize("told", ["one-hot", "description", "embedding"])
+def test_what_tells_the_task_follows_the_observation(told):
+    """Then one head is enough: features are those of the module on [x, what is told]."""
+    vectors = {"reach-v3": [1.0, 2.0], "push-v3": [-1.0, 0.5]}
+    config = AgentConfig(trunk=build, task_input=told, heads="single")
+    policy = Policy(("reach-v3", "push-v3"), config, IN, OUT, seed=1, descriptions=vectors)
+    actor = policy.actor
+    known = {
+        "one-hot": torch.eye(2),
+        "description": torch.tensor(list(vectors.values())),
+        "embedding": dict(actor.per_task).get("embedding", torch.zeros(1))[0],
+    }[told]
+    x = torch.randn(2, IN)
+    module = build(IN + known.shape[-1])
+    values = {
+        name.removeprefix("module:").replace(":", "."): value[0]
+        for name, value in actor.shared.items()
+        if name.startswith("module:")
+    }
+    z = functional_call(module, values, (torch.cat([x, known], -1),))
+    outputs = z @ actor.shared["head_weight"][0] + actor.shared["head_bias"][0]
+    found = policy.act(x, torch.arange(2))
+    torch.testing.assert_close(found, torch.tanh(outputs[:, :OUT]))
+
+
+def test_classes_functions_and_trunks_are_named_by_themselves():
+    """What Python is given becomes a text that a file can hold, and is registered under it."""
+    config = AgentConfig(
+        trunk=own_trunks.Attentive, actor_trunk=build, critic_trunk=MOORE((9, 8), experts=3)
+    )
+    assert config.trunk == NAME and config.actor_trunk == f"{__name__}:build"
+    assert config.critic_trunk == "moore(widths=(9, 8), experts=3)"
+    assert trunk_of(config, "critic") == MOORE((9, 8), experts=3)
+    assert AgentConfig(trunk=MLP()).trunk == "mlp"
+    assert TrainConfig(trunk=build).agent.trunk == f"{__name__}:build"
+    agent = MTSAC(("a", "b"), config, 7, 3)
+    assert agent.critics.n_features == 8 and agent.actor.n_features == 6
+    with pytest.raises(ValueError, match="trunk: expected a class or a named function"):
+        AgentConfig(trunk=lambda n: torch.nn.Linear(n, 3))
+
+
+def test_an_installed_packages_trunk(tmp_path):
+    """By an entry point of the group `mtrl.trunks`; a policy file alone does not import it."""
+    (tmp_path / "their_trunks.py").write_text(
+        "from torch import nn\n"
+        "class Narrow(nn.Linear):\n"
+        "    def __init__(self, n_inputs, width=3): super().__init__(n_inputs, width)\n"
+    )
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mtrl.trunks]\nnarrow = their_trunks:Narrow\n")
+    make = (
+        "import sys\nfrom mtrl.config.registry import TRUNKS\nTRUNKS.check('narrow(width=5)')\n"
+        "assert not {'torch', 'their_trunks'} & set(sys.modules)\n"
+        "from mtrl import AgentConfig, MTSAC\n"
+        "MTSAC(('a',), AgentConfig(trunk='narrow(width=5)'), 7, 3).save('a.safetensors')\n"
+    )
+    read = (
+        "import sys\nfrom mtrl import Policy\nfrom mtrl.nets.trunks import import_trunks\n"
+        "try: Policy.load('a.safetensors')\n"
+        "except ValueError as error: assert '--import narrow makes it known' in str(error), error\n"
+        "assert 'their_trunks' not in sys.modules\n"
+        "import_trunks(['narrow'])\n"
+        "assert Policy.load('a.safetensors').actor.n_features == 5\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    for code in (make, read):
+        environment = os.environ | {"PYTHONPATH": path}
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=tmp_path)
+
+
+def test_the_pages_example_is_a_trunk(request):
+    """Of docs/architectures.md: made, told the task in each way, and acting."""
+    page = (request.config.rootpath / "docs" / "architectures.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r'^    (@register_trunk\("gated"\).*?)(?=^\S)', page, re.M | re.S)
+    space = {"register_trunk": register_trunk, "dataclass": dataclass, "Trunk": Trunk}
+    exec(textwrap.dedent(f"    {code}"), space)
+    for told in ("one-hot", "embedding", "description"):
+        config = AgentConfig(trunk="gated", task_input=told, hidden_sizes=(5, 6))
+        policy = Policy(("reach-v3", "push-v3"), config, IN, OUT)
+        assert policy.predict(np.ones((2, IN)))[0].shape == (2, OUT)
+
+
+def test_one_head_cannot_tell_tasks_apart():
     with pytest.raises(UsageError, match="heads: expected 'multi'"):
         make(multi_head=False)

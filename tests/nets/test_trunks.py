@@ -33,12 +33,21 @@ TRUNKS = {
     "mlp": MLP((8, 7)),
     "mlp, embedding": MLP((8, 7), embedding=4),
     "residual": Residual((8, 8)),
+    "mlp, described": MLP((8, 7), task_input="description"),
     "film": FiLM((8, 7), embedding=4),
+    "film, described": FiLM((8, 7), task_input="description"),
+    "film, one-hot": FiLM((8, 7), task_input="one-hot"),
     "soft-modules": SoftModules((8, 7, 9), layers=3, modules=2, width=6, size=5),
+    "soft-modules, described": SoftModules(
+        (8, 7, 9), layers=2, modules=2, width=6, size=5, task_input="description"
+    ),
     "moore": MOORE((9, 8), experts=3),
+    "moore, embedding": MOORE((9, 8), experts=3, embedding=4),
+    "moore, described": MOORE((9, 8), experts=3, task_input="description"),
     "care, described": CARE((8, 7), encoders=3, size=5),
     "care": CARE((8, 7), encoders=3, size=5, embedding=4),
     "paco": PaCo((8, 7), sets=3),
+    "paco, described": PaCo((8, 7), sets=3, task_input="description"),
 }
 """A small instance of each architecture, with different widths where possible."""
 
@@ -78,8 +87,11 @@ def make_problem(trunk, n_tasks=T, **settings) -> StackedProblem:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(1, n_tasks, B, IN, generator=generator, dtype=torch.float64)
     y = torch.randn(n_tasks, B, OUT, generator=generator, dtype=torch.float64)
-    function, shared, per_task = networks.folded()
-    return StackedProblem(function, task_loss, shared, per_task, x, (y,), **settings)
+    shared, per_task = networks.named()
+    fixed = networks.fixed_inputs()
+    return StackedProblem(
+        networks.trunk, task_loss, shared, per_task, x, (y,), fixed=fixed, **settings
+    )
 
 
 def task_loss(shared, per_task, features, y):
@@ -111,11 +123,20 @@ def plain(trunk, p, x):
             z = relu(norm(z)) if number < count - 1 or last else z
         return z
 
+    def vector(name):
+        """A task's own row of a table, or a layer on what the task is told by."""
+        return p[name] if trunk.told == "one-hot" else linear(name, told)
+
+    told = None if isinstance(trunk, MLP) or trunk.told == "one-hot" else p[trunk.told]
+    if isinstance(trunk, FiLM) and trunk.told == "one-hot":
+        told = p["one_hot"]
     depth = len(trunk.widths)
     if isinstance(trunk, MLP):
         bias = p["bias0"]
-        if trunk.embedding:
+        if trunk.told == "embedding":
             bias = bias + p["embedding"] / p["embedding"].norm() @ p["task_weight"]
+        if trunk.told == "description":
+            bias = bias + p["description"] @ p["task_weight"]
         z = relu(norm(x @ p["weight0"] + bias))
         for number in range(1, len(trunk.layer_widths())):
             y = norm(z @ p[f"weight{number}"] + p[f"bias{number}"])
@@ -128,7 +149,7 @@ def plain(trunk, p, x):
                 z = z + y
         return z
     if isinstance(trunk, FiLM):
-        film = linear("film1", relu(linear("film0", p["embedding"])))
+        film = linear("film1", relu(linear("film0", told)))
         of_layers = film.view(2, -1).split(trunk.widths, -1)
         z = x
         for number, (gamma, beta) in enumerate(of_layers):
@@ -139,28 +160,27 @@ def plain(trunk, p, x):
         vectors = [in_a_row("expert", x, depth, k) for k in range(trunk.experts)]
         for b in range(len(x)):  # for each sample by QR, with the signs of R's diagonal
             q, r = torch.linalg.qr(torch.stack([v[b] for v in vectors], -1))
-            rows.append((q * r.diagonal().sign()) @ p["mix"])
+            rows.append((q * r.diagonal().sign()) @ vector("mix"))
         return torch.tanh(torch.stack(rows))
     if isinstance(trunk, CARE):
-        known = p["embedding"] if trunk.embedding else p["description"]
-        context = linear("context1", relu(norm(linear("context0", known))))
+        context = linear("context1", relu(norm(linear("context0", told))))
         encoded = torch.stack([in_a_row("encoder", x, 2, k) for k in range(trunk.encoders)])
         attention = (encoded @ context.detach()).softmax(0)
         attended = (attention[..., None] * encoded).sum(0)
         joined = torch.cat([context.expand(len(x), -1), attended], -1)
         return in_a_row("torso", joined, depth, last=True)
     if isinstance(trunk, PaCo):
-        z = x
+        z, mix = x, vector("mix")
         for number in range(depth):
             theta = [
-                sum(w * part for w, part in zip(p["mix"], p[f"layer{number}_{kind}"], strict=True))
+                sum(w * part for w, part in zip(mix, p[f"layer{number}_{kind}"], strict=True))
                 for kind in ("weight", "bias")
             ]
             z = relu(norm(z @ theta[0] + theta[1]))
         return z
     assert isinstance(trunk, SoftModules)
     f = norm(in_a_row("observe", x, depth - 1))
-    e = linear("join1", relu(linear("join0", relu(p["task"] * f))))
+    e = linear("join1", relu(linear("join0", relu(vector("task") * f))))
     given = [relu(f)] * trunk.modules
     routes = []
     for number in range(trunk.layers):
@@ -179,7 +199,7 @@ def of_one(problem, n, t):
     """Return the parameters of only one network and task, as leaves."""
     shared = {k: v[n].clone().requires_grad_() for k, v in problem.shared.items()}
     own = {k: v[n, t].clone().requires_grad_() for k, v in problem.per_task.items()}
-    return shared, own
+    return shared, own, {k: v[n, t] for k, v in problem.fixed.items()}
 
 
 def truth(problem):
@@ -188,8 +208,8 @@ def truth(problem):
     rows, losses, features = [], [], []
     for n in range(N):
         for t in range(n_tasks):
-            shared, own = of_one(problem, n, t)
-            z = plain(trunk, shared | own, problem.inputs[0, t])
+            shared, own, fixed = of_one(problem, n, t)
+            z = plain(trunk, shared | own | fixed, problem.inputs[0, t])
             outputs = z @ own["head_weight"] + own["head_bias"]
             loss = (outputs - problem.targets[0][t]).square().mean()
             loss.backward()
@@ -215,7 +235,10 @@ def test_features_and_gradients_are_those_of_the_equations_task_by_task(trunk, n
     """The row of a task depends only on its own parameters and samples."""
     problem = make_problem(trunk, n_tasks)
     expected, losses, features = truth(problem)
-    close(problem.trunk(problem.shared, problem.per_task, problem.inputs), features)
+    close(
+        problem.trunk(problem.shared, {**problem.per_task, **problem.fixed}, problem.inputs),
+        features,
+    )
     close(problem.losses(), losses)
     shared = {k: v for k, v in expected.items() if k in problem.shared}
     own = {k: v for k, v in expected.items() if k in problem.per_task}
@@ -308,6 +331,8 @@ def test_actor_and_critics_may_differ():
         ("moore(experts=0)", "trunk: expected experts from 1 to 256, got 0"),
         ("moore(experts=1.5)", "trunk: expected experts from 1 to 256, got 1.5"),
         ("moore(experts=None, widths=())", "trunk: expected widths of 1 to 256 layers, got ()"),
+        ("paco(loss_limit=0)", "trunk: expected loss_limit above 0, got 0"),
+        ("mlp(task_input='words')", "trunk: expected task_input one-hot, embedding, description"),
         ("mlp(widths=(3, 0))", "trunk: expected widths from 1 to 65536, got 0"),
         ("mlp(layer_norm=1)", "trunk: expected layer_norm True or False, got 1"),
         ("residual(widths=(3, 4))", "trunk: expected equal widths for a residual trunk"),
@@ -319,10 +344,23 @@ def test_invalid_descriptions_are_rejected(spec, message):
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_an_embedding_is_for_trunks_that_have_one():
-    assert get_trunk("care", embedding=9).embedding == 9
-    with pytest.raises(UsageError, match="task_embedding: expected a trunk with a task embedding"):
-        get_trunk("moore", embedding=9)
+def test_how_the_task_is_told():
+    """By the configuration, unless the trunk's own text says so."""
+    assert [get_trunk(name).told for name in ("moore", "film", "care")] == [
+        "one-hot",
+        "embedding",
+        "description",
+    ]
+    assert get_trunk("care", embedding=9).told == "embedding"
+    assert get_trunk("moore", task_input="description").told == "description"
+    found = get_trunk("moore(task_input='one-hot')", task_input="embedding", embedding=9)
+    assert found.told == "one-hot" and found.embedding is None
+    config = AgentConfig(trunk="paco", task_input="embedding", critic_trunk="mlp(embedding=3)")
+    assert trunk_of(config, "actor").told == trunk_of(config, "critic").told == "embedding"
+    with pytest.raises(UsageError, match="expected task_input 'embedding' beside embedding=3"):
+        get_trunk("mlp(task_input='description', embedding=3)")
+    with pytest.raises(ValueError, match="task_embedding: expected task_input 'embedding'"):
+        AgentConfig(task_input="one-hot", task_embedding=3)
 
 
 def test_names_are_checked_without_the_registry():

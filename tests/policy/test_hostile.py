@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_runs import save_checkpoint
 
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.export import main as export_main
@@ -19,7 +20,7 @@ from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
 from mtrl.policy.policy import Policy
 from mtrl.sac.agent import MTSAC
-from mtrl.training.checkpoint import load_checkpoint, save_checkpoint
+from mtrl.training.checkpoint import load_checkpoint
 
 MANY = [200, pytest.param(3_500, marks=pytest.mark.slow)]
 """Number of inputs of each kind; more than 10,000 in all in the slow tests."""

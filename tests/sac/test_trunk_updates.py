@@ -9,12 +9,15 @@ from small_learner import ACTION, OBSERVATION, TASKS, filled_replay, make_batch,
 from torch.utils._pytree import tree_leaves
 
 from mtrl.config.sections import AgentConfig
+from mtrl.errors import UsageError
 from mtrl.nets.trunks import available_trunks
 from mtrl.policy.descriptions import vectors
 from mtrl.policy.export import export_policy
 from mtrl.policy.policy import Policy
+from mtrl.policy.unseen import in_tasks
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.diagnose import diagnose
+from mtrl.sac.problems import critic_problem
 from mtrl.surgery import available
 
 SPECS = {
@@ -25,7 +28,12 @@ SPECS = {
     "moore": "moore(experts=3)",
     "care": "care(encoders=3, size=6, embedding=4)",
     "paco": "paco(sets=3)",
+    "paco, limited": "paco(sets=3, loss_limit=100.0)",
+    "soft-modules, weighed": "soft-modules(layers=2, width=7, size=6, loss_weights=True)",
+    "film, one-hot": "film(task_input='one-hot')",
+    "moore, embedding": "moore(experts=3, embedding=4)",
 }
+PLAIN = [name for name in SPECS if "," not in name]
 each_trunk = pytest.mark.parametrize("trunk", SPECS)
 
 
@@ -37,10 +45,11 @@ RECIPE = {"layer_norm": True, "normalize_observations": True, "critic_bins": 9}
 
 
 def test_all_trunks_are_here():
-    assert set(SPECS) == set(available_trunks()) - {"two-layers"}  # of the docstring
+    found = {name.split(",")[0] for name in SPECS}
+    assert found == set(available_trunks()) - {"two-layers"}  # of the docstring
 
 
-@each_trunk
+@pytest.mark.parametrize("trunk", PLAIN)
 @pytest.mark.parametrize("surgery", available())
 def test_updates_with_every_method(trunk, surgery):
     """With the parts of the recipe, every parameter gets a finite gradient and changes."""
@@ -183,3 +192,126 @@ def test_descriptions_are_inputs_and_not_trained(tmp_path):
         given = np.concatenate([rows, np.eye(2)], 1).astype(np.float32)
         found = torch.export.load(program).module()(torch.from_numpy(given)).detach().numpy()
         np.testing.assert_allclose(found, actions(loaded, rows), atol=1e-5)
+
+
+def updated(trunk: str, surgery: str = "none", n_tasks: int = 3, seed: int = 0, **settings):
+    """A learner after one update in float64, and what it was fed."""
+    agent = AgentConfig(trunk=trunk, hidden_sizes=(12, 12))
+    learner = make_learner(
+        n_tasks, surgery=surgery, agent=agent, dtype=torch.float64, max_grad_norm=0, **settings
+    )
+    return learner, make_batch(n_tasks)
+
+
+@pytest.mark.parametrize("surgery", ["none", "pcgrad"])
+@pytest.mark.parametrize("engine", ["jacobian", "factored"])
+def test_pacos_masked_tasks_count_for_nothing(surgery, engine):
+    """Section 3.3: the others' update is as if its gradient were zero; w_t is drawn anew."""
+    learner, (batch, noise) = updated("paco(sets=3)", surgery, gradient_engine=engine)
+    problem = critic_problem(
+        learner.agent, learner.config, batch, noise=noise[0], alpha=learner.agent.log_alpha.exp()
+    )
+    losses = problem.losses()
+    limit = float(losses.max(1).values.min()) * 0.999  # the largest of each critic is beyond it
+    masked = losses > limit
+    assert 0 < masked.sum() < masked.numel()
+    limited, _ = updated(f"paco(sets=3, loss_limit={limit!r})", surgery, gradient_engine=engine)
+    other = critic_problem(
+        limited.agent, limited.config, batch, noise=noise[0], alpha=limited.agent.log_alpha.exp()
+    )
+    close = torch.testing.assert_close
+    close(other.losses(), losses)  # told as they are
+    found, plain = other.task_gradients(), problem.task_gradients()
+    kept = (~masked).double()
+    close(found.gramian(), plain.gramian() * kept[:, :, None] * kept[:, None])
+    weights = torch.rand(losses.shape, dtype=torch.float64)
+    expected = plain.combine(weights * kept)
+    for name, value in found.combine(weights).items():
+        close(value, expected[name])
+    before = limited.agent.critics.per_task["mix"].clone()
+    learner.update(batch, noise)
+    limited.update(batch, noise)
+    after, untouched = (x.agent.critics.per_task["mix"] for x in (limited, learner))
+    for n, t in masked.nonzero().tolist():
+        others = after[n][~masked[n]]
+        shares = torch.linalg.lstsq(others.T, after[n, t]).solution
+        if len(others) < after.shape[-1]:
+            close(others.T @ shares, after[n, t])
+            close(shares.sum(), torch.ones((), dtype=torch.float64))
+            assert (shares > 0).all()
+        assert not torch.equal(after[n, t], before[n, t])
+    assert not torch.equal(after, untouched)
+
+
+def test_no_task_within_the_limit_leaves_paco_as_it_is():
+    learner, (batch, noise) = updated("paco(sets=3, loss_limit=1e-9)")
+    before = copy.deepcopy(learner.agent.state_dict())
+    learner.update(batch, noise)
+    for name, value in learner.agent.state_dict().items():
+        if name.startswith("critics."):
+            assert torch.equal(value, before[name]), name
+
+
+def test_soft_modules_weigh_losses_by_the_temperatures():
+    """T softmax(−log α): tasks whose α is half as large as another's count twice as much."""
+    text = "soft-modules(layers=2, modules=2, width=7, size=6{})"
+    alpha = torch.tensor([0.5, 1.0, 0.25], dtype=torch.float64)
+    found = []
+    for more in ("", ", loss_weights=True"):
+        learner, (batch, noise) = updated(text.format(more))
+        problem = critic_problem(
+            learner.agent, learner.config, batch, noise=noise[0], alpha=alpha, precision="fp32"
+        )
+        found.append(problem.task_gradients())
+    factors = 3 * torch.tensor([2.0, 1.0, 4.0], dtype=torch.float64) / 7
+    torch.testing.assert_close(found[1].losses, found[0].losses)
+    expected = found[0].gramian() * factors[:, None] * factors
+    torch.testing.assert_close(found[1].gramian(), expected)
+
+
+DESCRIBED = ("mlp", "film", "soft-modules", "moore", "care", "paco", f"{__name__}:narrow")
+
+
+def narrow(n_inputs: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(n_inputs, 5), torch.nn.Tanh())
+
+
+@pytest.mark.parametrize("trunk", DESCRIBED)
+def test_a_policy_told_descriptions_acts_in_a_task_it_never_saw(trunk, tmp_path):
+    """As the one that has the new description in an old task's place, from a file as well."""
+    draw = np.random.default_rng(0)
+    told = {name: draw.normal(size=4).tolist() for name in ("a", "b", "new")}
+    config = AgentConfig(
+        trunk=trunk, task_input="description", heads="single", hidden_sizes=(12, 12)
+    )
+    mine = {name: told[name] for name in ("a", "b")}
+    agent = MTSAC(("a", "b"), config, OBSERVATION, ACTION, descriptions=mine)
+    for parameter in agent.actor.parameters():
+        parameter += 0.1 * torch.randn(parameter.shape)
+    agent.save(tmp_path / "a.safetensors")
+    rows = draw.normal(size=(6, OBSERVATION))
+    found = in_tasks(Policy.load(tmp_path / "a.safetensors"), ("new", "b"), {"new": told["new"]})
+    assert found.tasks == ("new", "b")
+    agent.actor.fixed.description[0, 0] = torch.tensor(told["new"])
+    for task, same in (("new", "a"), ("b", "b")):
+        expected = agent.predict(rows, task=same, deterministic=True)[0]
+        np.testing.assert_allclose(
+            found.predict(rows, task=task, deterministic=True)[0], expected, atol=1e-6
+        )
+    for wrong, message in (
+        ({"new": told["new"][:2]}, "expected vectors of length 4, .* got 2"),
+        ({}, "expected a vector for each task, got none for 'new'"),
+        (None, "expected a vector for each of new"),
+        ({"new": [1.0, float("nan"), 0.0, 0.0]}, "finite numbers for 'new'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            in_tasks(agent, ("new",), wrong)
+
+
+@pytest.mark.parametrize(
+    "config", [AgentConfig(), AgentConfig(task_input="description"), AgentConfig(heads="single")]
+)
+def test_other_policies_act_where_they_were_trained_alone(config):
+    policy = Policy(("reach-v3", "push-v3"), config, OBSERVATION, ACTION)
+    with pytest.raises(UsageError, match=r"unknown 'pick-place-v3'.*task_input 'description'"):
+        in_tasks(policy, ("reach-v3", "pick-place-v3"))

@@ -10,31 +10,18 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
+from weights_apart import Fixed
 
 from mtrl.errors import UsageError
 from mtrl.surgery import GramianSurgery, MultiTaskModel, available, get_surgery
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 TASKS = "abc"
 D = 6
 METHODS = [name for name in available() if name not in ("first-task-only",)]
 GRAMIAN = [name for name in METHODS if isinstance(get_surgery(name), GramianSurgery)]
 ON_LOSSES = ["famo", "gradnorm"]
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-class Fixed(GramianSurgery):
-    """Returns different weights per task, so that errors are visible."""
-
-    def weights(self, gramian, generator):
-        found = torch.arange(1, 1 + gramian.shape[-1], dtype=gramian.dtype)
-        return (found / 4).expand(gramian.shape[:2])
 
 
 class Plain(nn.Module):

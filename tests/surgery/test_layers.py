@@ -8,30 +8,15 @@ from torch import nn
 from torch.nn.functional import conv2d, linear
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
+from weights_apart import Fixed
 
-from mtrl.surgery import GramianSurgery, MultiTaskModel
+from mtrl.surgery import MultiTaskModel
 from mtrl.surgery.layers import Embedding, Factored, layers_of
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 TASKS = "abc"
 B, D = 3, 5
-
-
-@pytest.fixture(autouse=True)
-def _float64(monkeypatch):
-    monkeypatch.setattr("mtrl.surgery.layers.WORTH", 0)  # the layers here are small
-    monkeypatch.setattr("mtrl.surgery.modules.AT_ONCE", 2)  # test_any_graph.py goes one by one
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-class Fixed(GramianSurgery):
-    """Returns different weights per task."""
-
-    def weights(self, gramian, generator):
-        found = torch.arange(1, 1 + gramian.shape[-1], dtype=gramian.dtype)
-        return (found / 4).expand(gramian.shape[:2])
 
 
 class Function(nn.Module):

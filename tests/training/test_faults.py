@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import TASKS, TOTAL, small_config
+from small_runs import TASKS, TOTAL, save_checkpoint, small_config
 
 from mtrl import Benchmark, TrainConfig, resume, train
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.errors import RunError, UsageError
 from mtrl.folder import newest_checkpoint
-from mtrl.training.checkpoint import load_newest, save_checkpoint
+from mtrl.training.checkpoint import load_newest
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.lock import locked
 from mtrl.training.run import check

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.nets.build import Build
 from mtrl.nets.params import Params
@@ -30,38 +32,34 @@ class CARE(Trunk):
     Deviations: the descriptions are our own, and all-MiniLM-L6-v2 replaces RoBERTa.
 
     Args:
-        widths: Widths of the torso.
-        encoders: Number k of encoders; default: the paper's 6, and 10 for more than 10 tasks.
-        size: Width of the two layers of C and of each encoder.
-        embedding: Length of a learned e_t that replaces the description, as in the paper's
-            ablation; required for tasks without descriptions.
+        widths: Of the torso.
+        encoders: k; default: the paper's 6, and 10 for more than 10 tasks.
+        size: Width of the two layers of C, and of those of each encoder.
+        embedding: Length of an e_t that is learned, in the description's place: the paper's
+            ablation.
     """
 
     encoders: int | None = None
     size: int = 50
-    embedding: int | None = None
 
+    usual: ClassVar[str | None] = "description"
+
+    @override
     def for_tasks(self, n_tasks: int) -> CARE:
-        """See `Trunk`."""
         return self if self.encoders else replace(self, encoders=6 if n_tasks <= 10 else 10)
 
+    @override
     def build(self, make: Build, n_inputs: int) -> None:
-        """See `Trunk`."""
         size = self.size
-        given = self.embedding
-        if given is None:
-            given = make.description("description")
-        else:
-            make.table("embedding", given)
-        make.layers_in_a_row("context", given, size, size)
+        self.tell(make)
+        make.layers_in_a_row("context", self.n_told(make), size, size)
         make.layers_in_a_row("encoder", n_inputs, size, size, experts=self.encoders)
         make.layers_in_a_row("torso", 2 * size, *self.widths)
 
+    @override
     def __call__(self, p: Params, inputs: Tensor) -> Tensor:
-        """See `Trunk`."""
         norm = self.layer_norm
-        known = p["embedding" if self.embedding else "description"]
-        context = p.linear("context0", known[:, :, None], norm=norm, relu=True)
+        context = p.linear("context0", self.task(p), norm=norm, relu=True)
         context = p.linear("context1", context)  # [N, T, 1, size]
         encoded = p.linear("encoder0", inputs, norm=norm, relu=True)
         encoded = p.linear("encoder1", encoded)  # [N, k, T, B, size]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.nets.build import Build
 from mtrl.nets.params import Params
-from mtrl.nets.trunks.base import Trunk
+from mtrl.nets.trunks.base import EMBEDDING, Trunk
 from mtrl.nets.trunks.registry import register_trunk
 
 MODULATION_BOUND = 1e-2
@@ -22,34 +24,33 @@ unmodulated."""
 class FiLM(Trunk):
     """Feature-wise linear modulation (Perez et al. 2018, arXiv 1709.07871, eqs. 1–2).
 
-    With e_t a learned embedding of task t,
+    With e_t a learned embedding of task t, or a description's, as in the paper,
 
         [γ, β] = W₂ relu(W₁ e_t + b₁) + b₂,        z_l = relu((1 + γ_l) ∘ (W z_{l−1} + b) + β_l):
 
     a factor and a shift for every unit of every layer, before its ReLU.
 
-    Deviations: the network that computes γ and β takes the task instead of a question in words, and
-    a single one serves all layers. Fully connected layers replace convolutions, and LayerNorm (if
-    enabled) replaces batch normalisation. Public RL code with one scalar per layer implements a
-    different, weaker method.
+    Deviations: the network that gives γ and β is one for all layers; fully connected layers stand
+    for convolutions, LayerNorm (if asked for) for batch normalisation. Public code for RL with one
+    scalar per layer is another, weaker method.
 
-    Args:
-        embedding: Size of e_t and of the layer on it; 50 as in CARE's experiments with FiLM.
+    The layer on e_t is as wide as a learned e_t: 50, as in CARE's experiments with FiLM, if nothing
+    is said.
     """
 
-    embedding: int = 50
+    usual: ClassVar[str | None] = "embedding"
 
+    @override
     def build(self, make: Build, n_inputs: int) -> None:
-        """See `Trunk`."""
-        size = self.embedding
-        make.table("embedding", size)
-        make.linear("film0", size, size)
+        size = self.embedding or EMBEDDING
+        self.tell(make)
+        make.linear("film0", self.n_told(make), size)
         make.linear("film1", size, 2 * sum(self.widths), bound=MODULATION_BOUND)
         make.layers_in_a_row("layer", n_inputs, *self.widths)
 
+    @override
     def __call__(self, p: Params, inputs: Tensor) -> Tensor:
-        """See `Trunk`."""
-        hidden = p.linear("film0", p["embedding"][:, :, None], relu=True)  # [N, T, 1, e]
+        hidden = p.linear("film0", self.task(p), relu=True)  # [N, T, 1, e]
         factors, shifts = p.linear("film1", hidden).chunk(2, -1)
         widths = list(self.widths)
         z = inputs

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import normalize
+from typing_extensions import override
 
 from mtrl.nets.build import Build
 from mtrl.nets.params import Params
@@ -22,32 +23,28 @@ from mtrl.nets.trunks.registry import register_trunk
 class MLP(Trunk):
     """Layers with ReLU; with a head per task, this is the multi-head network of Yu et al. 2020.
 
-    The task enters as the bias of the first layer. This equals a layer on [inputs, one-hot] without
-    the multiplications by zero: row t of the bias is column t of the one-hot's weights plus the
-    layer's bias. With a learned task embedding, it equals a layer on [inputs, embedding / norm].
+    The task enters as the bias of the first layer. That is the layer on [inputs, one-hot] without
+    multiplying by zeros: row t of the bias is the one-hot's column t, plus the layer's own bias.
+    With a learned embedding of the task, it is the layer on [inputs, embedding / its norm]; with a
+    description, the layer on [inputs, description].
 
-    Weights are He-uniform with zero bias; the one-hot or the embedding counts among the inputs of
-    the first layer.
+    Weights are He-uniform with zero bias; what tells the task counts among the first layer's
+    inputs.
 
-    Deviation from LayerNorm (Ba et al. 2016): no factor or shift is learned, because the bias
-    before it and the weights after it can take their roles.
-
-    Args:
-        embedding: Size of a learned embedding that replaces the one-hot.
+    Deviation from LayerNorm (Ba et al. 2016): no factor and no shift are learned after it; the bias
+    before it and the weights behind it do their work.
     """
 
-    embedding: int | None = None
-
+    @override
     def build(self, make: Build, n_inputs: int) -> None:
-        """See `Trunk`."""
-        bound = math.sqrt(6 / (n_inputs + (self.embedding or make.n_tasks)))
-        first = self.layer_widths()[0]
-        if self.embedding is None:
+        n_told, first = self.n_told(make), self.layer_widths()[0]
+        bound = math.sqrt(6 / (n_inputs + n_told))
+        if self.told == "one-hot":
             make.linear("0", n_inputs, first, bias="task", bound=bound)
         else:
             make.linear("0", n_inputs, first, bound=bound)
-            make.linear("task", self.embedding, first, bias=None, bound=bound)
-            make.table("embedding", self.embedding, unit=True)
+            make.linear("task", n_told, first, bias=None, bound=bound)
+            self.tell(make, unit=True)
         for number, (a, b) in enumerate(pairwise(self.layer_widths()), start=1):
             make.linear(str(number), a, b)
 
@@ -56,14 +53,16 @@ class MLP(Trunk):
         return self.widths
 
     def first(self, p: Params, inputs: Tensor, **how: Any) -> Tensor:
-        """Apply the first layer, which takes inputs and task."""
-        if self.embedding is None:
+        """The layer that sees inputs and task."""
+        if self.told == "one-hot":
             return p.linear("0", inputs, **how)
-        directions = normalize(p["embedding"], dim=-1)[:, :, None]  # [N, T, 1, e]
-        return p.linear("0", inputs, offset=p.linear("task", directions).squeeze(2), **how)
+        told = self.task(p)  # [N, T, 1, e]
+        if self.told == "embedding":
+            told = normalize(told, dim=-1)
+        return p.linear("0", inputs, offset=p.linear("task", told).squeeze(2), **how)
 
+    @override
     def __call__(self, p: Params, inputs: Tensor) -> Tensor:
-        """See `Trunk`."""
         z = self.first(p, inputs, norm=self.layer_norm, relu=True)
         for number in range(1, len(self.widths)):
             z = p.linear(str(number), z, norm=self.layer_norm, relu=True)

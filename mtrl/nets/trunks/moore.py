@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from typing_extensions import override
 
 from mtrl.nets.build import Build
 from mtrl.nets.params import Params
@@ -28,9 +29,9 @@ class MOORE(Trunk):
 
         v_k = expert_k(s),    û = GramSchmidt(v_1 … v_K),    z = tanh(Σ_k w_tk û_k).
 
-    Deviations: Gram–Schmidt is used in its modified form, with a minimum length, and in float32
-    whatever the precision of products (in bf16, nearly parallel experts end up far from
-    orthogonal); w_t is initialised from a normal distribution.
+    Deviations: Gram–Schmidt in its modified form, with a shortest length, and in float32 whatever
+    the precision of products (in bf16 nearly parallel experts come out far from orthogonal); w_t is
+    normal at first. Told by an embedding or a description, w_t is a layer on it.
 
     Args:
         experts: Number K of experts; default: the paper's 4, and 6 for more than 10 tasks.
@@ -38,23 +39,23 @@ class MOORE(Trunk):
 
     experts: int | None = None
 
+    @override
     def for_tasks(self, n_tasks: int) -> MOORE:
-        """See `Trunk`."""
         return self if self.experts else replace(self, experts=4 if n_tasks <= 10 else 6)
 
+    @override
     def build(self, make: Build, n_inputs: int) -> None:
-        """See `Trunk`."""
         assert self.experts is not None
-        make.table("mix", self.experts)
+        self.declare_vector(make, "mix", self.experts)
         make.layers_in_a_row("expert", n_inputs, *self.widths, experts=self.experts)
 
+    @override
     def __call__(self, p: Params, inputs: Tensor) -> Tensor:
-        """See `Trunk`."""
         z, last = inputs, len(self.widths) - 1
         for number in range(last):
             z = p.linear(f"expert{number}", z, norm=self.layer_norm, relu=True)
         vectors = p.linear(f"expert{last}", z)  # [N, K, T, B, d]
-        weights = p["mix"][..., None, None].unbind(2)  # K times [N, T, 1, 1]
+        weights = self.vector(p, "mix")[..., None, None].unbind(2)  # K times [N, T, 1, 1]
         basis = gram_schmidt(vectors)
         mixed = weights[0] * basis[0]
         for weight, vector in zip(weights[1:], basis[1:], strict=True):

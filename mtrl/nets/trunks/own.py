@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from typing_extensions import override
 
 from mtrl.errors import UsageError, one_line
 from mtrl.nets.build import Build
@@ -24,39 +25,45 @@ PREFIX = "module:"
 class OwnModule(Trunk):
     """A custom `torch.nn.Module` that maps observations `[B, in]` to features `[B, d]`.
 
-    For per-task gradients, it is called for each network and task with views of the parameters
-    (`torch.func.functional_call` under two `vmap`), so one ordinary backward gives the gradient of
-    each task. It does not take the task: only the heads depend on it.
+    For gradients per task it is called for each network and task with views of the parameters
+    (`torch.func.functional_call` under two `vmap`), so one ordinary backward gives each task's.
+    It does not see which task it is, and heads tell tasks apart; but with `task_input` the vector
+    by which the task is told follows the observation, and `in` counts both.
 
     Args:
-        module: Class of the module, called as `module(n_inputs, **options)`.
-        name: Name under which it is registered.
-        options: Options in `--trunk "name(option=value)"`.
+        module: Its class, or a function that makes one, called as `module(n_inputs, **options)`.
+        name: Under which it is registered.
+        options: Those of `--trunk "name(option=value)"`.
     """
 
-    module: type[nn.Module] = nn.Identity
+    module: Callable[..., nn.Module] = nn.Identity
     name: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    sees_task: ClassVar[bool] = False
+    usual: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
-        """Skip the checks of `Trunk`, because the options belong to the module."""
+        """No option here is a size of ours."""
+        self._check_task_input()
 
     @property
     def n_features(self) -> int:
-        """See `Trunk`; available after `build`."""
+        """d, the length of z; known once the module is built."""
         size: int = self.__dict__["_n_features"]
         return size
 
     def build(self, make: Build, n_inputs: int) -> None:
-        """See `Trunk`.
+        """Make N modules, and declare their parameters beside each other.
 
         Raises:
             UsageError: If the module cannot be created, has buffers, or uses an operation that
                 cannot be vectorised over networks and tasks.
         """
-        modules = self._make(make, n_inputs)
+        n_own = n_inputs
+        if self.told is not None:
+            n_own += self.n_told(make)
+            self.tell(make, unit=True)
+        modules = self._make(make, n_own)
         first = modules[0]
         if buffers := [name for name, _ in first.named_buffers()]:
             raise UsageError(
@@ -94,7 +101,7 @@ class OwnModule(Trunk):
         }
         try:
             with torch.enable_grad():
-                found = self(Params({}, views, {}), inputs)
+                found = self(Params({}, views, make.own | make.fixed), inputs)
                 first = found[:, :, 0].sum()
                 wanted = [inputs, *views.values()]
                 by_inputs, *used = torch.autograd.grad(first, wanted, allow_unused=True)
@@ -123,10 +130,14 @@ class OwnModule(Trunk):
                 )
         return shape[-1]
 
+    @override
     def __call__(self, p: Params, inputs: Tensor) -> Tensor:
-        """See `Trunk`."""
         template: nn.Module = self.__dict__["_template"]
-        parameters = {}  # [N, T or 1, …]; scalars are stored as vectors of length 1
+        if self.told is not None:
+            n_networks = max(len(inputs), len(told := self.task(p)))
+            rows = inputs.expand(n_networks, -1, -1, -1)
+            inputs = torch.cat([rows, told.to(rows).expand(*rows.shape[:3], -1)], -1)
+        parameters = {}  # [N, T or 1, …]; a single number is stored as a vector of one
         for name, value in template.named_parameters():
             found = p.shared(_stored(name), max(value.ndim, 1))
             parameters[name] = found if value.ndim else found.squeeze(-1)

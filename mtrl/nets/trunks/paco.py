@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
+from typing_extensions import override
 
+from mtrl.errors import UsageError
 from mtrl.nets.build import Build
 from mtrl.nets.params import Params
 from mtrl.nets.trunks.base import Trunk
@@ -23,31 +28,64 @@ class PaCo(Trunk):
 
         ⟨g_s, g_t⟩ = ⟨w_s, w_t⟩ ⟨∂L_s/∂θ_s, ∂L_t/∂θ_t⟩.
 
-    Deviations: heads are not composed; there is one per task, or a single one with `heads: single`.
-    w_t uses the optimiser and learning rate of all parameters. It is initialised as a random unit
-    vector, so that composed weights start with the scale of a plain layer. Tasks with extreme
-    losses are not masked and their w_t is not re-initialised; this is left to surgery.
+    Deviations: heads are not composed but each task's own, or with `heads: single` the same for
+    all; w_t has the optimiser and the learning rate of all parameters, and begins as a random unit
+    vector, by which composed weights begin as large as a plain layer's. Told by an embedding or a
+    description, w_t is a layer on it.
+
+    With `loss_limit`, a task whose loss in a network passes it counts for nothing in that update
+    of the network, and its w_t becomes a random convex combination of those of the others (section
+    3.3, with a limit of 3e3). Deviations: critics and actor each look at their own loss; shares are
+    uniform on the simplex of the tasks within the limit; the optimiser's moments of w_t stay. A
+    w_t that is a layer's output is not drawn anew.
 
     Args:
-        sets: Number K of sets; default: the paper's 5, and 20 for more than 10 tasks.
+        sets: K; default: the paper's 5, and 20 for more than 10 tasks.
+        loss_limit: Largest loss of a task that counts; default: none.
     """
 
     sets: int | None = None
+    loss_limit: float | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limit = self.loss_limit
+        if limit is not None and not (type(limit) in (int, float) and 0 < limit < math.inf):
+            raise UsageError(f"trunk: expected loss_limit above 0, got {limit!r}")
+
+    @override
     def for_tasks(self, n_tasks: int) -> PaCo:
-        """See `Trunk`."""
         return self if self.sets else replace(self, sets=5 if n_tasks <= 10 else 20)
 
+    @override
     def build(self, make: Build, n_inputs: int) -> None:
-        """See `Trunk`."""
         assert self.sets is not None
-        make.table("mix", self.sets, unit=True)
+        self.declare_vector(make, "mix", self.sets, unit=True)
         widths = n_inputs, *self.widths
         make.layers_in_a_row("layer", *widths, experts=self.sets, composed=True)
 
+    @override
     def __call__(self, p: Params, inputs: Tensor) -> Tensor:
-        """See `Trunk`."""
-        z, mix = inputs, p["mix"]
+        z, mix = inputs, self.vector(p, "mix")
         for number in range(len(self.widths)):
             z = p.linear(f"layer{number}", z, mix=mix, norm=self.layer_norm, relu=True)
         return z
+
+    @override
+    def loss_factors(self, losses: Tensor, alpha: Tensor) -> Tensor | None:
+        return None if self.loss_limit is None else (losses <= self.loss_limit).to(losses.dtype)
+
+    @override
+    def after_step(
+        self, own: Mapping[str, Tensor], losses: Tensor, generator: torch.Generator
+    ) -> None:
+        if self.loss_limit is None or "mix" not in own:
+            return
+        within, mix = losses <= self.loss_limit, own["mix"]
+        n_networks, n_tasks = losses.shape
+        drawn = mix.new_empty(n_networks, n_tasks, n_tasks).exponential_(generator=generator)
+        shares = drawn * within[:, None]
+        shares = shares / shares.sum(-1, keepdim=True)
+        mixed = (shares[..., None] * mix[:, None]).sum(2)
+        anew = ~within & within.any(-1, keepdim=True)
+        mix.copy_(torch.where(anew[..., None], mixed, mix))

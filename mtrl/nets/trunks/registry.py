@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields
-from typing import TypeVar
+from inspect import isfunction
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
@@ -14,8 +15,8 @@ from mtrl.errors import UsageError, import_attribute, one_line
 from mtrl.nets.trunks.base import Trunk
 from mtrl.nets.trunks.own import OwnModule
 
-Made = type[Trunk] | type[nn.Module]
-AnyTrunk = TypeVar("AnyTrunk", bound=Made)
+Made = type[Trunk] | Callable[..., nn.Module]
+AnyTrunk = TypeVar("AnyTrunk", bound=type[Trunk] | type[nn.Module])
 
 
 def register_trunk(name: str) -> Callable[[AnyTrunk], AnyTrunk]:
@@ -43,28 +44,35 @@ def available_trunks() -> list[str]:
 
 
 def load_trunk(spec: str) -> None:
-    """Import and register the class at `package.module:name`, if `spec` has this form.
+    """Import and register what a text names, if nothing has registered it yet.
+
+    That is the class or function at `package.module:name`, or what an installed package offers by
+    an entry point of the group `mtrl.trunks`.
 
     Raises:
-        UsageError: If it cannot be imported, or is neither a `torch.nn.Module` nor a `Trunk`.
+        UsageError: if there is no such trunk, it cannot be imported, or it is no module and no
+            trunk.
     """
     name, _ = parse("trunk", spec)
-    if ":" not in name or name in TRUNKS.classes:
+    if TRUNKS.load(name, (nn.Module, Trunk), "a class of torch.nn.Module"):
         return
+    if ":" not in name:
+        raise TRUNKS.unknown(name)
     found = import_attribute("trunk", name)
-    if not (isinstance(found, type) and issubclass(found, nn.Module | Trunk)):
+    is_class = isinstance(found, type)
+    if not (issubclass(found, nn.Module | Trunk) if is_class else isfunction(found)):
         raise UsageError(f"trunk: expected a class of torch.nn.Module at {name!r}, got {found!r}")
-    register_trunk(name)(found)
+    TRUNKS.classes[name] = found
 
 
 def import_trunks(names: Iterable[str]) -> None:
-    """Import modules that register trunks, and register classes at `package.module:name`.
+    """Import modules that register trunks, and load trunks; see `load_trunk`.
 
     Raises:
         UsageError: If one cannot be imported.
     """
     for name in names:
-        if ":" in name:
+        if ":" in name or TRUNKS.entry_point(name):
             load_trunk(name)
         else:
             import_attribute("imports", name)
@@ -75,37 +83,36 @@ def get_trunk(
     *,
     widths: tuple[int, ...] | None = None,
     layer_norm: bool = False,
+    task_input: str | None = None,
     embedding: int | None = None,
 ) -> Trunk:
-    """Create a trunk from its description. Nothing is imported, even if a file asks for it.
+    """Make the trunk that a text describes.
 
     Args:
-        spec: Registered name, optionally with options: `moore(experts=4)`.
-        widths: Widths of the layers, unless `spec` gives them; default: the trunk's own.
-        layer_norm: Whether to apply LayerNorm, likewise.
-        embedding: Size of the task embedding, likewise.
+        spec: A name as in `load_trunk`, which is imported if need be; options may follow,
+            `moore(experts=4)`.
+        widths: Its layers' widths, unless `spec` gives them; default: the trunk's own.
+        layer_norm: Likewise.
+        task_input: How it is told the task, unless `spec` says so; default: the trunk's own way.
+        embedding: Length of the task's learned embedding, likewise.
 
     Raises:
         UsageError: If there is no such trunk, or it does not have these options.
     """
     name, options = parse("trunk", spec)
-    if name not in TRUNKS.classes:
-        raise TRUNKS.unknown(name)
+    load_trunk(spec)
     make: Made = TRUNKS.classes[name]
-    if embedding is not None and issubclass(make, nn.Module):
-        raise UsageError(
-            f"task_embedding: expected none with {name!r}, which does not take the task"
-        )
-    if issubclass(make, nn.Module):
-        return OwnModule(module=make, name=name, options=options)
-    accepted = tuple(field.name for field in fields(make))
-    check_options("trunk", name, options, accepted)
-    if embedding is not None and "embedding" not in accepted:
-        raise UsageError(f"task_embedding: expected a trunk with a task embedding, got {name!r}")
-    given = {"widths": widths, "layer_norm": layer_norm or None, "embedding": embedding}
-    known = {key: value for key, value in given.items() if value is not None}
+    known: dict[str, Any] = {}
+    if not options.keys() & {"task_input", "embedding"}:
+        known = {"task_input": task_input, "embedding": embedding}
     try:
-        return make(**(known | options))
+        if not (isinstance(make, type) and issubclass(make, Trunk)):
+            told = {key: options.pop(key) for key in ("task_input", "embedding") if key in options}
+            return OwnModule(module=cast(Any, make), name=name, options=options, **(known | told))
+        check_options("trunk", name, options, [field.name for field in fields(make)])
+        known |= {"widths": widths, "layer_norm": layer_norm or None}
+        given = {key: value for key, value in known.items() if value is not None}
+        return make(**(given | options))
     except UsageError:
         raise
     except (TypeError, ValueError) as error:
@@ -122,6 +129,7 @@ def trunk_of(config: AgentConfig, network: str) -> Trunk:
         getattr(config, f"{network}_trunk") or config.trunk,
         widths=getattr(config, f"{network}_hidden_sizes") or config.hidden_sizes,
         layer_norm=config.layer_norm,
+        task_input=config.task_input,
         embedding=config.task_embedding,
     )
 

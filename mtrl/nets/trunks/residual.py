@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.errors import UsageError
 from mtrl.nets.params import Params
@@ -36,8 +37,8 @@ class Residual(MLP):
         """Return the widths of all layers, two per block."""
         return [self.widths[0], *(width for width in self.widths[1:] for _ in range(2))]
 
+    @override
     def __call__(self, p: Params, inputs: Tensor) -> Tensor:
-        """See `Trunk`."""
         norm = self.layer_norm
         z = self.first(p, inputs, norm=norm, relu=True)
         for number in range(1, 2 * len(self.widths) - 1, 2):

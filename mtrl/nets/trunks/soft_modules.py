@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mtrl.nets.build import Build
 from mtrl.nets.params import Params
@@ -30,11 +31,13 @@ class SoftModules(Trunk):
 
     Module i of layer l + 1 takes relu(Σ_j p^l_ij m_j), and z = relu(Σ_j p^L_j m_j).
 
-    Deviations: z_t is a table with normal initialisation, not a layer on the one-hot. There is a
-    head per task where the paper has a single one (`heads: single` gives the paper's). The paper
-    weights losses by softmax(−log α_t); this balances training and is not part of the network, so
-    it is left to surgery. LayerNorm, if enabled, comes before the ReLU of layers on the
-    observation.
+    Told by an embedding or a description, z_t is a layer on it. With `loss_weights`, both public
+    codes' balance of training, task t's gradient counts T softmax_t(−log α_t) times: tasks whose
+    policy is nearly settled, and so has a small temperature, count more.
+
+    Deviations: z_t is a table, normal at first, and not a layer on the one-hot; a head per task
+    follows where the paper has one (`heads: single` is the paper's).
+    LayerNorm, if asked for, stands before the ReLU of the layers on the observation.
 
     Args:
         widths: Widths of the layers on the observation, and a last one that the modules replace.
@@ -43,15 +46,17 @@ class SoftModules(Trunk):
         modules: Number n of modules per layer; default: likewise 2 and 4.
         width: Width of a module's output; default: likewise 256 and 128.
         size: Length of e.
+        loss_weights: Whether temperatures weigh the tasks' gradients, before surgery.
     """
 
     layers: int | None = None
     modules: int | None = None
     width: int | None = None
     size: int = 256
+    loss_weights: bool = False
 
+    @override
     def for_tasks(self, n_tasks: int) -> SoftModules:
-        """See `Trunk`."""
         layers, modules, width = (2, 2, 256) if n_tasks <= 10 else (4, 4, 128)
         return replace(
             self,
@@ -60,19 +65,19 @@ class SoftModules(Trunk):
             width=self.width or width,
         )
 
+    @override
     @property
     def n_features(self) -> int:
-        """See `Trunk`."""
         assert self.width is not None
         return self.width
 
+    @override
     def build(self, make: Build, n_inputs: int) -> None:
-        """See `Trunk`."""
         assert self.layers
         assert self.modules
         assert self.width
         n, n_known, observed = self.modules, self.size, self._observed[-1]
-        make.table("task", observed)
+        self.declare_vector(make, "task", observed)
         make.layers_in_a_row("observe", n_inputs, *self._observed)
         make.layers_in_a_row("join", observed, n_known, n_known)
         for number in range(self.layers):
@@ -88,15 +93,15 @@ class SoftModules(Trunk):
     def _observed(self) -> tuple[int, ...]:
         return self.widths[:-1] or self.widths
 
+    @override
     def __call__(self, p: Params, inputs: Tensor) -> Tensor:
-        """See `Trunk`."""
         assert self.layers
         assert self.modules
         f, last = inputs, len(self._observed) - 1
         for number in range(last):
             f = p.linear(f"observe{number}", f, norm=self.layer_norm, relu=True)
         f = p.linear(f"observe{last}", f, norm=self.layer_norm)
-        known = p.linear("join0", (p["task"][:, :, None] * f).relu(), relu=True)
+        known = p.linear("join0", (self.vector(p, "task")[:, :, None] * f).relu(), relu=True)
         known = p.linear("join1", known)
         z = f.relu()
         routes: list[Tensor] = []
@@ -108,3 +113,7 @@ class SoftModules(Trunk):
             z = torch.einsum("njtbd,ntbij->nitbd", outputs, shares).relu()
             routes.append(shares.flatten(-2))
         return z.squeeze(1)
+
+    @override
+    def loss_factors(self, losses: Tensor, alpha: Tensor) -> Tensor | None:
+        return len(alpha) * (-alpha.log()).softmax(0) if self.loss_weights else None

@@ -84,6 +84,18 @@ def fair_newton(
 
 
 @triton.jit
+def _of_network(directions, n_tasks: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The tasks' numbers, which of them there are, where their rows begin, and the cosines."""
+    network = tl.program_id(0)
+    t = tl.arange(0, block)
+    real = t < n_tasks
+    both = real[:, None] & real[None, :]
+    row = network * n_tasks + t
+    cosines = tl.load(directions + row[:, None] * n_tasks + t[None, :], mask=both, other=0.0)
+    return t, real, row, cosines
+
+
+@triton.jit
 def _apply(matrix, vector):  # type: ignore[no-untyped-def]
     return tl.sum(matrix * vector[None, :], 1)
 
@@ -119,17 +131,11 @@ def _interior_point(  # type: ignore[no-untyped-def]  # noqa: PLR0917
                     n_tasks: tl.constexpr, block: tl.constexpr, iterations: tl.constexpr,
                     reduction: tl.constexpr, complementarity: tl.constexpr,
                     to_boundary: tl.constexpr):  # fmt: skip
-    network = tl.program_id(0)
-    t = tl.arange(0, block)
-    real = t < n_tasks
-    both = real[:, None] & real[None, :]
-    matrix = (network * n_tasks + t[:, None]) * n_tasks + t[None, :]
-    cosines = tl.load(directions + matrix, mask=both, other=0.0)
-    row = network * n_tasks + t
+    t, real, row, cosines = _of_network(directions, n_tasks, block)
     m = tl.load(slopes + row, mask=real, other=0.0)
     a = tl.load(inverse_norms + row, mask=real, other=0.0)
-    r = tl.load(radius + network)
-    # Padding beyond T: x = z = 1, which has no effect, and zeros.
+    r = tl.load(radius + tl.program_id(0))
+    # Beyond T: x = z = 1, on which nothing depends, and zeros.
     x = tl.load(start + row, mask=real, other=1.0)
     z = 0.0 * x + 1.0
     c = 0.0 * x
@@ -189,13 +195,7 @@ def _fair_newton(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     directions, h_in, start, v_out, n_tasks: tl.constexpr, block: tl.constexpr,
                  alpha: tl.constexpr, iterations: tl.constexpr, steps: tl.constexpr,
                  to_boundary: tl.constexpr, converged: tl.constexpr):  # fmt: skip
-    network = tl.program_id(0)
-    t = tl.arange(0, block)
-    real = t < n_tasks
-    both = real[:, None] & real[None, :]
-    matrix = (network * n_tasks + t[:, None]) * n_tasks + t[None, :]
-    cosines = tl.load(directions + matrix, mask=both, other=0.0)
-    row = network * n_tasks + t
+    t, real, row, cosines = _of_network(directions, n_tasks, block)
     h = tl.load(h_in + row, mask=real, other=0.0)
     v = tl.load(start + row, mask=real, other=1.0)
     diagonal = t[:, None] == t[None, :]

@@ -1,0 +1,53 @@
+"""A policy in tasks that it was not trained on (zero-shot)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mtrl.errors import UsageError, unknown
+from mtrl.policy.descriptions import Descriptions, vectors
+from mtrl.policy.policy import Policy
+
+
+def in_tasks(
+    policy: Policy, tasks: tuple[str, ...], descriptions: Descriptions | None = None
+) -> Policy:
+    """This policy in any tasks, of which it is told nothing but their descriptions.
+
+    Args:
+        policy: Whose trunk has `task_input: description`, and whose tasks have one head.
+        tasks: Names; those it was trained for are told as they were then.
+        descriptions: A vector for each of the others; default: those of Meta-World's tasks.
+
+    Example:
+        >>> from mtrl import AgentConfig
+        >>> config = AgentConfig(task_input="description", heads="single", hidden_sizes=(8,))
+        >>> policy = Policy(("reach-v3", "push-v3"), config, 39, 4)
+        >>> in_tasks(policy, ("pick-place-v3",)).predict(np.zeros(39))[0].shape
+        (4,)
+
+    Raises:
+        UsageError: if the policy needs to have been trained for a task, or the vectors are not as
+            long as those it was trained with.
+    """
+    mine, new = policy.descriptions, [task for task in tasks if task not in policy.tasks]
+    if mine is None or policy.actor.per_task:
+        raise UsageError(
+            f"{unknown('tasks', new[0] if new else '', policy.tasks)} (what the policy was trained "
+            "for; others take one trained with task_input 'description' and heads 'single')"
+        )
+    length = len(mine[policy.tasks[0]])
+    if new:
+        told = vectors(new, descriptions)
+        if told is None:
+            raise UsageError(f"descriptions: expected a vector for each of {', '.join(new)}")
+        if told.shape[-1] != length:
+            raise UsageError(
+                f"descriptions: expected vectors of length {length}, which the policy was trained "
+                f"with, got {told.shape[-1]}"
+            )
+        mine |= dict(zip(new, told, strict=True))
+    copied = policy.snapshot(policy.device)
+    copied.tasks = tuple(tasks)
+    copied.actor = policy.actor.for_tasks(np.stack([mine[task] for task in tasks]))
+    return copied
