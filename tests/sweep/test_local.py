@@ -73,7 +73,7 @@ def test_a_failing_run_is_retried_and_reported_without_stopping_others(
     rest = ["--max-parallel", "1", "--cpus-per-run", "1", "--device", "cpu", "-o", str(out)]
     assert main([*flags.split(), *rest]) == 1
     printed = capsys.readouterr().out
-    assert "failed and is retried (1 of 1): mtrl-train: error: task 'left': " in printed
+    assert "failed and is retried (1 of 1): RuntimeError: no such luck" in printed
     assert "2 runs: 1 failed, 1 finished" in printed
     (state,) = (read_state(path) for path in out.glob("states/*BROKEN*"))
     assert state.what == "failed" and len(state.attempts) == 2
