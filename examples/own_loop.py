@@ -16,7 +16,7 @@ from mtrl import (
 def main(steps: int = 1_000, random_steps: int = 500, episodes: int = 2) -> None:
     """Train on two tasks for so many vector steps (a beginning), save the policy and judge it."""
     benchmark = get_benchmark("", ("reach-v3", "drawer-close-v3"))
-    envs = make_vector_env(benchmark)  # an environment per task, in processes of their own
+    envs = make_vector_env(benchmark)  # one environment per task, each in its own process
     sizes = envs.observation_size, envs.action_size
     agent = MTSAC(benchmark.tasks, AgentConfig(hidden_sizes=(128, 128)), *sizes, seed=0)
     learner = Learner(agent, LearnerConfig(surgery="pcgrad"), seed=1)
@@ -37,5 +37,5 @@ def main(steps: int = 1_000, random_steps: int = 500, episodes: int = 2) -> None
     print(evaluate(agent, benchmark, seed=0, episodes=episodes))
 
 
-if __name__ == "__main__":  # simulators run in processes of their own
+if __name__ == "__main__":  # simulators run in other processes
     main()

@@ -15,6 +15,7 @@ import mtrl.surgery
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.export import main as export_main
 from mtrl.cli.plot import main as plot_main
+from mtrl.cli.sweep import main as sweep_main
 from mtrl.cli.train import main as train_main
 from mtrl.config.registry import METHODS, TRUNKS
 from mtrl.config.train import TrainConfig
@@ -89,11 +90,20 @@ def test_our_commands_are_understood(my_module, monkeypatch):
         started.clear()
 
 
+def test_the_readme_s_sweeps_are_understood(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in commands(README) if line.startswith("mtrl-sweep")]
+    assert lines
+    for line in lines:
+        assert sweep_main([*shlex.split(line)[1:], "--dry-run"]) == 0, line
+    assert capsys.readouterr().out.count("mtrl-train ") == 9
+
+
 @pytest.mark.parametrize("page", SHOWN, ids=name)
 def test_scripts_take_the_flags_that_pages_show(page):
     for line in commands(page):
         program, *arguments = shlex.split(line, comments=True)
-        if program in MAINS or program in OTHERS:
+        if program in MAINS or program in OTHERS or program == "mtrl-sweep":
             continue
         assert program == "python", line
         script = ROOT / arguments[0]
