@@ -143,7 +143,7 @@ def test_the_command_writes_a_file_of_an_expert_or_a_policy(policy, tmp_path, ca
         ("expert --tasks push-v3", "the following arguments are required: -o/--output"),
         (
             "expert --benchmark own_tasks:REACHERS -o {}/a.npz",
-            "benchmark: expected tasks of Meta-W",
+            "benchmark: expected Meta-World tasks",
         ),
         (
             "expert --tasks push-v3 --stochastic -o {}/a.npz",
