@@ -138,7 +138,7 @@ def test_a_pool_is_restored_exactly(episodes, monkeypatch):
     other.restore(state, seed=9)
     assert_same([other.step(action) for action in actions[here:]], expected)
     state["simulators"][1] = "envpool"
-    with pytest.raises(UsageError, match=r"window-close-v3 to resume on envpool, where it started, got metaworld"):
+    with pytest.raises(UsageError, match=r"window-close-v3 to resume on envpool.* got metaworld"):
         other.restore(state, seed=9)
     envs.close()
     other.close()

@@ -286,11 +286,7 @@ def test_gradients_equal_flat_vectors(name, found):
     assert sum(isinstance(layer, Embedding) for layer in taken) == n_embeddings
 
 
-<<<<<<< HEAD
 AT_ONCE = ("linear", "no bias", "activations", "a matrix", "one layer twice", "low rank")
-=======
-AT_ONCE = ["linear", "no bias", "activations", "a matrix", "one layer twice", "low rank"]
->>>>>>> house
 
 
 @pytest.mark.parametrize("name", [*AT_ONCE, "hooks", "convolution", "a hook that looks at numbers"])
