@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; its cells are Markdown already."""
+    """A table; its cells are Markdown already. An empty cell shows a dash."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell or "–" for cell in line) + " |" for line in lines)
 
 
 def plain(text: str) -> str:

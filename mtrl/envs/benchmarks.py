@@ -57,7 +57,6 @@ class Benchmark:
     Example:
         >>> from functools import partial
         >>> import gymnasium as gym
-    import numpy as np
         >>> makers = {f"gravity-{g}": partial(gym.make, "Reacher-v5") for g in (5, 10)}
         >>> Benchmark("reachers", makers, success_key=None).tasks
         ('gravity-5', 'gravity-10')

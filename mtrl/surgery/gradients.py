@@ -69,8 +69,10 @@ class TaskGradients(ABC):
 
     def weighted(self, weights: Tensor) -> Gradients:
         """Return Σ_t w_t g_t for shared, and the mean loss's gradient for per-task parameters."""
-        means = torch._foreach_div(list(self.per_task.values()), weights.shape[-1])
-        per_task = dict(zip(self.per_task, means, strict=True))
+        per_task = self.per_task
+        if per_task:  # with a single head, a task may own no parameters; foreach needs one
+            means = torch._foreach_div(list(per_task.values()), weights.shape[-1])
+            per_task = dict(zip(per_task, means, strict=True))
         return Gradients(self.combine(weights), per_task, self.losses, self.auxiliary, weights)
 
 

@@ -29,6 +29,7 @@ def processes_of(out: Path) -> list[int]:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores and leash require Linux")
+@pytest.mark.slow
 def test_a_killed_sweep_continues_to_the_same_weights(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(HERE)
     out = tmp_path / "sweep"

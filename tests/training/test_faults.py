@@ -242,7 +242,7 @@ def test_lost_permissions_leave_the_previous_checkpoint():
         trainer.step = and_lose  # type: ignore[method-assign]
         try:
             with pytest.raises(
-                RunError, match=r"Permission denied.*step_\d*60\.safetensors is whole"
+                RunError, match=r"Permission denied.*step_\d*60\.safetensors is intact"
             ):
                 trainer.run()
         finally:
@@ -297,7 +297,7 @@ def test_nan_stops_the_run_before_it_is_saved(tmp_path):
     benchmark = Benchmark("rich", {"poor": partial(Rich, False), "rich": partial(Rich, True)})
     often = {"checkpoint_every": 40, "eval_every": TOTAL}
     settings = small_config(tmp_path / "b", tasks=None, simulator="auto", **often)
-    pattern = r"critic_loss of task 'rich' became .* in update \d+, noticed after \d+ steps.* whole"
+    pattern = r"critic_loss of task 'rich' became .* in update \d+, noticed after \d+ steps.*intact"
     with pytest.raises(RunError, match=pattern):
         train(settings, benchmark)
     (evidence,) = (tmp_path / "b").glob("stopped_*.safetensors")
