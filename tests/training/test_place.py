@@ -51,7 +51,7 @@ def test_folder_names_are_valid_on_any_file_system(monkeypatch, tmp_path):
 
 def test_hints_can_be_pasted_into_a_shell(tmp_path):
     (tmp_path / "a b").mkdir()
-    with pytest.raises(UsageError, match=r"\(--resume '.*/a b' continues"):
+    with pytest.raises(UsageError, match=r"\(--resume '.*/a b' resumes the run"):
         make_folder(TrainConfig(run_dir=tmp_path / "a b"), "mt10", False)
 
 
