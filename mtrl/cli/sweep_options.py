@@ -12,7 +12,7 @@ from pydantic import Field
 
 from mtrl.cli.flags import Parser, add_flags
 from mtrl.config.environment import MAX_PROCESSES
-from mtrl.config.section import Section, validate
+from mtrl.config.section import Section, flag_of, validate
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError, one_line
 from mtrl.sweep.folder import SweepFolder
@@ -165,6 +165,9 @@ def _settled(options: SweepConfig, plan: Plan) -> Sweep:
     for flag, backend in (("address", "ray"), ("gpus_per_run", "ray"), ("template", "slurm")):
         if getattr(options, flag) and options.backend != backend:
             raise UsageError(f"{flag}: expected --backend {backend} with it, got {options.backend}")
+    for flag, other in (("halve_by", "halve_on"), ("goal", "search")):
+        if flag in options.model_fields_set and getattr(options, other) is None:
+            raise UsageError(f"{flag}: expected {flag_of(other)} with it, got none")
     if options.backend == "slurm" and options.template is None:
         raise UsageError("template: expected a batch script for --backend slurm, got none")
     if bool(plan.search) != (options.search is not None):
