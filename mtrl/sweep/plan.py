@@ -1,6 +1,6 @@
 """Plan of a sweep, from a YAML file or flags.
 
-config: quickstart                  # presets or files that points start from; several make an axis
+config: quickstart                  # presets, or files beside this one; several make an axis
 seeds: [0, 1, 2]
 grid:                               # every combination
   surgery: [none, pcgrad]
@@ -124,6 +124,10 @@ class Plan(Section):
             raise UsageError(f"grid: expected a mapping in {path}, got {type(tree).__name__}")
         source = "" if path is None else f"{path}: "
         plan = validate(cls, tree, source)
+        if path is not None:
+            exclude = [{k: _beside(path, v, k) for k, v in each.items()} for each in plan.exclude]
+            config = _beside(path, plan.config)
+            plan = plan.model_copy(update={"config": config, "exclude": exclude})
         plan._expect_fields(source)
         if not flags:
             return plan
@@ -154,6 +158,16 @@ class Plan(Section):
         for change in self.exclude:
             for name in change.keys() - {"variant", "config", "seed"}:
                 _expect_field(f"{source}exclude", name)
+
+
+def _beside(path: Path, value: Any, field: str = "config") -> Any:
+    """Return a value of `config` with files relative to the folder of `path`, like a `base`."""
+    if field != "config":
+        return value
+    if isinstance(value, list | tuple):
+        return [_beside(path, each) for each in value]
+    is_file = isinstance(value, str) and value.endswith((".yaml", ".yml"))
+    return str(path.parent / Path(value).expanduser()) if is_file else value
 
 
 def _expect_field(place: str, name: str) -> None:

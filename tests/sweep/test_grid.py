@@ -149,16 +149,38 @@ def test_invalid_points_are_rejected(tmp_path, text, message):
         points(read(tmp_path, text), "cpu")
 
 
-def test_a_base_file_is_copied_before_it_changes(tmp_path):
-    base = tmp_path / "my base.yaml"
-    base.write_text("tasks: [reach-v3]\n")
+def test_a_base_file_is_copied_before_it_or_its_own_base_changes(tmp_path):
+    base, below = tmp_path / "my base.yaml", tmp_path / "below.yaml"
+    base.write_text("base: below.yaml\ngamma: 0.9\n")
+    below.write_text("base: quickstart\ntasks: [reach-v3]\n")
     plan = Plan.read(None, {"config": (str(base),), "surgery": ("none", "pcgrad")})
+    expected = preset("quickstart", tasks=("reach-v3",), gamma=0.9, device="cpu", surgery="none")
     found, copies = with_copies(points(plan, "cpu"), tmp_path / "configs")
+    assert found[0].config == expected
     ((path, text),) = copies.items()
-    assert text == "tasks: [reach-v3]\n" and {point.base for point in found} == {str(path)}
-    base.write_text("tasks: [push-v3]\n")
-    (other,) = with_copies(points(plan, "cpu")[:1], tmp_path / "configs")[1]
-    assert other != path
+    assert {point.base for point in found} == {str(path)}
+    path.parent.mkdir()
+    path.write_text(text)
+    for changed in (base, below):
+        changed.write_text(changed.read_text() + "batch_size: 16\n")
+        (other,) = with_copies(points(plan, "cpu")[:1], tmp_path / "configs")[1]
+        assert other != path
+    changes = {"device": "cpu", "surgery": "none"}
+    assert presets.override(presets.named(str(path)).config, changes)[0] == expected
+
+
+def test_files_stand_relative_to_the_grid_that_names_them(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in ("wide", "narrow"):
+        (tmp_path / f"{name}.yaml").write_text("base: quickstart\ntasks: [reach-v3]\n")
+    text = "config: [wide.yaml, quickstart, narrow.yaml]\ngrid: {surgery: [none, pcgrad]}\n"
+    text += "exclude: [{config: [narrow.yaml, quickstart], surgery: pcgrad}]\n"
+    with pytest.raises(UsageError, match="which are equal"):
+        points(read(tmp_path, text), "cpu")
+    (tmp_path / "wide.yaml").write_text(f"base: {tmp_path}/narrow.yaml\ngamma: 0.9\n")
+    labels = [point.label for point in points(read(tmp_path, text), "cpu")]
+    assert labels == ["wide, none", "wide, pcgrad", "quickstart, none", "narrow, none"]
 
 
 def test_every_field_can_be_varied_or_gives_a_reason():
