@@ -218,8 +218,9 @@ def _end(sweep: Sweep, found: Summary) -> int:
         say(f"report: {page}")
     rows = read(sweep.folder)
     say(summary(rows))
-    if found.signal is not None:
+    if found.signal is not None or any(row.what == "stopped" for row in rows):
         say("to continue, run the same command again")
+    if found.signal is not None:
         return 128 + found.signal
     return 1 if any(row.what == "failed" for row in rows) or found.having("lost") else 0
 

@@ -225,7 +225,7 @@ def _device(options: SweepConfig, plan: Plan, batch: str) -> str:
     if options.backend == "ray":
         return "cuda" if options.gpus_per_run else "cpu"
     if options.backend == "slurm":
-        return "cuda" if re.search(r"--(gres=\S*gpu|gpus)", _asked(batch)) else "cpu"
+        return "cuda" if re.search(r"--gres=\S*gpu|--gpus|-G ?\d", _asked(batch)) else "cpu"
     from mtrl.devices import resolve_device  # imports PyTorch
 
     return resolve_device("auto").type

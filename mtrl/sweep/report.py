@@ -100,11 +100,13 @@ def _comparison(
         rows = [row for row in rows if row.entry.trial in chosen]
         title += f", the best {len(chosen)} points"
     runs = [folder.run_dir(row.entry.name) for row in rows]
-    labels = {str(folder.run_dir(r.entry.method)) + "_seed*": r.entry.label for r in rows}
-    labels = {glob: label for glob, label in labels.items() if label}
+    firsts = {row.entry.method: row.entry for row in reversed(rows)}.values()
+    labels = {str(folder.run_dir(first.name)): first.label for first in firsts if first.label}
+    if len(set(labels.values())) < len(labels):  # of an earlier grid, which varied other fields
+        labels = {}
     words = ["mtrl-plot", *(str(run) for run in runs), "-o", str(out)]
     if labels:
-        words += ["--labels", *(f"{glob}={label}" for glob, label in labels.items())]
+        words += ["--labels", *(f"{run}={label}" for run, label in labels.items())]
     command = f"<details><summary>command</summary><pre>{html.escape(shlex.join(words))}</pre>"
     try:
         comparison = plot(runs, labels=labels)
