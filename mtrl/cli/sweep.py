@@ -206,13 +206,13 @@ def _submit(sweep: Sweep, names: Sequence[str]) -> int:
 
 def _end(sweep: Sweep, found: Summary) -> int:
     """Print a summary, and write the report."""
-    from mtrl.sweep.report import write_report
+    from mtrl.sweep.report import fields, write_report
 
     best = []
     if sweep.options.search is not None:
         best = Search(sweep.folder, sweep.plan, sweep.options.goal).best(8)
         for number, score, drawn in best[:3]:
-            say(f"point {number}: {score:.3f} with {drawn}")
+            say(f"point {number}: {score:.3f} with {fields(drawn)}")
     page = write_report(sweep.folder, best)
     if page is not None:
         say(f"report: {page}")

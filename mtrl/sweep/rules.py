@@ -89,8 +89,9 @@ class Rules(BaseModel):
 
     def hold(self, why: str | None) -> bool:
         """Return whether the rule that gave a reason is still one of these."""
-        rules = [*self.stop_when, *([] if self.halving is None else [self.halving])]
-        return any((why or "").startswith(f"{rule.text}: ") for rule in rules)
+        texts = [rule.text for rule in self.stop_when]
+        texts += [] if self.halving is None else [self.halving.text]
+        return any((why or "").startswith(f"{text}: ") for text in texts)
 
     def expect_steps(self, total: int) -> None:
         """Check that runs of at most `total` environment steps get to each rule.
