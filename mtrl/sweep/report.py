@@ -15,6 +15,7 @@ from mtrl.errors import UsageError
 from mtrl.folder import write_text
 from mtrl.sweep.attempt import command_line
 from mtrl.sweep.folder import SweepFolder, read_state
+from mtrl.sweep.search import best_points
 from mtrl.sweep.status import Row, read, summary
 
 STYLE = """
@@ -42,12 +43,8 @@ class Section:
     body: str
 
 
-def write_report(folder: SweepFolder, best: Sequence[tuple[int, float, Any]] = ()) -> Path | None:
+def write_report(folder: SweepFolder) -> Path | None:
     """Write figures and tables like `mtrl-plot`, and report.html.
-
-    Args:
-        folder: Folder of the sweep.
-        best: Number, score and fields of the best points of a search.
 
     Returns:
         Path of the page; None if no run has been evaluated yet.
@@ -60,6 +57,7 @@ def write_report(folder: SweepFolder, best: Sequence[tuple[int, float, Any]] = (
     sections = [Section("", f"<p>{html.escape(summary(rows))}</p>")]
     if any(row.what == "ended early" for row in rows):
         sections.append(Section("", f'<p class="note">{BIAS}</p>'))
+    best = best_points(folder, 8)
     if best:
         cells = [(str(n), f"{score:.3f}", fields(drawn)) for n, score, drawn in best]
         sections.append(Section("Best points", _table(("point", "score", "drawn"), cells)))

@@ -118,6 +118,12 @@ class Search:
         ]
 
 
+def best_points(folder: SweepFolder, n: int) -> list[tuple[int, float, Mapping[str, Any]]]:
+    """Return the best points of a sweep as `Search.best` does; [] if it is not a search."""
+    goal = folder.goal()
+    return [] if goal is None else Search(folder, Plan(), goal).best(n)
+
+
 def _distribution(field: str, space: Range | tuple[Any, ...]) -> Any:
     distributions = import_optuna().distributions
     if not isinstance(space, Range):

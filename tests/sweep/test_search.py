@@ -13,7 +13,7 @@ from mtrl.sweep.jobs import Known, placed
 from mtrl.sweep.judge import Judge
 from mtrl.sweep.plan import Plan
 from mtrl.sweep.rules import Halving, Rules, Threshold
-from mtrl.sweep.search import Search, corners
+from mtrl.sweep.search import Search, best_points, corners
 
 pytest.importorskip("optuna")
 TASKS = ("reach-v3", "push-v3")
@@ -69,7 +69,10 @@ def test_points_are_in_their_ranges_and_stored(folder, plan):
     assert len({math.floor(math.log10(point["learning_rate"])) for point in drawn}) > 1
     again = Search(folder, plan, TAG)  # another process
     assert [again.drawn(number) for number in range(5)] == drawn
+    assert best_points(folder, 8) == []  # no search is recorded
+    folder.record(entries, Rules(), TAG)
     best = again.best(8)
+    assert best_points(folder, 3) == best[:3]  # from the folder alone, as for a report
     assert [score for _, score, _ in best] == sorted((s for _, s, _ in best), reverse=True)
     assert len(best) == 5 and {number for number, _, _ in best} == set(range(5))
     assert all(fields == drawn[number] for number, _, fields in best)
