@@ -11,7 +11,8 @@ import torch
 from published import ACTION, BATCH, DEPTH, OBSERVATION, WIDTH
 from torch import Tensor, nn
 
-from mtrl.config.sections import AgentConfig, LearnerConfig
+from mtrl.config.agent import AgentConfig
+from mtrl.config.learner import LearnerConfig
 from mtrl.config.train import TrainConfig
 from mtrl.devices import keep_freed_memory
 from mtrl.sac.agent import MTSAC

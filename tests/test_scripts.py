@@ -20,7 +20,7 @@ from mtrl.config.presets import preset
 from mtrl.config.train import TrainConfig
 from mtrl.folder import newest_checkpoint
 from mtrl.surgery import MultiTaskModel, available
-from mtrl.training.run import check
+from mtrl.training.check import check
 
 
 @pytest.fixture

@@ -66,9 +66,9 @@ def _sweep(arguments: Sequence[str] | None) -> int:
         planned, copies = [], {}
         for drawn in corners(sweep.plan):
             _planned(sweep, known, drawn)
+    sweep.rules.expect_steps(max(each.total for each in known.values()))
     if sweep.options.dry_run:
-        return _show(sweep, planned)
-    sweep.folder.make()
+        return _show(sweep, planned, copies)
     with sweep.folder.alone():
         if sweep.options.search is None:
             _write(sweep, [plan.entry for plan in planned], copies)
@@ -120,9 +120,11 @@ def _checked(point: Point, sweep: Sweep) -> Known:
     return Known(point.config.schedule(len(benchmark.tasks)).total_timesteps, benchmark.tasks)
 
 
-def _show(sweep: Sweep, planned: Sequence[Planned]) -> int:
+def _show(sweep: Sweep, planned: Sequence[Planned], copies: Mapping[Path, str]) -> int:
     if sweep.options.search is not None:
         raise UsageError("dry_run: expected a grid, because a search chooses its points later")
+    for path in copies:
+        print(f"# the sweep writes {quoted(path)}, a copy of the values that runs start from")
     for plan in planned:
         note = "# done: " if plan.is_done else ""
         print(note + command_line(plan.entry.arguments))

@@ -40,6 +40,7 @@ def flag_of(field: str) -> str:
 _PLAIN = {
     "tuple_type": "input should be a list of values",
     "model_type": "input should be a mapping from fields to values",
+    "dict_type": "input should be a mapping from names to values",
 }
 """Replacements in terms of YAML for pydantic's messages about Python types."""
 

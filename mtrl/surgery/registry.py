@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+from mtrl.config.learner import LearnerConfig
 from mtrl.config.registry import METHODS, check_options, parse
-from mtrl.config.sections import LearnerConfig
 from mtrl.errors import UsageError, import_attribute, one_line
 from mtrl.surgery.base import Surgery
 

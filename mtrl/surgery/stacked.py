@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from mtrl.nets.build import Layer
-from mtrl.nets.params import Record
+from mtrl.nets.params import Parameters, Record
 from mtrl.nets.precision import trunks_in
 from mtrl.surgery.factored import Composed, Factor, FactoredGradients, OfLayer
 from mtrl.surgery.features import StackedFeatures, detached, differentiate, leaves
 from mtrl.surgery.gradients import (
     Jacobian,
-    Parameters,
     TaskGradients,
 )
 

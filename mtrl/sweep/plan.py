@@ -85,10 +85,10 @@ class Plan(Section):
         default_factory=dict, description="Ranges and choices that --search draws from."
     )
 
-    @field_validator("config", mode="before")
+    @field_validator("config", "seeds", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, str | int) else value
 
     @field_validator("grid", mode="before")
     @classmethod
@@ -98,9 +98,8 @@ class Plan(Section):
     @field_validator("seeds", "config", mode="after")
     @classmethod
     def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        for value in values:
-            if values.count(value) > 1:
-                raise PydanticCustomError("twice", f"expected each once, got {value} twice")
+        if len(set(values)) < len(values):
+            raise PydanticCustomError("twice", "expected each value once")
         return values
 
     @classmethod
@@ -141,7 +140,7 @@ class Plan(Section):
         return plan
 
     def _expect_fields(self, source: str) -> None:
-        """Check that fields exist, and that none is given in two places."""
+        """Check that fields exist and have values, and that none is given in two places."""
         places: list[tuple[str, str, Mapping[str, Any]]] = [
             ("grid", "grid", self.grid),
             ("search", "search", self.search),
@@ -151,6 +150,8 @@ class Plan(Section):
         for kind, place, names in places:
             for name in names:
                 _expect_field(source + place, name)
+                if kind != "variants" and names[name] == ():
+                    raise UsageError(f"{source}{place}: {name}: expected a value, got none")
                 if (other := seen.setdefault(name, kind)) != kind:
                     raise UsageError(
                         f"{source}{name}: expected one place for it, got {other} and {place}"

@@ -82,6 +82,19 @@ class Rules(BaseModel):
         """Return whether there is any rule."""
         return bool(self.stop_when) or self.halving is not None
 
+    def expect_steps(self, total: int) -> None:
+        """Check that runs of at most `total` environment steps get to each rule.
+
+        Raises:
+            UsageError: If not, because the rule would have no effect.
+        """
+        places = [("stop_when", rule.steps) for rule in self.stop_when]
+        places += [] if self.halving is None else [("halve_from", self.halving.start)]
+        for field, steps in places:
+            if steps > total:
+                reason = f"expected at most the {total} environment steps of the longest run"
+                raise UsageError(f"{field}: {reason}, got {steps:.0f}")
+
     def expect_tags(self, tasks: Sequence[str]) -> None:
         """Check that runs of these tasks log the tags.
 

@@ -7,8 +7,9 @@ import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from mtrl.config.agent import AgentConfig
 from mtrl.config.registry import METHODS, TRUNKS
-from mtrl.config.train import AgentConfig, TrainConfig, shown
+from mtrl.config.train import TrainConfig, shown
 from mtrl.errors import UsageError, import_attribute, one_line
 from mtrl.training.callbacks import check as check_callback
 from mtrl.training.memory import expect_memory, expect_memory_for_simulators

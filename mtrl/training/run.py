@@ -14,8 +14,7 @@ from mtrl.folder import (
     read_benchmark,
     write_text,
 )
-from mtrl.training.check import check as check
-from mtrl.training.check import expect_agent, sizes_of
+from mtrl.training.check import check, expect_agent, sizes_of
 from mtrl.training.console import say
 from mtrl.training.lock import locked
 from mtrl.training.place import MAY_CHANGE, existing_run, make_folder, nothing_left, quoted
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
     from mtrl.envs.benchmarks import Benchmark
     from mtrl.sac.agent import MTSAC
     from mtrl.training.callbacks import Callback
-    from mtrl.training.trainer import Outcome, Trainer
+    from mtrl.training.report import Outcome
+    from mtrl.training.trainer import Trainer
 
 
 def train(
@@ -199,7 +199,7 @@ def _resume(
     config = config.model_copy(update=same)
     parts = given._replace(benchmark=benchmark).parts(config)
     from mtrl.training.checkpoint import load_newest
-    from mtrl.training.trainer import Outcome
+    from mtrl.training.report import Outcome
 
     state, notes = load_newest(run_dir)
     for note in notes:

@@ -31,7 +31,7 @@ from mtrl.training.judge import Judge
 from mtrl.training.logger import RunLogger
 from mtrl.training.pace import Pace
 from mtrl.training.place import quoted
-from mtrl.training.report import Outcome as Outcome
+from mtrl.training.report import Outcome
 from mtrl.training.rollout import episodes_of
 
 

@@ -11,7 +11,7 @@ from own_tasks import REACHERS
 
 from mtrl import MTSAC, Demonstrations, collect, evaluate, experts, get_benchmark
 from mtrl.cli.collect import main
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.envs.metaworld import MetaWorldTask
 from mtrl.errors import UsageError
 

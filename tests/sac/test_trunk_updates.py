@@ -8,7 +8,7 @@ import torch
 from small_learner import ACTION, OBSERVATION, TASKS, filled_replay, make_batch, make_learner
 from torch.utils._pytree import tree_leaves
 
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.errors import UsageError
 from mtrl.nets.trunks import available_trunks
 from mtrl.policy.descriptions import vectors

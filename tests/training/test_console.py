@@ -12,7 +12,7 @@ import warnings
 import pytest
 
 from mtrl.cli.flags import run
-from mtrl.config.train import Schedule
+from mtrl.config.schedule import Schedule
 from mtrl.errors import UsageError, import_attribute
 from mtrl.folder import STEP, read_rows
 from mtrl.training import report

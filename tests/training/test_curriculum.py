@@ -18,8 +18,8 @@ from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.sac.reward_scale import RewardScale
+from mtrl.training.check import check
 from mtrl.training.record import record_benchmark
-from mtrl.training.run import check
 from mtrl.training.trainer import Trainer
 
 OLD, NEW = REACHERS.tasks

@@ -9,8 +9,8 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
+from mtrl.config.agent import AgentConfig
 from mtrl.config.registry import TRUNKS, check_options, parse
-from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError, import_attribute, one_line
 from mtrl.nets.trunks.base import Trunk
 from mtrl.nets.trunks.own import OwnModule
