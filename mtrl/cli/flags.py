@@ -189,7 +189,7 @@ def add_flags(
 
     Args:
         defaults: Values shown in --help.
-        several: Whether every flag takes several values, and switches need an explicit `true`.
+        several: Whether every flag takes several values.
         top: Group of the fields outside sections.
     """
     for group, name, field, default in _leaves(defaults):
@@ -197,12 +197,13 @@ def add_flags(
             continue
         target = (top or parser) if group is None else _group(parser, group)
         is_switch = field.annotation is bool  # `--flag` without a value means true
+        is_list = several or _is_tuple(field.annotation)
         target.add_argument(
             flag_of(name),
             dest=name,
             metavar=_metavar(field.annotation),
-            nargs="+" if several or _is_tuple(field.annotation) else "?" if is_switch else None,
-            const="true" if is_switch and not several else None,
+            nargs=("*" if is_switch else "+") if is_list else "?" if is_switch else None,
+            const="true" if is_switch and not is_list else None,
             default=argparse.SUPPRESS,
             help=_help(field.description or "", default).replace("%", "%%"),
         )

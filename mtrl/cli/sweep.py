@@ -18,7 +18,7 @@ from mtrl.sweep.grid import Point, points, with_copies
 from mtrl.sweep.jobs import Known, Planned, job_of, placed
 from mtrl.sweep.local import Local, shares
 from mtrl.sweep.rules import expect_tag
-from mtrl.sweep.search import Search, corners
+from mtrl.sweep.search import Search, best_points, corners
 from mtrl.sweep.status import Live, read, summary, table
 from mtrl.training.check import check, check_elsewhere
 from mtrl.training.console import say
@@ -66,9 +66,9 @@ def _sweep(arguments: Sequence[str] | None) -> int:
         planned, copies = [], {}
         for drawn in corners(sweep.plan):
             _planned(sweep, known, drawn)
+    sweep.rules.expect_steps(max(each.total for each in known.values()))
     if sweep.options.dry_run:
-        return _show(sweep, planned)
-    sweep.folder.make()
+        return _show(sweep, planned, copies)
     with sweep.folder.alone():
         if sweep.options.search is None:
             _write(sweep, [plan.entry for plan in planned], copies)
@@ -120,9 +120,11 @@ def _checked(point: Point, sweep: Sweep) -> Known:
     return Known(point.config.schedule(len(benchmark.tasks)).total_timesteps, benchmark.tasks)
 
 
-def _show(sweep: Sweep, planned: Sequence[Planned]) -> int:
+def _show(sweep: Sweep, planned: Sequence[Planned], copies: Mapping[Path, str]) -> int:
     if sweep.options.search is not None:
         raise UsageError("dry_run: expected a grid, because a search chooses its points later")
+    for path in copies:
+        print(f"# the sweep writes {quoted(path)}, a copy of the values that runs start from")
     for plan in planned:
         note = "# done: " if plan.is_done else ""
         print(note + command_line(plan.entry.arguments))
@@ -132,7 +134,8 @@ def _show(sweep: Sweep, planned: Sequence[Planned]) -> int:
 def _write(sweep: Sweep, entries: Sequence[Entry], copies: Mapping[Path, str]) -> None:
     for path, text in copies.items():
         write_text(path, text)
-    sweep.folder.record(entries, sweep.rules)
+    goal = None if sweep.options.search is None else sweep.options.goal
+    sweep.folder.record(entries, sweep.rules, goal)
 
 
 def _waiting(sweep: Sweep, planned: Sequence[Planned]) -> Iterator[Job]:
@@ -204,20 +207,18 @@ def _submit(sweep: Sweep, names: Sequence[str]) -> int:
 
 def _end(sweep: Sweep, found: Summary) -> int:
     """Print a summary, and write the report."""
-    from mtrl.sweep.report import write_report
+    from mtrl.sweep.report import fields, write_report
 
-    best = []
-    if sweep.options.search is not None:
-        best = Search(sweep.folder, sweep.plan, sweep.options.goal).best(8)
-        for number, score, drawn in best[:3]:
-            say(f"point {number}: {score:.3f} with {drawn}")
-    page = write_report(sweep.folder, best)
+    for number, score, drawn in best_points(sweep.folder, 3):
+        say(f"point {number}: {score:.3f} with {fields(drawn)}")
+    page = write_report(sweep.folder)
     if page is not None:
         say(f"report: {page}")
     rows = read(sweep.folder)
     say(summary(rows))
-    if found.signal is not None:
+    if found.signal is not None or any(row.what == "stopped" for row in rows):
         say("to continue, run the same command again")
+    if found.signal is not None:
         return 128 + found.signal
     return 1 if any(row.what == "failed" for row in rows) or found.having("lost") else 0
 

@@ -63,7 +63,7 @@ def _base_of(path: Path, name: Any) -> Path:
     if not isinstance(name, str):
         raise UsageError(f"{path}: base: expected the name of a preset or a file, got {name!r}")
     if name.endswith((".yaml", ".yml")):
-        return path.parent / name
+        return path.parent / Path(name).expanduser()
     if not (PRESETS / f"{name}.yaml").exists():
         names = sorted(preset.stem for preset in PRESETS.glob("*.yaml"))
         raise UsageError(f"{path}: {unknown('base', name, [*names, 'a file ending in .yaml'])}")

@@ -1,7 +1,7 @@
 """Folder of a sweep, through which its processes communicate, on any number of machines.
 
 <sweep>/
-├── sweep.json            runs, and rules that may stop them early
+├── sweep.json            runs, rules that may stop them early, and goal of a search
 ├── configs/              copies of the files that runs start from
 ├── runs/<run>/           ordinary run folders; `tensorboard --logdir <sweep>/runs`
 ├── logs/<run>.txt        output of the run's processes
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ from mtrl.errors import UsageError, one_line
 from mtrl.folder import write_text
 from mtrl.sweep.rules import Rules
 from mtrl.training.lock import NO_LOCKS
+from mtrl.training.place import quoted
 
 BEAT = 10.0
 """Interval at which a running process touches its run's state [seconds]."""
@@ -145,23 +146,31 @@ class SweepFolder:
         return self.path / "optuna.log"
 
     def make(self) -> None:
-        """Create the folder and its subfolders.
+        """Create what is missing of the folder.
 
         Raises:
             UsageError: If it cannot be created, or holds something else.
         """
-        record = self.path / "sweep.json"
-        with suppress(OSError):
-            if not record.exists() and any(self.path.glob("[!.]*")):
-                raise UsageError(f"out: expected a sweep or an empty folder, got {self.path}")
+        self._expect_ours()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not record.exists():
+            if not (self.path / "sweep.json").exists():
                 self.record([], Rules())
             for name in ("configs", "runs", "logs", "states"):
                 (self.path / name).mkdir(exist_ok=True)
         except OSError as error:
-            raise UsageError(f"out: cannot create {self.path}: {one_line(error)}") from None
+            raise self._cannot_write(error) from None
+
+    def _expect_ours(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            is_ours = (self.path / "sweep.json").exists() or not any(self.path.glob("[!.]*"))
+        except OSError as error:
+            raise self._cannot_write(error) from None
+        if not is_ours:
+            raise UsageError(f"out: expected a sweep or an empty folder, got {self.path}")
+
+    def _cannot_write(self, error: OSError) -> UsageError:
+        return UsageError(f"out: cannot write in {self.path}: {one_line(error)}")
 
     def entries(self) -> list[Entry]:
         """Read the runs.
@@ -181,35 +190,45 @@ class SweepFolder:
         tree = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
         return Rules.model_validate(tree["rules"])
 
-    def record(self, entries: Sequence[Entry], rules: Rules) -> None:
+    def goal(self) -> str | None:
+        """Read the tag that the sweep's search maximises; None if it is none."""
+        tree = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
+        goal = tree.get("goal")
+        return None if goal is None else str(goal)
+
+    def record(self, entries: Sequence[Entry], rules: Rules, goal: str | None = None) -> None:
         """Write these runs, and earlier ones that have started but are no longer in the grid."""
         new = {entry.name for entry in entries}
         before = self.entries() if (self.path / "sweep.json").exists() else []
         kept = [e for e in before if e.name not in new and self.run_dir(e.name).exists()]
         rows = [entry.model_dump(mode="json") for entry in (*entries, *kept)]
-        tree = {"rules": rules.model_dump(mode="json"), "runs": rows}
+        tree = {"rules": rules.model_dump(mode="json"), "goal": goal, "runs": rows}
         text = json.dumps(tree, indent=1)
         write_text(self.path / "sweep.json", text + "\n")
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Lock the folder against a second sweep.
+        """Lock the folder against a second sweep, and create what is missing of it.
 
         Raises:
-            UsageError: If another process runs this sweep.
+            UsageError: If another process runs this sweep, or as by `make`.
         """
+        self._expect_ours()  # before a lock is left there
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise UsageError(
                 f"out: expected a sweep that is not running, got {self.path}; `mtrl-sweep status "
-                f"{self.path}` shows its progress"
+                f"{quoted(self.path)}` shows its progress"
             ) from None
+        except NotImplementedError:  # the file system has no locks
+            pass
         except OSError as error:
             if error.errno not in NO_LOCKS:
-                raise
+                raise self._cannot_write(error) from None
         try:
+            self.make()
             yield
         finally:
             lock.release()

@@ -86,7 +86,7 @@ def points(plan: Plan, device: str, drawn: Mapping[str, Any] | None = None) -> l
         variation = plan.variants.get(variant or "", {})
         changes = {**values, **variation, **(drawn or {}), "seed": seed}
         several = {k: v for k, v in values.items() if len(plan.grid[k]) > 1} | dict(drawn or {})
-        label = _label(base if len(plan.config) > 1 else None, variant, several)
+        label = _label(_short(base, plan.config), variant, several, drawn or {})
         start = _start(base, changes, device)
         point = _point(start, {"device": device, **changes}, label, drawn)
         excluded = [
@@ -141,10 +141,22 @@ def _point(
     return Point(base, read, label, config, drawn)
 
 
-def _label(base: str | None, variant: str | None, varied: Mapping[str, Any]) -> str:
+def _short(base: str | None, bases: Sequence[str]) -> str | None:
+    """Return the name of a preset or file that tells it from the others; None if it is alone."""
+    if base is None or len(bases) == 1:
+        return None
+    stem = Path(base).stem
+    return stem if [Path(each).stem for each in bases].count(stem) == 1 else base
+
+
+def _label(
+    base: str | None, variant: str | None, varied: Mapping[str, Any], drawn: Mapping[str, Any]
+) -> str:
     parts = [part for part in (base, variant) if part is not None]
     for field, value in varied.items():
         text = shown(tuple(value) if isinstance(value, list) else value)
+        if field in drawn and isinstance(value, float):
+            text = f"{value:.3g}"
         parts.append(text if field == "surgery" else f"{field} {text}")
     return ", ".join(parts).replace("=", ":")  # --labels OLD=NEW
 
@@ -187,6 +199,8 @@ def _differing(tree: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str,
 def with_copies(points: Sequence[Point], folder: Path) -> tuple[list[Point], dict[Path, str]]:
     """Replace base files by copies, so that later edits have no effect.
 
+    A copy holds every value, because the file may build on others, which may change, too.
+
     Returns:
         The points, and the text of each copy to be written to `folder`.
     """
@@ -195,7 +209,7 @@ def with_copies(points: Sequence[Point], folder: Path) -> tuple[list[Point], dic
     for base in dict.fromkeys(point.base for point in points):
         if base is None or base in presets.EXPECTED:
             continue
-        text = Path(base).expanduser().read_text(encoding="utf-8")
+        text = presets.named(base).config.to_yaml()
         code = hashlib.sha256(text.encode()).hexdigest()[:8]
         stem = re.sub(r"[^\w-]+", "-", Path(base).stem)
         path = folder / f"{stem}-{code}.yaml"

@@ -7,7 +7,9 @@ is lost is submitted to Ray again and continues on another node.
 from __future__ import annotations
 
 import logging
+import os
 import platform
+import socket
 import time
 import uuid
 from pathlib import Path
@@ -17,6 +19,8 @@ from mtrl.errors import RunError, UsageError, one_line
 from mtrl.sweep.attempt import Ending, Job, attempt
 from mtrl.sweep.folder import SweepFolder
 
+ANSWER_TIMEOUT = 20.0
+"""Timeout for a connection to the cluster's head [seconds]."""
 PROBE_TIMEOUT = 120.0
 """Timeout for a node to report whether it sees the sweep's folder [seconds]."""
 
@@ -55,9 +59,17 @@ class RayBackend:
         self._stop = folder.path / f".stop-{uuid.uuid4().hex}"
         self._token = folder.path / f".shared-{uuid.uuid4().hex}"
         if not ray.is_initialized():
+            _expect_answer(address)
+            own: dict[str, Any] = {}
+            if address is None:
+                own = {"include_dashboard": False}
+                os.environ.setdefault("RAY_worker_niceness", "0")  # as the local backend
             try:
                 ray.init(
-                    address=address or "local", log_to_driver=False, logging_level=logging.ERROR
+                    address=address or "local",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **own,
                 )
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise UsageError(f"address: cannot reach {address}: {one_line(error)}") from None
@@ -149,6 +161,20 @@ def _import_ray() -> Any:
     except ImportError:
         raise UsageError('backend: expected Ray: pip install "mtrl-surgery[ray]"') from None
     return ray
+
+
+def _expect_answer(address: str | None) -> None:
+    """Check that something listens at host:port, because Ray tries in silence for minutes.
+
+    Raises:
+        UsageError: If not.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal() and "://" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_TIMEOUT).close()
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise UsageError(f"address: cannot reach {address}: {one_line(error)}") from None
 
 
 def _not_shared(folder: Path, host: str) -> UsageError:

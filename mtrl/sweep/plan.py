@@ -1,6 +1,6 @@
 """Plan of a sweep, from a YAML file or flags.
 
-config: quickstart                  # presets or files that points start from; several make an axis
+config: quickstart                  # presets, or files beside this one; several make an axis
 seeds: [0, 1, 2]
 grid:                               # every combination
   surgery: [none, pcgrad]
@@ -85,10 +85,10 @@ class Plan(Section):
         default_factory=dict, description="Ranges and choices that --search draws from."
     )
 
-    @field_validator("config", mode="before")
+    @field_validator("config", "seeds", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, str | int) else value
 
     @field_validator("grid", mode="before")
     @classmethod
@@ -98,9 +98,8 @@ class Plan(Section):
     @field_validator("seeds", "config", mode="after")
     @classmethod
     def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        for value in values:
-            if values.count(value) > 1:
-                raise PydanticCustomError("twice", f"expected each once, got {value} twice")
+        if len(set(values)) < len(values):
+            raise PydanticCustomError("twice", "expected each value once")
         return values
 
     @classmethod
@@ -124,6 +123,10 @@ class Plan(Section):
             raise UsageError(f"grid: expected a mapping in {path}, got {type(tree).__name__}")
         source = "" if path is None else f"{path}: "
         plan = validate(cls, tree, source)
+        if path is not None:
+            exclude = [{k: _beside(path, v, k) for k, v in each.items()} for each in plan.exclude]
+            config = _beside(path, plan.config)
+            plan = plan.model_copy(update={"config": config, "exclude": exclude})
         plan._expect_fields(source)
         if not flags:
             return plan
@@ -137,7 +140,7 @@ class Plan(Section):
         return plan
 
     def _expect_fields(self, source: str) -> None:
-        """Check that fields exist, and that none is given in two places."""
+        """Check that fields exist and have values, and that none is given in two places."""
         places: list[tuple[str, str, Mapping[str, Any]]] = [
             ("grid", "grid", self.grid),
             ("search", "search", self.search),
@@ -147,6 +150,8 @@ class Plan(Section):
         for kind, place, names in places:
             for name in names:
                 _expect_field(source + place, name)
+                if kind != "variants" and names[name] == ():
+                    raise UsageError(f"{source}{place}: {name}: expected a value, got none")
                 if (other := seen.setdefault(name, kind)) != kind:
                     raise UsageError(
                         f"{source}{name}: expected one place for it, got {other} and {place}"
@@ -154,6 +159,16 @@ class Plan(Section):
         for change in self.exclude:
             for name in change.keys() - {"variant", "config", "seed"}:
                 _expect_field(f"{source}exclude", name)
+
+
+def _beside(path: Path, value: Any, field: str = "config") -> Any:
+    """Return a value of `config` with files relative to the folder of `path`, like a `base`."""
+    if field != "config":
+        return value
+    if isinstance(value, list | tuple):
+        return [_beside(path, each) for each in value]
+    is_file = isinstance(value, str) and value.endswith((".yaml", ".yml"))
+    return str(path.parent / Path(value).expanduser()) if is_file else value
 
 
 def _expect_field(place: str, name: str) -> None:

@@ -70,6 +70,11 @@ class Halving(BaseModel):
     start: int
     by: int = 3
 
+    @property
+    def text(self) -> str:
+        """Description, with which the reasons it gives begin."""
+        return f"successive halving on {self.tag} from {self.start} by {self.by}"
+
 
 class Rules(BaseModel):
     """All rules of a sweep."""
@@ -81,6 +86,25 @@ class Rules(BaseModel):
     def __bool__(self) -> bool:
         """Return whether there is any rule."""
         return bool(self.stop_when) or self.halving is not None
+
+    def hold(self, why: str | None) -> bool:
+        """Return whether the rule that gave a reason is still one of these."""
+        texts = [rule.text for rule in self.stop_when]
+        texts += [] if self.halving is None else [self.halving.text]
+        return any((why or "").startswith(f"{text}: ") for text in texts)
+
+    def expect_steps(self, total: int) -> None:
+        """Check that runs of at most `total` environment steps get to each rule.
+
+        Raises:
+            UsageError: If not, because the rule would have no effect.
+        """
+        places = [("stop_when", rule.steps) for rule in self.stop_when]
+        places += [] if self.halving is None else [("halve_from", self.halving.start)]
+        for field, steps in places:
+            if steps > total:
+                reason = f"expected at most the {total} environment steps of the longest run"
+                raise UsageError(f"{field}: {reason}, got {steps:.0f}")
 
     def expect_tags(self, tasks: Sequence[str]) -> None:
         """Check that runs of these tasks log the tags.

@@ -63,8 +63,9 @@ def read(folder: SweepFolder) -> list[Row]:
     Raises:
         UsageError: If it is not the folder of a sweep.
     """
+    entries = folder.entries()
     now = folder.now()
-    return [_row(folder, entry, now) for entry in folder.entries()]
+    return [_row(folder, entry, now) for entry in entries]
 
 
 def _row(folder: SweepFolder, entry: Entry, now: float) -> Row:

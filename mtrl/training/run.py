@@ -53,7 +53,8 @@ def train(
             checkpoint starts again.
         callbacks: Callbacks to call after those in `config.callbacks`.
         agent: Agent to train in place. Default: a new one. Its network configuration replaces
-            `config.agent`.
+            `config.agent`. With a curriculum it is the agent of the first stage; each later stage
+            creates an agent of the same class.
         logger: Logger of Stable-Baselines3 that receives every row in addition to the run's own
             files. It is not closed.
 
@@ -82,8 +83,6 @@ def train(
     parts = _Given(benchmark, callbacks, agent, logger).parts(config)
     from mtrl.demonstrations.sources import sources
 
-    if agent is not None and config.transfer.curriculum is not None:
-        raise UsageError("agent: expected no agent=... with a curriculum, got both")
     shown = sources(config.demonstrations, benchmark) if config.demonstrations else None
     made = make_folder(config, benchmark.name, resume_if_exists)
     run_dir = config.run_dir or made[0]
@@ -159,7 +158,7 @@ class _Given(NamedTuple):
 
         assert self.benchmark is not None
         if self.agent is not None:
-            expect_agent(self.agent, self.benchmark, config.agent)
+            expect_agent(self.agent, self.benchmark, config)
         callbacks = made(config.callbacks, self.callbacks)
         if self.logger is not None:
             callbacks.append(mirror(self.logger))

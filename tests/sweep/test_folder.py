@@ -152,8 +152,14 @@ def test_a_folder_that_is_not_a_sweep_is_rejected(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="out: expected a sweep or an empty folder"):
         SweepFolder(tmp_path).make()
+    with (
+        pytest.raises(UsageError, match="out: expected a sweep or an empty folder"),
+        SweepFolder(tmp_path).alone(),
+    ):
+        pass
     assert main(["status", str(tmp_path)]) == 2
     assert "sweep: expected the folder of a sweep, got" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]  # and nothing is left there
 
 
 def test_a_run_folder_of_another_configuration_is_rejected(sweep):

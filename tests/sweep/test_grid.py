@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from mtrl.cli.sweep_options import parse
 from mtrl.config import presets
 from mtrl.config.presets import preset
 from mtrl.config.train import TrainConfig
@@ -12,7 +13,7 @@ from mtrl.sweep.folder import SweepFolder
 from mtrl.sweep.grid import points, with_copies
 from mtrl.sweep.jobs import Known, placed
 from mtrl.sweep.plan import FIELDS, Plan, words
-from mtrl.sweep.rules import Rules, Threshold
+from mtrl.sweep.rules import Halving, Rules, Threshold
 
 YAML = """
 config: quickstart
@@ -63,6 +64,35 @@ def test_flags_form_a_grid_and_replace_axes_of_the_file(tmp_path):
     alone = Plan.read(None, {"benchmark": ("mt10", "mt50"), "surgery": ("none", "pcgrad")})
     bases = {(p.config.benchmark, p.base) for p in points(alone, "cpu")}
     assert bases == {("mt10", "mt10_cpu"), ("mt50", "mt50_cpu")}  # as mtrl-train starts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--halve-by 2", "halve_by: expected --halve-on with it, got none"),
+        ("--goal eval/return/mean", "goal: expected --search with it, got none"),
+        ("--halve-from 100", "halve_on: expected --halve-on and --halve-from together"),
+        ("--gpus-per-run 1", "gpus_per_run: expected --backend ray with it, got local"),
+        ("--max-parallel 1024", "max_parallel: expected at most the"),
+    ],
+)
+def test_options_without_effect_are_rejected(arguments, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        parse(["-o", "out", "--device", "cpu", *arguments.split()])
+
+
+def test_a_switch_needs_no_value():
+    sweep = parse("-o out --device cpu --layer-norm --gamma 0.9 0.99".split())
+    assert sweep.plan.grid["layer_norm"] == ("true",) and len(sweep.plan.grid["gamma"]) == 2
+
+
+def test_a_rule_beyond_the_longest_run_is_rejected():
+    rules = Rules(stop_when=(Threshold.parse("eval/return/mean < 1 at 2000"),))
+    rules.expect_steps(2_000)
+    with pytest.raises(UsageError, match=r"stop_when: expected at most the 1999 .*, got 2000"):
+        rules.expect_steps(1_999)
+    with pytest.raises(UsageError, match=r"halve_from: expected at most the 99 "):
+        Rules(halving=Halving(tag="eval/return/mean", start=100)).expect_steps(99)
 
 
 def test_words_of_a_list_flag():
@@ -121,7 +151,11 @@ def test_a_name_depends_only_on_the_configuration(tmp_path):
         ("grid: {run_dir: a}", "grid: run_dir cannot be varied"),
         ("variants: {a: {gama: 1}}", "variants.a: unknown 'gama'; did you mean 'gamma'"),
         ("grid: {gamma: 0.9}\nvariants: {a: {gamma: 1}}", "gamma: expected one place for it, got"),
-        ("seeds: [0, 0]", "seeds: expected each once, got 0 twice"),
+        ("seeds: [0, 0]", "seeds: expected each value once, got [0, 0]"),
+        ("seeds: 0..2", "seeds: input should be a valid integer"),
+        ("grid:", "grid: input should be a mapping from names to values, got None"),
+        ("grid: {surgery: []}", "grid: surgery: expected a value, got none"),
+        ("search: {surgery: []}", "search: surgery: expected a value, got none"),
         ("seeds: []", "seeds: "),
         ("[1]", "grid: expected a mapping"),
         ("search: {gamma: {low: 1, high: 0}}", "low: expected less than high"),
@@ -149,16 +183,38 @@ def test_invalid_points_are_rejected(tmp_path, text, message):
         points(read(tmp_path, text), "cpu")
 
 
-def test_a_base_file_is_copied_before_it_changes(tmp_path):
-    base = tmp_path / "my base.yaml"
-    base.write_text("tasks: [reach-v3]\n")
+def test_a_base_file_is_copied_before_it_or_its_own_base_changes(tmp_path):
+    base, below = tmp_path / "my base.yaml", tmp_path / "below.yaml"
+    base.write_text("base: below.yaml\ngamma: 0.9\n")
+    below.write_text("base: quickstart\ntasks: [reach-v3]\n")
     plan = Plan.read(None, {"config": (str(base),), "surgery": ("none", "pcgrad")})
+    expected = preset("quickstart", tasks=("reach-v3",), gamma=0.9, device="cpu", surgery="none")
     found, copies = with_copies(points(plan, "cpu"), tmp_path / "configs")
+    assert found[0].config == expected
     ((path, text),) = copies.items()
-    assert text == "tasks: [reach-v3]\n" and {point.base for point in found} == {str(path)}
-    base.write_text("tasks: [push-v3]\n")
-    (other,) = with_copies(points(plan, "cpu")[:1], tmp_path / "configs")[1]
-    assert other != path
+    assert {point.base for point in found} == {str(path)}
+    path.parent.mkdir()
+    path.write_text(text)
+    for changed in (base, below):
+        changed.write_text(changed.read_text() + "batch_size: 16\n")
+        (other,) = with_copies(points(plan, "cpu")[:1], tmp_path / "configs")[1]
+        assert other != path
+    changes = {"device": "cpu", "surgery": "none"}
+    assert presets.override(presets.named(str(path)).config, changes)[0] == expected
+
+
+def test_files_stand_relative_to_the_grid_that_names_them(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in ("wide", "narrow"):
+        (tmp_path / f"{name}.yaml").write_text("base: quickstart\ntasks: [reach-v3]\n")
+    text = "config: [wide.yaml, quickstart, narrow.yaml]\ngrid: {surgery: [none, pcgrad]}\n"
+    text += "exclude: [{config: [narrow.yaml, quickstart], surgery: pcgrad}]\n"
+    with pytest.raises(UsageError, match="which are equal"):
+        points(read(tmp_path, text), "cpu")
+    (tmp_path / "wide.yaml").write_text(f"base: {tmp_path}/narrow.yaml\ngamma: 0.9\n")
+    labels = [point.label for point in points(read(tmp_path, text), "cpu")]
+    assert labels == ["wide, none", "wide, pcgrad", "quickstart, none", "narrow, none"]
 
 
 def test_every_field_can_be_varied_or_gives_a_reason():

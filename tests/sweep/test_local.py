@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -63,16 +64,29 @@ def test_a_killed_sweep_continues_to_the_same_weights(tmp_path, monkeypatch, cap
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
 
 
-def test_a_failing_run_is_retried_and_reported_without_stopping_others(
-    tmp_path, monkeypatch, capsys
-):
-    """The environment of one task fails in its process."""
+def broken(out: Path, *arguments: str) -> list[str]:
+    """Return the arguments of a sweep over benchmarks; an environment of one of them fails."""
+    flags = "--config mt10_plain --max-restarts 0 --total-timesteps 240 --learning-starts 200 "
+    flags += "--hidden-sizes 8 --batch-size 8 --device cpu --max-parallel 1 --cpus-per-run 1"
+    return [*flags.split(), "-o", str(out), "--benchmark", *arguments]
+
+
+def test_a_failing_run_is_told_with_its_last_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(HERE)
-    flags = "--config mt10_plain --benchmark toy_tasks:POINTS toy_tasks:BROKEN --max-restarts 0"
-    flags += " --total-timesteps 200 --learning-starts 40 --hidden-sizes 8 --batch-size 8"
     out = tmp_path / "sweep"
-    rest = ["--max-parallel", "1", "--cpus-per-run", "1", "--device", "cpu", "-o", str(out)]
-    assert main([*flags.split(), *rest]) == 1
+    assert main(broken(out, "toy_tasks:BROKEN", "--retries", "0")) == 1
+    printed = capsys.readouterr().out
+    assert re.search(r"toy_tasks-BROKEN_none_\w+ failed:\n(    .*\n)*    .*no such luck", printed)
+    assert printed.endswith("1 runs: 1 failed\n")  # and no report, because there is no result
+    (state,) = (read_state(path) for path in out.glob("states/*.json"))
+    assert state.what == "failed" and [each.code for each in state.attempts] == [1]
+
+
+@pytest.mark.slow
+def test_a_failing_run_is_retried_and_stops_no_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(HERE)
+    out = tmp_path / "sweep"
+    assert main(broken(out, "toy_tasks:POINTS", "toy_tasks:BROKEN")) == 1
     printed = capsys.readouterr().out
     assert "failed and is retried (1 of 1): RuntimeError: no such luck" in printed
     assert "2 runs: 1 failed, 1 finished" in printed

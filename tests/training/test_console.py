@@ -163,12 +163,16 @@ def test_a_signal_before_training_gives_a_message_and_leaves_nothing(number, tmp
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
         while not process.stdout.readline().startswith("watch:"):  # simulators are starting
             assert process.poll() is None
         time.sleep(0.1)
-        process.send_signal(number)
+        if number in (signal.SIGINT, signal.SIGHUP):  # sent by a terminal to all of its processes
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
         _, error = process.communicate(timeout=300)
     assert process.returncode == 128 + number
     assert error == f"mtrl-train: interrupted by {number.name}\n"
