@@ -1,4 +1,4 @@
-"""Multi-task SAC with the loop written out: collector, replay and learner are yours to arrange."""
+"""Multi-task SAC with a custom training loop: a collector, a replay buffer and a learner."""
 
 from mtrl import (
     MTSAC,
@@ -14,7 +14,7 @@ from mtrl import (
 
 
 def main(steps: int = 1_000, random_steps: int = 500, episodes: int = 2) -> None:
-    """Train on two tasks for so many vector steps (a beginning), save the policy and judge it."""
+    """Train on two tasks for a few vector steps, save the policy and evaluate it."""
     benchmark = get_benchmark("", ("reach-v3", "drawer-close-v3"))
     envs = make_vector_env(benchmark)  # one environment per task, each in its own process
     sizes = envs.observation_size, envs.action_size
@@ -22,12 +22,12 @@ def main(steps: int = 1_000, random_steps: int = 500, episodes: int = 2) -> None
     learner = Learner(agent, LearnerConfig(surgery="pcgrad"), seed=1)
     replay = ReplayBuffer(100_000, envs.n_tasks, *sizes, seed=2)
     collector = Collector(envs, agent, seed=3)
-    collector.reset(seed=0)  # of the goals
+    collector.reset(seed=0)  # the goals' seed
     for step in range(steps):
         learning = step >= random_steps
-        collector.act(uniform=not learning)  # the simulators begin to step
+        collector.act(uniform=not learning)  # the simulators start to step
         if learning:
-            metrics = learner.step(replay)  # meanwhile, on what was stored before
+            metrics = learner.step(replay)  # meanwhile, on the transitions stored before
         collector.store(collector.wait(), replay)
         if learning and step % 100 == 0:
             print(step, collector.statistics.values(envs.tells_success))

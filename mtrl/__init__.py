@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtrl.analysis.comparison import plot as plot
+    from mtrl.config.agent import AgentConfig as AgentConfig
     from mtrl.config.environment import EnvironmentConfig as EnvironmentConfig
+    from mtrl.config.learner import LearnerConfig as LearnerConfig
     from mtrl.config.presets import preset as preset
-    from mtrl.config.sections import AgentConfig as AgentConfig
-    from mtrl.config.sections import LearnerConfig as LearnerConfig
     from mtrl.config.train import TrainConfig as TrainConfig
     from mtrl.demonstrations.collect import collect as collect
     from mtrl.demonstrations.collect import experts as experts
@@ -44,9 +44,9 @@ _HOMES = {
     "experts": "demonstrations.collect",
     "Benchmark": "envs.benchmarks",
     "get_benchmark": "envs.benchmarks",
-    "AgentConfig": "config.sections",
+    "AgentConfig": "config.agent",
     "EnvironmentConfig": "config.environment",
-    "LearnerConfig": "config.sections",
+    "LearnerConfig": "config.learner",
     "TrainConfig": "config.train",
     "Evaluation": "evaluation.scores",
     "make_vector_env": "envs.make",

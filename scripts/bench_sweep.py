@@ -21,6 +21,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).parents[1] / "tests"
 FLAGS = (
@@ -109,7 +110,7 @@ def _kind(pid: int, before: str) -> str:
     return Path(words[0].split()[0]).name if words[0].strip() else before
 
 
-def measured(command: list[str]) -> dict[str, object]:
+def measured(command: list[str]) -> dict[str, Any]:
     """Execute a sweep, and return the times of its processes [s]."""
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     start = time.perf_counter()

@@ -37,7 +37,7 @@ BENCHMARKS = {1: "mt1:reach-v3", 10: "mt10", 50: "mt50"}
 @contextmanager
 def trainer_of(n_tasks: int, **settings: Any) -> Iterator[Trainer]:
     """Yield a trainer in a temporary run folder."""
-    from mtrl.training.run import check
+    from mtrl.training.check import check
     from mtrl.training.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as folder:

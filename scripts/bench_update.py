@@ -15,7 +15,8 @@ replayed as graphs. TorchJD is skipped if it is not installed.
 `--config`, a preset or a file, sets networks, batch size, number of tasks and, unless given,
 precision; methods are then compared only with each other and with the matrix products of these
 shapes. `--trunk` measures only PCGrad on these trunks, with the sizes of their papers unless
-`--width` is given. `--threads` repeats everything for each number of threads.
+`--width` is given; `cases:UserMLP` is `mlp` as a user's module. `--threads` repeats everything for
+each number of threads.
 
 Ratios are named by what is divided, `pcgrad/none`, except `ours/sb3`: our updates per second over
 those of Stable-Baselines3. `-fp32` is our update in the precision of the others.
@@ -121,7 +122,7 @@ class Bench:
     def run(self) -> None:
         """Run all measurements."""
         n_tasks, device = self.case.n_tasks, self.case.device
-        if self.case.trunk != "mlp":
+        if self.case.trunk is not None:
             self.compete(60, {"pcgrad": self.update("pcgrad")})
             return
         several = ("rotograd", "rotograd-scale", "rotograd-rotate") if n_tasks > 1 else ()

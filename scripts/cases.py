@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from published import ACTION, BATCH, DEPTH, OBSERVATION, WIDTH
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtrl.config.sections import AgentConfig, LearnerConfig
+from mtrl.config.agent import AgentConfig
+from mtrl.config.learner import LearnerConfig
 from mtrl.config.train import TrainConfig
 from mtrl.devices import keep_freed_memory
 from mtrl.sac.agent import MTSAC
@@ -18,6 +20,15 @@ from mtrl.sac.learner import Learner
 from mtrl.sac.problems import critic_problem
 from mtrl.sac.replay import Batch, ReplayBuffer
 from mtrl.surgery.stacked import StackedProblem
+
+
+class UserMLP(nn.Sequential):
+    """The trunk `mlp` as a user's module, which does not receive the task."""
+
+    def __init__(self, n_inputs: int, width: int = WIDTH) -> None:
+        widths = [n_inputs, *[width] * DEPTH]
+        layers = [(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
+        super().__init__(*(part for layer in layers for part in layer))
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class Case:
     precision: str = "fp32"
     compile: bool = False
     config: TrainConfig | None = None
-    trunk: str = "mlp"
+    trunk: str | None = None
 
     @property
     def rows(self) -> int:
@@ -39,7 +50,7 @@ class Case:
 
     def agent(self) -> MTSAC:
         """Create an agent of these sizes."""
-        config = AgentConfig(trunk=self.trunk, hidden_sizes=(self.width,) * DEPTH)
+        config = AgentConfig(trunk=self.trunk or "mlp", hidden_sizes=(self.width,) * DEPTH)
         if self.config is not None:
             config = self.config.agent
         tasks = tuple(f"task-{t}" for t in range(self.n_tasks))

@@ -25,8 +25,8 @@ from scipy.stats import t as student_t
 from mtrl.config.train import TrainConfig
 from mtrl.folder import newest_checkpoint, write_text
 from mtrl.sac.diagnose import diagnose
+from mtrl.training.check import check
 from mtrl.training.checkpoint import load_checkpoint
-from mtrl.training.run import check
 from mtrl.training.state import RunState
 
 COLUMNS = {

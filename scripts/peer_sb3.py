@@ -14,7 +14,7 @@ from published import ACTION, BATCH, DEPTH, OBSERVATION, WIDTH
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
 
-from mtrl.config.sections import LearnerConfig
+from mtrl.config.learner import LearnerConfig
 
 
 class Spaces(gym.Env):

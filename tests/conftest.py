@@ -9,7 +9,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.sac.agent import MTSAC
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from mtrl.config.sections import AgentConfig, LearnerConfig
+from mtrl.config.agent import AgentConfig
+from mtrl.config.learner import LearnerConfig
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import Batch, ReplayBuffer

@@ -115,4 +115,41 @@ def test_files_are_neither_tiny_nor_huge() -> None:
     }
     assert {name: n for name, n in sizes.items() if n > 250} == {}
     small = {name: n for name, n in sizes.items() if n < 50 and not name.startswith(PLUG_INS)}
-    assert small.keys() <= {"sweep/study.py"}
+    assert small == {}
+
+
+def defined(path: Path) -> set[str]:
+    """Return the names that a module defines at its top level, rather than imports."""
+    names, waiting = set(), list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+        elif isinstance(node, ast.If | ast.Try):
+            waiting += [*node.body, *node.orelse, *getattr(node, "handlers", ())]
+        elif isinstance(node, ast.ExceptHandler):
+            waiting += node.body
+    return names
+
+
+def test_names_are_imported_from_where_they_are_defined() -> None:
+    """No module passes on another's names, except a package; scripts' imports exist."""
+    paths = {name_of(path): path for path in FILES}
+    names = {module: defined(path) for module, path in paths.items()}
+    users = [ROOT / folder for folder in ("mtrl", "scripts", "tests", "docs", "examples")]
+    wrong = set()
+    for path in (path for folder in users for path in folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            source = (isinstance(node, ast.ImportFrom) and node.module) or ""
+            if source.split(".")[0] != "mtrl":
+                continue
+            known = source in paths and (
+                paths[source].name == "__init__.py"
+                or {alias.name for alias in node.names} <= names[source]
+            )
+            if not known:
+                wrong.add(f"{path.relative_to(ROOT)}: {ast.unparse(node)}")
+    assert not wrong

@@ -20,7 +20,7 @@ from mtrl.config.presets import preset
 from mtrl.config.train import TrainConfig
 from mtrl.folder import newest_checkpoint
 from mtrl.surgery import MultiTaskModel, available
-from mtrl.training.run import check
+from mtrl.training.check import check
 
 
 @pytest.fixture
@@ -158,7 +158,10 @@ def test_bench_update_of_trunks(scripts, tmp_path, monkeypatch):
     monkeypatch.setattr(
         bench, "interleaved", lambda runs, _, d, c: timing.interleaved(runs, 1, d, c)
     )
-    file, trunks = tmp_path / "found.json", ["care(encoders=2)", "paco(sets=3)"]
+    file, trunks = (
+        tmp_path / "found.json",
+        ["care(encoders=2)", "paco(sets=3)", "cases:UserMLP(width=16)"],
+    )
     bench.main(["--tasks", "2", "--width", "16", "--trunk", *trunks, "--json", str(file)])
     found = json.loads(file.read_text())
     for trunk in trunks:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-import typing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from mtrl.cli.flags import Parser, add_flags, run
+from mtrl.config.fields import PolicyDevice, Seed, TrunkImports, Workers
 from mtrl.config.section import Section, expect_writable, validate
 from mtrl.errors import UsageError
 
-if typing.TYPE_CHECKING:
+if TYPE_CHECKING:
     from mtrl.demonstrations.data import Demonstrations
 
 
@@ -36,15 +37,9 @@ class CollectConfig(Section):
         description="Task set for the expert, or custom tasks as package.module:attribute "
         "(default: as recorded in the run folder).",
     )
-    imports: tuple[str, ...] = Field(
-        default=(),
-        description="Modules to import first because they register trunks, or "
-        "'package.module:name' of a trunk. A policy file itself imports nothing.",
-    )
-    seed: int | None = Field(
+    imports: TrunkImports = ()
+    seed: Seed | None = Field(
         default=None,
-        ge=0,
-        lt=2**32,
         description="Random seed of goals and sampled actions (default: the seed of the training "
         "run, which gives its goals; 0 for the expert).",
     )
@@ -54,15 +49,8 @@ class CollectConfig(Section):
         description="Episode length at which an episode is truncated [environment steps] "
         "(default: the training run's; 500 for the expert).",
     )
-    workers: int | None = Field(
-        default=None,
-        gt=0,
-        description="Number of simulator processes (default: one per CPU core). It does not affect "
-        "results.",
-    )
-    device: typing.Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Device of the policy; 'auto': CUDA if available, else the CPU."
-    )
+    workers: Workers = None
+    device: PolicyDevice = "auto"
     stochastic: bool = Field(
         default=False,
         description="Sample actions from the policy instead of taking its mode.",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
 
 from mtrl.cli.flags import Parser, add_flags, run
+from mtrl.config.fields import Camera, PolicyDevice, Seed, TrunkImports, Workers
 from mtrl.config.section import Section, expect_writable, validate
-from mtrl.config.train import Camera
 from mtrl.errors import UsageError
 
 
@@ -33,27 +32,14 @@ class EvalConfig(Section):
         description="Benchmark of custom tasks, as package.module:attribute (default: as recorded "
         "in the run folder).",
     )
-    imports: tuple[str, ...] = Field(
-        default=(),
-        description="Modules to import first, because they register trunks, or "
-        "'package.module:name' of a trunk; a policy file itself imports nothing.",
-    )
-    seed: int | None = Field(
+    imports: TrunkImports = ()
+    seed: Seed | None = Field(
         default=None,
-        ge=0,
-        lt=2**32,
         description="Random seed of the 50 goals (default: that of the training run, which gives "
         "its goals). Another seed evaluates on goals that the policy was not trained on.",
     )
-    workers: int | None = Field(
-        default=None,
-        gt=0,
-        description="Number of simulator processes (default: one per CPU core). It does not affect "
-        "results.",
-    )
-    device: typing.Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Device of the policy; 'auto': CUDA if available, else the CPU."
-    )
+    workers: Workers = None
+    device: PolicyDevice = "auto"
     stochastic: bool = Field(
         default=False,
         description="Sample actions from the policy instead of taking its mode; the seed "

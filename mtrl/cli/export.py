@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from mtrl.cli.flags import Parser, run
+from mtrl.cli.flags import Parser, add_flags, run
+from mtrl.config.fields import TrunkImports
 from mtrl.config.section import Section, expect_writable, validate
 from mtrl.errors import UsageError
 
@@ -23,11 +24,7 @@ class ExportConfig(Section):
         description="File to write: NAME.safetensors for Policy.load and mtrl-eval, or NAME.pt2 "
         "for torch.export.load, which needs PyTorch 2.7 or newer but not mtrl.",
     )
-    imports: tuple[str, ...] = Field(
-        default=(),
-        description="Modules to import first, because they register trunks, or "
-        "'package.module:name' of a trunk; a policy file itself imports nothing.",
-    )
+    imports: TrunkImports = ()
     card: bool = Field(default=False, description="Print a model card of the policy as Markdown.")
 
 
@@ -48,15 +45,8 @@ def _export(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "-o", "--output", metavar="FILE", default=argparse.SUPPRESS, help=help_of["output"]
     )
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        nargs="+",
-        metavar="NAME",
-        default=argparse.SUPPRESS,
-        help=help_of["imports"],
-    )
     parser.add_argument("--card", action="store_true", help=help_of["card"])
+    add_flags(parser, ExportConfig(policy=Path()), leave_out=("policy", "output", "card"))
     config = validate(ExportConfig, parser.parse(arguments))
     if config.output is None and not config.card:
         raise UsageError("output: expected -o FILE or --card, got neither")

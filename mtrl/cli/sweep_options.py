@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from mtrl.cli.flags import Parser, add_flags
-from mtrl.config.environment import MAX_PROCESSES
+from mtrl.config.fields import Processes
 from mtrl.config.section import Section, flag_of, validate
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError, one_line
@@ -31,17 +31,13 @@ class SweepConfig(Section):
     backend: Literal["local", "ray", "slurm"] = Field(
         default="local", description="Where to run: this machine, or a cluster."
     )
-    max_parallel: int | None = Field(
+    max_parallel: Processes | None = Field(
         default=None,
-        gt=0,
-        le=MAX_PROCESSES,
         description="Maximum number of parallel runs (default: local: one per cpus_per_run cores; "
         "ray, slurm: as many as fit).",
     )
-    cpus_per_run: int | None = Field(
+    cpus_per_run: Processes | None = Field(
         default=None,
-        gt=0,
-        le=MAX_PROCESSES,
         description="CPU cores per run, which are also its numbers of threads and simulator "
         "processes (default: local: its share of the machine; slurm: as in the template; else 2).",
     )

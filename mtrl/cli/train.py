@@ -18,7 +18,7 @@ from mtrl.training.check import check_names, check_plan
 from mtrl.training.place import MAY_CHANGE, expect_new
 
 if TYPE_CHECKING:
-    from mtrl.training.trainer import Outcome
+    from mtrl.training.report import Outcome
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

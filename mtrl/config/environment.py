@@ -9,13 +9,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from mtrl.config.fields import Workers
 from mtrl.config.section import Section
 
 MAX_COPIES = 10_000
 """Upper bound of environments per task; more can only be a typo."""
-
-MAX_PROCESSES = 1_024
-"""Upper bound of processes or threads, more than the cores of any machine."""
 
 
 class EnvironmentConfig(Section):
@@ -43,13 +41,7 @@ class EnvironmentConfig(Section):
         le=MAX_COPIES,
         description="Number of environments per task, stepped in parallel; they share its goals.",
     )
-    workers: int | None = Field(
-        default=None,
-        gt=0,
-        le=MAX_PROCESSES,
-        description="Number of simulator processes (default: one per CPU core, at most one per "
-        "environment). It does not affect results.",
-    )
+    workers: Workers = None
     max_restarts: int = Field(
         default=10,
         ge=0,

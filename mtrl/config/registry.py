@@ -50,7 +50,7 @@ class Registry:
         return add
 
     def spec_of(self, value: Any) -> Any:
-        """The text that stands for a class, a function or an instance with options; else `value`.
+        """Return the text that names a class, function or instance with options, or else `value`.
 
         A class or a function is registered under the name it could be imported by; of two with one
         name, as in a notebook whose cell is run again, the later counts.

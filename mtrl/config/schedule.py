@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from mtrl.config.rates import total
 from mtrl.errors import UsageError
-
-if TYPE_CHECKING:
-    from mtrl.config.train import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -34,17 +32,24 @@ class Schedule:
     diagnose_every: int
 
     @classmethod
-    def of(cls, config: TrainConfig, n_tasks: int) -> Schedule:
-        """Compute the step counts of a configuration for `n_tasks` tasks.
+    def of(
+        cls,
+        given: Mapping[str, int | str | None],
+        n_tasks: int,
+        *,
+        envs_per_task: int,
+        buffer_size: int,
+        batch_size: int,
+    ) -> Schedule:
+        """Compute the step counts for `n_tasks` tasks; of `given`, None is a default.
 
         Raises:
             UsageError: If the run could never learn from the transitions it collects.
         """
-        given = {name: getattr(config, name) for name in cls.PER_TASK}
         schedule = cls(
             **{
-                name: n_tasks * cls.PER_TASK[name] if steps is None else total(steps, n_tasks)
-                for name, steps in given.items()
+                name: n_tasks * default if given[name] is None else total(given[name], n_tasks)
+                for name, default in cls.PER_TASK.items()
             }
         )
         if schedule.learning_starts >= schedule.total_timesteps:
@@ -52,15 +57,16 @@ class Schedule:
                 "learning_starts: expected less than total_timesteps "
                 f"({schedule.total_timesteps}), got {schedule.learning_starts}"
             )
-        copies, size = config.environment.envs_per_task, config.learner.buffer_size
-        capacity = size // copies * copies  # whole vector steps
+        capacity = buffer_size // envs_per_task * envs_per_task  # whole vector steps
         if not capacity:
-            raise UsageError(f"envs_per_task: expected at most buffer_size ({size}), got {copies}")
+            raise UsageError(
+                f"envs_per_task: expected at most buffer_size ({buffer_size}), got {envs_per_task}"
+            )
         stored = min(schedule.learning_starts // n_tasks, capacity)
-        if config.learner.batch_size > stored:
+        if batch_size > stored:
             raise UsageError(
                 f"batch_size: expected at most the {stored} transitions per task that "
                 f"learning_starts ({schedule.learning_starts} steps over {n_tasks} tasks) and "
-                f"buffer_size ({size}) leave in the replay buffer, got {config.learner.batch_size}"
+                f"buffer_size ({buffer_size}) leave in the replay buffer, got {batch_size}"
             )
         return schedule

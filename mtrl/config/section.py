@@ -29,11 +29,11 @@ FLAGS = {"imports": "import", "json_file": "json", "csv_file": "csv"}
 """Flags whose word Python or pydantic keeps from being a field's name."""
 
 DEFAULT = "default"
-"""What a flag takes for a field that a preset sets and that is to have its default, none, again."""
+"""Value of a flag that resets a field to its default None, although a preset sets it."""
 
 
 def flag_of(field: str) -> str:
-    """The flag of a field: `--batch-size` of batch_size."""
+    """Return the flag of a field: `--batch-size` for batch_size."""
     return "--" + FLAGS.get(field, field).replace("_", "-")
 
 

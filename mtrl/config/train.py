@@ -17,26 +17,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_origin
+from typing import TYPE_CHECKING, Any, get_origin
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from mtrl.config import yaml12
+from mtrl.config.agent import AgentConfig
 from mtrl.config.base import read_tree
-from mtrl.config.environment import MAX_PROCESSES
-from mtrl.config.environment import EnvironmentConfig as EnvironmentConfig
+from mtrl.config.environment import EnvironmentConfig
+from mtrl.config.fields import Device, Processes, Seed
+from mtrl.config.learner import LearnerConfig
 from mtrl.config.rates import Steps, StepsOrNever
-from mtrl.config.schedule import Schedule as Schedule
+from mtrl.config.schedule import Schedule
 from mtrl.config.section import Section, validate
-from mtrl.config.sections import AgentConfig as AgentConfig
-from mtrl.config.sections import LearnerConfig as LearnerConfig
-from mtrl.config.transfer import TransferConfig as TransferConfig
-
-Camera = Literal[
-    "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV"
-]
-"""Names of Meta-World's cameras."""
+from mtrl.config.transfer import TransferConfig
 
 
 class TrainConfig(Section):
@@ -113,20 +108,16 @@ class TrainConfig(Section):
         description="Time limit after which the run writes a checkpoint and stops [hours]; it "
         "starts again when a run is resumed.",
     )
-    seed: int = Field(
+    seed: Seed = Field(
         default=0,
-        ge=0,
-        lt=2**32,
         description="Random seed of goals, weights, exploration, replay and surgery.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: Device = Field(
         default="auto",
         description="Device of networks and replay; 'auto': CUDA if available, else the CPU.",
     )
-    threads: int | None = Field(
+    threads: Processes | None = Field(
         default=None,
-        gt=0,
-        le=MAX_PROCESSES,
         description="Number of CPU threads of PyTorch (default: chosen in the first updates by "
         "timing whole steps, simulators included). Rounding depends on it: set it to reproduce "
         "another run exactly.",
@@ -189,8 +180,18 @@ class TrainConfig(Section):
                 yield name, model
 
     def schedule(self, n_tasks: int) -> Schedule:
-        """Return the step counts for `n_tasks` tasks; see `Schedule.of`."""
-        return Schedule.of(self, n_tasks)
+        """Return the step counts for `n_tasks` tasks.
+
+        Raises:
+            UsageError: If the run could never learn from the transitions it collects.
+        """
+        return Schedule.of(
+            {name: getattr(self, name) for name in Schedule.PER_TASK},
+            n_tasks,
+            envs_per_task=self.environment.envs_per_task,
+            buffer_size=self.learner.buffer_size,
+            batch_size=self.learner.batch_size,
+        )
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> TrainConfig:

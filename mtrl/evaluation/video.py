@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
-from mtrl.config.train import Camera
+from mtrl.config.fields import Camera
 from mtrl.envs.processes import n_cores
 from mtrl.errors import UsageError, unknown
 from mtrl.evaluation.camera import Job, Kind

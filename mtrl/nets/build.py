@@ -107,7 +107,7 @@ class Build:
         self.own[name] = normalize(drawn, dim=-1) if unit else drawn
 
     def descriptions(self) -> np.ndarray:
-        """The tasks' descriptions as vectors, `[T, e]`.
+        """Return the tasks' descriptions as vectors, `[T, e]`.
 
         Raises:
             UsageError: If the tasks have no descriptions.
@@ -122,7 +122,7 @@ class Build:
         return known
 
     def fix(self, name: str, values: np.ndarray) -> None:
-        """Numbers of each task that nothing trains, `[T, …]`."""
+        """Declare fixed inputs of each task, `[T, …]`, which nothing trains."""
         self.fixed[name] = torch.from_numpy(values).repeat(self.n_networks, 1, 1)
 
     def seed(self) -> int:

@@ -234,7 +234,7 @@ class MultiTaskNetworks(nn.Module):
         return cast(dict[str, Tensor], {**self.fixed._buffers})
 
     def after_step(self, losses: Tensor, generator: torch.Generator) -> None:
-        """What the architecture does after a step with these losses `[N, T]`."""
+        """Apply the trunk's `after_step` to the per-task parameters; losses are `[N, T]`."""
         self.trunk.trunk.after_step(self.named()[1], losses, generator)
 
     def rotations(self) -> list[Tensor]:

@@ -25,28 +25,25 @@ LONGEST = 2**16
 """Largest length of a vector."""
 
 Descriptions = Mapping[str, Sequence[float] | np.ndarray]
-"""A vector for each task, all of one length."""
+"""Vector of each task, all of the same length."""
 
 
 def vectors(tasks: Sequence[str], own: Descriptions | None = None) -> np.ndarray | None:
-    """What is told of the tasks, `[T, e]` in float32: what is given, or else what is known.
+    """Return the description vectors of tasks, `[T, e]` in float32.
 
-    Meta-World's tasks have the sentence embeddings of their texts, `[T, 384]`, of unit length up to
-    rounding.
-
-    They were computed with all-MiniLM-L6-v2 (Wang et al. 2020, arXiv 2002.10957) by
-    `scripts/describe.py` and are stored in float16, so no language model is needed.
+    By default these are the sentence embeddings of Meta-World's task descriptions, `[T, 384]`, with
+    unit norm up to rounding. They were computed with all-MiniLM-L6-v2 (Wang et al. 2020, arXiv
+    2002.10957) by `scripts/describe.py` and are stored in float16, so no language model is needed.
 
     Args:
-        tasks: Names.
-        own: A vector for each of them, used as it is.
+        tasks: Task names.
+        own: Vector of each task, used unchanged, instead of Meta-World's.
 
     Returns:
-        None if none are given and one of the tasks is not Meta-World's.
+        None if `own` is not given and a task is not from Meta-World.
 
     Raises:
-        UsageError: if a task has no vector, or the vectors are not of finite numbers and of one
-            length.
+        UsageError: If a task has no vector, or vectors differ in length or are not finite.
     """
     if own is not None:
         return np.stack(_checked(tasks, own))

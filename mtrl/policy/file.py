@@ -15,9 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mtrl.config import yaml12
+from mtrl.config.agent import AgentConfig
+from mtrl.config.fields import Seed
 from mtrl.config.registry import TRUNKS
 from mtrl.config.section import validate
-from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError, one_line
 from mtrl.folder import EXPORT_FORMAT
 
@@ -98,7 +99,7 @@ class PolicyHeader(BaseModel):
     benchmark: Name | None = None
     environments: Literal["metaworld", "custom"] | None = None
     surgery: Name | None = None
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: Seed = 0
     horizon: PositiveInt | None = 500
     total_timesteps: int | None = None
     evaluation: Figures | None = None

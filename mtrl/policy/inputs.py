@@ -17,10 +17,10 @@ CLIP = 10.0
 class ObservationNormalizer(nn.Module):
     """Normalises observations by the running mean and standard deviation over all tasks.
 
-    Batches are merged as in Chan et al. 1979, in float64, on the device and without synchronising.
+    Batches are merged as in Chan et al. 1979, in float64, on the device, without synchronising.
 
     Attributes:
-        frozen: Whether the statistics are to stay as they are. Who collects observations heeds it.
+        frozen: Whether callers must not update the statistics.
     """
 
     mean: Tensor

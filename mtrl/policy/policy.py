@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks
 from mtrl.nets.trunks import Trunk, trunk_of
@@ -35,8 +35,8 @@ class Policy(nn.Module):
         observation_size: Length of an observation, without the task.
         action_size: Length of an action; every component lies in [-1, 1].
         seed: Of the initial weights and of stochastic `predict`.
-        descriptions: A vector for each task, which a trunk with `task_input: description` is told;
-            default: those of Meta-World's tasks.
+        descriptions: Vector of each task, input of trunks with `task_input: description`; default:
+            those of Meta-World's tasks.
 
     Example:
         >>> policy = Policy(("reach-v3", "push-v3"), AgentConfig(), 39, 4)
@@ -91,7 +91,7 @@ class Policy(nn.Module):
         return {"actor": self.actor}
 
     def snapshot(self, device: torch.device | str) -> Policy:
-        """A copy, as it is now, of what acting needs; it does not change with this one."""
+        """Return an independent copy of the current policy, without what only training needs."""
         sizes = self.observation_size, self.action_size
         copied = Policy(self.tasks, self.config, *sizes, descriptions=self.descriptions)
         copied.actor = copy.deepcopy(self.actor)
@@ -100,7 +100,7 @@ class Policy(nn.Module):
 
     @property
     def descriptions(self) -> dict[str, np.ndarray] | None:
-        """What the actor is told of each task, if it is told descriptions."""
+        """Description of each task that the actor receives; None if it receives none."""
         told = self.actor.fixed_inputs().get("description")
         if told is None or told.is_meta:
             return None
@@ -217,7 +217,7 @@ class Policy(nn.Module):
             for name in file.keys()  # noqa: SIM118, not a mapping
             if name.startswith(PREFIX)
         }
-        # Without memory, until it is known that the file holds what the header asks for.
+        # Allocate no memory until the file is known to hold the tensors its header implies.
         told = found.get(f"{PREFIX}actor.fixed.description", ())
         sizes, descriptions = (header.observation_size, header.action_size), None
         if len(told) == 3 and told[1] == len(header.tasks):  # of any length: they are in the file

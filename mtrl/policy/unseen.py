@@ -12,12 +12,12 @@ from mtrl.policy.policy import Policy
 def in_tasks(
     policy: Policy, tasks: tuple[str, ...], descriptions: Descriptions | None = None
 ) -> Policy:
-    """This policy in any tasks, of which it is told nothing but their descriptions.
+    """Return a policy for any tasks, which receives only their descriptions.
 
     Args:
-        policy: Whose trunk has `task_input: description`, and whose tasks have one head.
-        tasks: Names; those it was trained for are told as they were then.
-        descriptions: A vector for each of the others; default: those of Meta-World's tasks.
+        policy: Policy whose trunk has `task_input: description` and whose tasks share one head.
+        tasks: Task names. Tasks of the policy keep the descriptions of its training.
+        descriptions: Vector of each other task; default: those of Meta-World's tasks.
 
     Example:
         >>> from mtrl import AgentConfig
@@ -27,8 +27,8 @@ def in_tasks(
         (4,)
 
     Raises:
-        UsageError: if the policy needs to have been trained for a task, or the vectors are not as
-            long as those it was trained with.
+        UsageError: If the policy cannot act in other tasks, or the vectors have another length than
+            those of its training.
     """
     mine, new = policy.descriptions, [task for task in tasks if task not in policy.tasks]
     if mine is None or policy.actor.per_task:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mtrl.config import yaml12
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.folder import POLICY_FORMAT
 from mtrl.nets.networks import MultiTaskNetworks
 from mtrl.nets.trunks import trunk_of

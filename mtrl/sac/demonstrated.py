@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtrl.demonstrations.data import Demonstrations
 from mtrl.errors import UsageError
+from mtrl.policy.inputs import ObservationNormalizer
 from mtrl.sac.reward_scale import RewardScale
 
 
@@ -62,10 +63,12 @@ class Demonstrated:
         self._first = torch.from_numpy(first.astype(np.int64)[:, None]).to(device)
         self._has = torch.from_numpy(has.astype(bool)[:, None, None]).to(device)
 
-    @property
-    def observations(self) -> Tensor:
-        """Observations of all demonstrations, `[n, observation]`."""
-        return self._rows[:, : self._data.observations.shape[1]]
+    def show(self, normalizer: ObservationNormalizer | None, tasks: Collection[str]) -> None:
+        """Include the demonstrations of these tasks in the statistics of observations."""
+        wanted = [index for index, task in enumerate(self._shown) if task in tasks]
+        if wanted and normalizer is not None and not normalizer.frozen:
+            rows = torch.from_numpy(np.isin(self._data.task, wanted)).to(self._rows.device)
+            normalizer.observe(self._rows[rows, : self._data.observations.shape[1]])
 
     def fill(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """Replace the first transitions of a batch, for tasks that have demonstrations.

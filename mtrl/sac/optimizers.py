@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtrl.config.sections import LearnerConfig
+from mtrl.config.learner import LearnerConfig
 
 
 class FusedAdamW(torch.optim.AdamW):

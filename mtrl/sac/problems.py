@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtrl.config.sections import LearnerConfig
+from mtrl.config.learner import LearnerConfig
 from mtrl.nets.networks import Function, MultiTaskNetworks
 from mtrl.nets.precision import trunks_in
 from mtrl.nets.trunks.base import Trunk

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from mtrl.config.sections import LearnerConfig
+from mtrl.config.learner import LearnerConfig
 from mtrl.surgery.gradients import FeatureGradients, Gradients, Problem, at_least_float32
 
 MAINTAIN_EVERY = 10_000

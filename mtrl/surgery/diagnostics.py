@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mtrl.surgery.gradients import Parameters, TaskGradients
+from mtrl.nets.params import Parameters
+from mtrl.surgery.gradients import TaskGradients
 from mtrl.surgery.stacked import StackedProblem
 
 

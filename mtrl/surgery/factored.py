@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from mtrl.nets.params import Parameters
 from mtrl.nets.precision import full_float32
 from mtrl.surgery.gradients import (
-    Parameters,
     TaskGradients,
     along,
     at_least_float32,

@@ -10,10 +10,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from mtrl.errors import UsageError
+from mtrl.nets.params import Parameters
 from mtrl.surgery.gradients import (
     FeatureGradients,
     Gradients,
-    Parameters,
     TaskGradients,
     at_least_float32,
 )

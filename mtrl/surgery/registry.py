@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+from mtrl.config.learner import LearnerConfig
 from mtrl.config.registry import METHODS, check_options, parse
-from mtrl.config.sections import LearnerConfig
 from mtrl.errors import UsageError, import_attribute, one_line
 from mtrl.surgery.base import Surgery
 
@@ -73,7 +73,7 @@ def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
 
 
 def _outside(name: str) -> type[Surgery] | Callable[..., Surgery]:
-    """What makes the method that `torchjd:Name` or `package.module:name` stands for."""
+    """Return the factory of the method that `torchjd:Name` or `package.module:name` names."""
     from mtrl.surgery.plugins import callable_weighting, torchjd_weighting
 
     module, _, attribute = name.partition(":")

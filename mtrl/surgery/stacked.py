@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from mtrl.nets.build import Layer
-from mtrl.nets.params import Record
+from mtrl.nets.params import Parameters, Record
 from mtrl.nets.precision import trunks_in
 from mtrl.surgery.factored import Composed, Factor, FactoredGradients, OfLayer
 from mtrl.surgery.features import StackedFeatures, detached, differentiate, leaves
 from mtrl.surgery.gradients import (
     Jacobian,
-    Parameters,
     TaskGradients,
 )
 
@@ -41,7 +40,7 @@ class TrunkFunction(Protocol):
         inputs: Tensor,
         record: Record | None = None,
     ) -> Tensor:
-        """The features; parameters and the record as in `mtrl.nets.networks.TrunkFunction`."""
+        """Return the features; arguments are those of `mtrl.nets.networks.TrunkFunction`."""
 
 
 TaskLoss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -54,14 +53,12 @@ class StackedProblem:
     """N networks on one batch.
 
     Args:
-        trunk: From inputs to features.
-        loss: From features to a loss for each task, as `TaskLoss` says. Neither draws random
-            numbers: noise is part of the batch.
+        trunk: Maps inputs to features. Draws no random numbers: noise is part of the batch.
+        loss: Maps features to the loss of each task; see `TaskLoss`. Draws no random numbers.
         shared: Parameters all tasks share, subject to surgery, `[N, …]`.
-        per_task: Each task's own parameters, `[N, T, …]`. They reach only their own task's
-            gradient: they cannot leak into another's, nor into the dot products that decide on
-            conflicts.
-        inputs: What the trunk sees, `[N, T, B, in]`, or `[1, T, B, in]` for all networks.
+        per_task: Parameters of each task, `[N, T, …]`. They affect only the gradient of their own
+            task, and neither that of another task nor the dot products that determine conflicts.
+        inputs: Inputs of the trunk, `[N, T, B, in]`, or `[1, T, B, in]` if shared by all networks.
         targets: Further arguments of the loss.
         rotation: Added to `per_task` under this name, as a constant.
         engine: Result of `task_gradients`: `jacobian` or `factored`; `auto` chooses the faster one

@@ -7,9 +7,10 @@ import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from mtrl.config.agent import AgentConfig
 from mtrl.config.registry import METHODS, TRUNKS
-from mtrl.config.train import AgentConfig, TrainConfig, shown
-from mtrl.errors import UsageError, import_attribute
+from mtrl.config.train import TrainConfig, shown
+from mtrl.errors import UsageError, import_attribute, one_line
 from mtrl.training.callbacks import check as check_callback
 from mtrl.training.memory import expect_memory, expect_memory_for_simulators
 from mtrl.training.tasks import chosen, expect_stages, named
@@ -189,27 +190,55 @@ def sizes_of(benchmark: Benchmark) -> tuple[int, int]:
 
 
 def expect_agent(
-    agent: Any, benchmark: Benchmark | None = None, config: AgentConfig | None = None
+    agent: Any, benchmark: Benchmark | None = None, config: TrainConfig | None = None
 ) -> MTSAC:
-    """Check that an agent has the tasks, sizes and networks of a run, and return it.
+    """Check that an agent has the tasks, sizes and networks of a run's first stage, and return it.
+
+    Args:
+        agent: The given object.
+        benchmark: All tasks of the run, examined. Default: check only the type.
+        config: Resolved configuration of the run; required with `benchmark`.
 
     Raises:
-        UsageError: If it is another object or differs from the run.
+        UsageError: If it is another object or differs from the run, or if a curriculum cannot
+            create further agents of its class.
     """
+    from mtrl.nets.trunks import with_sizes
     from mtrl.sac.agent import MTSAC
 
     if not isinstance(agent, MTSAC):
         raise UsageError(f"agent: expected an mtrl.MTSAC, got {type(agent).__name__}")
-    if benchmark is not None:
-        sizes = agent.observation_size, agent.action_size
-        for name, expected, got in (
-            ("tasks in this order:", " ".join(benchmark.tasks), " ".join(agent.tasks)),
-            ("observations and actions of length", sizes_of(benchmark), sizes),
-        ):
-            if expected != got:
-                raise UsageError(f"agent: expected {name} {expected}, got {got}")
-    for name, expected in config or ():
-        if expected != (got := getattr(agent.config, name)):
+    if benchmark is None or config is None:
+        return agent
+    stages = config.transfer.curriculum
+    tasks = benchmark.tasks if stages is None else stages[0]
+    sizes = agent.observation_size, agent.action_size
+    for name, expected, got in (
+        ("tasks in this order:", " ".join(tasks), " ".join(agent.tasks)),
+        ("observations and actions of length", sizes_of(benchmark), sizes),
+    ):
+        if expected != got:
+            raise UsageError(f"agent: expected {name} {expected}, got {got}")
+    networks, theirs = (with_sizes(c, len(tasks)) for c in (config.agent, agent.config))
+    for name, expected in networks:
+        if expected != (got := getattr(theirs, name)):
             values = f"{shown(expected)}, got {shown(got)}"
             raise UsageError(f"agent: expected the run's networks: {name} {values}")
+    if stages is not None:
+        _expect_class(type(agent), benchmark, config.agent)
     return agent
+
+
+def _expect_class(made: type[MTSAC], benchmark: Benchmark, config: AgentConfig) -> None:
+    """Check that an agent's class takes the arguments of `MTSAC`, without allocating memory."""
+    import torch
+
+    sizes = sizes_of(benchmark)
+    try:
+        with torch.device("meta"):
+            made(benchmark.tasks, config, *sizes, 0, descriptions=benchmark.descriptions)
+    except TypeError as error:
+        raise UsageError(
+            "agent: expected a class that takes the arguments of mtrl.MTSAC, because a curriculum "
+            f"creates an agent for each stage, got {made.__qualname__}: {one_line(error)}"
+        ) from None

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from mtrl.config.train import TrainConfig
+from mtrl.demonstrations.data import Demonstrations
 from mtrl.envs.benchmarks import Benchmark, select
 from mtrl.envs.record import record_of
 from mtrl.folder import BenchmarkRecord
+from mtrl.sac.agent import MTSAC
 from mtrl.training.console import say
 from mtrl.training.state import RunState
 
@@ -27,17 +29,24 @@ class Curriculum:
         config: Resolved configuration.
         benchmark: All tasks of all stages.
         device: Device of networks and replay.
-        given: Further arguments of `RunState`, for a run of one stage.
+        demonstrations: Demonstrations of any tasks of any stages.
+        agent: Agent of the first stage. Later stages have new agents of its class. Default: a new
+            one.
 
     Attributes:
         benchmark: All tasks of all stages.
     """
 
     def __init__(
-        self, config: TrainConfig, benchmark: Benchmark, device: torch.device, **given: Any
+        self,
+        config: TrainConfig,
+        benchmark: Benchmark,
+        device: torch.device,
+        demonstrations: Demonstrations | None = None,
+        agent: MTSAC | None = None,
     ) -> None:
         self._config, self.benchmark, self._device = config, benchmark, device
-        self._given = given
+        self._demonstrations, self._agent = demonstrations, agent
         self._by_success = {
             task: not benchmark.custom or task in benchmark.tells_success
             for task in benchmark.tasks
@@ -65,6 +74,8 @@ class Curriculum:
         new.take_over(state)
         state.close()
         say(f"new stage with tasks: {' '.join(new.benchmark.tasks)}")
+        if state.agent is self._agent:
+            say("the given agent is not trained any further: this stage has an agent of its class")
         if len(new.known) < len(new.benchmark.tasks):
             new.learns_at = state.steps + self._warm_up(new.benchmark)
         return new
@@ -77,7 +88,18 @@ class Curriculum:
 
     def _state(self, stage: int, saved: dict[str, Any] | None = None) -> RunState:
         benchmark = select(self.benchmark, self._stages[stage][1])
-        return RunState(self._config, benchmark, self._device, saved, stage=stage, **self._given)
+        given: MTSAC | type[MTSAC] = MTSAC
+        if self._agent is not None:
+            given = type(self._agent) if stage else self._agent
+        return RunState(
+            self._config,
+            benchmark,
+            self._device,
+            saved,
+            demonstrations=self._demonstrations,
+            agent=given,
+            stage=stage,
+        )
 
     def _warm_up(self, benchmark: Benchmark) -> int:
         """Return the random steps over all tasks of a stage, a share of the run's number."""

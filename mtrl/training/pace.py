@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mtrl.config.train import Schedule
+    from mtrl.config.schedule import Schedule
 
 STAGES = ("act", "learn", "wait", "store")
 """Stages of a vector step of the loop, in order."""

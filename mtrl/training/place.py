@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mtrl.config.agent import AgentConfig
 from mtrl.config.rates import total
-from mtrl.config.train import AgentConfig, Schedule, TrainConfig, shown
+from mtrl.config.schedule import Schedule
+from mtrl.config.train import TrainConfig, shown
 from mtrl.errors import RunError, UsageError, one_line
 from mtrl.folder import newest_or_none, read_benchmark
 

@@ -14,8 +14,7 @@ from mtrl.folder import (
     read_benchmark,
     write_text,
 )
-from mtrl.training.check import check as check
-from mtrl.training.check import expect_agent, sizes_of
+from mtrl.training.check import check, expect_agent, sizes_of
 from mtrl.training.console import say
 from mtrl.training.lock import locked
 from mtrl.training.place import MAY_CHANGE, existing_run, make_folder, nothing_left, quoted
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
     from mtrl.envs.benchmarks import Benchmark
     from mtrl.sac.agent import MTSAC
     from mtrl.training.callbacks import Callback
-    from mtrl.training.trainer import Outcome, Trainer
+    from mtrl.training.report import Outcome
+    from mtrl.training.trainer import Trainer
 
 
 def train(
@@ -53,7 +53,8 @@ def train(
             checkpoint starts again.
         callbacks: Callbacks to call after those in `config.callbacks`.
         agent: Agent to train in place. Default: a new one. Its network configuration replaces
-            `config.agent`.
+            `config.agent`. With a curriculum it is the agent of the first stage; each later stage
+            creates an agent of the same class.
         logger: Logger of Stable-Baselines3 that receives every row in addition to the run's own
             files. It is not closed.
 
@@ -82,8 +83,6 @@ def train(
     parts = _Given(benchmark, callbacks, agent, logger).parts(config)
     from mtrl.demonstrations.sources import sources
 
-    if agent is not None and config.transfer.curriculum is not None:
-        raise UsageError("agent: expected no agent=... with a curriculum, got both")
     shown = sources(config.demonstrations, benchmark) if config.demonstrations else None
     made = make_folder(config, benchmark.name, resume_if_exists)
     run_dir = config.run_dir or made[0]
@@ -159,7 +158,7 @@ class _Given(NamedTuple):
 
         assert self.benchmark is not None
         if self.agent is not None:
-            expect_agent(self.agent, self.benchmark, config.agent)
+            expect_agent(self.agent, self.benchmark, config)
         callbacks = made(config.callbacks, self.callbacks)
         if self.logger is not None:
             callbacks.append(mirror(self.logger))
@@ -200,7 +199,7 @@ def _resume(
     config = config.model_copy(update=same)
     parts = given._replace(benchmark=benchmark).parts(config)
     from mtrl.training.checkpoint import load_newest
-    from mtrl.training.trainer import Outcome
+    from mtrl.training.report import Outcome
 
     state, notes = load_newest(run_dir)
     for note in notes:

@@ -36,8 +36,8 @@ class RunState:
         benchmark: Tasks.
         device: Device of the networks and the replay buffer.
         saved: Result of `state_dict`, to resume a run. Default: start a new run.
-        demonstrations: Demonstrations of the run's tasks; they stay the same throughout the run.
-        agent: Agent to train, with the configuration's networks. Default: a new one.
+        demonstrations: Demonstrations of all stages' tasks; they stay the same throughout the run.
+        agent: Agent to train, with the configuration's networks, or the class of a new one.
         stage: Index of the stage in the curriculum.
 
     Attributes:
@@ -62,7 +62,7 @@ class RunState:
         saved: dict[str, Any] | None = None,
         *,
         demonstrations: Demonstrations | None = None,
-        agent: MTSAC | None = None,
+        agent: MTSAC | type[MTSAC] = MTSAC,
         stage: int = 0,
     ) -> None:
         self.config, self.benchmark, self.stage = config, benchmark, stage
@@ -85,16 +85,15 @@ class RunState:
             max_restarts=environment.max_restarts,
         )
         observation, action = self.envs.observation_size, self.envs.action_size
-        if agent is None:
+        if isinstance(agent, type):
             told, sizes = benchmark.descriptions, (observation, action)
-            agent = MTSAC(benchmark.tasks, config.agent, *sizes, weights, descriptions=told)
+            agent = agent(benchmark.tasks, config.agent, *sizes, weights, descriptions=told)
         self.agent = agent.to(device)
         self.learner = Learner(self.agent, config.learner, learner)
         if config.threads is None and device.type == "cpu":
             self.learner.threads = ThreadChoice()
-        shown = None
-        if demonstrations is not None:
-            share = config.learner.demonstration_share
+        shown, share = None, config.learner.demonstration_share
+        if demonstrations is not None and set(demonstrations.tasks) & set(benchmark.tasks):
             shown = Demonstrated(demonstrations, benchmark.tasks, share, device)
         self.replay = ReplayBuffer(
             config.learner.buffer_size,
@@ -147,9 +146,8 @@ class RunState:
         if (path := self.config.transfer.init_from) is not None:
             self.known = transfer(self.agent, read_source(path))
         self.learner.freeze(self.config.transfer.frozen_at(0))
-        normalizer, shown = self.agent.normalizer, self.replay.demonstrations
-        if shown is not None and normalizer is not None and not normalizer.frozen:
-            normalizer.observe(shown.observations)
+        if self.replay.demonstrations is not None:
+            self.replay.demonstrations.show(self.agent.normalizer, self.benchmark.tasks)
         self.learns_at = learns_at
         self.collector.reset(self.config.seed)
 
@@ -163,6 +161,10 @@ class RunState:
         self.learner.updates, self.learner.threads = before.learner.updates, before.learner.threads
         self.steps, self.elapsed, self.score = before.steps, before.elapsed, before.score
         self.learns_at = before.learns_at
+        self.learner.freeze(self.config.transfer.frozen_at(self.steps))
+        if self.replay.demonstrations is not None:
+            new = [task for task in ours if task not in self.known]
+            self.replay.demonstrations.show(self.agent.normalizer, new)
 
     def close(self) -> None:
         """Stop the simulators."""
@@ -236,8 +238,7 @@ class RunState:
         self.learner.load_state_dict(state["learner"])
         self.replay.load_state_dict(state["replay"])
         self.collector.load_state_dict(state, self.config.seed)
-        self.steps = state["steps"]
-        self.elapsed = state["elapsed"]
+        self.steps, self.elapsed = state["steps"], state["elapsed"]
         self.score = state.get("score", "")  # missing in older checkpoints
         self.evaluation_pending = state["evaluation_pending"]
         self.known = tuple(state.get("known", ()))

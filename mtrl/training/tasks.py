@@ -56,7 +56,7 @@ def expect_stages(config: TrainConfig, total_timesteps: int) -> None:
     """Check that a curriculum is consistent with the rest of a configuration.
 
     Raises:
-        UsageError: If a stage would never start, or there are demonstrations.
+        UsageError: If a stage would never start.
     """
     if config.transfer.curriculum is None:
         return
@@ -65,8 +65,6 @@ def expect_stages(config: TrainConfig, total_timesteps: int) -> None:
             f"curriculum: expected stages that start before total_timesteps ({total_timesteps}), "
             f"got one at {last}"
         )
-    if config.demonstrations:
-        raise UsageError("curriculum: expected no demonstrations with it, got both")
 
 
 @contextmanager

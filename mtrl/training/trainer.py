@@ -31,7 +31,7 @@ from mtrl.training.judge import Judge
 from mtrl.training.logger import RunLogger
 from mtrl.training.pace import Pace
 from mtrl.training.place import quoted
-from mtrl.training.report import Outcome as Outcome
+from mtrl.training.report import Outcome
 from mtrl.training.rollout import episodes_of
 
 
@@ -49,7 +49,7 @@ class Trainer:
         run_dir: Folder of the run; must exist.
         saved: Result of `RunState.state_dict`, to resume a run. Default: start a new run.
         callbacks: Callbacks of the user.
-        agent: Agent to train. Default: a new one.
+        agent: Agent to train, see `train`. Default: a new one.
 
     Attributes:
         state: State of the run, as saved in checkpoints.
@@ -74,7 +74,7 @@ class Trainer:
         self.schedule = config.schedule(len(benchmark.tasks))
         self.hooks = Hooks(callbacks, saved or {})
         shown = Demonstrations.load(run_dir / DEMONSTRATIONS) if config.demonstrations else None
-        self.curriculum = Curriculum(config, benchmark, device, demonstrations=shown, agent=agent)
+        self.curriculum = Curriculum(config, benchmark, device, shown, agent)
         self.state = self.curriculum.begin(saved)
         self.checkpoints = CheckpointWriter(run_dir)
         self.last_step: tuple[Any, ...] = ()

@@ -35,7 +35,7 @@ import os, platform, numpy, torch, triton
 print(platform.platform(), os.cpu_count(), torch.__version__, triton.__version__, numpy.__version__)
 print(torch.cuda.get_device_name(), torch.cuda.mem_get_info())
 import gymnasium, mujoco, metaworld, pydantic, safetensors, stable_baselines3, mtrl
-from mtrl.config.sections import EnvironmentConfig
+from mtrl.config.environment import EnvironmentConfig
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.envs.parity import choose_simulators
 print(mtrl.__file__, choose_simulators(get_benchmark("mt10"), EnvironmentConfig()).note)

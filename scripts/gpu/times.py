@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from mtrl.config.agent import AgentConfig
+from mtrl.config.learner import LearnerConfig
 from mtrl.config.presets import preset
-from mtrl.config.sections import AgentConfig, LearnerConfig
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer

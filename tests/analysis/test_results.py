@@ -1,6 +1,7 @@
 """Every run kept in `results/`, whatever version made it, still reads and plots."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,10 @@ def test_runs_of_all_versions_plot(name, tmp_path):
     runs = [str(path) for path in sorted(RESULTS.glob(name)) if path.is_dir()]
     assert runs and main([*runs, "-o", str(tmp_path)]) == 0
     assert (tmp_path / "curves_mean.png").stat().st_size > 10_000
+
+
+def test_no_run_names_a_folder_of_the_machine_it_ran_on():
+    for path in RESULTS.rglob("*"):
+        if path.suffix in {".json", ".yaml", ".md", ".csv"}:
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"(?<![\w./])/(root|home|tmp|mnt|Users)/", text), path

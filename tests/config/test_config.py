@@ -12,14 +12,15 @@ from safetensors.torch import save_file
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.train import main as train_main
 from mtrl.config import presets
+from mtrl.config.agent import AgentConfig
+from mtrl.config.learner import LearnerConfig
 from mtrl.config.presets import preset
 from mtrl.config.section import validate
-from mtrl.config.sections import AgentConfig, LearnerConfig
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
 from mtrl.nets import precision
 from mtrl.nets.precision import resolve_precision
-from mtrl.training.run import check
+from mtrl.training.check import check
 
 CPUINFO = Path("/proc/cpuinfo")
 TINY = [

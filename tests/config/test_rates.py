@@ -6,9 +6,9 @@ from small_runs import small_config
 from mtrl.config.presets import preset
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
+from mtrl.training.check import check
 from mtrl.training.place import existing_run
 from mtrl.training.record import record_benchmark
-from mtrl.training.run import check
 
 BUDGETS = {"total_timesteps": 2_800_000, "learning_starts": 20_000, "eval_every": 280_000}
 

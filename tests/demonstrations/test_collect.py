@@ -1,14 +1,17 @@
 """Collected episodes match the simulator, and experts perform as in Meta-World."""
 
+import pickle
+
 import numpy as np
 import pytest
+from metaworld import Task
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 from own_tasks import REACHERS
 
 from mtrl import MTSAC, Demonstrations, collect, evaluate, experts, get_benchmark
 from mtrl.cli.collect import main
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.envs.metaworld import MetaWorldTask
 from mtrl.errors import UsageError
 
@@ -48,23 +51,31 @@ def test_episodes_do_not_depend_on_processes_or_other_tasks(found):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Constant")
-def test_experts_succeed_as_often_as_in_metaworld_environments():
-    """With Meta-World's `ALL_V3_ENVIRONMENTS` and goals, success rates agree up to noise."""
-    tasks, episodes = ("drawer-open-v3", "push-v3", "peg-insert-side-v3"), 20
-    found = collect(experts(tasks), get_benchmark("", tasks), episodes)
+def test_experts_succeed_where_they_do_in_metaworlds_environments():
+    """Compare with `ALL_V3_ENVIRONMENTS` on the same goals; only observations are rounded here."""
+    tasks, episodes, horizon = ("drawer-open-v3", "push-v3", "peg-insert-side-v3"), 10, 300
+    found = collect(experts(tasks), get_benchmark("", tasks), episodes, seed=2, horizon=horizon)
     for task in tasks:
-        env, policy, solved = ALL_V3_ENVIRONMENTS[task](), ENV_POLICY_MAP[task](), 0
-        env._partially_observable, env._freeze_rand_vec, env._set_task_called = False, False, True
-        env.seed(0)
-        for _ in range(episodes):
-            observation, _ = env.reset()
-            for _ in range(500):
+        env, goals, policy = (
+            ALL_V3_ENVIRONMENTS[task](),
+            MetaWorldTask(task),
+            ENV_POLICY_MAP[task](),
+        )
+        mine = [bool(found.success[rows].any()) for rows in found.episodes(task)]
+        theirs = []
+        for episode in range(episodes):
+            goals.reset(seed=2, options={"episode": episode})
+            vector = goals.simulator._last_rand_vec
+            data = {"env_cls": type(env), "rand_vec": vector, "partially_observable": False}
+            env.set_task(Task(task, pickle.dumps(data)))
+            observation, info = env.reset()
+            for _ in range(horizon):
                 action = np.clip(policy.get_action(observation), -1, 1)
                 observation, _, _, _, info = env.step(action)
                 if info["success"]:
-                    solved += 1
                     break
-        assert abs(found.solved(task) - solved) <= 3, task
+            theirs.append(bool(info["success"]))
+        assert sum(mine) >= 7 and np.not_equal(mine, theirs).sum() <= 1, (task, mine, theirs)
 
 
 def test_episodes_of_a_policy_equal_those_of_an_evaluation():

@@ -20,7 +20,7 @@ from mtrl.cli.train import main as train_main
 from mtrl.config.registry import METHODS, TRUNKS
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
-from mtrl.training.run import check
+from mtrl.training.check import check
 
 MAINS = {
     "mtrl-train": train_main,

@@ -17,7 +17,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.evaluation import evaluation
 from metaworld.policies import ENV_POLICY_MAP
 
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.metaworld import MetaWorldTask

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.nets.networks import MultiTaskNetworks, head
 from mtrl.nets.precision import trunks_in
 from mtrl.nets.trunks import MLP, Residual

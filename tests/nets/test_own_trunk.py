@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from mtrl.config.agent import AgentConfig
 from mtrl.config.registry import TRUNKS
-from mtrl.config.sections import AgentConfig
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, head

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
+from mtrl.config.agent import AgentConfig
 from mtrl.config.registry import TRUNKS as REGISTRY
-from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, TrunkFunction, head
 from mtrl.nets.params import Params

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from mtrl import MTSAC, Policy, export_policy
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.export import main as export_main
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.errors import UsageError
 from mtrl.folder import EXPORT_FORMAT, POLICY_FORMAT
 from mtrl.policy.export import card

@@ -15,7 +15,7 @@ from mtrl.cli.export import main as export_main
 from mtrl.cli.flags import _leaves
 from mtrl.cli.plot import main as plot_main
 from mtrl.cli.train import main as train_main
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
 from mtrl.policy.policy import Policy

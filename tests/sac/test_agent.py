@@ -14,7 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.envs.metaworld import MetaWorldTask
 from mtrl.errors import UsageError
 from mtrl.policy.distributions import squashed_gaussian

@@ -11,7 +11,7 @@ import small_learner
 import torch
 from small_learner import ACTION, OBSERVATION
 
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.sac.capture import WARM_UP
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer

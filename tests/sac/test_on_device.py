@@ -14,8 +14,8 @@ from small_learner import ACTION, OBSERVATION
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mtrl.config.agent import AgentConfig
 from mtrl.config.registry import TRUNKS as REGISTRY
-from mtrl.config.sections import AgentConfig
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.sac.values import CategoricalValue

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from mtrl.config.sections import AgentConfig, LearnerConfig
+from mtrl.config.agent import AgentConfig
+from mtrl.config.learner import LearnerConfig
 from mtrl.policy.inputs import CLIP, ObservationNormalizer
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_learner import ACTION, HIDDEN, OBSERVATION, filled_replay, make_learner
 
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
 from mtrl.policy.export import export_policy

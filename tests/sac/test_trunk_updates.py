@@ -8,7 +8,7 @@ import torch
 from small_learner import ACTION, OBSERVATION, TASKS, filled_replay, make_batch, make_learner
 from torch.utils._pytree import tree_leaves
 
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.errors import UsageError
 from mtrl.nets.trunks import available_trunks
 from mtrl.policy.descriptions import vectors
@@ -128,8 +128,30 @@ def test_a_single_task(trunk):
 
 
 @each_trunk
-def test_is_diagnosed(trunk):
-    learner, replay = make_learner(surgery="pcgrad", agent=config(trunk)), filled_replay()
+def test_updates_in_bf16_with_rotations_and_the_recipe(trunk):
+    """Parameters stay in float32, finite, and are not far from those of float32 products."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        learner = make_learner(surgery="rotograd", agent=config(trunk, **RECIPE))
+        learner.precision = precision  # even if this CPU emulates bf16
+        replay = filled_replay()
+        before = torch.cat([p.flatten() for p in learner.agent.parameters()])
+        for _ in range(3):
+            learner.step(replay)
+        assert {p.dtype for p in learner.agent.parameters()} == {torch.float32}
+        after = torch.cat([p.flatten() for p in learner.agent.parameters()])
+        found[precision] = after - before
+    exact, rounded = found["fp32"], found["bf16"]
+    assert rounded.isfinite().all() and not torch.equal(exact, rounded)
+    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.9
+
+
+@each_trunk
+@pytest.mark.parametrize("settings", [{}, RECIPE], ids=["plain", "recipe"])
+@pytest.mark.parametrize("surgery", ["pcgrad", "rotograd"])
+def test_is_diagnosed(trunk, settings, surgery):
+    learner = make_learner(surgery=surgery, agent=config(trunk, **settings))
+    replay = filled_replay()
     for diagnosis in diagnose(learner, replay).values():
         measures = tree_leaves(diagnosis.measures)
         assert all(value.isfinite() for value in measures)

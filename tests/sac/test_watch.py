@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtrl.config.sections import AgentConfig, LearnerConfig
+from mtrl.config.agent import AgentConfig
+from mtrl.config.learner import LearnerConfig
 from mtrl.errors import RunError
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner

@@ -9,7 +9,7 @@ import small_learner
 import torch
 from small_learner import make_batch
 
-from mtrl.config.sections import LearnerConfig
+from mtrl.config.learner import LearnerConfig
 from mtrl.errors import UsageError
 from mtrl.nets.networks import MultiTaskNetworks, fold, head
 from mtrl.nets.trunks import MLP

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.envs.make import make_vector_env
 from mtrl.sac.agent import MTSAC

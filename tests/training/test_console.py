@@ -12,7 +12,7 @@ import warnings
 import pytest
 
 from mtrl.cli.flags import run
-from mtrl.config.train import Schedule
+from mtrl.config.schedule import Schedule
 from mtrl.errors import UsageError, import_attribute
 from mtrl.folder import STEP, read_rows
 from mtrl.training import report
@@ -143,13 +143,21 @@ def test_importing_changes_no_search_path(tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_before_training_gives_a_message_and_leaves_nothing(number, tmp_path):
     with subprocess.Popen(
-        [*PROGRAM, *FLAGS], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*PROGRAM, *FLAGS],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
         while not process.stdout.readline().startswith("watch:"):  # simulators are starting
             assert process.poll() is None
         time.sleep(0.1)
-        process.send_signal(number)
+        if number in (signal.SIGINT, signal.SIGHUP):  # sent by a terminal to all of its processes
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert error == f"mtrl-train: interrupted by {number.name}\n"

@@ -11,18 +11,19 @@ from own_tasks import REACHERS
 from safetensors.torch import load_file
 from small_runs import small_config
 
-from mtrl import resume, train
+from mtrl import MTSAC, AgentConfig, Callback, Demonstrations, collect, resume, train
 from mtrl.analysis.runs import read_run
 from mtrl.cli.train import main
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.sac.reward_scale import RewardScale
+from mtrl.training.check import check
 from mtrl.training.record import record_benchmark
-from mtrl.training.run import check
 from mtrl.training.trainer import Trainer
 
 OLD, NEW = REACHERS.tasks
+SIZES = (10, 2)  # of observations and actions
 STAGES = {0: (OLD,), 120: (NEW, OLD)}
 
 
@@ -96,6 +97,93 @@ def test_a_new_stage_continues_from_the_previous_one(tmp_path):
     trainer.step()
     assert after.replay._held.tolist() == [1, 121]
     trainer.close()
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory) -> Path:
+    """Return a file with five episodes of the second stage's new task."""
+    acts = dict.fromkeys(REACHERS.tasks, lambda seen: [9 * seen[0], 0])
+    path = tmp_path_factory.mktemp("demonstrations") / "new.npz"
+    collect(acts, REACHERS, 5, workers=1).select([NEW]).save(path)
+    return path
+
+
+def test_demonstrations_count_from_the_stage_of_their_task(shown, tmp_path):
+    settings = config(tmp_path / "run", demonstrations=(str(shown),))
+    benchmark, device, resolved = check(settings, REACHERS)
+    (tmp_path / "run").mkdir()
+    theirs = Demonstrations.load(shown)
+    theirs.save(tmp_path / "run" / "demonstrations.npz")
+    trainer = Trainer(resolved, benchmark, device, tmp_path / "run")
+    assert trainer.state.replay.demonstrations is None
+    for _ in range(120):
+        trainer.step()
+    assert trainer.state.agent.normalizer.count == 120
+    after = trainer.state = trainer.curriculum.following(trainer.state)
+    assert after.agent.normalizer.count == 120 + len(theirs)
+    # Half of a batch, whose return sets the scale of the new task.
+    assert after.replay.scale.factors[0] < 1
+    while after.steps < 200:
+        trainer.step()
+    batch = after.replay.sample(400)
+    known = torch.from_numpy(theirs.observations.astype(np.float32))
+    found = (batch.observations[:, :, None] == known).all(-1).any(-1)
+    assert found[0, :200].all() and not found[1].any()
+    trainer.close()
+
+
+def test_a_curriculum_with_demonstrations_resumes_bitwise_equal(shown, tmp_path):
+    runs = [tmp_path / name for name in ("straight", "stopped")]
+    for run_dir, steps in zip(runs, (240, 200), strict=True):
+        train(config(run_dir, demonstrations=(str(shown),), total_timesteps=steps), REACHERS)
+    resume(runs[1], total_timesteps=240, benchmark=REACHERS)
+    ours, theirs = (load_file(run_dir / "policy_final.safetensors") for run_dir in runs)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+class Mine(MTSAC):
+    """Agent of an own class."""
+
+
+class Odd(MTSAC):
+    """Agent whose class takes other arguments."""
+
+    def __init__(self, networks: AgentConfig) -> None:
+        super().__init__((OLD,), networks, *SIZES)
+
+
+def test_every_stage_has_an_agent_of_the_given_class(finished, tmp_path, capsys):
+    """With the initial weights of the run, the results are equal."""
+    networks = TrainConfig.from_yaml(finished / "config.yaml").agent
+    seed = int(np.random.SeedSequence(0).spawn(1)[0].generate_state(1)[0])
+    agent, seen = Mine((OLD,), networks, *SIZES, seed=seed), []
+
+    class Watch(Callback):
+        def on_eval(self, evaluation):
+            seen.append(self.model)
+
+    run_dir = tmp_path / "run"
+    train(config(run_dir, total_timesteps=160), REACHERS, agent=agent, callbacks=[Watch()])
+    assert [type(each) for each in seen] == [Mine] * len(seen) and seen[0] is agent
+    assert seen[-1].tasks == (NEW, OLD) and agent.tasks == (OLD,)
+    assert "the given agent is not trained any further" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"an agent of the run's type .*Mine \(agent="):
+        resume(run_dir, total_timesteps=240, benchmark=REACHERS)
+    resume(run_dir, total_timesteps=240, benchmark=REACHERS, agent=agent)
+    ours, theirs = (load_file(d / "policy_final.safetensors") for d in (finished, run_dir))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_an_agent_that_later_stages_cannot_create_is_rejected(tmp_path):
+    networks = AgentConfig(hidden_sizes=(8,))
+    both = MTSAC((NEW, OLD), networks, *SIZES)
+    for agent, told in (
+        (both, f"tasks in this order: {OLD}, got {NEW} {OLD}"),
+        (Odd(networks), "a class that takes the arguments of mtrl.MTSAC, because a curriculum"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            train(config(tmp_path / "run"), REACHERS, agent=agent)
+        assert not (tmp_path / "run").exists()
 
 
 def test_only_own_transitions_of_a_new_task_are_sampled():

@@ -22,10 +22,10 @@ from mtrl import Benchmark, TrainConfig, resume, train
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.errors import RunError, UsageError
 from mtrl.folder import newest_checkpoint
+from mtrl.training.check import check
 from mtrl.training.checkpoint import load_newest
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.lock import locked
-from mtrl.training.run import check
 from mtrl.training.trainer import Trainer
 
 

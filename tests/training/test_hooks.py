@@ -26,7 +26,7 @@ from mtrl import (
     train,
 )
 from mtrl.cli.train import main as train_main
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.errors import RunError, UsageError
 from mtrl.training.hooks import Hooks
 

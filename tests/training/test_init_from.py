@@ -9,10 +9,10 @@ from small_runs import small_config
 
 from mtrl import resume, train
 from mtrl.cli.train import main
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.errors import UsageError
 from mtrl.sac.agent import MTSAC
-from mtrl.training.run import check
+from mtrl.training.check import check
 from mtrl.training.trainer import Trainer
 
 AGENT = AgentConfig(hidden_sizes=(12, 11), normalize_observations=True)

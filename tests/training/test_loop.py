@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from small_runs import small_config
 
 from mtrl import resume, train
-from mtrl.config.sections import AgentConfig
+from mtrl.config.agent import AgentConfig
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.metaworld import MetaWorldTask
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.replay import ReplayBuffer
+from mtrl.training.check import check
 from mtrl.training.pace import Pace
 from mtrl.training.rollout import Collector
-from mtrl.training.run import check
 from mtrl.training.trainer import Trainer
 
 TASKS, COPIES, HORIZON = ("drawer-close-v3", "reach-v3"), 2, 7

@@ -21,11 +21,11 @@ WIDEST = 2**16
 MOST = 256
 """Maximum number of layers, experts and the like.
 
-A policy file names such numbers, and whoever opens it must not wait for a billion layers."""
+A policy file contains such numbers, and opening it must not create a billion layers."""
 EMBEDDING = 50
-"""Length of a learned embedding where none is given, as in CARE's experiments."""
+"""Default length of a learned task embedding, as in CARE's experiments."""
 TASK_INPUTS = "one-hot", "embedding", "description"
-"""How a trunk may be told the task."""
+"""Values of `task_input`: the vectors that can identify the task to a trunk."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Trunk(ABC):
     A subclass is a frozen dataclass whose fields are the options of the trunk.
 
     Args:
-        widths: Of its layers [units].
-        layer_norm: Whether a layer's outputs are normalised before each ReLU.
-        task_input: How the task is told: `one-hot`; `embedding`, a vector that is learned; or
-            `description`, a vector that is given and fixed. Default: the architecture's own.
-        embedding: Length of a learned vector; given, it means `embedding`.
+        widths: Widths of the layers [units].
+        layer_norm: Whether to apply LayerNorm before each ReLU.
+        task_input: Vector that identifies the task: `one-hot`; `embedding`, which is learned; or
+            `description`, which is given and fixed. Default: `usual`.
+        embedding: Length of a learned embedding; implies `task_input="embedding"`.
     """
 
     widths: tuple[int, ...] = (400, 400, 400)
@@ -52,7 +52,7 @@ class Trunk(ABC):
     embedding: int | None = None
 
     usual: ClassVar[str | None] = "one-hot"
-    """How the task is told where nothing is said; None: not at all."""
+    """Default of `task_input`; None: the trunk does not receive the task."""
 
     def __post_init__(self) -> None:
         if isinstance(self.widths, list):
@@ -87,7 +87,7 @@ class Trunk(ABC):
 
     @property
     def told(self) -> str | None:
-        """How the task is told; None: not at all."""
+        """The `task_input` in use; None: the trunk does not receive the task."""
         if self.task_input is None and self.embedding is not None:
             return "embedding"
         return self.task_input or self.usual
@@ -102,17 +102,17 @@ class Trunk(ABC):
         return self.widths[-1]
 
     def n_told(self, make: Build) -> int:
-        """Length of the vector by which the task is told.
+        """Return the length of the task vector.
 
         Raises:
-            UsageError: for descriptions that the tasks do not have.
+            UsageError: If it is a description and the tasks have none.
         """
         if self.told == "description":
             return make.descriptions().shape[-1]
         return make.n_tasks if self.told == "one-hot" else self.embedding or EMBEDDING
 
     def tell(self, make: Build, *, unit: bool = False) -> None:
-        """Declare the vector by which the task is told; with `unit`, a learned one has length 1."""
+        """Declare the task vector; with `unit`, an embedding is a unit vector at first."""
         if self.told == "embedding":
             make.table("embedding", self.n_told(make), unit=unit)
         elif self.told == "description":
@@ -121,18 +121,18 @@ class Trunk(ABC):
             make.fix("one_hot", np.eye(make.n_tasks, dtype=np.float32))
 
     def task(self, p: Params) -> Tensor:
-        """The vector by which the task is told, as a sample of its own, `[N, T, 1, e]`."""
+        """Return the task vector as a batch of one sample, `[N, T, 1, e]`."""
         return p[str(self.told).replace("-", "_")][:, :, None]
 
     def declare_vector(self, make: Build, name: str, size: int, *, unit: bool = False) -> None:
-        """A vector of the task that is learned: a layer on what the task is told by.
+        """Declare a learned vector per task, which is a linear layer on the task vector.
 
-        On a one-hot that layer is a table: its row is the task's own.
+        On a one-hot, that layer is a table with one row per task.
 
         Args:
-            name: Of the table or the layer.
-            size: The vector's length.
-            unit: Its length in space is about 1 at first, and not the root of its size.
+            name: Name of the table or layer.
+            size: Number of components.
+            unit: Whether the initial norm is about 1 instead of √size.
         """
         if self.told == "one-hot":
             make.table(name, size, unit=unit)
@@ -142,32 +142,35 @@ class Trunk(ABC):
         make.linear(name, self.n_told(make), size, bound=bound)
 
     def vector(self, p: Params, name: str) -> Tensor:
-        """What `declare_vector` declared, `[N, T, size]`, in at least float32."""
+        """Return the vectors of `declare_vector`, `[N, T, size]`, in at least float32."""
         if self.told == "one-hot":
             return p[name]
         found = p.linear(name, self.task(p)).squeeze(2)
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
     def loss_factors(self, losses: Tensor, alpha: Tensor) -> Tensor | None:
-        """Factors on the tasks' gradients, `[T]` or `[N, T]`, that belong to the architecture.
+        """Return factors for the task gradients, applied before surgery; None: all 1.
 
         Args:
-            losses: `[N, T]`.
-            alpha: The tasks' temperatures, `[T]`.
+            losses: Losses, `[N, T]`.
+            alpha: Entropy temperatures, `[T]`.
+
+        Returns:
+            `[T]` or `[N, T]`.
         """
         return None
 
     def after_step(  # noqa: B027, most do nothing
         self, own: Mapping[str, Tensor], losses: Tensor, generator: torch.Generator
     ) -> None:
-        """What the architecture does to the tasks' own parameters after an optimiser's step.
+        """Modify per-task parameters after an optimiser step; by default nothing changes.
 
-        It waits for no number of the device's: a captured update goes through it.
+        This is part of a captured update, so it must not synchronise with the device.
 
         Args:
-            own: `[N, T, …]`, changed in place.
-            losses: Of the step, `[N, T]`.
-            generator: Of what is drawn.
+            own: Per-task parameters, `[N, T, …]`, changed in place.
+            losses: Losses of the step, `[N, T]`.
+            generator: Generator of random numbers.
         """
 
     @abstractmethod

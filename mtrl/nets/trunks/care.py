@@ -32,10 +32,10 @@ class CARE(Trunk):
     Deviations: the descriptions are our own, and all-MiniLM-L6-v2 replaces RoBERTa.
 
     Args:
-        widths: Of the torso.
-        encoders: k; default: the paper's 6, and 10 for more than 10 tasks.
+        widths: Widths of the torso.
+        encoders: Number k of encoders; default: the paper's 6, and 10 for more than 10 tasks.
         size: Width of the two layers of C, and of those of each encoder.
-        embedding: Length of an e_t that is learned, in the description's place: the paper's
+        embedding: Length of an e_t that is learned and replaces the description, as in the paper's
             ablation.
     """
 

@@ -24,18 +24,18 @@ unmodulated."""
 class FiLM(Trunk):
     """Feature-wise linear modulation (Perez et al. 2018, arXiv 1709.07871, eqs. 1–2).
 
-    With e_t a learned embedding of task t, or a description's, as in the paper,
+    With e_t a learned embedding of task t or, as in the paper, that of a text,
 
         [γ, β] = W₂ relu(W₁ e_t + b₁) + b₂,        z_l = relu((1 + γ_l) ∘ (W z_{l−1} + b) + β_l):
 
     a factor and a shift for every unit of every layer, before its ReLU.
 
-    Deviations: the network that gives γ and β is one for all layers; fully connected layers stand
-    for convolutions, LayerNorm (if asked for) for batch normalisation. Public code for RL with one
-    scalar per layer is another, weaker method.
+    Deviations: a single network computes γ and β for all layers. Fully connected layers replace
+    convolutions, and LayerNorm (if enabled) replaces batch normalisation. Public RL code with one
+    scalar per layer implements a different, weaker method.
 
-    The layer on e_t is as wide as a learned e_t: 50, as in CARE's experiments with FiLM, if nothing
-    is said.
+    The layer on e_t has the width of a learned e_t, by default 50 as in CARE's experiments with
+    FiLM.
     """
 
     usual: ClassVar[str | None] = "embedding"

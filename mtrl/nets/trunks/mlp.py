@@ -23,16 +23,16 @@ from mtrl.nets.trunks.registry import register_trunk
 class MLP(Trunk):
     """Layers with ReLU; with a head per task, this is the multi-head network of Yu et al. 2020.
 
-    The task enters as the bias of the first layer. That is the layer on [inputs, one-hot] without
-    multiplying by zeros: row t of the bias is the one-hot's column t, plus the layer's own bias.
-    With a learned embedding of the task, it is the layer on [inputs, embedding / its norm]; with a
-    description, the layer on [inputs, description].
+    The task enters as the bias of the first layer. This equals a layer on [inputs, one-hot] without
+    the multiplications by zero: row t of the bias is column t of the one-hot's weights plus the
+    layer's bias. With a learned embedding, it equals a layer on [inputs, embedding / norm]; with a
+    description, a layer on [inputs, description].
 
-    Weights are He-uniform with zero bias; what tells the task counts among the first layer's
-    inputs.
+    Weights are He-uniform with zero bias; the task vector counts among the inputs of the first
+    layer.
 
-    Deviation from LayerNorm (Ba et al. 2016): no factor and no shift are learned after it; the bias
-    before it and the weights behind it do their work.
+    Deviation from LayerNorm (Ba et al. 2016): no factor or shift is learned, because the bias
+    before it and the weights after it can take their roles.
     """
 
     @override
@@ -53,7 +53,7 @@ class MLP(Trunk):
         return self.widths
 
     def first(self, p: Params, inputs: Tensor, **how: Any) -> Tensor:
-        """The layer that sees inputs and task."""
+        """Apply the first layer, which takes inputs and task."""
         if self.told == "one-hot":
             return p.linear("0", inputs, **how)
         told = self.task(p)  # [N, T, 1, e]

@@ -29,9 +29,10 @@ class MOORE(Trunk):
 
         v_k = expert_k(s),    û = GramSchmidt(v_1 … v_K),    z = tanh(Σ_k w_tk û_k).
 
-    Deviations: Gram–Schmidt in its modified form, with a shortest length, and in float32 whatever
-    the precision of products (in bf16 nearly parallel experts come out far from orthogonal); w_t is
-    normal at first. Told by an embedding or a description, w_t is a layer on it.
+    Deviations: Gram–Schmidt is used in its modified form, with a minimum length, and in float32
+    whatever the precision of products (in bf16, nearly parallel experts end up far from
+    orthogonal); w_t is initialised from a normal distribution. With an embedding or a description,
+    w_t is a linear layer on it.
 
     Args:
         experts: Number K of experts; default: the paper's 4, and 6 for more than 10 tasks.

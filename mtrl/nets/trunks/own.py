@@ -25,15 +25,15 @@ PREFIX = "module:"
 class OwnModule(Trunk):
     """A custom `torch.nn.Module` that maps observations `[B, in]` to features `[B, d]`.
 
-    For gradients per task it is called for each network and task with views of the parameters
-    (`torch.func.functional_call` under two `vmap`), so one ordinary backward gives each task's.
-    It does not see which task it is, and heads tell tasks apart; but with `task_input` the vector
-    by which the task is told follows the observation, and `in` counts both.
+    For per-task gradients, it is called for each network and task with views of the parameters
+    (`torch.func.functional_call` under two `vmap`), so that one ordinary backward gives the
+    gradient of each task. By default it does not receive the task, and heads distinguish tasks.
+    With `task_input`, the task vector is appended to the observation, and `in` counts both.
 
     Args:
-        module: Its class, or a function that makes one, called as `module(n_inputs, **options)`.
-        name: Under which it is registered.
-        options: Those of `--trunk "name(option=value)"`.
+        module: Class, or function that returns a module; called as `module(n_inputs, **options)`.
+        name: Registered name.
+        options: Options from `--trunk "name(option=value)"`.
     """
 
     module: Callable[..., nn.Module] = nn.Identity
@@ -43,17 +43,17 @@ class OwnModule(Trunk):
     usual: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
-        """No option here is a size of ours."""
+        """Check only `task_input`: a module's options are not sizes of a trunk."""
         self._check_task_input()
 
     @property
     def n_features(self) -> int:
-        """d, the length of z; known once the module is built."""
+        """Length d of z, known once the module is built."""
         size: int = self.__dict__["_n_features"]
         return size
 
     def build(self, make: Build, n_inputs: int) -> None:
-        """Make N modules, and declare their parameters beside each other.
+        """Create N modules, and declare their stacked parameters.
 
         Raises:
             UsageError: If the module cannot be created, has buffers, or uses an operation that

@@ -28,20 +28,20 @@ class PaCo(Trunk):
 
         ⟨g_s, g_t⟩ = ⟨w_s, w_t⟩ ⟨∂L_s/∂θ_s, ∂L_t/∂θ_t⟩.
 
-    Deviations: heads are not composed but each task's own, or with `heads: single` the same for
-    all; w_t has the optimiser and the learning rate of all parameters, and begins as a random unit
-    vector, by which composed weights begin as large as a plain layer's. Told by an embedding or a
-    description, w_t is a layer on it.
+    Deviations: heads are not composed: each task has its own or, with `heads: single`, all share
+    one. w_t has the optimiser and learning rate of all parameters. It starts as a random unit
+    vector, so that composed weights have the initial scale of a plain layer. With an embedding or a
+    description, w_t is a linear layer on it.
 
-    With `loss_limit`, a task whose loss in a network passes it counts for nothing in that update
-    of the network, and its w_t becomes a random convex combination of those of the others (section
-    3.3, with a limit of 3e3). Deviations: critics and actor each look at their own loss; shares are
-    uniform on the simplex of the tasks within the limit; the optimiser's moments of w_t stay. A
-    w_t that is a layer's output is not drawn anew.
+    With `loss_limit`, a task whose loss in a network exceeds the limit does not contribute to this
+    update of the network, and its w_t becomes a random convex combination of those of the other
+    tasks (section 3.3, with a limit of 3e3). Deviations: critics and actor use their own losses;
+    coefficients are uniform on the simplex of the tasks within the limit; the optimiser's moments
+    of w_t are kept. A w_t that is the output of a layer is not redrawn.
 
     Args:
-        sets: K; default: the paper's 5, and 20 for more than 10 tasks.
-        loss_limit: Largest loss of a task that counts; default: none.
+        sets: Number K of parameter sets; default: the paper's 5, and 20 for more than 10 tasks.
+        loss_limit: Maximum loss of a task that contributes; default: no limit.
     """
 
     sets: int | None = None

@@ -9,8 +9,8 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
+from mtrl.config.agent import AgentConfig
 from mtrl.config.registry import TRUNKS, check_options, parse
-from mtrl.config.sections import AgentConfig
 from mtrl.errors import UsageError, import_attribute, one_line
 from mtrl.nets.trunks.base import Trunk
 from mtrl.nets.trunks.own import OwnModule
@@ -44,14 +44,14 @@ def available_trunks() -> list[str]:
 
 
 def load_trunk(spec: str) -> None:
-    """Import and register what a text names, if nothing has registered it yet.
+    """Import and register the trunk that a text names, unless it is registered.
 
-    That is the class or function at `package.module:name`, or what an installed package offers by
-    an entry point of the group `mtrl.trunks`.
+    It is a class or function `package.module:name`, or an entry point of an installed package in
+    the group `mtrl.trunks`.
 
     Raises:
-        UsageError: if there is no such trunk, it cannot be imported, or it is no module and no
-            trunk.
+        UsageError: If there is no such trunk, it cannot be imported, or it is neither a module nor
+            a trunk.
     """
     name, _ = parse("trunk", spec)
     if TRUNKS.load(name, (nn.Module, Trunk), "a class of torch.nn.Module"):
@@ -86,15 +86,16 @@ def get_trunk(
     task_input: str | None = None,
     embedding: int | None = None,
 ) -> Trunk:
-    """Make the trunk that a text describes.
+    """Create the trunk that a text describes.
+
+    Options in `spec` take precedence over the other arguments.
 
     Args:
-        spec: A name as in `load_trunk`, which is imported if need be; options may follow,
-            `moore(experts=4)`.
-        widths: Its layers' widths, unless `spec` gives them; default: the trunk's own.
-        layer_norm: Likewise.
-        task_input: How it is told the task, unless `spec` says so; default: the trunk's own way.
-        embedding: Length of the task's learned embedding, likewise.
+        spec: Name as in `load_trunk`, with options such as `moore(experts=4)`.
+        widths: Widths of the layers; default: those of the trunk.
+        layer_norm: Whether to apply LayerNorm before each ReLU.
+        task_input: Vector that identifies the task, see `Trunk`; default: that of the trunk.
+        embedding: Length of a learned task embedding; default: that of the trunk.
 
     Raises:
         UsageError: If there is no such trunk, or it does not have these options.

@@ -31,22 +31,23 @@ class SoftModules(Trunk):
 
     Module i of layer l + 1 takes relu(Σ_j p^l_ij m_j), and z = relu(Σ_j p^L_j m_j).
 
-    Told by an embedding or a description, z_t is a layer on it. With `loss_weights`, both public
-    codes' balance of training, task t's gradient counts T softmax_t(−log α_t) times: tasks whose
-    policy is nearly settled, and so has a small temperature, count more.
+    With an embedding or a description, z_t is a linear layer on it. With `loss_weights`, the
+    gradient of task t is multiplied by T softmax_t(−log α_t), as in both public implementations:
+    tasks whose policy has nearly converged have a small temperature and count more.
 
-    Deviations: z_t is a table, normal at first, and not a layer on the one-hot; a head per task
-    follows where the paper has one (`heads: single` is the paper's).
-    LayerNorm, if asked for, stands before the ReLU of the layers on the observation.
+    Deviations: z_t is a table with normal initial values, not a layer on the one-hot; each task has
+    its own head, where the paper has one for all (`heads: single`). LayerNorm, if enabled, is
+    applied before the ReLU of the layers on the observation.
 
     Args:
-        widths: Widths of the layers on the observation, and a last one that the modules replace.
+        widths: Widths of the layers on the observation, and of a last layer that the modules
+            replace.
         layers: Number L of layers of modules; default: the paper's 2, and 4 for more than 10
             tasks.
         modules: Number n of modules per layer; default: likewise 2 and 4.
         width: Width of a module's output; default: likewise 256 and 128.
         size: Length of e.
-        loss_weights: Whether temperatures weigh the tasks' gradients, before surgery.
+        loss_weights: Whether temperatures weight the task gradients, before surgery.
     """
 
     layers: int | None = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from typing_extensions import override
 
-from mtrl.config.sections import LearnerConfig
+from mtrl.config.learner import LearnerConfig
 from mtrl.errors import expect
 from mtrl.surgery.base import Surgery, SurgeryTarget, zeros_like_tasks
 from mtrl.surgery.gradients import Gradients, Problem

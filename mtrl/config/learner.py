@@ -10,7 +10,6 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from mtrl.config.agent import AgentConfig as AgentConfig
 from mtrl.config.rates import Nats, total
 from mtrl.config.registry import METHODS
 from mtrl.config.section import Section
