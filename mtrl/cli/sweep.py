@@ -9,7 +9,7 @@ from typing import Any
 
 from mtrl.cli.flags import Parser, run
 from mtrl.cli.sweep_options import Sweep, parse
-from mtrl.errors import UsageError
+from mtrl.errors import UsageError, one_line
 from mtrl.folder import write_text
 from mtrl.sweep.attempt import Job, command_line
 from mtrl.sweep.drive import Backend, Summary, drive
@@ -211,9 +211,11 @@ def _end(sweep: Sweep, found: Summary) -> int:
 
     for number, score, drawn in best_points(sweep.folder, 3):
         say(f"point {number}: {score:.3f} with {fields(drawn)}")
-    page = write_report(sweep.folder)
-    if page is not None:
-        say(f"report: {page}")
+    try:
+        if (page := write_report(sweep.folder)) is not None:
+            say(f"report: {page}")
+    except OSError as error:  # such as a full disk
+        say(f"no report: {one_line(error)}")
     rows = read(sweep.folder)
     say(summary(rows))
     if found.signal is not None or any(row.what == "stopped" for row in rows):

@@ -18,6 +18,7 @@ from typing import Any
 from mtrl.errors import RunError, UsageError, one_line
 from mtrl.sweep.attempt import Ending, Job, attempt
 from mtrl.sweep.folder import SweepFolder
+from mtrl.sweep.local import cores
 
 ANSWER_TIMEOUT = 20.0
 """Timeout for a connection to the cluster's head [seconds]."""
@@ -63,6 +64,8 @@ class RayBackend:
             own: dict[str, Any] = {}
             if address is None:
                 own = {"include_dashboard": False}
+                if at_a_time is not None:  # Ray starts a process per CPU in advance
+                    own["num_cpus"] = min(len(cores()), cpus * at_a_time)
                 os.environ.setdefault("RAY_worker_niceness", "0")  # as the local backend
             try:
                 ray.init(

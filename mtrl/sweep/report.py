@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtrl.analysis.logs import custom_name
 from mtrl.config.train import shown
 from mtrl.errors import UsageError
 from mtrl.folder import write_text
@@ -17,6 +18,7 @@ from mtrl.sweep.attempt import command_line
 from mtrl.sweep.folder import SweepFolder, read_state
 from mtrl.sweep.search import best_points
 from mtrl.sweep.status import Row, read, summary
+from mtrl.training.place import file_name
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; color: #222 }
@@ -24,6 +26,7 @@ table { border-collapse: collapse; margin: 1em 0; font-size: 13px }
 th, td { border-bottom: 1px solid #ddd; padding: .25em .6em; text-align: left; vertical-align: top }
 code, pre { font: 12px/1.4 ui-monospace, monospace; white-space: pre-wrap }
 pre, .long { overflow-wrap: anywhere }
+.long { min-width: 11em }
 .note { background: #fff4d6; padding: .6em 1em }
 img { max-width: 100% }
 """
@@ -78,12 +81,17 @@ def write_report(folder: SweepFolder) -> Path | None:
 
 
 def _comparable(folder: SweepFolder, rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Group evaluated runs by their tasks: only runs with equal tasks can be compared."""
+    """Group evaluated runs by benchmark and tasks: only runs with equal ones can be compared."""
     found: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        if (folder.run_dir(row.entry.name) / "progress.json").exists() and row.success is not None:
-            found.setdefault(tuple(sorted(row.entry.tasks)), []).append(row)
-    return {f"{len(tasks)}-tasks-{i}": members for i, (tasks, members) in enumerate(found.items())}
+        run_dir = folder.run_dir(row.entry.name)
+        if (run_dir / "progress.json").exists() and row.success is not None:
+            key = (custom_name(run_dir) or "Meta-World", *sorted(row.entry.tasks))
+            found.setdefault(key, []).append(row)
+    return {
+        f"{file_name(benchmark)}-{len(tasks)}-tasks-{i}": members
+        for i, ((benchmark, *tasks), members) in enumerate(found.items())
+    }
 
 
 def _comparison(
@@ -93,7 +101,8 @@ def _comparison(
     from mtrl.analysis.comparison import plot  # imports matplotlib
     from mtrl.analysis.style import COLORS
 
-    title = f"{len(rows[0].entry.tasks)} tasks"
+    benchmark = custom_name(folder.run_dir(rows[0].entry.name)) or "Meta-World"
+    title = f"{len(rows[0].entry.tasks)} tasks of {benchmark}"
     methods = dict.fromkeys(row.entry.method for row in rows)
     if len(methods) > len(COLORS) and best:
         chosen = best[: len(COLORS)]
@@ -112,8 +121,8 @@ def _comparison(
         comparison = plot(runs, labels=labels)
         comparison.save(out)
     except UsageError as error:  # such as too many methods: still write the rest of the page
-        shown = f'<p class="note">no comparison: {html.escape(str(error))}</p>'
-        return Section(title, shown + command + "</details>")
+        note = f'<p class="note">no comparison: {html.escape(str(error))}</p>'
+        return Section(title, note + command + "</details>")
     skipped = "".join(f"<p>{html.escape(line)}</p>" for line in comparison.skipped)
     return Section(title, comparison._repr_html_() + skipped + command + "</details>")
 

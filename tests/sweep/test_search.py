@@ -146,6 +146,21 @@ def test_halving_continues_the_best_third(folder, plan, tmp_path):
     assert not Rules(halving=Halving(tag=TAG, start=100, by=2)).hold(ended["b"])
 
 
+def test_a_journal_whose_last_line_is_cut_is_continued(folder, plan):
+    """As left by a full disk, or a sweep killed while it wrote."""
+    drawn = Search(folder, plan, TAG).drawn(0)
+    with folder.storage.open("ab") as file:
+        file.write(b'{"op_code":4,"wor')
+    again = Search(folder, plan, TAG)
+    second = again.drawn(1)
+    last = Search(folder, plan, TAG)
+    assert [last.drawn(0), last.drawn(1)] == [drawn, second]
+    lines = folder.storage.read_bytes().splitlines(keepends=True)
+    folder.storage.write_bytes(b"".join([*lines[:2], b"garbage\n", *lines[3:]]))
+    with pytest.raises(UsageError, match="search: expected Optuna's journal in"):
+        Search(folder, plan, TAG)
+
+
 def test_points_of_failed_and_early_ended_runs_are_reported(folder, plan):
     from optuna.trial import TrialState
 
