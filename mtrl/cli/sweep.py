@@ -96,7 +96,7 @@ def _planned(
     found = points(sweep.plan, sweep.device, drawn)
     for point in found:
         if point.method not in known:
-            known[point.method] = _checked(point, sweep)
+            known[point.method] = _checked(point, sweep, len(found) * (sweep.options.search or 1))
     found, copies = with_copies(found, sweep.folder.path / "configs")
     placement = placed(
         sweep.folder, found, sweep.cores, known=known, rules=sweep.rules, trial=trial
@@ -104,11 +104,11 @@ def _planned(
     return placement, copies
 
 
-def _checked(point: Point, sweep: Sweep) -> Known:
-    """Check a method as `mtrl-train` would, before anything starts."""
+def _checked(point: Point, sweep: Sweep, n_runs: int) -> Known:
+    """Check a method of `n_runs` as `mtrl-train` would, before anything starts."""
     try:
         if sweep.options.backend == "local":
-            benchmark = check(point.config)[0]
+            benchmark = check(point.config, runs=min(sweep.at_a_time or 1, n_runs))[0]
         else:
             benchmark = check_elsewhere(point.config)
         sweep.rules.expect_tags(benchmark.tasks)
