@@ -20,7 +20,7 @@ class AgentConfig(Section):
     heads: Literal["multi", "single"] = Field(
         default="multi",
         description="'multi': one linear head per task; 'single': one head for all tasks, which "
-        "are distinguished by the task one-hot in the input.",
+        "the trunk distinguishes by its task input.",
     )
     trunk: str = Field(
         default="mlp",
@@ -57,17 +57,17 @@ class AgentConfig(Section):
     )
     task_input: Literal["one-hot", "embedding", "description"] | None = Field(
         default=None,
-        description="How the trunk is told the task: 'one-hot'; 'embedding', a vector that is "
-        "learned; 'description', a sentence's embedding that is fixed, with which a policy with "
-        "one head acts in tasks it was not trained on (default: 'description' for care, "
-        "'embedding' for film, nothing for a module of your own, else 'one-hot').",
+        description="Vector that identifies the task to the trunk: 'one-hot'; 'embedding', which "
+        "is learned; 'description', the fixed embedding of a sentence, with which a policy with "
+        "one head can act in tasks it was not trained on (default: 'description' for care, "
+        "'embedding' for film, none for a custom module, else 'one-hot').",
     )
     task_embedding: int | None = Field(
         default=None,
         gt=0,
         le=2**16,
-        description="Length of a learned task embedding; means task_input 'embedding' (default: "
-        "50 there).",
+        description="Length of a learned task embedding; implies task_input 'embedding' (default: "
+        "50).",
     )
     normalize_observations: bool = Field(
         default=False,
