@@ -32,7 +32,7 @@ def test_callbacks_and_what_else_can_be_given(request, tmp_path, monkeypatch, ca
     said = []
     for name, code in zip("ab", blocks(request, "hooks.md"), strict=False):
         (tmp_path / f"{name}.py").write_text(code)
-        runpy.run_path(f"{name}.py", run_name="__main__")
+        runpy.run_path(str(tmp_path / f"{name}.py"), run_name="__main__")
         said.append(capsys.readouterr().out)
     assert "StopWhenSolved.on_eval" in said[0] or "complete" in said[0]
     assert "my/episodes" in (tmp_path / "runs/hooks/progress.csv").read_text()
