@@ -26,7 +26,7 @@ class EvalConfig(Section):
         default=None,
         min_length=1,
         description="Tasks to evaluate (default: all tasks of the policy). A policy with "
-        "task_input 'description' and one head is judged on tasks it was not trained on, too.",
+        "task_input 'description' and one head can also be evaluated on other tasks.",
     )
     benchmark: str | None = Field(
         default=None,

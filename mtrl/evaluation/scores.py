@@ -44,7 +44,7 @@ class Evaluation:
         object.__setattr__(self, "tells_success", by_task)
 
     @property
-    def told(self) -> np.ndarray:
+    def with_success(self) -> np.ndarray:
         """Indices of the tasks that have a success rate, `[S]`."""
         return np.flatnonzero(self.tells_success)
 
@@ -61,25 +61,27 @@ class Evaluation:
     @property
     def mean(self) -> float:
         """Mean success rate of the tasks that have one; NaN if none has."""
-        rates = self.success_rates[self.told]
+        rates = self.success_rates[self.with_success]
         return float(rates.mean()) if len(rates) else math.nan
 
     @property
     def worst(self) -> float:
         """Mean success rate of the worst fifth (rounded up) of the tasks that have one, or NaN."""
-        rates = np.sort(self.success_rates[self.told])[: math.ceil(len(self.told) / 5)]
+        rates = np.sort(self.success_rates[self.with_success])[
+            : math.ceil(len(self.with_success) / 5)
+        ]
         return float(rates.mean()) if len(rates) else math.nan
 
     @property
     def summary(self) -> str:
         """Short text with the mean scores: `success 0.87`, `return 12.3`, or both."""
-        parts = [f"success {self.mean:.2f}"] if len(self.told) else []
+        parts = [f"success {self.mean:.2f}"] if len(self.with_success) else []
         rest = self.returns[~np.asarray(self.tells_success)]
         if len(rest):
             parts.append(f"return {short_number(rest.mean())}")
         if len(parts) == 1:
             return parts[0]
-        counts = (len(self.told), len(rest))
+        counts = (len(self.with_success), len(rest))
         tasks = [f"{part} ({n} task{'s' * (n > 1)})" for part, n in zip(parts, counts, strict=True)]
         return ", ".join(tasks)
 
@@ -101,7 +103,7 @@ class Evaluation:
         ]
 
     def _successes(self, t: int) -> dict[str, Any]:
-        if t not in self.told:
+        if t not in self.with_success:
             return {}
         low, high = self.intervals()[t]
         return {
@@ -113,7 +115,7 @@ class Evaluation:
 
     def _steps_to_success(self, t: int) -> dict[str, float | None]:
         """Average over the successful episodes; None if there are none."""
-        if t not in self.told:
+        if t not in self.with_success:
             return {}
         steps = self.first_success[t][self.success[t]]
         return {"steps_to_success_mean": float(steps.mean()) if len(steps) else None}
@@ -121,7 +123,7 @@ class Evaluation:
     def table(self) -> str:
         """Return a plain-text table for the terminal."""
         width = max(len(task) for task in (*self.tasks, "worst fifth"))
-        if not len(self.told):
+        if not len(self.with_success):
             lines = [f"{'task':<{width}}    return"]
             lines += [
                 f"{row['task']:<{width}}  {short_number(row['return_mean']):>8}"
@@ -142,7 +144,7 @@ class Evaluation:
             )
         lines.append(f"{'mean':<{width}}  {self.mean:7.3f}")
         lines.append(f"{'worst fifth':<{width}}  {self.worst:7.3f}")
-        if len(self.told) < len(self.tasks):
+        if len(self.with_success) < len(self.tasks):
             lines.append("–: the task does not report success; its score is the return")
         return "\n".join(lines)
 
@@ -171,7 +173,7 @@ class Evaluation:
     def to_json(self, **context: Any) -> str:
         """Return all results as JSON, with `context` of the caller such as the policy's path."""
         summary = {"mean_return": float(self.returns.mean())}
-        if len(self.told):
+        if len(self.with_success):
             summary |= {"mean_success_rate": self.mean, "worst_fifth_success_rate": self.worst}
         return json.dumps(context | summary | {"tasks": self.rows()}, indent=2) + "\n"
 

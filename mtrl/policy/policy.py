@@ -101,10 +101,10 @@ class Policy(nn.Module):
     @property
     def descriptions(self) -> dict[str, np.ndarray] | None:
         """Description of each task that the actor receives; None if it receives none."""
-        told = self.actor.fixed_inputs().get("description")
-        if told is None or told.is_meta:
+        fixed = self.actor.fixed_inputs().get("description")
+        if fixed is None or fixed.is_meta:
             return None
-        return dict(zip(self.tasks, told[0].cpu().numpy(), strict=True))
+        return dict(zip(self.tasks, fixed[0].cpu().numpy(), strict=True))
 
     @property
     def device(self) -> torch.device:
@@ -218,10 +218,10 @@ class Policy(nn.Module):
             if name.startswith(PREFIX)
         }
         # Allocate no memory until the file is known to hold the tensors its header implies.
-        told = found.get(f"{PREFIX}actor.fixed.description", ())
+        shape = found.get(f"{PREFIX}actor.fixed.description", ())
         sizes, descriptions = (header.observation_size, header.action_size), None
-        if len(told) == 3 and told[1] == len(header.tasks):  # of any length: they are in the file
-            descriptions = dict.fromkeys(header.tasks, np.zeros(told[2], np.float32))
+        if len(shape) == 3 and shape[1] == len(header.tasks):  # of any length: they are in the file
+            descriptions = dict.fromkeys(header.tasks, np.zeros(shape[2], np.float32))
         with torch.device("meta"):
             policy = cls(header.tasks, header.agent, *sizes, descriptions=descriptions)
             for name, networks in policy.networks().items():

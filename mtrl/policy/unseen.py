@@ -38,15 +38,15 @@ def in_tasks(
         )
     length = len(mine[policy.tasks[0]])
     if new:
-        told = vectors(new, descriptions)
-        if told is None:
+        given = vectors(new, descriptions)
+        if given is None:
             raise UsageError(f"descriptions: expected a vector for each of {', '.join(new)}")
-        if told.shape[-1] != length:
+        if given.shape[-1] != length:
             raise UsageError(
                 f"descriptions: expected vectors of length {length}, which the policy was trained "
-                f"with, got {told.shape[-1]}"
+                f"with, got {given.shape[-1]}"
             )
-        mine |= dict(zip(new, told, strict=True))
+        mine |= dict(zip(new, given, strict=True))
     copied = policy.snapshot(policy.device)
     copied.tasks = tuple(tasks)
     copied.actor = policy.actor.for_tasks(np.stack([mine[task] for task in tasks]))

@@ -112,9 +112,11 @@ def evaluation(logger: RunLogger, steps: int, result: Evaluation, video: bool) -
     returns = dict(zip(result.tasks, result.returns.mean(1).tolist(), strict=True))
     values = {f"eval/return/{task}": value for task, value in returns.items()}
     values["eval/return/mean"] = float(result.returns.mean())
-    if len(result.told):
+    if len(result.with_success):
         rates = result.success_rates
-        values |= {f"eval/success_rate/{result.tasks[t]}": float(rates[t]) for t in result.told}
+        values |= {
+            f"eval/success_rate/{result.tasks[t]}": float(rates[t]) for t in result.with_success
+        }
         values |= {"eval/success_rate/mean": result.mean, "eval/success_rate/worst": result.worst}
     logger.write(steps, values)
     if not video:
