@@ -22,6 +22,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "generated",
+    "mathml",
 ]
 exclude_patterns = ["_ext", "_build"]
 default_role = "code"  # docstrings write code in single backticks
@@ -39,6 +40,7 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"mtrl {release}"
 html_theme_options = {"navigation_with_keys": True}

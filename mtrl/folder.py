@@ -152,24 +152,29 @@ def write_benchmark(run_dir: Path, record: BenchmarkRecord) -> None:
     write_text(run_dir / BENCHMARK, record.model_dump_json(indent=2) + "\n")
 
 
-def find_policy(source: Path) -> Path:
+def find_policy(source: Path, field: str = "policy") -> Path:
     """Return the policy file: for a run folder, the final policy or else the latest checkpoint.
 
+    Args:
+        source: Run folder or file.
+        field: Name of the field in errors.
+
     Raises:
-        UsageError: If a folder has neither.
+        UsageError: If a folder has neither, or the file cannot be opened.
     """
     try:
         if not source.is_dir():
+            source.open("rb").close()  # commands notice it before they import PyTorch
             return source
-    except (OSError, ValueError) as error:  # not a valid file name
-        raise UsageError(f"policy: cannot read {str(source)!r}: {one_line(error)}") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{field}: cannot read {str(source)!r}: {one_line(error)}") from None
     if (final := source / FINAL).exists():
         return final
     try:
         return newest_checkpoint(source)
     except UsageError:
         raise UsageError(
-            f"policy: expected a policy, a checkpoint or a run folder with one, got {source}"
+            f"{field}: expected a policy, a checkpoint or a run folder with one, got {source}"
         ) from None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from mtrl.analysis.methods import Method
-from mtrl.analysis.statistics import CONFIDENCE
+from mtrl.evaluation.intervals import CONFIDENCE
 
 WANTED = 0.06
 """Half width of an interval that is narrow enough to be useful."""

@@ -30,6 +30,12 @@ def small_config(run_dir: Path, **leaves: Any) -> TrainConfig:
     return TrainConfig(**small | leaves)
 
 
+def point_config(run_dir: Path, **leaves: Any) -> TrainConfig:
+    """The same of `toy_tasks.POINTS`, for tests of all but the simulator, which takes seconds."""
+    points = {"benchmark": "toy_tasks:POINTS", "tasks": None, "simulator": "auto"}
+    return small_config(run_dir, **points | leaves)
+
+
 def save_checkpoint(run_dir: Path, steps: int, state: dict[str, Any], config: str) -> Path:
     """Write a checkpoint and wait for it; its path."""
     writer = CheckpointWriter(run_dir)

@@ -21,6 +21,7 @@ import tables_speed
 import tables_surgery
 from docutils import nodes
 from docutils.statemachine import StringList
+from pydantic import BaseModel
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -69,8 +70,17 @@ def _literal(line: str) -> str:
     return "".join(parts)
 
 
+def shorten_signature(*event: Any) -> tuple[str, None] | None:
+    """Leave out the fields of a configuration, which have tables of their own."""
+    documented = event[3]
+    if isinstance(documented, type) and issubclass(documented, BaseModel):
+        return "(**settings)", None
+    return None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_directive("generated", Generated)
     app.connect("autodoc-process-docstring", prepare_docstring)
+    app.connect("autodoc-process-signature", shorten_signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

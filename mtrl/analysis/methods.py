@@ -184,7 +184,7 @@ def _labelled(methods: Sequence[Method], labels: Mapping[str, str]) -> list[Meth
 
 def _matches(run: Run, pattern: str) -> bool:
     path, pattern = os.path.normpath(run.path), os.path.normpath(pattern)
-    return fnmatch(path, pattern) or fnmatch(run.path.name, pattern)
+    return path == pattern or fnmatch(path, pattern) or fnmatch(run.path.name, pattern)
 
 
 def _repeated(names: Iterable[str]) -> str | None:

@@ -21,21 +21,21 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-from scipy.stats import norm, trim_mean
-from scipy.stats import t as student_t
 
 from mtrl.analysis.methods import Method
 from mtrl.analysis.runs import Axis
+from mtrl.evaluation.intervals import CONFIDENCE
 
 Bootstrap = Literal["stratified", "runs"]
-CONFIDENCE = 0.95
 RESAMPLES = 10_000
 CURVE_RESAMPLES = 2_000
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     """Return the mean of the middle half of all T·N scores, `[…, T, N]` to `[…]`."""
-    return trim_mean(scores.reshape(*scores.shape[:-2], -1), 0.25, axis=-1)
+    values = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
+    cut = values.shape[-1] // 4
+    return values[..., cut : values.shape[-1] - cut].mean(-1)
 
 
 def mean(scores: np.ndarray) -> np.ndarray:
@@ -75,32 +75,6 @@ def interval(
     values = statistic(*(resampled(each, how, rng) for each in scores))
     low, high = _percentiles(values)
     return float(low), float(high)
-
-
-def wilson(solved: np.ndarray, episodes: int) -> tuple[float, float]:
-    """Return Wilson's 95% interval of the success rate on one task, over seeds.
-
-    Episodes of one policy are correlated. If all episodes were pooled as independent ones, 5
-    policies of which 3 always succeed would count as 250 samples instead of 5. Wilson's formula
-    is therefore given the effective number of episodes (Korn & Graubard 1998): the number of
-    independent episodes that would vary as much as the seeds do, corrected for estimating that
-    variance from few seeds. It never exceeds the number played. For a single seed it equals that
-    number, and the interval describes that policy alone.
-
-    Args:
-        solved: Episodes solved by each of N runs, `[N]`.
-        episodes: Episodes played by each run.
-    """
-    n_runs, total = len(solved), len(solved) * episodes
-    p, effective = float(solved.sum()) / total, float(total)
-    z = float(norm.ppf(0.5 + CONFIDENCE / 2))
-    if n_runs > 1 and (variance := float((solved / episodes).var(ddof=1)) / n_runs) > 0:
-        few = z / float(student_t.ppf(0.5 + CONFIDENCE / 2, n_runs - 1))
-        effective = min(effective, p * (1 - p) / variance * few**2)
-    centre = (p + z**2 / (2 * effective)) / (1 + z**2 / effective)
-    spread = math.sqrt(p * (1 - p) / effective + z**2 / (4 * effective**2))
-    half = z * spread / (1 + z**2 / effective)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @dataclass(frozen=True)

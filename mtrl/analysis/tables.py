@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtrl.analysis.methods import Method, differences
-from mtrl.analysis.statistics import Bootstrap, interquartile_mean, interval, mean, wilson
+from mtrl.analysis.statistics import Bootstrap, interquartile_mean, interval, mean
+from mtrl.evaluation.intervals import wilson
 
 Cell = tuple[float, float, float]
 NOTHING: Cell = (math.nan, math.nan, math.nan)

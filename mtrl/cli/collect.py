@@ -13,6 +13,7 @@ from mtrl.cli.flags import Parser, add_flags, run
 from mtrl.config.fields import PolicyDevice, Seed, TrunkImports, Workers
 from mtrl.config.section import Section, expect_writable, validate
 from mtrl.errors import UsageError
+from mtrl.folder import find_policy
 
 if TYPE_CHECKING:
     from mtrl.demonstrations.data import Demonstrations
@@ -112,17 +113,16 @@ def _expert(config: CollectConfig) -> Demonstrations:
 
 
 def _policy(config: CollectConfig) -> Demonstrations:
+    source = Path(config.source)
+    path = find_policy(source)  # raises before the import of PyTorch
     from mtrl.demonstrations.collect import collect
     from mtrl.devices import resolve_device
     from mtrl.evaluation.saved import benchmark_for
-    from mtrl.folder import find_policy
     from mtrl.nets.trunks import import_trunks
     from mtrl.policy.policy import Policy
 
     import_trunks(config.imports)
-    source = Path(config.source)
-    device = resolve_device(config.device)
-    policy, header = Policy.load_with_header(find_policy(source), device)
+    policy, header = Policy.load_with_header(path, resolve_device(config.device))
     return collect(
         policy,
         benchmark_for(source, header, config.tasks, config.benchmark),

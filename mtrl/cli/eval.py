@@ -12,6 +12,7 @@ from mtrl.cli.flags import Parser, add_flags, run
 from mtrl.config.fields import Camera, PolicyDevice, Seed, TrunkImports, Workers
 from mtrl.config.section import Section, expect_writable, validate
 from mtrl.errors import UsageError
+from mtrl.folder import find_policy, write_text
 
 
 class EvalConfig(Section):
@@ -85,8 +86,8 @@ def _eval(arguments: Sequence[str] | None) -> int:
         from mtrl.evaluation.video import film, find_backend
 
         find_backend()  # raises at once if there is none
+    find_policy(config.policy)  # raises before the import of PyTorch
     from mtrl.evaluation.saved import evaluate_file
-    from mtrl.folder import write_text
     from mtrl.nets.trunks import import_trunks
 
     import_trunks(config.imports)

@@ -13,6 +13,7 @@ from mtrl.cli.flags import Parser, add_flags, run
 from mtrl.config.fields import TrunkImports
 from mtrl.config.section import Section, expect_writable, validate
 from mtrl.errors import UsageError
+from mtrl.folder import find_policy
 
 
 class ExportConfig(Section):
@@ -51,6 +52,7 @@ def _export(arguments: Sequence[str] | None) -> int:
     if config.output is None and not config.card:
         raise UsageError("output: expected -o FILE or --card, got neither")
     expect_writable("output", config.output)
+    find_policy(config.policy)  # raises before the import of PyTorch
 
     from mtrl.nets.trunks import import_trunks
     from mtrl.policy.export import card, export_policy

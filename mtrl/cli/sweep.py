@@ -9,7 +9,7 @@ from typing import Any
 
 from mtrl.cli.flags import Parser, run
 from mtrl.cli.sweep_options import Sweep, parse
-from mtrl.errors import UsageError
+from mtrl.errors import UsageError, one_line
 from mtrl.folder import write_text
 from mtrl.sweep.attempt import Job, command_line
 from mtrl.sweep.drive import Backend, Summary, drive
@@ -18,7 +18,7 @@ from mtrl.sweep.grid import Point, points, with_copies
 from mtrl.sweep.jobs import Known, Planned, job_of, placed
 from mtrl.sweep.local import Local, shares
 from mtrl.sweep.rules import expect_tag
-from mtrl.sweep.search import Search, corners
+from mtrl.sweep.search import Search, best_points, corners
 from mtrl.sweep.status import Live, read, summary, table
 from mtrl.training.check import check, check_elsewhere
 from mtrl.training.console import say
@@ -96,7 +96,7 @@ def _planned(
     found = points(sweep.plan, sweep.device, drawn)
     for point in found:
         if point.method not in known:
-            known[point.method] = _checked(point, sweep)
+            known[point.method] = _checked(point, sweep, len(found) * (sweep.options.search or 1))
     found, copies = with_copies(found, sweep.folder.path / "configs")
     placement = placed(
         sweep.folder, found, sweep.cores, known=known, rules=sweep.rules, trial=trial
@@ -104,11 +104,11 @@ def _planned(
     return placement, copies
 
 
-def _checked(point: Point, sweep: Sweep) -> Known:
-    """Check a method as `mtrl-train` would, before anything starts."""
+def _checked(point: Point, sweep: Sweep, n_runs: int) -> Known:
+    """Check a method of `n_runs` as `mtrl-train` would, before anything starts."""
     try:
         if sweep.options.backend == "local":
-            benchmark = check(point.config)[0]
+            benchmark = check(point.config, runs=min(sweep.at_a_time or 1, n_runs))[0]
         else:
             benchmark = check_elsewhere(point.config)
         sweep.rules.expect_tags(benchmark.tasks)
@@ -134,7 +134,8 @@ def _show(sweep: Sweep, planned: Sequence[Planned], copies: Mapping[Path, str]) 
 def _write(sweep: Sweep, entries: Sequence[Entry], copies: Mapping[Path, str]) -> None:
     for path, text in copies.items():
         write_text(path, text)
-    sweep.folder.record(entries, sweep.rules)
+    goal = None if sweep.options.search is None else sweep.options.goal
+    sweep.folder.record(entries, sweep.rules, goal)
 
 
 def _waiting(sweep: Sweep, planned: Sequence[Planned]) -> Iterator[Job]:
@@ -206,20 +207,20 @@ def _submit(sweep: Sweep, names: Sequence[str]) -> int:
 
 def _end(sweep: Sweep, found: Summary) -> int:
     """Print a summary, and write the report."""
-    from mtrl.sweep.report import write_report
+    from mtrl.sweep.report import fields, write_report
 
-    best = []
-    if sweep.options.search is not None:
-        best = Search(sweep.folder, sweep.plan, sweep.options.goal).best(8)
-        for number, score, drawn in best[:3]:
-            say(f"point {number}: {score:.3f} with {drawn}")
-    page = write_report(sweep.folder, best)
-    if page is not None:
-        say(f"report: {page}")
+    for number, score, drawn in best_points(sweep.folder, 3):
+        say(f"point {number}: {score:.3f} with {fields(drawn)}")
+    try:
+        if (page := write_report(sweep.folder)) is not None:
+            say(f"report: {page}")
+    except OSError as error:  # such as a full disk
+        say(f"no report: {one_line(error)}")
     rows = read(sweep.folder)
     say(summary(rows))
-    if found.signal is not None:
+    if found.signal is not None or any(row.what == "stopped" for row in rows):
         say("to continue, run the same command again")
+    if found.signal is not None:
         return 128 + found.signal
     return 1 if any(row.what == "failed" for row in rows) or found.having("lost") else 0
 

@@ -158,9 +158,9 @@ def parse(arguments: Sequence[str] | None) -> Sweep:
 
 def _settled(options: SweepConfig, plan: Plan) -> Sweep:
     """Check that options are consistent, and determine cores and device."""
-    for flag, backend in (("address", "ray"), ("gpus_per_run", "ray"), ("template", "slurm")):
-        if getattr(options, flag) and options.backend != backend:
-            raise UsageError(f"{flag}: expected --backend {backend} with it, got {options.backend}")
+    for flag, kind in (("address", "ray"), ("gpus_per_run", "ray"), ("template", "slurm")):
+        if getattr(options, flag) and options.backend != kind:
+            raise UsageError(f"{flag}: expected --backend {kind} with it, got {options.backend}")
     for flag, other in (("halve_by", "halve_on"), ("goal", "search")):
         if flag in options.model_fields_set and getattr(options, other) is None:
             raise UsageError(f"{flag}: expected {flag_of(other)} with it, got none")
@@ -171,18 +171,15 @@ def _settled(options: SweepConfig, plan: Plan) -> Sweep:
         got, missing = (other, one) if plan.search else (one, other)
         raise UsageError(f"search: expected {missing} with {got}, got none")
     if plan.search and options.backend == "ray" and options.max_parallel is None:
-        reason = "expected with --search on ray, which draws points as resources allow, got none"
-        raise UsageError(f"max_parallel: {reason}")
+        raise UsageError("max_parallel: expected a number for a search on ray, got none")
+    halving = None
     if (options.halve_on is None) != (options.halve_from is None):
         raise UsageError("halve_on: expected --halve-on and --halve-from together, got one")
-    halving = None
     if options.halve_on is not None and options.halve_from is not None:
         halving = Halving(tag=options.halve_on, start=options.halve_from, by=options.halve_by)
     rules = Rules(stop_when=tuple(map(Threshold.parse, options.stop_when)), halving=halving)
     folder = SweepFolder(options.out.expanduser().absolute())
-    batch = ""
-    if options.template is not None:
-        batch = _template(options.template)
+    batch = "" if options.template is None else _template(options.template)
     device = _device(options, plan, batch)
     cores, at_a_time = _sizes(options, device, batch)
     return Sweep(
@@ -221,7 +218,7 @@ def _device(options: SweepConfig, plan: Plan, batch: str) -> str:
     if options.backend == "ray":
         return "cuda" if options.gpus_per_run else "cpu"
     if options.backend == "slurm":
-        return "cuda" if re.search(r"--(gres=\S*gpu|gpus)", _asked(batch)) else "cpu"
+        return "cuda" if re.search(r"--gres=\S*gpu|--gpus|-G ?\d", _asked(batch)) else "cpu"
     from mtrl.devices import resolve_device  # imports PyTorch
 
     return resolve_device("auto").type

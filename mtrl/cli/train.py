@@ -14,10 +14,12 @@ from mtrl.config import presets
 from mtrl.config.section import flag_of, validate
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
+from mtrl.folder import find_policy
 from mtrl.training.check import check_names, check_plan
 from mtrl.training.place import MAY_CHANGE, expect_new
 
 if TYPE_CHECKING:
+    from mtrl.envs.benchmarks import Benchmark
     from mtrl.training.report import Outcome
 
 
@@ -72,8 +74,12 @@ def _train(arguments: Sequence[str] | None) -> int:
         with suppress(OSError):  # not a valid name; creating the folder reports it
             expect_new(config.run_dir)
     benchmark = check_names(config)
-    if chosen.config is not None or config.device != "auto":
-        check_plan(config, benchmark)  # otherwise the preset depends on the device
+    if config.transfer.init_from is not None:
+        find_policy(config.transfer.init_from, "init_from")
+    # The preset may depend on the device, which PyTorch finds, and its import takes a second.
+    depends = chosen.config is None and config.device == "auto"
+    devices = ("cpu", "cuda") if depends else (config.device,)
+    _check_plans([presets.override(_start(chosen, d).config, given)[0] for d in devices], benchmark)
 
     from mtrl.devices import resolve_device
     from mtrl.training.run import train
@@ -87,6 +93,18 @@ def _train(arguments: Sequence[str] | None) -> int:
         lines += replaced
     note = "\n".join([found.line(config), *lines])
     return _exit_code(train(config, note=note, resume_if_exists=may_exist))
+
+
+def _check_plans(configs: Sequence[TrainConfig], benchmark: Benchmark) -> None:
+    """Raise the error of the configuration that will be used, if all have the same."""
+    errors = []
+    for config in configs:
+        try:
+            check_plan(config, benchmark)
+        except UsageError as error:
+            errors.append(error)
+    if len(errors) == len(configs) and len(set(map(str, errors))) == 1:
+        raise errors[0]
 
 
 def _resume(run_dir: Path, given: dict[str, Any], other: Any) -> Outcome:

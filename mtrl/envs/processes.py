@@ -10,6 +10,7 @@ import sys
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,7 @@ import numpy as np
 from mtrl.envs import worker
 
 START_TIMEOUT, STEP_TIMEOUT = 120.0, 60.0
-"""Maximum time of one call of an environment [seconds]: to create or reset it, and to step it. A
-dead process is noticed at once."""
+"""Maximum time of one call of an environment [seconds]: to create or reset it, and to step it."""
 CLOSE_TIMEOUT = 5.0
 """Maximum time for a process to close its environments [seconds]."""
 NO_MAIN_GUARD = 77
@@ -91,10 +91,16 @@ class WorkerProcesses:
 
     def open(self, memory: worker.Memory) -> None:
         """Start the processes on shared memory; `wait` returns when they are ready."""
-        # A server that has imported the simulator forks each worker: workers need no import of
-        # their own, and inherit none of the parent's threads or CUDA state.
+        # A server imports the simulator once and forks the workers, without our threads or CUDA.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["mtrl.envs.metaworld"])
+        # Ctrl-C in a terminal also signals the server, which would die of it while it imports.
+        resource_tracker.ensure_running()  # would unblock the signal when it starts
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._memory = memory
         self._shared = self._context.RawArray("q", 2 * len(self._rows))
         self._progress = worker.Progress(self._shared)
@@ -198,9 +204,8 @@ class WorkerProcesses:
             process.join(1.0)
             if process.exitcode == NO_MAIN_GUARD:
                 raise WorkerError(_NO_MAIN_GUARD) from None
-            raise self._lost(
-                index, f"the simulator process died (exit code {process.exitcode})"
-            ) from None
+            died = f"the simulator process died (exit code {process.exitcode})"
+            raise self._lost(index, died) from None
         if failure is None:
             return
         self._leaving.add(index)

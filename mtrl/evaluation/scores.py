@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
+from mtrl.evaluation.intervals import wilson
 from mtrl.policy.file import short_number
 
 
@@ -85,9 +85,7 @@ class Evaluation:
 
     def intervals(self) -> list[tuple[float, float]]:
         """Return Wilson's 95% interval of each task's success rate."""
-        tests = [binomtest(int(row.sum()), len(row)) for row in self.success]
-        proportions = [test.proportion_ci(0.95, method="wilson") for test in tests]
-        return [(float(p.low), float(p.high)) for p in proportions]
+        return [wilson(row.sum(keepdims=True), len(row)) for row in self.success]
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one plain dictionary per task."""

@@ -70,14 +70,17 @@ def make_optimizer(
     decay, device = config.weight_decay, next(iter(parameters.values())).device
     groups = [(decaying, decay), (others, 0.0)] if decay else [([*decaying, *others], 0.0)]
     on_cuda = device.type == "cuda"
-    rate = config.learning_rate
-    return FusedAdamW(
+    optimizer = FusedAdamW(
         [{"params": group, "weight_decay": each} for group, each in groups if group],
-        lr=torch.tensor(rate, device=device) if on_cuda else rate,  # a graph reads the tensor
+        lr=config.learning_rate,
         eps=config.adam_epsilon,
         fused=True,
         capturable=on_cuda,
     )
+    if on_cuda:  # a graph reads the rate from a tensor; AdamW would wait for it to check it
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(config.learning_rate, device=device)
+    return optimizer
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:

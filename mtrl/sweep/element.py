@@ -50,7 +50,9 @@ def main(arguments: list[str]) -> int:
     signals = Signals()
     folder = SweepFolder(Path(sweep))
     name = Path(names).read_text(encoding="utf-8").split()[int(os.environ["SLURM_ARRAY_TASK_ID"])]
-    (entry,) = [entry for entry in folder.entries() if entry.name == name]
+    entry = next((entry for entry in folder.entries() if entry.name == name), None)
+    if entry is None:
+        raise UsageError(f"sweep: {name} is not started, because the sweep no longer has it")
     job = job_of(folder, entry, folder.rules(), Path.cwd())
     for _ in range(int(retries) + 1):
         ending = attempt(job, stop=signals.came)

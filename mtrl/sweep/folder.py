@@ -1,7 +1,7 @@
 """Folder of a sweep, through which its processes communicate, on any number of machines.
 
 <sweep>/
-├── sweep.json            runs, and rules that may stop them early
+├── sweep.json            runs, rules that may stop them early, and goal of a search
 ├── configs/              copies of the files that runs start from
 ├── runs/<run>/           ordinary run folders; `tensorboard --logdir <sweep>/runs`
 ├── logs/<run>.txt        output of the run's processes
@@ -190,13 +190,19 @@ class SweepFolder:
         tree = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
         return Rules.model_validate(tree["rules"])
 
-    def record(self, entries: Sequence[Entry], rules: Rules) -> None:
+    def goal(self) -> str | None:
+        """Read the tag that the sweep's search maximises; None if it is none."""
+        tree = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
+        goal = tree.get("goal")
+        return None if goal is None else str(goal)
+
+    def record(self, entries: Sequence[Entry], rules: Rules, goal: str | None = None) -> None:
         """Write these runs, and earlier ones that have started but are no longer in the grid."""
         new = {entry.name for entry in entries}
         before = self.entries() if (self.path / "sweep.json").exists() else []
         kept = [e for e in before if e.name not in new and self.run_dir(e.name).exists()]
         rows = [entry.model_dump(mode="json") for entry in (*entries, *kept)]
-        tree = {"rules": rules.model_dump(mode="json"), "runs": rows}
+        tree = {"rules": rules.model_dump(mode="json"), "goal": goal, "runs": rows}
         text = json.dumps(tree, indent=1)
         write_text(self.path / "sweep.json", text + "\n")
 

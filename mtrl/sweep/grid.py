@@ -86,7 +86,7 @@ def points(plan: Plan, device: str, drawn: Mapping[str, Any] | None = None) -> l
         variation = plan.variants.get(variant or "", {})
         changes = {**values, **variation, **(drawn or {}), "seed": seed}
         several = {k: v for k, v in values.items() if len(plan.grid[k]) > 1} | dict(drawn or {})
-        label = _label(_short(base, plan.config), variant, several)
+        label = _label(_short(base, plan.config), variant, several, drawn or {})
         start = _start(base, changes, device)
         point = _point(start, {"device": device, **changes}, label, drawn)
         excluded = [
@@ -149,10 +149,14 @@ def _short(base: str | None, bases: Sequence[str]) -> str | None:
     return stem if [Path(each).stem for each in bases].count(stem) == 1 else base
 
 
-def _label(base: str | None, variant: str | None, varied: Mapping[str, Any]) -> str:
+def _label(
+    base: str | None, variant: str | None, varied: Mapping[str, Any], drawn: Mapping[str, Any]
+) -> str:
     parts = [part for part in (base, variant) if part is not None]
     for field, value in varied.items():
         text = shown(tuple(value) if isinstance(value, list) else value)
+        if field in drawn and isinstance(value, float):
+            text = f"{value:.3g}"
         parts.append(text if field == "surgery" else f"{field} {text}")
     return ", ".join(parts).replace("=", ":")  # --labels OLD=NEW
 

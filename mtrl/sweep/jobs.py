@@ -35,7 +35,7 @@ class Planned:
     Attributes:
         point: Complete point, including threads and workers.
         entry: Entry in sweep.json.
-        is_done: Whether it is finished, or was ended early by a rule.
+        is_done: Whether it is finished, or was ended early by a rule that the sweep still has.
     """
 
     point: Point
@@ -76,7 +76,7 @@ def placed(
             fitting = {name: before[name] for name in fitting}
         fitted = point.changed({k: v for k, v in fitting.items() if k not in point.changes})
         state = read_state(folder.state(point.name))
-        is_over = bool(rules) and state is not None and state.what == "ended early"
+        is_over = state is not None and state.what == "ended early" and rules.hold(state.why)
         total, tasks = known[point.method]
         entry = Entry(
             name=point.name,

@@ -11,6 +11,9 @@ from mtrl.folder import STEP, read_rows
 from mtrl.sweep.rules import Halving, Rules
 from mtrl.sweep.study import halving_pruner, open_study, trial_of
 
+WHY = "why"
+"""Attribute of a trial with the reason for which its run is stopped."""
+
 
 @dataclass
 class Judge:
@@ -42,6 +45,8 @@ class Judge:
         study = open_study(self.storage, f"{halving.tag} from {halving.start} by {halving.by}")
         study.pruner = halving_pruner(halving)
         trial = trial_of(study, name)
+        if (why := trial.user_attrs.get(WHY)) is not None:  # told, but then the sweep was killed
+            return str(why)
         told = study._storage.get_trial(trial._trial_id).intermediate_values
         for row in rows:
             step = int(row[STEP])
@@ -50,7 +55,7 @@ class Judge:
             trial.report(row[halving.tag], step)
             if trial.should_prune():
                 value = f"{row[halving.tag]:.3g} at {step}"
-                return (
-                    f"successive halving: {halving.tag} {value} is not in the best 1/{halving.by}"
-                )
+                why = f"{halving.text}: {value} is not in the best 1/{halving.by}"
+                trial.set_user_attr(WHY, why)
+                return why
         return None

@@ -7,6 +7,7 @@ is lost is submitted to Ray again and continues on another node.
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import socket
 import time
@@ -17,6 +18,7 @@ from typing import Any
 from mtrl.errors import RunError, UsageError, one_line
 from mtrl.sweep.attempt import Ending, Job, attempt
 from mtrl.sweep.folder import SweepFolder
+from mtrl.sweep.local import cores
 
 ANSWER_TIMEOUT = 20.0
 """Timeout for a connection to the cluster's head [seconds]."""
@@ -59,9 +61,18 @@ class RayBackend:
         self._token = folder.path / f".shared-{uuid.uuid4().hex}"
         if not ray.is_initialized():
             _expect_answer(address)
+            own: dict[str, Any] = {}
+            if address is None:
+                own = {"include_dashboard": False}
+                if at_a_time is not None:  # Ray starts a process per CPU in advance
+                    own["num_cpus"] = min(len(cores()), cpus * at_a_time)
+                os.environ.setdefault("RAY_worker_niceness", "0")  # as the local backend
             try:
                 ray.init(
-                    address=address or "local", log_to_driver=False, logging_level=logging.ERROR
+                    address=address or "local",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **own,
                 )
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise UsageError(f"address: cannot reach {address}: {one_line(error)}") from None

@@ -63,7 +63,13 @@ def flags(batch: str, count: int, cpus: int, at_a_time: int | None) -> list[str]
         at_a_time: Maximum number of parallel elements; None for no limit.
     """
     bound = "" if at_a_time is None else f"%{at_a_time}"
-    found = ["--parsable", f"--array=0-{count - 1}{bound}", "--requeue", "--open-mode=append"]
+    found = [
+        "--parsable",
+        "--hold",
+        f"--array=0-{count - 1}{bound}",
+        "--requeue",
+        "--open-mode=append",
+    ]
     found.append(f"--cpus-per-task={cpus}")
     if not re.search(r"^#SBATCH.*--signal", batch, re.MULTILINE):
         found.append(f"--signal=B:USR1@{LEAD}")
@@ -103,6 +109,7 @@ def submit(
         state = read_state(folder.state(entry.name)) or State(what="queued")
         changed = {"what": "queued", "job": f"{job}_{index}", "lines": (), "why": None}
         write_state(folder.state(entry.name), state.model_copy(update=changed))
+    _slurm(["scontrol", "release", job])  # no element has written its state before
     return job
 
 

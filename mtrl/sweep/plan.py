@@ -19,6 +19,7 @@ search:                             # --search N draws from these instead of com
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,9 @@ def fields() -> dict[str, Any]:
 
 
 FIELDS = fields()
+
+_SPACE = re.compile(r"\s+(?![^()]*\))")
+"""Space between values, but not between options, as in `Name(every=10, at=2)`."""
 
 
 def is_list(field: str) -> bool:
@@ -199,6 +203,5 @@ def words(field: str, given: Sequence[str]) -> tuple[Any, ...]:
         if bool in leaf_types(FIELDS[field]) and not given:
             return ("true",)
         return tuple(given)
-    if any(len(word.split()) > 1 for word in given):
-        return tuple(tuple(word.split()) for word in given)
-    return (tuple(given),)
+    parts = [tuple(_SPACE.split(word.strip())) for word in given]
+    return tuple(parts) if any(len(part) > 1 for part in parts) else (tuple(given),)

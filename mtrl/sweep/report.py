@@ -10,17 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtrl.analysis.logs import custom_name
+from mtrl.config.train import shown
 from mtrl.errors import UsageError
 from mtrl.folder import write_text
 from mtrl.sweep.attempt import command_line
 from mtrl.sweep.folder import SweepFolder, read_state
+from mtrl.sweep.search import best_points
 from mtrl.sweep.status import Row, read, summary
+from mtrl.training.place import file_name
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; color: #222 }
 table { border-collapse: collapse; margin: 1em 0; font-size: 13px }
 th, td { border-bottom: 1px solid #ddd; padding: .25em .6em; text-align: left; vertical-align: top }
-code, pre { font: 12px/1.4 ui-monospace, monospace; white-space: pre-wrap; word-break: break-word }
+code, pre { font: 12px/1.4 ui-monospace, monospace; white-space: pre-wrap }
+pre, .long { overflow-wrap: anywhere }
+.long { min-width: 11em }
 .note { background: #fff4d6; padding: .6em 1em }
 img { max-width: 100% }
 """
@@ -40,12 +46,8 @@ class Section:
     body: str
 
 
-def write_report(folder: SweepFolder, best: Sequence[tuple[int, float, Any]] = ()) -> Path | None:
+def write_report(folder: SweepFolder) -> Path | None:
     """Write figures and tables like `mtrl-plot`, and report.html.
-
-    Args:
-        folder: Folder of the sweep.
-        best: Number, score and fields of the best points of a search.
 
     Returns:
         Path of the page; None if no run has been evaluated yet.
@@ -58,8 +60,9 @@ def write_report(folder: SweepFolder, best: Sequence[tuple[int, float, Any]] = (
     sections = [Section("", f"<p>{html.escape(summary(rows))}</p>")]
     if any(row.what == "ended early" for row in rows):
         sections.append(Section("", f'<p class="note">{BIAS}</p>'))
+    best = best_points(folder, 8)
     if best:
-        cells = [(str(n), f"{score:.3f}", _fields(drawn)) for n, score, drawn in best]
+        cells = [(str(n), f"{score:.3f}", fields(drawn)) for n, score, drawn in best]
         sections.append(Section("Best points", _table(("point", "score", "drawn"), cells)))
     for name, members in groups.items():
         where = out if len(groups) == 1 else out / name
@@ -78,12 +81,17 @@ def write_report(folder: SweepFolder, best: Sequence[tuple[int, float, Any]] = (
 
 
 def _comparable(folder: SweepFolder, rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Group evaluated runs by their tasks: only runs with equal tasks can be compared."""
+    """Group evaluated runs by benchmark and tasks: only runs with equal ones can be compared."""
     found: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        if (folder.run_dir(row.entry.name) / "progress.json").exists() and row.success is not None:
-            found.setdefault(tuple(sorted(row.entry.tasks)), []).append(row)
-    return {f"{len(tasks)}-tasks-{i}": members for i, (tasks, members) in enumerate(found.items())}
+        run_dir = folder.run_dir(row.entry.name)
+        if (run_dir / "progress.json").exists() and row.success is not None:
+            key = (custom_name(run_dir) or "Meta-World", *sorted(row.entry.tasks))
+            found.setdefault(key, []).append(row)
+    return {
+        f"{file_name(benchmark)}-{len(tasks)}-tasks-{i}": members
+        for i, ((benchmark, *tasks), members) in enumerate(found.items())
+    }
 
 
 def _comparison(
@@ -93,25 +101,28 @@ def _comparison(
     from mtrl.analysis.comparison import plot  # imports matplotlib
     from mtrl.analysis.style import COLORS
 
-    title = f"{len(rows[0].entry.tasks)} tasks"
+    benchmark = custom_name(folder.run_dir(rows[0].entry.name)) or "Meta-World"
+    title = f"{len(rows[0].entry.tasks)} tasks of {benchmark}"
     methods = dict.fromkeys(row.entry.method for row in rows)
     if len(methods) > len(COLORS) and best:
         chosen = best[: len(COLORS)]
         rows = [row for row in rows if row.entry.trial in chosen]
         title += f", the best {len(chosen)} points"
     runs = [folder.run_dir(row.entry.name) for row in rows]
-    labels = {str(folder.run_dir(r.entry.method)) + "_seed*": r.entry.label for r in rows}
-    labels = {glob: label for glob, label in labels.items() if label}
+    firsts = {row.entry.method: row.entry for row in reversed(rows)}.values()
+    labels = {str(folder.run_dir(first.name)): first.label for first in firsts if first.label}
+    if len(set(labels.values())) < len(labels):  # of an earlier grid, which varied other fields
+        labels = {}
     words = ["mtrl-plot", *(str(run) for run in runs), "-o", str(out)]
     if labels:
-        words += ["--labels", *(f"{glob}={label}" for glob, label in labels.items())]
+        words += ["--labels", *(f"{run}={label}" for run, label in labels.items())]
     command = f"<details><summary>command</summary><pre>{html.escape(shlex.join(words))}</pre>"
     try:
         comparison = plot(runs, labels=labels)
         comparison.save(out)
     except UsageError as error:  # such as too many methods: still write the rest of the page
-        shown = f'<p class="note">no comparison: {html.escape(str(error))}</p>'
-        return Section(title, shown + command + "</details>")
+        note = f'<p class="note">no comparison: {html.escape(str(error))}</p>'
+        return Section(title, note + command + "</details>")
     skipped = "".join(f"<p>{html.escape(line)}</p>" for line in comparison.skipped)
     return Section(title, comparison._repr_html_() + skipped + command + "</details>")
 
@@ -126,9 +137,9 @@ def _provenance(folder: SweepFolder, rows: Sequence[Row]) -> list[Section]:
         processes = _processes(folder.run_dir(row.entry.name))
         machines = dict.fromkeys(_machine(process) for process in processes)
         for process in processes:
-            text = _fields(process.get("versions", {}))
+            text = fields(process.get("versions", {}))
             versions.setdefault(text, f"V{len(versions) + 1}")
-        used = dict.fromkeys(versions[_fields(p.get("versions", {}))] for p in processes)
+        used = dict.fromkeys(versions[fields(p.get("versions", {}))] for p in processes)
         commits = dict.fromkeys(attempt.commit or "–" for attempt in attempts)
         hosts = dict.fromkeys(attempt.host for attempt in attempts)
         score = "–" if row.success is None else f"{row.success:.3f}"
@@ -167,14 +178,21 @@ def _machine(process: Mapping[str, Any]) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-def _fields(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+def fields(values: Mapping[str, Any]) -> str:
+    """Return names with their values, as on a command line."""
+    pairs = ((k, tuple(v) if isinstance(v, list) else v) for k, v in values.items())
+    return ", ".join(f"{name} {shown(value)}" for name, value in pairs)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["".join(f"<th>{html.escape(text)}</th>" for text in head)]
-    lines += ["".join(f"<td><code>{html.escape(text)}</code></td>" for text in row) for row in rows]
+    lines += ["".join(map(_cell, row)) for row in rows]
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _cell(text: str) -> str:
+    kind = ' class="long"' if len(text) > 24 else ""  # only these break within words
+    return f"<td{kind}><code>{html.escape(text)}</code></td>"
 
 
 def _page(title: str, sections: Sequence[Section]) -> str:

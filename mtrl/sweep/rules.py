@@ -70,6 +70,11 @@ class Halving(BaseModel):
     start: int
     by: int = 3
 
+    @property
+    def text(self) -> str:
+        """Description, with which the reasons it gives begin."""
+        return f"successive halving on {self.tag} from {self.start} by {self.by}"
+
 
 class Rules(BaseModel):
     """All rules of a sweep."""
@@ -81,6 +86,12 @@ class Rules(BaseModel):
     def __bool__(self) -> bool:
         """Return whether there is any rule."""
         return bool(self.stop_when) or self.halving is not None
+
+    def hold(self, why: str | None) -> bool:
+        """Return whether the rule that gave a reason is still one of these."""
+        texts = [rule.text for rule in self.stop_when]
+        texts += [] if self.halving is None else [self.halving.text]
+        return any((why or "").startswith(f"{text}: ") for text in texts)
 
     def expect_steps(self, total: int) -> None:
         """Check that runs of at most `total` environment steps get to each rule.

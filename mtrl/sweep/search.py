@@ -49,7 +49,7 @@ class Search:
         """
         trials = self._study.get_trials(deepcopy=False)
         if number < len(trials):
-            params = trials[number].params
+            params = self._complete(trials[number])
             if params.keys() != self._distributions.keys():
                 raise UsageError(
                     f"search: expected ranges of {', '.join(params)}, as this sweep started with, "
@@ -63,6 +63,19 @@ class Search:
                 reason = f"{one_line(error)}; use another --out for a new search"
                 raise UsageError(f"search: {reason}") from None
         return {name: _decoded(value) for name, value in params.items()}
+
+    def _complete(self, found: Any) -> Mapping[str, Any]:
+        """Return a trial's values; a sweep killed while it drew them has stored only some."""
+        from optuna.trial import Trial
+
+        missing = self._distributions.keys() - found.params.keys()
+        has_runs = found.number in {entry.trial for entry in self._folder.entries()}
+        if not missing or has_runs or found.state.is_finished():
+            return dict(found.params)
+        trial = Trial(self._study, found._trial_id)
+        for name in missing:
+            trial._suggest(name, self._distributions[name])
+        return trial.params
 
     def failed(self, number: int) -> None:
         """Report an invalid point, so that it is not drawn again nearby."""
@@ -103,6 +116,12 @@ class Search:
             (t.number, float(t.value or 0.0), {k: _decoded(v) for k, v in t.params.items()})
             for t in done
         ]
+
+
+def best_points(folder: SweepFolder, n: int) -> list[tuple[int, float, Mapping[str, Any]]]:
+    """Return the best points of a sweep as `Search.best` does; [] if it is not a search."""
+    goal = folder.goal()
+    return [] if goal is None else Search(folder, Plan(), goal).best(n)
 
 
 def _distribution(field: str, space: Range | tuple[Any, ...]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mtrl.errors import UsageError
+from mtrl.errors import UsageError, one_line
 from mtrl.sweep.rules import Halving
 
 
@@ -26,21 +26,43 @@ def open_study(storage: Path, name: str) -> Any:
     """Open a study that maximises, in a journal that several processes may write to.
 
     Raises:
-        UsageError: If Optuna is not installed.
+        UsageError: If Optuna is not installed, or the journal is damaged.
     """
     optuna = import_optuna()
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(storage))),
-        sampler=optuna.samplers.TPESampler(constant_liar=True),
-        pruner=optuna.pruners.NopPruner(),
-        study_name=name,
-        direction="maximize",
-        load_if_exists=True,
-    )
+    lock = JournalFileSymlinkLock(str(storage))
+    lock.acquire()
+    try:
+        _complete(storage)
+    finally:
+        lock.release()
+    try:
+        return optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(storage), lock)),
+            sampler=optuna.samplers.TPESampler(constant_liar=True),
+            pruner=optuna.pruners.NopPruner(),
+            study_name=name,
+            direction="maximize",
+            load_if_exists=True,
+        )
+    except (ValueError, KeyError) as error:
+        reason = f"expected Optuna's journal in {storage}, got another text ({one_line(error)})"
+        raise UsageError(f"search: {reason}") from None
+
+
+def _complete(storage: Path) -> None:
+    """Remove a last line that a killed process or a full disk has cut.
+
+    The next line would be appended to it, and Optuna could not read the journal again.
+    """
+    if not storage.exists():
+        return
+    with storage.open("r+b") as file:
+        text = file.read()
+        file.truncate(text.rfind(b"\n") + 1)
 
 
 def halving_pruner(halving: Halving) -> Any:

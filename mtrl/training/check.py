@@ -74,7 +74,7 @@ def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
 
 
 def check(
-    config: TrainConfig, benchmark: Benchmark | None = None
+    config: TrainConfig, benchmark: Benchmark | None = None, runs: int = 1
 ) -> tuple[Benchmark, torch.device, TrainConfig]:
     """Look up every name and fill in defaults, before anything heavy starts.
 
@@ -82,6 +82,7 @@ def check(
         config: Requested configuration.
         benchmark: Benchmark in place of `config.benchmark`. The returned configuration names it by
             where it can be imported from, or else by its name.
+        runs: Number of such runs at a time, which share the memory.
 
     Raises:
         UsageError: If a name is unknown, the device or a simulator is missing, numbers are
@@ -104,7 +105,7 @@ def check(
     if config.transfer.curriculum is not None:  # one size of networks for all stages
         sized = with_sizes(config.agent, len(benchmark.tasks))
         config = config.model_copy(update={"agent": sized})
-    expect_memory(config, agent, device)
+    expect_memory(config, agent, device, runs)
     expect_memory_for_simulators(config, benchmark)
     if config.eval_video:
         from mtrl.evaluation.video import find_backend

@@ -17,8 +17,11 @@ SIMULATOR_MEMORY = 20 * 2**20
 """Lower bound on the memory of a Meta-World environment [bytes]; measured: 20 to 34 MiB."""
 
 
-def expect_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> None:
+def expect_memory(config: TrainConfig, agent: MTSAC, device: torch.device, runs: int = 1) -> None:
     """Compare a lower bound on the memory of training with the total memory of the device.
+
+    Args:
+        runs: Number of runs at a time that share the memory.
 
     Raises:
         UsageError: If there is not enough.
@@ -28,12 +31,16 @@ def expect_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> No
     memory = total_memory(device)
     if memory is None:
         return
+    memory //= runs
+    room = f"{memory / 2**30:,.1f} GiB of memory"
+    if runs > 1:
+        room += f" for each of {runs} runs at a time (max_parallel)"
     # Parameters, gradients and two moments. Targets count too, although they have no gradients
     # and moments; this makes up for buffers.
     networks = 4 * sum(4 * parameter.numel() for parameter in agent.parameters())
     if networks > memory:
         raise UsageError(
-            f"agent: expected networks that fit in {memory / 2**30:,.1f} GiB of memory, got "
+            f"agent: expected networks that fit in {room}, got "
             f"{networks / 2**30:,.1f} GiB of parameters, gradients and moments; smaller "
             "hidden_sizes or critic_bins need less"
         )
@@ -43,7 +50,7 @@ def expect_memory(config: TrainConfig, agent: MTSAC, device: torch.device) -> No
     if config.learner.buffer_size > fits:
         raise UsageError(
             f"buffer_size: expected at most the {fits:,} transitions per task that fit in "
-            f"{memory / 2**30:,.1f} GiB of memory, got {config.learner.buffer_size:,}"
+            f"{room}, got {config.learner.buffer_size:,}"
         )
 
 

@@ -24,6 +24,8 @@ P
 )
 get "$out/whl" "$core"
 get "$tmp" "metaworld==3.1.1" "envpool==1.2.5" envpool-assets
-python3 "$here/slim_wheels.py" "$tmp"/envpool-*.whl "$tmp"/envpool_assets-*.whl \
+python3 -m venv "$tmp/venv"
+"$tmp/venv/bin/pip" install -q pillow # slim_wheels.py shrinks textures
+"$tmp/venv/bin/python" "$here/slim_wheels.py" "$tmp"/envpool-*.whl "$tmp"/envpool_assets-*.whl \
     "$tmp"/metaworld-*.whl "$out/whl"
 du -sh "$out"

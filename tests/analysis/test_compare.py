@@ -9,12 +9,13 @@ import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
-from scipy.stats import binomtest, bootstrap, mannwhitneyu
+from scipy.stats import binomtest, bootstrap, mannwhitneyu, trim_mean
 
 from mtrl.analysis.methods import Method
 from mtrl.analysis.runs import Run
-from mtrl.analysis.statistics import curve, improvement, interquartile_mean, interval, mean, wilson
+from mtrl.analysis.statistics import curve, improvement, interquartile_mean, interval, mean
 from mtrl.config.train import TrainConfig
+from mtrl.evaluation.intervals import wilson
 
 X = np.array(
     [
@@ -71,6 +72,13 @@ def test_improvement_equals_mann_whitney(n_tasks, n_x, n_y, seed):
     expected = [mannwhitneyu(a, b).statistic / (n_x * n_y) for a, b in zip(x, y, strict=True)]
     assert improvement(x, y) == pytest.approx(np.mean(expected))
     assert improvement(x, y) + improvement(y, x) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 5), (3, 5), (7, 5, 2)])
+def test_interquartile_mean_is_scipys_trimmed_mean(shape):
+    scores = np.random.default_rng(0).normal(size=shape)
+    flat = scores.reshape(*shape[:-2], -1)
+    assert interquartile_mean(scores) == pytest.approx(trim_mean(flat, 0.25, axis=-1))
 
 
 def test_interquartile_mean_averages_the_middle_half():

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import closing
 from functools import partial
@@ -330,6 +332,35 @@ def test_no_process_is_left_behind():
     envs.close()
     assert not any(process.is_alive() for process in processes.values())
     assert not [p for p in multiprocessing.active_children() if p.name.startswith("mtrl-worker")]
+
+
+INTERRUPTED = """
+import os, signal
+from multiprocessing import util
+
+spawn = util.spawnv_passfds
+
+def spawn_and_interrupt(*arguments):
+    process = spawn(*arguments)
+    os.kill(process, signal.SIGINT)
+    return process
+
+util.spawnv_passfds = spawn_and_interrupt
+from mtrl.envs.benchmarks import get_benchmark
+from mtrl.envs.make import make_vector_env
+
+if __name__ == "__main__":
+    envs = make_vector_env(get_benchmark("mt1:reach-v3"))
+    print(envs.reset(seed=0)[0].shape)
+    envs.close()
+"""
+
+
+def test_an_interrupt_does_not_reach_the_server_that_imports_the_simulator(tmp_path):
+    (tmp_path / "main.py").write_text(INTERRUPTED)
+    command = [sys.executable, tmp_path / "main.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("(1, 39)\n", "")
 
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space.*infinity")

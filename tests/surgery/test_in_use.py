@@ -7,54 +7,27 @@ import accelerate
 import pytest
 import pytorch_lightning as lightning
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 import transformers
+from opposed import (
+    METHODS,
+    RANKS,
+    SHARDED,
+    D,
+    data,
+    losses,
+    make,
+    one_step,
+    same_weights,
+    skipping,
+    train_rank,
+    trained_plainly,
+)
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from mtrl.errors import UsageError
 from mtrl.surgery import MultiTaskModel
-
-D = 16
-
-
-def make(surgery="pcgrad", **more):
-    """Two conflicting tasks: the targets of one are the negated targets of the other."""
-    torch.manual_seed(0)
-    trunk = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, D), nn.Tanh())
-    heads = {task: nn.Linear(D, 1) for task in "ab"}
-    heads["b"].load_state_dict(heads["a"].state_dict())
-    return MultiTaskModel(trunk, heads, surgery, n_features=D, **more)
-
-
-def data(rows=32, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, 4, generator=generator)
-    return x, x[:, :1] * x[:, 1:2] + 0.5
-
-
-def losses(outputs, y):
-    return {"a": (outputs["a"] - y).square().mean(), "b": (outputs["b"] + y).square().mean()}
-
-
-def trained_plainly(surgery, steps, lr=0.05, batches=None):
-    """The same training by hand, for comparison."""
-    model = make(surgery)
-    optimizer = torch.optim.SGD(model.parameters(), lr)
-    for x, y in batches or [data()] * steps:
-        optimizer.zero_grad()
-        sum(losses(model(x), y).values()).backward()
-        optimizer.step()
-    return model
-
-
-def same_weights(a, b, **tolerance):
-    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
-        torch.testing.assert_close(p.detach(), q.detach(), msg=name, **tolerance)
 
 
 def differ(a, b):
@@ -194,81 +167,11 @@ def test_accelerate():
     same_weights(accelerator.unwrap_model(model), trained_plainly("pcgrad", 3))
 
 
-RANKS = 2
-METHODS = ["none", "pcgrad", "cagrad", "aligned-mtl", "rotograd", "gradnorm", "famo"]
-# torch 2.6 cannot shard on a CPU.
-SHARDED = [] if torch.__version__.startswith("2.6.") else ["none", "pcgrad", "rotograd-scale"]
-
-
-def _rank(rank, port, folder):
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=RANKS)
-    for method in METHODS:
-        model = make(method)
-        parallel = DistributedDataParallel(model, find_unused_parameters=method == "none")
-        for step in range(3):
-            x, y = (part.chunk(RANKS)[rank] for part in data(seed=step))
-            _step(method, model, parallel, x, y)
-        torch.save(model.state_dict(), f"{folder}/{method}{rank}.pt")
-    for method in SHARDED:
-        model = make(method)
-        fully_shard(model.trunk, mesh=(mesh := init_device_mesh("cpu", (RANKS,))))
-        fully_shard(model, mesh=mesh)
-        for step in range(3):
-            _step(method, model, model, *(part.chunk(RANKS)[rank] for part in data(seed=step)))
-        whole = {name: getattr(value, "full_tensor", lambda value=value: value)()
-                 for name, value in model.state_dict().items()}  # fmt: skip
-        torch.save(whole, f"{folder}/{method} sharded{rank}.pt")
-    _without_a_task(rank, folder)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def _step(method, model, called, x, y):
-    model.zero_grad()
-    found = losses(called(x), y)
-    (sum(found.values()) if method == "none" else model.total(found)).backward()
-    with torch.no_grad():
-        for p in model.parameters():
-            p -= 0.05 * p.grad
-    model.after_step(lambda: losses(model(x), y))
-
-
-def _without_a_task(rank, folder):
-    """The first rank has no loss of b; on the second, no loss of a reaches the first layer."""
-    model = _skipping()
-    x, y = (part.chunk(RANKS)[rank] for part in data())
-    parallel = DistributedDataParallel(model, find_unused_parameters=True)
-    found = losses(parallel(x, skip=rank == 1), y)
-    (found["a"] if rank == 0 else found["a"] + found["b"]).backward()
-    torch.save([p.grad for p in model.trunk.parameters()], f"{folder}/skipping{rank}.pt")
-
-
-class Skipping(nn.Module):
-    """A trunk with a layer that a batch may skip."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, D)
-
-    def forward(self, x, skip=False):
-        return self.second(x if skip else self.first(x).tanh())
-
-
-def _skipping():
-    model = make("pcgrad")
-    torch.manual_seed(1)
-    model.trunk = Skipping()
-    return model
-
-
 def test_two_processes_equal_one_with_the_joint_batch(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_rank, (port, str(tmp_path)), nprocs=RANKS)
+    mp.spawn(train_rank, (port, str(tmp_path)), nprocs=RANKS)
     torch.set_default_dtype(torch.float64)
     try:
         for name in [*METHODS, *(f"{method} sharded" for method in SHARDED)]:
@@ -276,11 +179,11 @@ def test_two_processes_equal_one_with_the_joint_batch(tmp_path):
             ranks = [torch.load(tmp_path / f"{name}{r}.pt") for r in range(RANKS)]
             one = make(method)
             for step in range(3):
-                _step(method, one, one, *data(seed=step))
+                one_step(method, one, one, *data(seed=step))
             for key, value in one.state_dict().items():
                 assert torch.equal(ranks[0][key], ranks[1][key]), (name, key)
                 torch.testing.assert_close(ranks[0][key], value, msg=f"{name} {key}")
-        one = _skipping()
+        one = skipping()
         (x1, x2), (y1, y2) = (part.chunk(RANKS) for part in data())
         first, second = one(x1), one(x2, skip=True)
         a = (losses(first, y1)["a"] + losses(second, y2)["a"]) / 2

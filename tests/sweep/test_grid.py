@@ -98,6 +98,9 @@ def test_a_rule_beyond_the_longest_run_is_rejected():
 def test_words_of_a_list_flag():
     assert words("hidden_sizes", ["256", "256"]) == (("256", "256"),)
     assert words("hidden_sizes", ["256 256", "32"]) == (("256", "256"), ("32",))
+    spec = "cb:Two(every=10, at=2)"  # its space is within one value
+    assert words("callbacks", [spec, "cb:One"]) == ((spec, "cb:One"),)
+    assert words("callbacks", [f"{spec} cb:One", spec]) == ((spec, "cb:One"), (spec,))
     assert words("surgery", ["none", "pcgrad"]) == ("none", "pcgrad")
     assert words("layer_norm", []) == ("true",)
 

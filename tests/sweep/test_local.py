@@ -95,6 +95,21 @@ def test_a_failing_run_is_retried_and_stops_no_others(tmp_path, monkeypatch, cap
     assert "no such luck" in " ".join(state.lines)
 
 
+def test_parallel_runs_share_the_memory(tmp_path, monkeypatch, capsys):
+    """Reject runs that fit alone, but not as many at a time; a single one is not parallel."""
+    monkeypatch.setattr("mtrl.devices.total_memory", lambda device: 400 * 2**20)
+    monkeypatch.setattr("mtrl.sweep.local.cores", lambda: [0, 1])
+    monkeypatch.setattr("mtrl.cli.sweep_options.cores", lambda: [0, 1])
+    # A transition of reach-v3 has 39 + 4 + 2 numbers: 300 of 400 MiB.
+    flags = f"--config mt10_plain --tasks reach-v3 --device cpu --max-parallel 2 -o {tmp_path}/out"
+    flags += (
+        f" --dry-run --buffer-size {300 * 2**20 // (4 * 45)} --hidden-sizes 8 --envs-per-task 1"
+    )
+    assert main([*flags.split(), "--seeds", "0"]) == 0
+    assert main([*flags.split(), "--seeds", "0", "1"]) == 2
+    assert "0.2 GiB of memory for each of 2 runs at a time" in capsys.readouterr().err
+
+
 class Script:
     """Backend whose runs end as listed."""
 

@@ -1,5 +1,6 @@
 """Points drawn by Optuna, and runs ended by it."""
 
+import json
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from mtrl.sweep.jobs import Known, placed
 from mtrl.sweep.judge import Judge
 from mtrl.sweep.plan import Plan
 from mtrl.sweep.rules import Halving, Rules, Threshold
-from mtrl.sweep.search import Search, corners
+from mtrl.sweep.search import Search, best_points, corners
 
 pytest.importorskip("optuna")
 TASKS = ("reach-v3", "push-v3")
@@ -68,7 +69,10 @@ def test_points_are_in_their_ranges_and_stored(folder, plan):
     assert len({math.floor(math.log10(point["learning_rate"])) for point in drawn}) > 1
     again = Search(folder, plan, TAG)  # another process
     assert [again.drawn(number) for number in range(5)] == drawn
+    assert best_points(folder, 8) == []  # no search is recorded
+    folder.record(entries, Rules(), TAG)
     best = again.best(8)
+    assert best_points(folder, 3) == best[:3]  # from the folder alone, as for a report
     assert [score for _, score, _ in best] == sorted((s for _, s, _ in best), reverse=True)
     assert len(best) == 5 and {number for number, _, _ in best} == set(range(5))
     assert all(fields == drawn[number] for number, _, fields in best)
@@ -90,6 +94,22 @@ def test_ends_and_choices_are_checked_before_the_search(plan):
     assert {point["surgery"] for point in found} == {"none", "pcgrad"}
     for drawn in found:
         assert len(points(plan, "cpu", drawn)) == 2
+
+
+def test_a_point_that_was_drawn_in_part_is_completed(folder, plan):
+    """As a sweep leaves it that is killed between the values of a point."""
+    search = Search(folder, plan, TAG)
+    first = search._study.ask()
+    first._suggest("surgery", search._distributions["surgery"])
+    again = Search(folder, plan, TAG)
+    drawn = again.drawn(0)
+    assert drawn.keys() == plan.search.keys() and again.drawn(0) == drawn
+    assert drawn["surgery"] == json.loads(first.params["surgery"])
+    run_points(folder, plan, again, [0])
+    fewer = plan.model_copy(update={"search": {"surgery": plan.search["surgery"]}})
+    more = Search(folder, fewer, TAG)
+    with pytest.raises(UsageError, match="search: expected ranges of"):
+        more.drawn(0)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +138,27 @@ def test_halving_continues_the_best_third(folder, plan, tmp_path):
         ended[name] = Judge(rules, folder.storage).verdict(name, run_dir)
     # Each is compared with earlier ones: a is the first; c and f are in the best third.
     assert {name for name, why in ended.items() if why is None} == {"a", "c", "f"}
-    assert "eval/success_rate/mean 0.1 at 100 is not in the best 1/3" in ended["b"]
+    why = "successive halving on eval/success_rate/mean from 100 by 3: 0.1 at 100 is not in the"
+    assert ended["b"] == f"{why} best 1/3"
+    again = Judge(rules, folder.storage)  # of the next sweep, had this one been killed just then
+    assert {n: again.verdict(n, folder.run_dir(n)) for n in scores} == ended
+    assert rules.hold(ended["b"]) and not rules.hold(None)
+    assert not Rules(halving=Halving(tag=TAG, start=100, by=2)).hold(ended["b"])
+
+
+def test_a_journal_whose_last_line_is_cut_is_continued(folder, plan):
+    """As left by a full disk, or a sweep killed while it wrote."""
+    drawn = Search(folder, plan, TAG).drawn(0)
+    with folder.storage.open("ab") as file:
+        file.write(b'{"op_code":4,"wor')
+    again = Search(folder, plan, TAG)
+    second = again.drawn(1)
+    last = Search(folder, plan, TAG)
+    assert [last.drawn(0), last.drawn(1)] == [drawn, second]
+    lines = folder.storage.read_bytes().splitlines(keepends=True)
+    folder.storage.write_bytes(b"".join([*lines[:2], b"garbage\n", *lines[3:]]))
+    with pytest.raises(UsageError, match="search: expected Optuna's journal in"):
+        Search(folder, plan, TAG)
 
 
 def test_points_of_failed_and_early_ended_runs_are_reported(folder, plan):

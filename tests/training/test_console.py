@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
+import toy_tasks
 
 from mtrl.cli.flags import run
 from mtrl.config.schedule import Schedule
@@ -29,11 +31,12 @@ class Equal(GramianSurgery):
         return gramian.new_full(gramian.shape[:2], 1 / gramian.shape[-1])
 """
 FLAGS = (
-    "--config plain --tasks reach-v3 push-v3 --hidden-sizes 8 --batch-size 8 "
+    "--config plain --benchmark toy_tasks:POINTS --hidden-sizes 8 --batch-size 8 "
     "--total-timesteps 160 "
     "--learning-starts 80 --horizon 10 --eval-every 80 --eval-episodes 1 --log-every 40 "
-    "--simulator metaworld --workers 1 --device cpu --diagnose-every 80"
+    "--workers 1 --threads 1 --device cpu --diagnose-every 0"
 ).split()
+TASKS_FOUND = os.environ | {"PYTHONPATH": str(Path(toy_tasks.__file__).parent)}
 PROGRAM = [sys.executable, "-c", "import sys; from mtrl.cli.train import main; sys.exit(main())"]
 
 
@@ -68,10 +71,11 @@ def test_a_run_in_an_encoding_that_lacks_characters(encoding, tmp_path):
     """Its output is closed early, and it uses a custom method; it still runs to the end."""
     (tmp_path / "mine.py").write_text(MODULE)
     flags = [*FLAGS, "--import", "mine", "--surgery", "equal", "--run-dir", "run"]
+    flags += ["--diagnose-every", "80"] if encoding == "ascii" else []
     process = subprocess.Popen(
         [*PROGRAM, *flags],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        env=TASKS_FOUND | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -83,7 +87,7 @@ def test_a_run_in_an_encoding_that_lacks_characters(encoding, tmp_path):
         lines += process.stdout.readlines()
         assert b"? left  training: success 0.00  evaluation: ?" in b"".join(lines)
     error = process.stderr.read()
-    assert process.wait(timeout=120) == 0 and not error, error
+    assert process.wait(timeout=300) == 0 and not error, error
     assert lines[1] == b"run folder: run\n" and lines[2] == b"watch: tensorboard --logdir run\n"
     assert (tmp_path / "run" / "eval.json").exists()
     assert "- mine" in (tmp_path / "run" / "config.yaml").read_text()
@@ -92,7 +96,9 @@ def test_a_run_in_an_encoding_that_lacks_characters(encoding, tmp_path):
 def test_a_run_whose_streams_are_closed(tmp_path):
     """As some schedulers and daemons start programs, also with a warning."""
     command = " ".join([f"{PROGRAM[0]} -c '{PROGRAM[2]}'", *FLAGS, "--run-dir run <&- >&- 2>&-"])
-    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, timeout=120, check=False)
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, env=TASKS_FOUND, timeout=300, check=False
+    )
     assert done.returncode == 0 and (tmp_path / "run" / "eval.json").exists()
 
 
@@ -140,17 +146,34 @@ def test_importing_changes_no_search_path(tmp_path, monkeypatch):
     assert sys.path == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        signal.SIGHUP,
+        signal.SIGUSR1,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_before_training_gives_a_message_and_leaves_nothing(number, tmp_path):
     with subprocess.Popen(
-        [*PROGRAM, *FLAGS], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*PROGRAM, *FLAGS],
+        cwd=tmp_path,
+        env=TASKS_FOUND,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
         while not process.stdout.readline().startswith("watch:"):  # simulators are starting
             assert process.poll() is None
         time.sleep(0.1)
-        process.send_signal(number)
-        _, error = process.communicate(timeout=60)
+        if number in (signal.SIGINT, signal.SIGHUP):  # sent by a terminal to all of its processes
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, error = process.communicate(timeout=300)
     assert process.returncode == 128 + number
     assert error == f"mtrl-train: interrupted by {number.name}\n"
     assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import toy_tasks
 from safetensors.torch import load_file
-from small_runs import TASKS, TOTAL, save_checkpoint, small_config
+from small_runs import TASKS, TOTAL, point_config, save_checkpoint, small_config
 
 from mtrl import Benchmark, TrainConfig, resume, train
 from mtrl.envs.benchmarks import get_benchmark
@@ -27,6 +29,10 @@ from mtrl.training.checkpoint import load_newest
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.lock import locked
 from mtrl.training.trainer import Trainer
+
+POINTS = "--benchmark toy_tasks:POINTS"
+FINDS_POINTS = os.environ | {"PYTHONPATH": str(Path(toy_tasks.__file__).parent)}
+"""Environment variables of a process that can import `toy_tasks`."""
 
 
 def trainer_of(settings: TrainConfig) -> Trainer:
@@ -48,12 +54,12 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A run without faults."""
-    return train(small_config(tmp_path_factory.mktemp("runs") / "a")).run_dir
+    return train(point_config(tmp_path_factory.mktemp("runs") / "a")).run_dir
 
 
-def stopped(run_dir: Path, at: int) -> Path:
+def stopped(run_dir: Path, at: int, config: Callable[[Path], TrainConfig] = point_config) -> Path:
     """A run that was stopped after some steps."""
-    trainer = trainer_of(small_config(run_dir))
+    trainer = trainer_of(config(run_dir))
     step = trainer.step
 
     def and_stop() -> None:
@@ -88,7 +94,7 @@ def test_a_run_with_only_damaged_checkpoints_gives_an_error(tmp_path):
 
 
 def test_max_runtime_stops_cleanly_and_the_run_can_be_resumed(finished, tmp_path, capsys):
-    settings = small_config(tmp_path / "b", max_runtime=1e-9)
+    settings = point_config(tmp_path / "b", max_runtime=1e-9)
     assert train(settings).evaluation is None
     assert "stopped after --max-runtime" in capsys.readouterr().out
     outcome = resume(tmp_path / "b", max_runtime=1.0)
@@ -113,7 +119,7 @@ def test_a_signal_does_not_wait_for_an_evaluation(final, finished, tmp_path, mon
         return original(agent, envs, seed, episodes, tick=interrupted)
 
     monkeypatch.setattr(mtrl.training.judge, "evaluate_in", evaluate_in)
-    outcome = train(small_config(tmp_path / "b"))
+    outcome = train(point_config(tmp_path / "b"))
     assert outcome.signal == signal.SIGTERM and asked == [50 if final else 1]
     assert resume(tmp_path / "b").evaluation is not None
     assert same(policy(tmp_path / "b"), policy(finished))
@@ -177,7 +183,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(frequent, tmp_path):
     flags = (
         "--total-timesteps 4000 --learning-starts 40 --checkpoint-every 100 --horizon 10 "
         "--workers 1 --hidden-sizes 8 --batch-size 8 --eval-every 4000 "
-        f"--simulator metaworld {frequent}"
+        f"{POINTS} {frequent}"
     )
     run_dir = tmp_path / "b"
     done = subprocess.run(
@@ -188,12 +194,11 @@ def test_a_full_disk_leaves_the_previous_checkpoint(frequent, tmp_path):
             "40000",
             "--config",
             "plain",
-            "--tasks",
-            *TASKS,
             *flags.split(),
             "--run-dir",
             run_dir,
         ],
+        env=FINDS_POINTS,
         capture_output=True,
         text=True,
         check=False,
@@ -208,7 +213,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(frequent, tmp_path):
 
 
 def test_a_removed_folder_stops_the_run_with_an_error(tmp_path):
-    trainer = trainer_of(small_config(tmp_path / "b"))
+    trainer = trainer_of(point_config(tmp_path / "b"))
     step = trainer.step
 
     def and_lose() -> None:
@@ -228,7 +233,7 @@ def test_lost_permissions_leave_the_previous_checkpoint():
     with tempfile.TemporaryDirectory() as folder:  # other users cannot access pytest's folder
         Path(folder).chmod(0o755)
         run_dir = Path(folder) / "b"
-        trainer = trainer_of(small_config(run_dir))
+        trainer = trainer_of(point_config(run_dir))
         step, user = trainer.step, os.geteuid()
 
         def and_lose() -> None:
@@ -254,7 +259,7 @@ def test_lost_permissions_leave_the_previous_checkpoint():
 
 
 def test_lost_simulators_are_replaced_and_counted_up_to_the_limit(tmp_path):
-    trainer = trainer_of(small_config(tmp_path / "b", max_restarts=1))
+    trainer = trainer_of(point_config(tmp_path / "b", max_restarts=1))
     step, lost = trainer.step, (90, 150)
 
     def and_kill() -> None:
@@ -264,7 +269,7 @@ def test_lost_simulators_are_replaced_and_counted_up_to_the_limit(tmp_path):
 
     trainer.step = and_kill  # type: ignore[method-assign]
     with pytest.raises(
-        RunError, match=r"task '(reach|drawer-close)-v3'.*died.* is intact; to resume: mtrl-train"
+        RunError, match=r"task '(left|right)'.*died.* is intact; to resume: mtrl-train"
     ):
         trainer.run()
     rows = list(map(json.loads, (tmp_path / "b/progress.json").read_text().splitlines()))
@@ -296,7 +301,7 @@ class Rich(gym.Env):
 def test_nan_stops_the_run_before_it_is_saved(tmp_path):
     benchmark = Benchmark("rich", {"poor": partial(Rich, False), "rich": partial(Rich, True)})
     often = {"checkpoint_every": 40, "eval_every": TOTAL}
-    settings = small_config(tmp_path / "b", tasks=None, simulator="auto", **often)
+    settings = point_config(tmp_path / "b", **often)
     pattern = r"critic_loss of task 'rich' became .* in update \d+, noticed after \d+ steps.*intact"
     with pytest.raises(RunError, match=pattern):
         train(settings, benchmark)
@@ -403,12 +408,14 @@ def test_no_process_is_left_behind(signals, code, tmp_path):
     """Neither simulators nor the server that forks them outlive the command."""
     flags = (
         "--total-timesteps 1000000 --learning-starts 40 --horizon 10 --hidden-sizes 8 "
-        "--batch-size 8 --checkpoint-every 40"
+        f"--batch-size 8 --checkpoint-every 40 {POINTS}"
     )
-    command = [sys.executable, "-c", FAILS, "--config", "plain", "--tasks", *TASKS]
+    command = [sys.executable, "-c", FAILS, "--config", "plain"]
     command += flags.split()
     command += ["--run-dir", str(tmp_path / "b"), *([] if signals else ["--fails"])]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, start_new_session=True, env=FINDS_POINTS
+    ) as process:
         deadline = time.monotonic() + 120
         while not list((tmp_path / "b/checkpoints").glob("step_*")):
             assert process.poll() is None and time.monotonic() < deadline
@@ -442,7 +449,7 @@ def processes() -> list[tuple[int, int]]:
 
 def test_a_checkpoint_of_other_tasks_is_rejected(tmp_path):
     """With a one-line error, also without a benchmark.json."""
-    run_dir = stopped(tmp_path / "b", 100)
+    run_dir = stopped(tmp_path / "b", 100, small_config)
     with pytest.raises(UsageError, match="mt1-reach-v3 without 'drawer-close-v3'"):
         resume(run_dir, benchmark=get_benchmark("mt1:reach-v3"))
     (run_dir / "benchmark.json").unlink()

@@ -10,8 +10,9 @@ import pytest
 import torch
 from own_tasks import REACHERS
 from safetensors.torch import load_file
-from small_runs import TASKS, TOTAL, small_config
+from small_runs import TOTAL, point_config
 from stable_baselines3.common.logger import KVWriter, Logger
+from toy_tasks import POINTS
 
 from mtrl import (
     MTSAC,
@@ -20,7 +21,6 @@ from mtrl import (
     Learner,
     ReplayBuffer,
     TrainConfig,
-    get_benchmark,
     make_vector_env,
     resume,
     train,
@@ -30,6 +30,7 @@ from mtrl.config.agent import AgentConfig
 from mtrl.errors import RunError, UsageError
 from mtrl.training.hooks import Hooks
 
+TASKS, SIZES = POINTS.tasks, (3, 1)
 CLOCK = ("time/fps", "time/updates_per_second", "time/elapsed", "time/share/")
 HOOKS = ("on_step", "on_rollout_end", "on_log", "on_eval", "on_checkpoint")
 
@@ -105,7 +106,7 @@ def watched(tmp_path_factory):
     """Uninterrupted run, with its callback and outcome."""
     notes = Notes()
     run_dir = tmp_path_factory.mktemp("hooks") / "a"
-    outcome = train(small_config(run_dir), callbacks=[notes])
+    outcome = train(point_config(run_dir), callbacks=[notes])
     return run_dir, notes, outcome
 
 
@@ -125,7 +126,7 @@ def test_hooks_are_called_as_documented(watched):
     assert ended is outcome and judged is outcome.evaluation and outcome.stopped_by is None
     tasks = [episode.task for episode in notes.seen["on_rollout_end"]]
     assert tasks == list(TASKS)
-    assert all(e.length == 10 and e.total_reward > 0 for e in notes.seen["on_rollout_end"])
+    assert all(e.length == 10 and e.total_reward < 0 for e in notes.seen["on_rollout_end"])
 
 
 def test_attributes_are_those_of_the_run(watched):
@@ -133,7 +134,7 @@ def test_attributes_are_those_of_the_run(watched):
     assert notes.model.tasks == notes.benchmark.tasks == TASKS and notes.run_dir == run_dir
     assert notes.learner.updates == (TOTAL - 40) // 2 and len(notes.replay_buffer) == TOTAL // 2
     observations, rewards, _, truncated, _ = notes.last_step
-    assert observations.shape == (2, 39) and rewards.shape == (2,) and truncated.all()
+    assert observations.shape == (2, SIZES[0]) and rewards.shape == (2,) and truncated.all()
     assert notes.metrics["critic_loss"].shape == (2,) and notes.training_env.num_envs == 2
     assert notes.config.total_timesteps == TOTAL
     saved = policy(run_dir)
@@ -144,7 +145,7 @@ def test_attributes_are_those_of_the_run(watched):
 
 
 def test_a_passive_callback_changes_nothing(watched, tmp_path):
-    train(small_config(tmp_path / "b"))
+    train(point_config(tmp_path / "b"))
     torch.testing.assert_close(policy(tmp_path / "b"), policy(watched[0]), rtol=0, atol=0)
     rows = log(watched[0])
     mine = [row.pop("my/steps") for row in rows]
@@ -158,7 +159,7 @@ OFTEN = {"log_every": 10, "eval_every": 72}
 def whole(tmp_path_factory):
     """Uninterrupted run in which rows and evaluations coincide."""
     run_dir = tmp_path_factory.mktemp("hooks") / "whole"
-    train(small_config(run_dir, **OFTEN), callbacks=[Notes()])
+    train(point_config(run_dir, **OFTEN), callbacks=[Notes()])
     return run_dir
 
 
@@ -166,7 +167,7 @@ def whole(tmp_path_factory):
 def test_false_stops_cleanly_and_the_run_can_be_resumed(hook, answer, whole, tmp_path, capsys):
     """Everything due at that step is done, then or by the resumed run: the logs are equal."""
     run_dir, notes = tmp_path / "b", Notes(hook, 72, answer)
-    outcome = train(small_config(run_dir, **OFTEN), callbacks=[notes])
+    outcome = train(point_config(run_dir, **OFTEN), callbacks=[notes])
     assert outcome.stopped_by == f"Notes.{hook}" and outcome.evaluation is None
     assert notes.calls[-1][0] == "on_training_end" and notes.calls[-2][0] == "on_checkpoint"
     assert notes.calls[-1][1] == 72
@@ -180,7 +181,7 @@ def test_false_stops_cleanly_and_the_run_can_be_resumed(hook, answer, whole, tmp
 def test_an_error_is_reported_with_its_hook_and_nothing_is_lost(watched, tmp_path):
     run_dir, notes = tmp_path / "b", Notes("on_log", 80, KeyError("my word"))
     with pytest.raises(RunError) as told:
-        train(small_config(run_dir), callbacks=[Callback(), notes])
+        train(point_config(run_dir), callbacks=[Callback(), notes])
     text = str(told.value)
     assert f"callback Notes.on_log: KeyError: 'my word' ({__file__}, line " in text
     assert "step_000000000080.safetensors is intact; to resume: mtrl-train --resume" in text
@@ -196,7 +197,7 @@ def test_errors_at_the_start_leave_nothing_behind(tmp_path):
             raise ValueError("no such server")
 
     with pytest.raises(RunError, match=r"Fails.on_training_start: ValueError: no such server"):
-        train(small_config(tmp_path / "b"), callbacks=[Fails()])
+        train(point_config(tmp_path / "b"), callbacks=[Fails()])
     assert not (tmp_path / "b").exists()
 
 
@@ -248,7 +249,7 @@ class Answers(Callback):
 )
 def test_other_objects_are_rejected_before_anything_starts(callbacks, expected, tmp_path):
     with pytest.raises(UsageError) as told:
-        train(small_config(tmp_path / "b"), callbacks=callbacks)
+        train(point_config(tmp_path / "b"), callbacks=callbacks)
     assert expected in str(told.value) and not (tmp_path / "b").exists()
 
 
@@ -264,7 +265,7 @@ def test_a_state_without_its_callback_or_rejected_by_it(tmp_path, capsys):
         def load_state_dict(self, state):
             raise KeyError("other")
 
-    train(small_config(tmp_path / "b", total_timesteps=100), callbacks=[Notes()])
+    train(point_config(tmp_path / "b", total_timesteps=100), callbacks=[Notes()])
     with pytest.raises(UsageError, match=r"resume: callback Other.load_state_dict: KeyError"):
         resume(tmp_path / "b", total_timesteps=140, callbacks=[Other()])
     resume(tmp_path / "b", total_timesteps=140)
@@ -289,7 +290,7 @@ def number():
 def test_callbacks_on_the_command_line_are_restored_on_resume(tmp_path, monkeypatch, capsys):
     (tmp_path / "stopping.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
-    config = small_config(tmp_path / "b", total_timesteps=120, eval_every=200)
+    config = point_config(tmp_path / "b", total_timesteps=120, eval_every=200)
     (tmp_path / "c.yaml").write_text(config.to_yaml())
     ask = ["--config", "c.yaml", "--callbacks", "stopping:Stop(at=50)"]
     assert train_main(ask) == 0
@@ -321,17 +322,17 @@ def test_a_custom_agent_is_trained_in_place(watched, tmp_path):
     class Mine(MTSAC):
         pass
 
-    agent = Mine(TASKS, AgentConfig(hidden_sizes=(8,)), 39, 4, seed=seeds(0)[0])
-    config = small_config(tmp_path / "b", hidden_sizes=(400,), total_timesteps=130)
+    agent = Mine(TASKS, AgentConfig(hidden_sizes=(8,)), *SIZES, seed=seeds(0)[0])
+    config = point_config(tmp_path / "b", hidden_sizes=(400,), total_timesteps=130)
     train(config, agent=agent)
     held = TrainConfig.from_yaml(tmp_path / "b" / "config.yaml")
     assert held.agent.hidden_sizes == (8,)
     with pytest.raises(UsageError, match=r"an agent of the run's type .*Mine \(agent="):
         resume(tmp_path / "b", total_timesteps=TOTAL)
-    other = Mine(TASKS, AgentConfig(hidden_sizes=(9,)), 39, 4)
+    other = Mine(TASKS, AgentConfig(hidden_sizes=(9,)), *SIZES)
     with pytest.raises(UsageError, match="the run's networks: hidden_sizes 8, got 9"):
         resume(tmp_path / "b", total_timesteps=TOTAL, agent=other)
-    agent = Mine(TASKS, AgentConfig(hidden_sizes=(8,)), 39, 4)
+    agent = Mine(TASKS, AgentConfig(hidden_sizes=(8,)), *SIZES)
     resume(tmp_path / "b", total_timesteps=TOTAL, agent=agent)
     torch.testing.assert_close(policy(tmp_path / "b"), policy(watched[0]), rtol=0, atol=0)
     torch.testing.assert_close(dict(agent.tensors()), policy(tmp_path / "b"), rtol=0, atol=0)
@@ -342,18 +343,18 @@ def test_a_custom_agent_is_trained_in_place(watched, tmp_path):
     [
         (torch.nn.Linear(2, 2), "agent: expected an mtrl.MTSAC, got Linear"),
         (
-            MTSAC(TASKS[::-1], AgentConfig(hidden_sizes=(8,)), 39, 4),
-            "tasks in this order: reach-v3 drawer-close-v3, got drawer-close-v3 reach-v3",
+            MTSAC(TASKS[::-1], AgentConfig(hidden_sizes=(8,)), *SIZES),
+            "tasks in this order: left right, got right left",
         ),
         (
-            MTSAC(TASKS, AgentConfig(hidden_sizes=(8,)), 38, 4),
-            r"observations and actions of length \(39, 4\), got \(38, 4\)",
+            MTSAC(TASKS, AgentConfig(hidden_sizes=(8,)), 2, 1),
+            r"observations and actions of length \(3, 1\), got \(2, 1\)",
         ),
     ],
 )
 def test_an_agent_of_another_shape_is_rejected(agent, expected, tmp_path):
     with pytest.raises(UsageError, match=expected):
-        train(small_config(tmp_path / "b"), agent=agent)
+        train(point_config(tmp_path / "b"), agent=agent)
     assert not (tmp_path / "b").exists()
 
 
@@ -373,29 +374,29 @@ class Rows(KVWriter):
 def test_a_logger_receives_the_rows_of_the_files(tmp_path):
     rows, run_dir = Rows(), tmp_path / "b"
     small = {"total_timesteps": 100, "eval_every": 60}
-    train(small_config(run_dir, **small), logger=Logger(None, [rows]))
+    train(point_config(run_dir, **small), logger=Logger(None, [rows]))
     written = [json.loads(line) for line in (run_dir / "progress.json").read_text().splitlines()]
     assert [step for step, _ in rows.rows] == [row["time/total_timesteps"] for row in written]
     assert [values for _, values in rows.rows] == [pytest.approx(row) for row in written]
     with pytest.raises(RunError, match=r"GivenLogger.on_log: ConnectionError: the server is gone"):
-        train(small_config(tmp_path / "c", **small), logger=Logger(None, [Rows(fails=True)]))
+        train(point_config(tmp_path / "c", **small), logger=Logger(None, [Rows(fails=True)]))
     with pytest.raises(UsageError, match=r"stable_baselines3.common.logger.Logger, got Rows"):
-        train(small_config(tmp_path / "d"), logger=rows)
+        train(point_config(tmp_path / "d"), logger=rows)
 
 
 def test_callbacks_work_with_custom_tasks(tmp_path):
     notes = Notes()
     small = {"tasks": None, "horizon": None, "total_timesteps": 220, "eval_every": 300}
-    train(small_config(tmp_path / "a", **small), REACHERS, callbacks=[notes])
+    train(point_config(tmp_path / "a", **small), REACHERS, callbacks=[notes])
     assert {e.task for e in notes.seen["on_rollout_end"]} == set(REACHERS.tasks)
     assert all(e.length == 50 and e.total_reward < 0 for e in notes.seen["on_rollout_end"])
 
 
 def test_the_explicit_loop_equals_the_run(watched):
     """Use only public parts, in the order of docs/hooks.md, with the run's seeds."""
-    config, benchmark = small_config(Path()), get_benchmark("", TASKS)
+    config = point_config(Path())
     weights, learning, drawing, exploring = seeds(0)
-    envs = make_vector_env(benchmark, config.environment.horizon, workers=1)
+    envs = make_vector_env(POINTS, config.environment.horizon, workers=1)
     sizes = envs.observation_size, envs.action_size
     agent = MTSAC(TASKS, config.agent, *sizes, seed=weights)
     learner = Learner(agent, config.learner, seed=learning)

@@ -128,14 +128,19 @@ def test_errors_come_before_pytorch():
         ["--config", "quickstart", "--learning-starts", "300000"],
         ["--run-dir", "/tmp"],
         ["--seed", "-1"],
+        ["--init-from", "nowhere"],
+        ["--horizon", "5000"],  # more than Meta-World's on any device
+        ["--demonstrations", "nowhere.npz"],
     ]
     code = (
-        "import sys\nfrom mtrl.cli.train import main\n"
-        f"for flags in {cases}: assert main(flags) == 2\n"
+        "import sys\nfrom mtrl.cli import collect, eval, export, train\n"
+        f"for flags in {cases}: assert train.main(flags) == 2\n"
+        "assert eval.main(['nowhere']) == collect.main(['nowhere', '-o', 'x.npz']) == 2\n"
+        "assert export.main(['nowhere', '-o', 'x.safetensors']) == 2\n"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and done.stderr.count("mtrl-train: error: ") == len(cases)
+    assert done.returncode == 0 and done.stderr.count("error: ") == len(cases) + 3
 
 
 def test_resume_if_exists(tmp_path, capsys):
