@@ -36,6 +36,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "origin": tables_results.origin,
     "updates": tables_speed.updates,
     "engines": tables_speed.engines,
+    "trunk-updates": tables_speed.trunk_updates,
     "environments": tables_speed.environments,
     "preset-updates": tables_speed.preset_updates,
 }

@@ -52,6 +52,23 @@ def preset_updates() -> str:
     return table(["", "one thread", "two threads"], rows)
 
 
+def trunk_updates() -> str:
+    """Updates of each trunk without surgery and with PCGrad, and the memory of its gradients."""
+    found = read("bench_update_trunks.json")
+    rows = []
+    for case in [key.removesuffix("/none") for key in found["ms"] if key.endswith("/none")]:
+        name = case.split("/")[1]
+        rows.append(
+            [
+                "`mlp` as a user's module" if name == "cases:UserMLP" else f"`{name}`",
+                *(_time(found["ms"][f"{case}/{method}"]) for method in ("none", "pcgrad")),
+                f"{found['ratios'][f'{case}/pcgrad/none']:.2f}",
+                _memory(found["MiB"][f"{case}/pcgrad"]),
+            ]
+        )
+    return table(["Trunk", "`none`", "`pcgrad`", "ratio", "memory"], rows)
+
+
 def engines() -> str:
     """One step of PCGrad on both critics: time and memory of the two engines by width."""
     found = read("bench_engines.json")

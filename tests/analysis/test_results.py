@@ -21,7 +21,7 @@ def test_every_run_reads_as_its_evaluation_says():
         if final.exists():
             stored = json.loads(final.read_text(encoding="utf-8"))
             assert run.final is not None, path
-            assert run.final.scores.mean() == pytest.approx(stored["mean_success_rate"]), path
+            assert run.final.scores.mean() == pytest.approx(stored[f"mean_{run.score}"]), path
 
 
 @pytest.mark.parametrize("name", ["mt10_cpu*seed*", "surgery/mt10*", "ablation/recipe_seed*"])

@@ -84,5 +84,6 @@ def test_times():
     assert found["one full update, `pcgrad"] == ["138 ms", "705 ms"]
     assert found["PCGrad by TorchJD's `mtl_backward"] == ["538 ms", "–"]
     assert rows(speed.engines())["MT10, 4096"][0] == "11,780 ms"
+    assert rows(speed.trunk_updates())["moore"] == ["713 ms", "815 ms", "1.14", "155 MiB"]
     assert rows(speed.environments())["all tasks on EnvPool"] == ["4,045", "7,836"]
     assert rows(speed.preset_updates())["one full update, `none"] == ["36.3 ms", "23.2 ms"]

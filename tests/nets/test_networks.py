@@ -69,8 +69,11 @@ def test_initial_heads_of_an_agent_are_small():
     expect_uniform(agent.critics.per_task["head_weight"], 3e-3)
 
 
-@pytest.mark.parametrize("kind", ["own", "single", "rotated"])
-def test_heads_stay_exact_inside_an_autocast(kind):
+@pytest.mark.parametrize(
+    ("kind", "rows"), [("own", 5), ("single", 5), ("rotated", 5), ("rotated", 25)]
+)
+def test_heads_stay_exact_inside_an_autocast(kind, rows):
+    """A rotation is applied to a few rows of features, or folded into the weights for many."""
     networks = make(1.0, kind != "single")
     if kind == "rotated":
         networks.add_rotation(7)
@@ -79,7 +82,7 @@ def test_heads_stay_exact_inside_an_autocast(kind):
     own = dict(networks.per_task)
     if networks.rotation is not None:
         own["rotation"] = networks.rotation
-    features = torch.randn(N, T, 5, 60, generator=torch.Generator().manual_seed(2))
+    features = torch.randn(N, T, rows, 60, generator=torch.Generator().manual_seed(2))
     expected = head(dict(networks.shared), own, features)
     with torch.autocast("cpu", torch.bfloat16):
         found = head(dict(networks.shared), own, features)

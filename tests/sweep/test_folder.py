@@ -16,7 +16,7 @@ from mtrl.sweep.folder import SILENCE, Attempt, State, SweepFolder, write_state
 from mtrl.sweep.grid import points
 from mtrl.sweep.jobs import Known, placed
 from mtrl.sweep.plan import Plan
-from mtrl.sweep.report import write_report
+from mtrl.sweep.report import _comparable, write_report
 from mtrl.sweep.rules import Rules
 from mtrl.sweep.status import Live, read, summary, table
 
@@ -39,7 +39,7 @@ ATTEMPT = Attempt(host="node7", pid=1, started="2026-01-01T00:00:00+0000", commi
 @pytest.fixture
 def sweep(tmp_path):
     """Sweep with two finished runs, and a running, a lost, a failed and a waiting one."""
-    folder = SweepFolder(tmp_path / "surgery")
+    folder = SweepFolder(tmp_path / "lr=1 [a] é")
     folder.make()
     found = points(Plan.read(None, FIELDS), "cpu")
     known = {point.method: Known(TOTAL, TASKS) for point in found}
@@ -137,6 +137,22 @@ def test_the_report_is_self_contained_and_names_the_origin_of_results(sweep):
     assert (path.parent / "curves_mean.pdf").stat().st_size > 1000
     table = (path.parent / "table.md").read_text(encoding="utf-8")
     assert re.match(r"\| final evaluation \| none \| pcgrad \|", table)
+
+
+def test_runs_of_benchmarks_with_equal_task_names_are_not_compared(tmp_path):
+    folder = SweepFolder(tmp_path)
+    folder.make()
+    benchmarks = ("toy_tasks:POINTS", "toy_tasks:BROKEN")
+    fields = {name: FIELDS[name] for name in FIELDS.keys() - {"tasks", "surgery", "seeds"}}
+    found = points(Plan.read(None, {**fields, "benchmark": benchmarks}), "cpu")
+    known = {point.method: Known(TOTAL, ("left", "right")) for point in found}
+    planned = placed(folder, found, 1, known=known, rules=Rules())
+    folder.record([plan.entry for plan in planned], Rules())
+    for plan in planned:
+        write_run(folder.run_dir(plan.entry.name), plan.point.config)
+    groups = _comparable(folder, read(folder))
+    assert list(groups) == ["points-2-tasks-0", "broken-2-tasks-1"]
+    assert [len(rows) for rows in groups.values()] == [1, 1]
 
 
 def test_a_report_with_early_stops_says_that_it_is_biased(sweep):

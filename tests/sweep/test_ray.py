@@ -43,6 +43,14 @@ def test_runs_of_a_lost_node_continue_elsewhere_to_the_same_weights(cluster, tmp
         assert len(state.attempts) == 1 + (run.name in lost)
 
 
+def test_an_address_where_nothing_listens_is_told_at_once(tmp_path):
+    from mtrl.errors import UsageError
+    from mtrl.sweep.on_ray import RayBackend
+
+    with pytest.raises(UsageError, match=r"address: cannot reach 127\.0\.0\.1:1: .*refused"):
+        RayBackend(SweepFolder(tmp_path), "127.0.0.1:1", cpus=1)
+
+
 def test_a_folder_unseen_by_a_node_and_a_run_too_large_are_rejected(cluster, tmp_path, monkeypatch):
     """Reject before anything starts. All nodes are one machine, so remove the token instead."""
     from mtrl.errors import UsageError

@@ -62,6 +62,17 @@ def test_an_invalid_template_is_rejected(tmp_path, monkeypatch, arguments, messa
     assert (sweep.device, sweep.cores) == ("cuda", 1)
 
 
+def test_a_queued_run_that_has_left_the_grid_is_not_started(tmp_path):
+    folder, names = SweepFolder(tmp_path / "sweep"), tmp_path / "names.txt"
+    folder.make()
+    names.write_text("gone_seed0\n")
+    element = [sys.executable, "-m", "mtrl.sweep.element", str(folder.path), str(names), "1"]
+    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "0"}
+    done = subprocess.run(element, env=environment, capture_output=True, text=True, check=False)
+    expected = "error: sweep: gone_seed0 is not started, because the sweep no longer has it"
+    assert done.returncode == 1 and done.stderr == f"mtrl.sweep.element: {expected}\n"
+
+
 @pytest.fixture
 def slurm(tmp_path, request, monkeypatch):
     """Slurm with one node, for the duration of the test."""
