@@ -1,4 +1,4 @@
-"""Configuration sections for networks and learner. Every field states its unit.
+"""Configuration section for the learner. Every field states its unit.
 
 This module imports neither torch nor MuJoCo, so that `--help` is fast.
 """
