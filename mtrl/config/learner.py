@@ -107,8 +107,8 @@ class LearnerConfig(Section):
     weight_decay: float = Field(
         default=0.0,
         ge=0,
-        description="Weight decay of AdamW; an update multiplies each weight by "
-        "1 - learning_rate * weight_decay.",
+        description="Weight decay of AdamW; an update multiplies the layers' matrices (not biases, "
+        "norms and embeddings) by 1 - learning_rate * weight_decay.",
     )
     max_grad_norm: float = Field(
         default=1.0,

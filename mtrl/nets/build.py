@@ -41,6 +41,7 @@ class Build:
         shared: Shared parameters, `[N, …]`, subject to surgery.
         own: Per-task parameters, `[N, T, …]`.
         fixed: Fixed inputs of each task, `[N, T, …]`, which nothing trains.
+        decaying: Names of the parameters with weight decay: matrices of layers.
 
     Args:
         descriptions: Returns the tasks' descriptions as vectors, `[T, e]`, or None.
@@ -59,6 +60,7 @@ class Build:
         self.layers: dict[str, Layer] = {}
         self.shared: dict[str, Tensor] = {}
         self.own: dict[str, Tensor] = {}
+        self.decaying: set[str] = set()
 
     def linear(
         self,
@@ -90,6 +92,7 @@ class Build:
         bound = math.sqrt(6 / n_inputs) if bound is None else bound
         lead = () if experts is None else (experts,)
         self.shared[weight] = self.uniform(bound, *lead, n_inputs, n_outputs)
+        self.decaying.add(weight)
         if bias == "task":
             self.own[offset] = self.uniform(bound, self.n_tasks, *lead, n_outputs)
         elif bias == "shared":

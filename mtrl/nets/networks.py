@@ -17,13 +17,9 @@ from torch import Tensor, nn
 
 from mtrl.errors import UsageError
 from mtrl.nets.build import Build, Layer
-from mtrl.nets.fused import layer
+from mtrl.nets.heads import fold, head
 from mtrl.nets.params import Parameters, Params, Record
-from mtrl.nets.precision import float32_products, full_float32
 from mtrl.nets.trunks.base import Trunk
-
-HEAD = ("head_weight", "head_bias")
-"""Names of the heads' parameters; all others are the trunk's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,71 +50,6 @@ class TrunkFunction:
             record: See `Record`.
         """
         return self.trunk(Params(self.layers, shared, per_task, record), inputs)
-
-
-def head(shared: Parameters, per_task: Parameters, features: Tensor) -> Tensor:
-    """Apply the linear head to features, rotated if `per_task` holds a `rotation`.
-
-    Results have the type of the parameters, whatever the type of the features: rounding a value to
-    8 bits would swamp the differences that make up a target. Shapes are those of `TrunkFunction`.
-    """
-    with float32_products("highest"):
-        if "head_weight" in shared:
-            return layer(features, shared["head_weight"], shared["head_bias"], exact=True)
-        weight, bias = per_task["head_weight"], per_task["head_bias"]
-        if "rotation" in per_task:
-            rotation = per_task["rotation"]
-            if features.shape[2] < weight.shape[-1]:  # cheaper with fewer samples than outputs
-                features = rotate(rotation, features)
-            else:
-                weight = fold(rotation, weight)
-        return own_linear(features, weight, bias)
-
-
-def fold(rotation: Tensor, weight: Tensor) -> Tensor:
-    """Fold a rotation into a head: return Rᵀ W, `[…, d, out]`, with Wᵀ(R z) = (Rᵀ W)ᵀ z.
-
-    This takes O(d² out), whereas rotating the features of every sample takes O(B d²). A rotation
-    `[…, m, m]` acts on the first m features and leaves the others unchanged.
-    """
-    size = rotation.shape[-1]
-    with full_float32(weight.device):
-        # RᵀW, in the memory order that is fast
-        turned = own_product(weight[..., :size, :].mT, rotation).mT
-    return torch.cat([turned, weight[..., size:, :]], -2) if size < weight.shape[-2] else turned
-
-
-def rotate(rotation: Tensor, features: Tensor) -> Tensor:
-    """Compute R z for every sample, `[…, B, d]`, in the rotation's type: O(B d²)."""
-    size = rotation.shape[-1]
-    turned = own_product(features[..., :size], rotation.mT)
-    rest = features[..., size:].to(turned.dtype)
-    return torch.cat([turned, rest], -1) if size < features.shape[-1] else turned
-
-
-def own_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Apply a layer with weights per task: X_t W_t + b_t, in the weight's type.
-
-    Args:
-        inputs: `[N, T, B, in]`.
-        weight: `[N, T, in, out]`.
-        bias: `[N, T, out]`.
-
-    Returns:
-        `[N, T, B, out]`.
-    """
-    n_networks, n_tasks = weight.shape[:2]
-    rows = inputs.reshape(n_networks * n_tasks, 1, *inputs.shape[2:])
-    outputs = layer(rows, weight.flatten(0, 1), bias.flatten(0, 1), exact=True)
-    return outputs.view(n_networks, n_tasks, *outputs.shape[2:])
-
-
-def own_product(inputs: Tensor, weight: Tensor) -> Tensor:
-    """Compute `[…, B, in] @ […, in, out]` with the same float32 setting forward and backward."""
-    rows = inputs.reshape(-1, 1, *inputs.shape[-2:])
-    weights = weight.reshape(-1, *weight.shape[-2:])
-    outputs = layer(rows, weights, weights.new_zeros(len(weights), weight.shape[-1]), exact=True)
-    return outputs.view(*inputs.shape[:-1], weight.shape[-1])
 
 
 class Function(NamedTuple):
@@ -173,6 +104,7 @@ class MultiTaskNetworks(nn.Module):
         trunk = trunk.for_tasks(n_tasks)
         trunk.build(make, n_inputs)
         self.trunk = TrunkFunction(trunk, make.layers)
+        self._decaying = {*make.decaying, "head_weight"}
         self.n_features = trunk.n_features
         shared, per_task = make.shared, make.own
         lead = (n_tasks,) if multi_head else ()
@@ -228,6 +160,14 @@ class MultiTaskNetworks(nn.Module):
         """Return shared and per-task parameters by name; faster than `ParameterDict`."""
         shared, per_task = (module._parameters for module in (self.shared, self.per_task))
         return cast(dict[str, Tensor], {**shared}), cast(dict[str, Tensor], {**per_task})
+
+    def by_decay(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Return the parameters with weight decay, which are matrices of layers, and the others."""
+        decays: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for module in (self.shared, self.per_task):
+            for name, parameter in module.items():
+                decays[name in self._decaying].append(parameter)
+        return decays[True], decays[False]
 
     def fixed_inputs(self) -> dict[str, Tensor]:
         """Return the fixed inputs, which nothing trains, by name."""

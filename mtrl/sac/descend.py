@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mtrl.nets.networks import HEAD, Function, MultiTaskNetworks
+from mtrl.nets.heads import HEAD
+from mtrl.nets.networks import Function, MultiTaskNetworks
 from mtrl.sac.optimizers import clip_by_network_
 from mtrl.surgery import Gradients, Surgery
 from mtrl.surgery.methods.none import NoSurgery

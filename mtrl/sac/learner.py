@@ -81,10 +81,10 @@ class Learner:
         self._compiled: Compiled = compiled if config.compile else as_it_is
         self.target_entropy = config.entropy_of(agent.action_size)
         self.optimizers = {
-            name: make_optimizer(dict(module.named_parameters()), config)
-            for name, module in agent.networks().items()
+            name: make_optimizer(*networks.by_decay(), config)
+            for name, networks in agent.networks().items()
         }
-        self.optimizers["temperature"] = make_optimizer({"log_alpha": agent.log_alpha}, config)
+        self.optimizers["temperature"] = make_optimizer([], [agent.log_alpha], config)
 
     def anneal(self, progress: float) -> None:
         """Decay the learning rates linearly towards `final_learning_rate`.

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mtrl.nets.networks import Function, head
+from mtrl.nets.heads import head
+from mtrl.nets.networks import Function
 from mtrl.nets.params import Parameters
 from mtrl.policy.distributions import squashed_gaussian
 from mtrl.sac.replay import Batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,18 +56,16 @@ class FusedAdamW(torch.optim.AdamW):
 
 
 def make_optimizer(
-    parameters: Mapping[str, nn.Parameter], config: LearnerConfig
+    decaying: Sequence[nn.Parameter], others: Sequence[nn.Parameter], config: LearnerConfig
 ) -> torch.optim.AdamW:
-    """Create AdamW with weight decay for weights only.
+    """Create AdamW.
 
     Args:
-        parameters: Parameters by name. Those with "weight" in their name decay, in trunk and heads;
-            biases, embeddings and temperatures do not.
+        decaying: Parameters with weight decay.
+        others: Parameters without.
         config: Learning rate, epsilon and weight decay.
     """
-    decaying = [p for name, p in parameters.items() if "weight" in name]
-    others = [p for name, p in parameters.items() if "weight" not in name]
-    decay, device = config.weight_decay, next(iter(parameters.values())).device
+    decay, device = config.weight_decay, [*decaying, *others][0].device
     groups = [(decaying, decay), (others, 0.0)] if decay else [([*decaying, *others], 0.0)]
     on_cuda = device.type == "cuda"
     optimizer = FusedAdamW(

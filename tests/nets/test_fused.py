@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import layer_norm
 
 from mtrl.nets.fused import layer
-from mtrl.nets.networks import MultiTaskNetworks, fold, head, rotate
+from mtrl.nets.heads import fold, head, rotate
+from mtrl.nets.networks import MultiTaskNetworks
 from mtrl.nets.trunks import MLP
 
 N, T, B, IN, OUT = 2, 3, 5, 7, 6

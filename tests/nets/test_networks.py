@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mtrl.config.agent import AgentConfig
-from mtrl.nets.networks import MultiTaskNetworks, head
+from mtrl.nets.heads import head
+from mtrl.nets.networks import MultiTaskNetworks
 from mtrl.nets.precision import trunks_in
 from mtrl.nets.trunks import MLP, Residual
 from mtrl.sac.agent import MTSAC

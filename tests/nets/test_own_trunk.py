@@ -18,7 +18,8 @@ from mtrl.config.agent import AgentConfig
 from mtrl.config.registry import TRUNKS
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError
-from mtrl.nets.networks import MultiTaskNetworks, head
+from mtrl.nets.heads import head
+from mtrl.nets.networks import MultiTaskNetworks
 from mtrl.nets.trunks import MLP, MOORE, Trunk, get_trunk, load_trunk, register_trunk, trunk_of
 from mtrl.policy.export import export_policy
 from mtrl.policy.policy import Policy

@@ -11,7 +11,8 @@ from torch.nn.functional import layer_norm
 from mtrl.config.agent import AgentConfig
 from mtrl.config.registry import TRUNKS as REGISTRY
 from mtrl.errors import UsageError
-from mtrl.nets.networks import MultiTaskNetworks, TrunkFunction, head
+from mtrl.nets.heads import head
+from mtrl.nets.networks import MultiTaskNetworks, TrunkFunction
 from mtrl.nets.params import Params
 from mtrl.nets.trunks import (
     CARE,

@@ -75,7 +75,7 @@ def meta(monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
     monkeypatch.setattr(
         "mtrl.sac.learner.make_optimizer",
-        lambda parameters, config: torch.optim.SGD(list(parameters.values()), foreach=True),
+        lambda decaying, others, config: torch.optim.SGD([*decaying, *others], foreach=True),
     )
     return OnMeta
 

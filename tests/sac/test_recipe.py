@@ -137,19 +137,40 @@ def test_observations_are_normalised_by_all_observations_so_far(sizes):
     assert normalizer(torch.full((3,), 1e9, dtype=torch.float64)).tolist() == [CLIP] * 3
 
 
-def test_only_weights_decay():
+class Normalized(torch.nn.Module):
+    """A custom trunk with a matrix whose name says nothing, and a vector called `weight`."""
+
+    def __init__(self, n_inputs: int) -> None:
+        super().__init__()
+        self.kernel = torch.nn.Parameter(torch.randn(n_inputs, 4))
+        self.norm = torch.nn.LayerNorm(4)
+
+    def forward(self, observations):
+        return self.norm(observations @ self.kernel)
+
+
+@pytest.mark.parametrize(
+    ("trunk", "decaying"),
+    [
+        ("mlp", {"weight0", "weight1"}),
+        ("residual", {"weight0", "weight1", "weight2"}),
+        ("paco", {"layer0_weight", "layer1_weight"}),
+        (Normalized, {"module:kernel"}),
+    ],
+)
+def test_only_matrices_of_layers_decay(trunk, decaying):
     """AdamW with zero gradient gives w (1 − lr λ)."""
-    names = ("shared.weight0", "shared.task_weight", "per_task.head_weight")
-    others = ("per_task.bias0", "per_task.embedding", "per_task.head_bias", "log_alpha")
-    parameters = {name: torch.nn.Parameter(torch.ones(2)) for name in (*names, *others)}
-    config = LearnerConfig(weight_decay=0.1, learning_rate=0.01)
-    optimizer = make_optimizer(parameters, config)
-    for parameter in parameters.values():
-        parameter.grad = torch.zeros(2)
-    optimizer.step()
-    for name, parameter in parameters.items():
-        expected = torch.full((2,), 1 - 0.01 * 0.1 if name in names else 1.0)
-        torch.testing.assert_close(parameter.data, expected)
+    agent = MTSAC(("a", "b"), AgentConfig(hidden_sizes=(4, 4), trunk=trunk), 3, 2, 0)
+    learner = Learner(agent, LearnerConfig(weight_decay=0.1, learning_rate=0.01))
+    before = {name: value.detach().clone() for name, value in agent.critics.named_parameters()}
+    for parameter in agent.critics.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    learner.optimizers["critics"].step()
+    expected = {f"shared.{name}" for name in decaying} | {"per_task.head_weight"}
+    assert expected < set(before)
+    for name, value in agent.critics.named_parameters():
+        factor = 1 - 0.01 * 0.1 if name in expected else 1.0
+        torch.testing.assert_close(value.detach(), before[name] * factor)
 
 
 def test_learning_rates_decay_linearly():
@@ -181,7 +202,7 @@ def test_our_step_of_adamw_equals_torchs():
         return {n: torch.nn.Parameter(torch.randn(3, 2, generator=draw)) for n in ("weight", "b")}
 
     ours, theirs = parameters(), parameters()
-    optimizer = make_optimizer(ours, config)
+    optimizer = make_optimizer([ours["weight"]], [ours["b"]], config)
     groups = [
         {"params": [theirs["weight"]], "weight_decay": 0.1},
         {"params": [theirs["b"]], "weight_decay": 0.0},

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrl.nets.fused import layer
-from mtrl.nets.networks import MultiTaskNetworks, head
+from mtrl.nets.heads import head
+from mtrl.nets.networks import MultiTaskNetworks
 from mtrl.nets.trunks import MLP
 from mtrl.surgery import StackedProblem
 from mtrl.surgery.diagnostics import (

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mtrl.nets.networks import Function, MultiTaskNetworks, TrunkFunction, head
+from mtrl.nets.heads import head
+from mtrl.nets.networks import Function, MultiTaskNetworks, TrunkFunction
 from mtrl.nets.trunks import MLP, Residual
 from mtrl.surgery import Jacobian, StackedProblem, combine, gramian
 from mtrl.surgery.factored import FactoredGradients

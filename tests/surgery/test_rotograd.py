@@ -11,7 +11,8 @@ from small_learner import make_batch
 
 from mtrl.config.learner import LearnerConfig
 from mtrl.errors import UsageError
-from mtrl.nets.networks import MultiTaskNetworks, fold, head
+from mtrl.nets.heads import fold, head
+from mtrl.nets.networks import MultiTaskNetworks
 from mtrl.nets.trunks import MLP
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner

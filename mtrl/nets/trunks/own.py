@@ -72,10 +72,12 @@ class OwnModule(Trunk):
             )
         if not list(first.parameters()):
             raise UsageError(f"trunk: expected a module with parameters, got {self.name!r}")
-        for name, _ in first.named_parameters():
+        for name, value in first.named_parameters():
             values = [module.get_parameter(name).detach() for module in modules]
-            stacked = torch.stack(values)
-            make.shared[_stored(name)] = stacked if stacked.ndim > 1 else stacked[:, None]
+            # A single number is stored as a vector of one.
+            make.shared[_stored(name)] = torch.stack(values).view(len(values), *_shape(value))
+            if value.ndim > 1:  # as is common: biases and the vectors of LayerNorm do not decay
+                make.decaying.add(_stored(name))
         object.__setattr__(self, "_template", first.requires_grad_(False))
         object.__setattr__(self, "_n_features", self._try(make, n_inputs))
 
@@ -137,9 +139,9 @@ class OwnModule(Trunk):
             n_networks = max(len(inputs), len(told := self.task(p)))
             rows = inputs.expand(n_networks, -1, -1, -1)
             inputs = torch.cat([rows, told.to(rows).expand(*rows.shape[:3], -1)], -1)
-        parameters = {}  # [N, T or 1, …]; a single number is stored as a vector of one
+        parameters = {}  # [N, T or 1, …]
         for name, value in template.named_parameters():
-            found = p.shared(_stored(name), max(value.ndim, 1))
+            found = p.shared(_stored(name), len(_shape(value)))
             parameters[name] = found if value.ndim else found.squeeze(-1)
         n_networks, n_views = next(iter(parameters.values())).shape[:2]
         if n_views == 1:  # the same function for all tasks: a single batch
@@ -158,6 +160,10 @@ class OwnModule(Trunk):
     def _call(self, parameters: dict[str, Tensor], rows: Tensor) -> Tensor:
         found: Tensor = functional_call(self.__dict__["_template"], parameters, (rows,))
         return found
+
+
+def _shape(value: Tensor) -> tuple[int, ...]:
+    return tuple(value.shape) or (1,)
 
 
 def _stored(name: str) -> str:
