@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from typing import Any
 
+import cloudpickle
+import gymnasium as gym
 from gymnasium.spaces import Box
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from mtrl.envs import worker
-from mtrl.envs.benchmarks import Benchmark
+from mtrl.envs.benchmarks import Benchmark, EnvFactory
 from mtrl.envs.custom import ENDLESS, CustomTask
 from mtrl.envs.examine import examined
 from mtrl.envs.native import NativePools
@@ -62,7 +66,9 @@ def make_vector_env(
     if len(native) < len(benchmark.tasks):
         tasks = [task for task in benchmark.tasks if task not in native]
         rows = [first_rows[task] + copy for task in tasks for copy in range(envs_per_task)]
-        factory = partial(_factory, benchmark, horizon, shuffle_goals, envs_per_task)
+        settings = benchmark, horizon, shuffle_goals, envs_per_task
+        known = _registered() if benchmark.custom else {}
+        factory = partial(_factory, *settings, registered=known)
         of_rows = [task for task in tasks for _ in range(envs_per_task)]
         # Custom environments may be slow, in particular when they reset within a step.
         patience = START_TIMEOUT if benchmark.custom else None
@@ -103,13 +109,40 @@ def steps_of_an_episode(benchmark: Benchmark, horizon: int | None) -> int | None
     return horizon or MAX_STEPS
 
 
+def _registered() -> dict[str, bytes]:
+    """Return what was registered with Gymnasium in this process, pickled, by the environment's id.
+
+    A worker lacks it if a notebook registered it, or a module that nothing there imports.
+    """
+    found = {}
+    for name, spec in gym.registry.items():
+        if str(spec.entry_point).partition(".")[0] not in ("gymnasium", "metaworld"):
+            with suppress(Exception):  # `gym.make` then fails there, and says so
+                found[name] = cloudpickle.dumps(spec)
+    return found
+
+
 def _factory(
-    benchmark: Benchmark, horizon: int | None, shuffle_goals: bool, stride: int, task: str
+    benchmark: Benchmark,
+    horizon: int | None,
+    shuffle_goals: bool,
+    stride: int,
+    task: str,
+    *,
+    registered: Mapping[str, bytes],
 ) -> worker.EnvFactory:
     """Return a picklable callable that creates the task's environment."""
     if task not in benchmark.custom:
         from mtrl.envs.metaworld import MetaWorldTask  # brings the simulator
 
         return partial(MetaWorldTask, task, horizon or MAX_STEPS, shuffle_goals, stride)
-    make, key = CloudpickleWrapper(benchmark.custom[task]), benchmark.success_key
+    make = partial(_made, registered, CloudpickleWrapper(benchmark.custom[task]))
+    key = benchmark.success_key
     return partial(CustomTask, task, make, key, horizon, for_training=shuffle_goals, stride=stride)
+
+
+def _made(registered: Mapping[str, bytes], make: EnvFactory) -> gym.Env[Any, Any]:
+    """Create an environment where others may have to be registered first."""
+    for name in registered.keys() - gym.registry.keys():
+        gym.registry[name] = cloudpickle.loads(registered[name])
+    return make()

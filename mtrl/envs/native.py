@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mtrl.envs import worker
+from mtrl.envs import shared, worker
 from mtrl.envs.processes import WorkerError, n_cores
 
 EPISODES_PER_POOL = 50
@@ -47,9 +47,9 @@ class NativePools:
         self._stepping = False
         self._pools: list[Any] = []
 
-    def open(self, memory: worker.Memory) -> None:
+    def open(self, memory: shared.Memory) -> None:
         """Attach to the shared memory."""
-        self._arrays = worker.view(memory)
+        self._arrays = shared.view(memory)
 
     def close(self) -> None:
         """Stop the threads of the pools."""

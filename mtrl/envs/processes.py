@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mtrl.envs import worker
+from mtrl.envs import shared, worker
 
 START_TIMEOUT, STEP_TIMEOUT = 120.0, 60.0
 """Maximum time of one call of an environment [seconds]: to create or reset it, and to step it."""
@@ -89,7 +89,7 @@ class WorkerProcesses:
         self._leaving: set[int] = set()
         self._timeout, self._step_timeout = START_TIMEOUT, step_timeout
 
-    def open(self, memory: worker.Memory) -> None:
+    def open(self, memory: shared.Memory) -> None:
         """Start the processes on shared memory; `wait` returns when they are ready."""
         # A server imports the simulator once and forks the workers, without our threads or CUDA.
         self._context = multiprocessing.get_context("forkserver")
@@ -103,7 +103,7 @@ class WorkerProcesses:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._memory = memory
         self._shared = self._context.RawArray("q", 2 * len(self._rows))
-        self._progress = worker.Progress(self._shared)
+        self._progress = shared.Progress(self._shared)
         for index in range(len(self._rows)):
             self._launch(index)
         self.close = weakref.finalize(self, _stop, self._pipes, self._processes)

@@ -9,7 +9,7 @@ import numpy as np
 
 from mtrl.envs.native import NativePools
 from mtrl.envs.processes import WorkerError, WorkerProcesses
-from mtrl.envs.worker import SharedArrays
+from mtrl.envs.shared import SharedArrays
 
 
 class Restarts:

@@ -13,11 +13,11 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from mtrl.envs import worker
 from mtrl.envs.native import NativePools
 from mtrl.envs.parity import expect_same_simulators
 from mtrl.envs.processes import WorkerError, WorkerProcesses
 from mtrl.envs.restarts import Restarts
+from mtrl.envs.shared import allocate, view
 
 
 class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -80,8 +80,8 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.action_space = batch_space(action_space, n)
         (self.observation_size,), (self.action_size,) = observation_space.shape, action_space.shape
 
-        memory = worker.allocate(n, self.observation_size, self.action_size)
-        self._shared = worker.view(memory)
+        memory = allocate(n, self.observation_size, self.action_size)
+        self._shared = view(memory)
         self._parts = parts
         for part in parts:
             part.open(memory)

@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from mtrl.envs.shared import Memory, Progress, SharedArrays, view
 from mtrl.errors import UsageError, one_line
 
 EnvFactory = Callable[[], gym.Env[np.ndarray, np.ndarray]]
@@ -28,52 +28,6 @@ EnvFactory = Callable[[], gym.Env[np.ndarray, np.ndarray]]
 
 RESETS = 10
 """Number of resets that may return NaN in a row before the simulator counts as lost."""
-
-Memory = dict[str, tuple[Any, tuple[int, ...]]]
-"""Anonymous shared memory (no name to leak) and its array shape, by field of `SharedArrays`."""
-
-
-@dataclass
-class SharedArrays:
-    """Arrays shared by the vector environment and its simulators, one row per environment."""
-
-    observations: np.ndarray  # [N, observation], of the state to act in next
-    final_observations: np.ndarray  # [N, observation], of the last state before an autoreset
-    actions: np.ndarray  # [N, action]
-    rewards: np.ndarray  # [N]
-    terminated: np.ndarray  # [N]
-    truncated: np.ndarray  # [N]
-    success: np.ndarray  # [N]
-    tells_success: np.ndarray  # [N], whether any step so far reported success or failure
-    generations: np.ndarray  # [N], number of failures of the row; selects its episodes
-
-
-def allocate(rows: int, observation_size: int, action_size: int) -> Memory:
-    """Allocate shared memory for the `SharedArrays` of `rows` environments."""
-    shapes: dict[str, tuple[tuple[int, ...], str]] = {
-        "observations": ((rows, observation_size), "f"),
-        "final_observations": ((rows, observation_size), "f"),
-        "actions": ((rows, action_size), "f"),
-        "rewards": ((rows,), "d"),
-        "terminated": ((rows,), "B"),
-        "truncated": ((rows,), "B"),
-        "success": ((rows,), "B"),
-        "tells_success": ((rows,), "B"),
-        "generations": ((rows,), "l"),
-    }
-    return {
-        name: (RawArray(code, int(np.prod(shape))), shape) for name, (shape, code) in shapes.items()
-    }
-
-
-def view(memory: Memory) -> SharedArrays:
-    """Return NumPy arrays over the memory that `allocate` returned."""
-    return SharedArrays(
-        **{
-            name: np.frombuffer(raw, raw._type_).reshape(shape)
-            for name, (raw, shape) in memory.items()
-        }
-    )
 
 
 @dataclass(frozen=True)
@@ -88,26 +42,6 @@ class Failure:
 
     text: str
     is_lost: bool
-
-
-class Progress:
-    """Progress of n workers, shared with the parent: current row and number of calls."""
-
-    def __init__(self, memory: Any) -> None:
-        self._numbers = np.frombuffer(memory, np.int64).reshape(-1, 2)
-
-    def note(self, worker: int, row: int) -> None:
-        """Record that the worker is about to call the environment of this row."""
-        self._numbers[worker, 0] = row
-        self._numbers[worker, 1] += 1
-
-    def row(self, worker: int) -> int:
-        """Return the row whose environment was called last."""
-        return int(self._numbers[worker, 0])
-
-    def calls(self, worker: int) -> int:
-        """Return the number of calls started so far."""
-        return int(self._numbers[worker, 1])
 
 
 def run(
@@ -131,6 +65,7 @@ def run(
         for row, factory in zip(rows, factories, strict=True):
             place.note(index, row)
             envs.append(factory())
+            _expect_its_own(envs)
         pipe.send(None)
         while True:
             command, arguments = pipe.recv()
@@ -155,6 +90,16 @@ def run(
         for env in envs:
             with suppress(Exception):
                 env.close()
+
+
+def _expect_its_own(envs: Sequence[gym.Env[np.ndarray, np.ndarray]]) -> None:
+    """Check that the newest environment is no earlier one, whose episodes it would change."""
+    *earlier, newest = (env.unwrapped for env in envs)
+    if any(env is newest for env in earlier):
+        raise UsageError(
+            "expected a function that creates a new environment at each call, got one that another "
+            "task or copy already uses"
+        )
 
 
 def _ignore_signals() -> None:

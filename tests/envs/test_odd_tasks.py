@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from contextlib import closing, contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -131,6 +131,32 @@ def test_success_is_determined_per_task_by_its_steps():
     with closing(vector(tasks)) as other:
         other.restore(state, seed=0)
         assert other.tells_success.tolist() == state["tells_success"]
+
+
+def test_environments_registered_in_this_process_alone_are_found_by_workers():
+    """As in a notebook, or in a module that only names the environment."""
+    gym.register("OnlyHere-v0", lambda length: Long(length), kwargs={"length": 3})
+    try:
+        with closing(vector(partial(gym.make, "OnlyHere-v0"))) as envs:
+            envs.reset(seed=0)
+            assert [envs.step(NOTHING)[3].item() for _ in range(3)] == [False, False, True]
+    finally:
+        del gym.registry["OnlyHere-v0"]
+
+
+@cache
+def always_the_same():
+    return Plain()
+
+
+def test_an_environment_shared_by_tasks_is_rejected():
+    """Each task's steps would change the others' episodes."""
+    for settings in (
+        {"make": {"a": Plain, "b": always_the_same, "c": always_the_same}},
+        {"make": {"a": Plain, "c": always_the_same}, "envs_per_task": 2},
+    ):
+        with pytest.raises(WorkerError, match="task 'c': expected a function that creates a new"):
+            vector(**settings)
 
 
 def test_tasks_may_be_declared_to_report_success():
