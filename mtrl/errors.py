@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import traceback
 from collections.abc import Iterable
 from importlib import import_module
@@ -55,6 +56,13 @@ def import_attribute(field: str, name: str) -> Any:
         last = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {one_line(error)} ({last.filename}, line {last.lineno})"
     raise UsageError(f"{field}: cannot import {name!r}: {reason}")
+
+
+def plain(error: Exception) -> str:
+    """Return an error's message; TensorBoard names its files as bytes."""
+    if isinstance(error, OSError) and isinstance(error.filename, bytes):
+        return f"{error.strerror}: {os.fsdecode(error.filename)!r}"
+    return str(error)
 
 
 def one_line(error: BaseException) -> str:

@@ -155,6 +155,8 @@ def write_benchmark(run_dir: Path, record: BenchmarkRecord) -> None:
 def find_policy(source: Path, field: str = "policy") -> Path:
     """Return the policy file: for a run folder, the final policy or else the latest checkpoint.
 
+    While an extended run trains, its final policy is an earlier one than its latest checkpoint's.
+
     Args:
         source: Run folder or file.
         field: Name of the field in errors.
@@ -168,7 +170,9 @@ def find_policy(source: Path, field: str = "policy") -> Path:
             return source
     except (OSError, ValueError) as error:
         raise UsageError(f"{field}: cannot read {str(source)!r}: {one_line(error)}") from None
-    if (final := source / FINAL).exists():
+    checkpoint = newest_or_none(source)
+    is_earlier = checkpoint is not None and -1 < steps_evaluated(source) < _steps_of(checkpoint)
+    if (final := source / FINAL).exists() and not is_earlier:
         return final
     try:
         return newest_checkpoint(source)
@@ -205,6 +209,19 @@ def newest_or_none(run_dir: Path) -> Path | None:
     """Return the path of the latest checkpoint, or None."""
     found = sorted((run_dir / "checkpoints").glob("step_*.safetensors"))
     return found[-1] if found else None
+
+
+def _steps_of(checkpoint: Path) -> int:
+    digits = checkpoint.stem.removeprefix("step_")
+    return int(digits) if digits.isdecimal() else 0
+
+
+def steps_evaluated(run_dir: Path) -> int:
+    """Return the environment steps of the policy in eval.json; -1 if there is no such file."""
+    try:
+        return int(json.loads((run_dir / "eval.json").read_bytes())["total_timesteps"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return -1
 
 
 def _sync(path: Path) -> None:

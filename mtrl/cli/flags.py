@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mtrl.config.section import flag_of
-from mtrl.errors import RunError, UsageError, unknown
+from mtrl.errors import RunError, UsageError, plain, unknown
 
 Command = Callable[[Sequence[str] | None], int]
 

@@ -12,6 +12,7 @@ from mtrl.folder import (
     DEMONSTRATIONS,
     newest_checkpoint,
     read_benchmark,
+    steps_evaluated,
     write_text,
 )
 from mtrl.training.check import check, expect_agent, sizes_of
@@ -205,8 +206,9 @@ def _resume(
     for note in notes:
         say(note)
     total = config.schedule(len(benchmark.tasks)).total_timesteps
-    if state.get("steps", 0) >= total and (run_dir / "eval.json").exists():
-        complete = f"{run_dir} is complete with {total} steps"
+    steps = state.get("steps", 0)
+    if steps >= total and steps_evaluated(run_dir) >= steps:  # not only an earlier policy
+        complete = f"{run_dir} is complete with {steps} steps"
         if not may_be_complete:
             reason = f"{complete}; use a larger --total-timesteps to extend it"
             raise UsageError(f"resume: {reason}")

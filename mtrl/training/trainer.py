@@ -17,7 +17,7 @@ from mtrl.demonstrations.data import Demonstrations
 from mtrl.devices import cpu_threads
 from mtrl.envs.benchmarks import Benchmark
 from mtrl.envs.processes import WorkerError
-from mtrl.errors import RunError
+from mtrl.errors import RunError, plain
 from mtrl.folder import DEMONSTRATIONS
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.diagnose import diagnose
@@ -110,7 +110,9 @@ class Trainer:
             with closing(self), self.interrupt, cpu_threads(self.config.threads):
                 return self._run()
         except OSError as error:
-            raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
+            if not self.run_dir.is_dir():
+                raise RunError(f"the run folder {self.run_dir} no longer exists") from None
+            raise RunError(f"{plain(error)}. {what_is_left(self.run_dir)}") from None
 
     def _run(self) -> Outcome:
         try:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from small_runs import TASKS, TOTAL, point_config, save_checkpoint, small_config
 
 from mtrl import Benchmark, TrainConfig, resume, train
 from mtrl.envs.benchmarks import get_benchmark
-from mtrl.errors import RunError, UsageError
-from mtrl.folder import newest_checkpoint
+from mtrl.errors import RunError, UsageError, plain
+from mtrl.folder import find_policy, newest_checkpoint, steps_evaluated
 from mtrl.training.check import check
 from mtrl.training.checkpoint import load_newest
 from mtrl.training.interrupt import Interrupt
@@ -105,25 +106,50 @@ def test_max_runtime_stops_cleanly_and_the_run_can_be_resumed(finished, tmp_path
 @pytest.mark.parametrize("final", [False, True], ids=["on the way", "the last one"])
 def test_a_signal_does_not_wait_for_an_evaluation(final, finished, tmp_path, monkeypatch):
     """The evaluation is abandoned, and made when the run is resumed, with the same logs."""
-    import mtrl.training.judge
-
-    original, asked = mtrl.training.judge.evaluate_in, []
-
-    def evaluate_in(agent, envs, seed, episodes, tick):
-        def interrupted(steps: int) -> None:
-            if not asked and (episodes == 50) == final:
-                asked.append(episodes)
-                os.kill(os.getpid(), signal.SIGTERM)
-            tick(steps)
-
-        return original(agent, envs, seed, episodes, tick=interrupted)
-
-    monkeypatch.setattr(mtrl.training.judge, "evaluate_in", evaluate_in)
+    asked = interrupt_evaluations(monkeypatch, of=50 if final else 1)
     outcome = train(point_config(tmp_path / "b"))
     assert outcome.signal == signal.SIGTERM and asked == [50 if final else 1]
     assert resume(tmp_path / "b").evaluation is not None
     assert same(policy(tmp_path / "b"), policy(finished))
     assert evaluations(tmp_path / "b") == evaluations(finished)
+
+
+def interrupt_evaluations(monkeypatch, of):
+    """Send SIGTERM within the first evaluation of so many episodes; the list has them then."""
+    import mtrl.training.judge
+
+    original, asked = mtrl.training.judge.evaluate_in, []
+
+    def evaluate_in(agent, envs, seed, episodes, tick):
+        def interrupted(*done: int) -> None:
+            if not asked and episodes == of:
+                asked.append(episodes)
+                os.kill(os.getpid(), signal.SIGTERM)
+            tick(*done)
+
+        return original(agent, envs, seed, episodes, tick=interrupted)
+
+    monkeypatch.setattr(mtrl.training.judge, "evaluate_in", evaluate_in)
+    return asked
+
+
+def test_an_extended_run_is_complete_only_once_its_own_policy_is_evaluated(
+    finished, tmp_path, monkeypatch
+):
+    """The earlier policy and its evaluation stay in the folder, but are not taken for the new."""
+    run_dir = shutil.copytree(finished, tmp_path / "b")
+    assert find_policy(run_dir).name == "policy_final.safetensors"
+    resume(run_dir, total_timesteps=320, max_runtime=1e-9)
+    assert steps_evaluated(run_dir) == 240
+    asked = interrupt_evaluations(monkeypatch, of=50)
+    outcome = resume(run_dir, max_runtime=1.0)
+    assert outcome.signal == signal.SIGTERM and asked == [50] and steps_evaluated(run_dir) == 240
+    assert find_policy(run_dir).name == "step_000000000320.safetensors"
+    assert resume(run_dir).evaluation is not None
+    assert steps_evaluated(run_dir) == 320
+    assert find_policy(run_dir).name == "policy_final.safetensors"
+    with pytest.raises(UsageError, match="is complete with 320 steps"):
+        resume(run_dir)
 
 
 def test_a_second_signal_exits_at_once():
@@ -225,6 +251,27 @@ def test_a_removed_folder_stops_the_run_with_an_error(tmp_path):
     trainer.step = and_lose  # type: ignore[method-assign]
     with pytest.raises(RunError, match=r"exists.*No checkpoint has been written yet"):
         trainer.run()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_whose_whole_folder_is_removed_names_it(tmp_path):
+    trainer = trainer_of(point_config(tmp_path / "b"))
+    step = trainer.step
+
+    def and_lose() -> None:
+        step()
+        if trainer.state.steps == 100:
+            (tmp_path / "b").rename(tmp_path / "elsewhere")
+
+    trainer.step = and_lose  # type: ignore[method-assign]
+    with pytest.raises(RunError, match=f"^the run folder {tmp_path / 'b'} no longer exists$"):
+        trainer.run()
+
+
+def test_errors_of_files_named_in_bytes_are_plain():
+    with pytest.raises(FileNotFoundError) as error:
+        os.stat(b"no-such-folder/events")
+    assert plain(error.value) == "No such file or directory: 'no-such-folder/events'"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
