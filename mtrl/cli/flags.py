@@ -97,7 +97,7 @@ def _run(program: str, command: Command, arguments: Sequence[str] | None) -> int
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
     except (OSError, RunError) as error:  # from the disk, a simulator process, or NaN
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {plain(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:  # before a run could handle it, or the second one
         number = signal.Signals(error.args[0] if error.args else signal.SIGINT)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
-from tqdm import tqdm
 
 from mtrl.demonstrations.data import Demonstrations
 from mtrl.envs.benchmarks import N_GOALS, Benchmark
@@ -18,6 +17,7 @@ from mtrl.errors import UsageError, one_line, unknown
 from mtrl.evaluation.play import Play, Step, act, played
 from mtrl.evaluation.protocol import expect_sizes
 from mtrl.policy.policy import Policy
+from mtrl.progress import shown
 
 Actor = Callable[[np.ndarray], np.ndarray]
 """Function from an observation `[d]` to an action `[A]`, which is clipped to [-1, 1]."""
@@ -54,7 +54,7 @@ def collect(
             for custom environments.
         workers: Number of simulator processes; default: one per core.
         stochastic: Whether to sample a policy's actions instead of taking the mode.
-        progress: Whether to show a progress bar on a terminal.
+        progress: Show progress on standard error; see `mtrl.progress.shown`.
 
     Raises:
         UsageError: If a task has no actor, if there are more episodes than goals and so episodes
@@ -80,15 +80,8 @@ def collect(
         if isinstance(actor, Policy):
             expect_sizes(actor, envs)
         choose = _chooser(actor, names, envs.action_size, stochastic)
-        ended: list[_Recorded] = []
-        bar = tqdm(
-            played(envs, seed, counts, choose, begin=_Recorded),
-            total=sum(counts),
-            unit=" episodes",
-            disable=None if progress else True,  # None: unless it is a terminal
-        )
-        with bar:
-            ended.extend(bar)
+        plays = played(envs, seed, counts, choose, begin=_Recorded)
+        ended = list(shown(plays, sum(counts), "episodes", progress))
     finally:
         envs.close()
     # Sort by task and episode, because episodes end in any order.

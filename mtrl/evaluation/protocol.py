@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 
 from mtrl.envs.benchmarks import N_GOALS, Benchmark
-from mtrl.envs.make import make_vector_env, steps_of_an_episode
+from mtrl.envs.make import make_vector_env
 from mtrl.envs.processes import expect_main_guard, n_cores
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.errors import UsageError
@@ -17,6 +17,10 @@ from mtrl.evaluation.play import Play, act, played
 from mtrl.evaluation.scores import Evaluation
 from mtrl.policy.policy import Policy
 from mtrl.policy.unseen import in_tasks
+from mtrl.progress import shown
+
+Watch = Callable[[Iterator[Play], int, str], Iterator[Play]]
+"""Yields episodes as they end and shows progress, given their number and unit."""
 
 
 def evaluate(
@@ -44,7 +48,7 @@ def evaluate(
             for custom environments.
         workers: Number of simulator processes; default: one per core.
         stochastic: Sample actions instead of taking the mode.
-        progress: Show a progress bar on a terminal.
+        progress: Show progress on standard error; see `mtrl.progress.shown`.
 
     Raises:
         UsageError: If the policy was not trained for one of the tasks and cannot act in it.
@@ -62,14 +66,8 @@ def evaluate(
     envs = make_evaluation_env(benchmark, [episodes], horizon, workers, max_restarts=10)
     try:
         expect_sizes(policy, envs)
-        steps = steps_of_an_episode(benchmark, horizon)
-        with tqdm(
-            total=steps and len(benchmark.tasks) * episodes * steps,
-            unit=" steps",
-            unit_scale=True,
-            disable=None if progress else True,  # None: only on a terminal
-        ) as bar:
-            return evaluate_in(policy, envs, seed, episodes, stochastic=stochastic, tick=bar.update)
+        watch = partial(shown, progress=progress)
+        return evaluate_in(policy, envs, seed, episodes, stochastic=stochastic, watch=watch)
     finally:
         envs.close()
 
@@ -138,11 +136,13 @@ def evaluate_in(
     *,
     stochastic: bool = False,
     tick: Callable[[int], object] = int,
+    watch: Watch | None = None,
 ) -> Evaluation:
     """Evaluate like `evaluate`, in environments from `make_evaluation_env`, which can be reused.
 
     Args:
         tick: Callback after each vector step, with its number of environment steps.
+        watch: Shows progress: `shown` or `lines` of `mtrl.progress`, with their last argument.
     """
     names, copies = envs.names, envs.envs_per_task
     tasks = np.repeat([policy.tasks.index(name) for name in names], copies)
@@ -154,6 +154,8 @@ def evaluate_in(
 
     counts = [episodes] * len(names)
     ended = played(envs, seed, counts, choose, begin=Play, tick=tick)
+    if watch is not None:
+        ended = watch(ended, sum(counts), "episodes")
     found = {(names.index(play.name), play.episode): play for play in ended}
     longest = max(len(play.actions) for play in found.values())
     first_success = np.zeros((len(names), episodes), int)

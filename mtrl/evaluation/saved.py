@@ -15,6 +15,7 @@ from mtrl.evaluation.scores import Evaluation
 from mtrl.folder import find_policy, read_benchmark
 from mtrl.policy.file import PolicyHeader
 from mtrl.policy.policy import Policy
+from mtrl.progress import tell
 
 
 def evaluate_file(
@@ -48,6 +49,9 @@ def evaluate_file(
     loaded, header = Policy.load_with_header(path, resolve_device(device))
     found = examined(benchmark_for(policy, header, tasks, benchmark))
     seed = header.seed if seed is None else seed
+    trained = header.total_timesteps
+    after = "" if trained is None else f" after {trained:,} steps of training"
+    tell(f"evaluating {path}{after}, {episodes} episodes per task")
     result = evaluate(
         loaded,
         found,

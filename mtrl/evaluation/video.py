@@ -16,14 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
-from tqdm import tqdm
-
 from mtrl.config.fields import Camera
 from mtrl.envs.processes import n_cores
 from mtrl.errors import UsageError, unknown
 from mtrl.evaluation.camera import Job, Kind
 from mtrl.evaluation.scores import Evaluation
 from mtrl.folder import write_atomically
+from mtrl.progress import shown
 
 BACKENDS = ("egl", "osmesa")
 """Values of `MUJOCO_GL` that render without a display."""
@@ -62,7 +61,7 @@ def film(
         folder: Output folder, created if missing; its parent must exist.
         camera: Name of a Meta-World camera.
         episodes: Number of episodes per task.
-        progress: Show a progress bar on a terminal.
+        progress: Show progress on standard error; see `mtrl.progress.shown`.
 
     Returns:
         Paths of the videos, in the tasks' order.
@@ -75,8 +74,7 @@ def film(
         raise UsageError(unknown("camera", camera, get_args(Camera)))
     Path(folder).mkdir(exist_ok=True)
     films = _shoot(evaluation, Path(folder), "mp4", episodes, camera, size=480, every=2, speed=1.0)
-    total = len(evaluation.tasks)
-    return list(tqdm(films, total=total, unit=" videos", disable=None if progress else True))
+    return list(shown(films, len(evaluation.tasks), "videos", progress))
 
 
 def animations(evaluation: Evaluation, size: int = 160, every: int = 16) -> dict[str, bytes]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mtrl.envs.benchmarks import N_GOALS
 from mtrl.envs.tasks import MAX_STEPS
-from mtrl.evaluation.protocol import evaluate_in
+from mtrl.evaluation.protocol import Watch, evaluate_in
 from mtrl.evaluation.scores import Evaluation
 from mtrl.folder import FINAL, write_atomically, write_benchmark
+from mtrl.progress import lines
 from mtrl.training import report
 from mtrl.training.curriculum import Curriculum
 from mtrl.training.logger import RunLogger
@@ -66,7 +68,7 @@ class Judge:
         expected = self.left.last_evaluation()
         about = "" if expected is None else f", about {shown(expected)}"
         self._logger.say(f"final evaluation: {N_GOALS} episodes per task{about}")
-        result = self._evaluate(N_GOALS)
+        result = self._evaluate(N_GOALS, partial(lines, say=self._logger.say))
         report.final(
             self._run_dir,
             result,
@@ -78,12 +80,12 @@ class Judge:
         self._logger.finish()
         return result
 
-    def _evaluate(self, episodes: int) -> Evaluation:
+    def _evaluate(self, episodes: int, watch: Watch | None = None) -> Evaluation:
         state, seed = self.state, self._config.seed
         # Act on the CPU: the simulators are there, and batches are too small for a GPU.
         policy = state.agent.snapshot("cpu")
         start = time.monotonic()
-        result = evaluate_in(policy, state.eval_envs, seed, episodes, tick=self._tick)
+        result = evaluate_in(policy, state.eval_envs, seed, episodes, tick=self._tick, watch=watch)
         self.left.judging(episodes * self._steps, time.monotonic() - start)
         state.score = result.summary
         write_benchmark(self._run_dir, self._curriculum.record(state))

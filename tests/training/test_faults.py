@@ -120,14 +120,14 @@ def interrupt_evaluations(monkeypatch, of):
 
     original, asked = mtrl.training.judge.evaluate_in, []
 
-    def evaluate_in(agent, envs, seed, episodes, tick):
+    def evaluate_in(agent, envs, seed, episodes, tick, watch):
         def interrupted(*done: int) -> None:
             if not asked and episodes == of:
                 asked.append(episodes)
                 os.kill(os.getpid(), signal.SIGTERM)
             tick(*done)
 
-        return original(agent, envs, seed, episodes, tick=interrupted)
+        return original(agent, envs, seed, episodes, tick=interrupted, watch=watch)
 
     monkeypatch.setattr(mtrl.training.judge, "evaluate_in", evaluate_in)
     return asked
