@@ -207,3 +207,26 @@ class Forks(Plain):
 def _double(pipe):
     while (number := pipe.recv()) is not None:
         pipe.send(2 * number)
+
+
+class Drift(Plain):
+    """A random walk in float64 that terminates beyond `limit`; its action range is asymmetric."""
+
+    def __init__(self, observation_space=None, limit=3.0, scale=1.0, length=None):
+        low, high = np.array([-1.5, 0.0]), np.array([0.5, 0.25])
+        spaces = observation_space or Box(-np.inf, np.inf, (3,), np.float64)
+        super().__init__(spaces, Box(low, high, dtype=np.float64))
+        self.limit, self.scale, self.LENGTH = limit, scale, length
+
+    def observation(self):
+        seen = np.array([self.at * self.scale, self.steps, 1.0])
+        return seen.astype(self.observation_space.dtype)
+
+    def reset(self, *, seed=None, options=None):
+        self.at = np.random.default_rng(seed).uniform(-1, 1)
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.at += action[0] + 4 * action[1]
+        observation, reward, _, truncated, info = super().step(action)
+        return observation, np.float32(reward), np.bool_(abs(self.at) > self.limit), truncated, info

@@ -1,0 +1,78 @@
+"""What unusual custom environments put into the replay buffer, against a loop of one's own."""
+
+import zlib
+from functools import partial
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+from odd_tasks import Drift
+
+from mtrl import AgentConfig, Benchmark
+from mtrl.envs.make import make_vector_env
+from mtrl.sac.agent import MTSAC
+from mtrl.sac.replay import ReplayBuffer
+from mtrl.training.rollout import Collector
+
+HORIZON, STEPS, COPIES, SEED = 12, 150, 2, 5
+WHOLE = Box(-9_999, 9_999, (3,), np.int64)
+TASKS = {
+    "float64": Drift,  # ends by itself, or at HORIZON
+    "whole": partial(Drift, WHOLE, scale=100.0),
+    "limited": lambda: gym.wrappers.TimeLimit(Drift(limit=99.0), 5),
+    "both": partial(Drift, limit=0.5, length=1),  # terminated and truncated in the same step
+}
+
+
+def lived(task: str, copy: int, actions: np.ndarray) -> tuple[list[bytes], set[str]]:
+    """Play the episodes of a copy in the bare environment; its transitions and how they ended."""
+    env, episode, transitions, ends = TASKS[task](), copy, [], set()
+    low, high = env.action_space.low, env.action_space.high
+
+    def start() -> np.ndarray:
+        key = [SEED, zlib.crc32(task.encode()), 1, episode]
+        return env.reset(seed=int(np.random.SeedSequence(key).generate_state(1)[0]))[0]
+
+    observation, length = start(), 0
+    for action in actions:
+        given = low + (action.astype(np.float64) + 1) / 2 * (high - low)
+        following, reward, terminated, truncated, _ = env.step(given)
+        length += 1
+        row = np.hstack([observation, action, reward, float(terminated), following])
+        transitions.append(row.astype(np.float32))
+        observation = following
+        if terminated or truncated or length == HORIZON:
+            ends.add("terminated" if terminated else "truncated" if truncated else "horizon")
+            episode += COPIES
+            observation, length = start(), 0
+    return transitions, ends
+
+
+def test_transitions_equal_those_of_a_loop_of_ones_own():
+    """True successors at the end of episodes, and `terminated` only where the task itself ended."""
+    envs = make_vector_env(Benchmark("drift", TASKS), HORIZON, workers=1, envs_per_task=COPIES)
+    agent = MTSAC(tuple(TASKS), AgentConfig(hidden_sizes=(8,)), 3, 2)
+    collector, actions = Collector(envs, agent, seed=0), []
+    replay = ReplayBuffer(2 * COPIES * STEPS, len(TASKS), 3, 2, envs_per_task=COPIES)
+    collector.reset(seed=SEED)
+    for step in range(STEPS):
+        collector.act(uniform=step < STEPS // 2)
+        actions.append(collector._actions)
+        collector.store(collector.wait(), replay)
+    envs.close()
+    batch = replay.sample(6_000)
+    for t, task in enumerate(TASKS):
+        mine = [lived(task, c, np.array(actions)[:, t * COPIES + c]) for c in range(COPIES)]
+        expected = np.unique(np.array([row for rows, _ in mine for row in rows]), axis=0)
+        columns = (
+            batch.observations[t],
+            batch.actions[t],
+            batch.rewards[t][:, None],
+            batch.terminated[t][:, None],
+            batch.next_observations[t],
+        )
+        found = np.unique(np.hstack([column.numpy() for column in columns]), axis=0)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6, err_msg=task)
+        kinds = {"limited": {"truncated"}, "both": {"terminated", "truncated"}}
+        ends = set.union(*(ends for _, ends in mine))
+        assert ends == kinds.get(task, {"terminated", "horizon"}), task
