@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import traceback
 from collections.abc import Iterable
-from importlib import import_module
 from typing import Any
+
+_IMPORTING = (__file__, importlib.__file__)
+"""Files whose lines are no part of the module that is imported."""
 
 
 class UsageError(ValueError):
@@ -46,15 +49,18 @@ def import_attribute(field: str, name: str) -> Any:
             f"package.module, got {module!r}"
         )
     try:
-        found = import_module(module)
+        found = importlib.import_module(module)
         for attribute in filter(None, attributes.split(".")):
             found = getattr(found, attribute)
         return found
-    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        reason = one_line(error)
     except (Exception, SystemExit) as error:  # a module may raise anything on import
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {one_line(error)} ({last.filename}, line {last.lineno})"
+        reason, frames = one_line(error), traceback.extract_tb(error.__traceback__)
+        inside = [f for f in frames if f.filename not in _IMPORTING and f.filename[0] != "<"]
+        if inside:
+            last = inside[-1]
+            reason = f"{type(error).__name__}: {reason} ({last.filename}, line {last.lineno})"
+        elif isinstance(error, ModuleNotFoundError):
+            reason += f" (working directory: {os.getcwd()})"
     raise UsageError(f"{field}: cannot import {name!r}: {reason}")
 
 

@@ -170,9 +170,9 @@ def find_policy(source: Path, field: str = "policy") -> Path:
             return source
     except (OSError, ValueError) as error:
         raise UsageError(f"{field}: cannot read {str(source)!r}: {one_line(error)}") from None
-    checkpoint = newest_or_none(source)
-    is_earlier = checkpoint is not None and -1 < steps_evaluated(source) < _steps_of(checkpoint)
-    if (final := source / FINAL).exists() and not is_earlier:
+    checkpoint, evaluated = newest_or_none(source), steps_evaluated(source)
+    is_earlier = checkpoint is not None and f"step_{evaluated:012d}" < checkpoint.stem
+    if (final := source / FINAL).exists() and not (is_earlier and evaluated >= 0):
         return final
     try:
         return newest_checkpoint(source)
@@ -190,7 +190,8 @@ def newest_checkpoint(run_dir: Path) -> Path:
     """
     found = newest_or_none(run_dir)
     if found is None:
-        raise UsageError(f"resume: expected a run folder with a checkpoint, got {run_dir}")
+        got = run_dir if run_dir.is_dir() else f"{run_dir.absolute()}, which is no folder"
+        raise UsageError(f"resume: expected a run folder with a checkpoint, got {got}")
     return found
 
 
@@ -209,11 +210,6 @@ def newest_or_none(run_dir: Path) -> Path | None:
     """Return the path of the latest checkpoint, or None."""
     found = sorted((run_dir / "checkpoints").glob("step_*.safetensors"))
     return found[-1] if found else None
-
-
-def _steps_of(checkpoint: Path) -> int:
-    digits = checkpoint.stem.removeprefix("step_")
-    return int(digits) if digits.isdecimal() else 0
 
 
 def steps_evaluated(run_dir: Path) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtrl.config.train import TrainConfig
+from mtrl.errors import UsageError, one_line
 from mtrl.folder import installed_versions, write_benchmark, write_text
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ def record_process(
     from mtrl.envs.processes import n_cores
 
     path = run_dir / "run.json"
-    processes = json.loads(path.read_text()) if path.exists() else []
+    try:
+        processes = json.loads(path.read_bytes()) if path.exists() else []
+    except ValueError as error:
+        raise UsageError(f"resume: cannot read {path}: {one_line(error)}; remove it") from None
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     simulators = choose_simulators(benchmark, config.environment).by_task
     processes.append(

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -140,6 +141,17 @@ def test_importing_changes_no_search_path(tmp_path, monkeypatch):
     (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(UsageError, match=r"imports: cannot import 'leaves': SystemExit: 0 \(/.*"):
         import_attribute("imports", "leaves")
+    (tmp_path / "older.py").write_text("import math\n\nmath.tau2\n")
+    (tmp_path / "lacks.py").write_text("import not_installed\n")
+    lines = {"older": "AttributeError: .*tau2.*, line 3", "lacks": "'not_installed' .*, line 1"}
+    for name, place in lines.items():  # the fault is the module's, so its line is named
+        with pytest.raises(UsageError, match=f"cannot import '{name}': .*{place}"):
+            import_attribute("imports", name)
+    for name in ("nowhere:x", "faulty_too:x"):
+        with pytest.raises(UsageError, match=rf" \(working directory: {re.escape(os.getcwd())}\)$"):
+            import_attribute("imports", name)
+    with pytest.raises(UsageError, match=r"has no attribute 'tau2'$"):
+        import_attribute("imports", "math:tau2")
     for name in ("./faulty.py", "faulty.py:x", "", ":x", ".faulty:x", "a b:x"):
         with pytest.raises(UsageError, match="imports: expected the name of a module as in"):
             import_attribute("imports", name)

@@ -94,6 +94,16 @@ def test_a_run_with_only_damaged_checkpoints_gives_an_error(tmp_path):
         resume(run_dir)
 
 
+def test_a_damaged_record_or_a_missing_folder_is_named(finished, tmp_path, monkeypatch):
+    run_dir = shutil.copytree(finished, tmp_path / "b")
+    (run_dir / "run.json").write_text("[{")
+    with pytest.raises(UsageError, match=r"^resume: cannot read .*run\.json: .*; remove it$"):
+        resume(run_dir, total_timesteps=320)
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(UsageError, match=f"got {tmp_path / 'b' / 'b'}, which is no folder$"):
+        resume(Path("b"))
+
+
 def test_max_runtime_stops_cleanly_and_the_run_can_be_resumed(finished, tmp_path, capsys):
     settings = point_config(tmp_path / "b", max_runtime=1e-9)
     assert train(settings).evaluation is None
