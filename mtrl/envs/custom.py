@@ -39,6 +39,7 @@ class CustomTask(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
 
     Attributes:
         spaces: Observation space and action space.
+        told: The last step's `info`, as the environment returned it.
 
     Raises:
         UsageError: Also from `reset` and `step`, if the environment breaks the contract. The
@@ -75,6 +76,7 @@ class CustomTask(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         self.task, self.success_key, self.horizon = task, success_key, horizon or ENDLESS
         self.for_training, self.stride = for_training, stride
         self._seed, self._episode, self._elapsed = 0, -stride, 0
+        self.told: Mapping[str, Any] = {}
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
@@ -111,7 +113,7 @@ class CustomTask(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
                 f"{_kind(answer)}"
             )
         observation, reward, terminated, truncated, info = answer
-        self._elapsed += 1
+        self.told, self._elapsed = info, self._elapsed + 1
         ended = _flag("terminated", terminated)
         cut = _flag("truncated", truncated) or self._elapsed >= self.horizon
         return (
@@ -145,7 +147,7 @@ class CustomTask(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
 def _vector(name: str, space: Any) -> Box:
     if not isinstance(space, Box) or len(space.shape) != 1 or space.shape == (0,):
         hint = ""
-        if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple | Box) and name == "observations":
+        if name == "observations" and getattr(space, "is_np_flattenable", False):
             hint = " (use gymnasium.wrappers.FlattenObservation)"
         raise UsageError(f"expected {name} in a Box of one dimension, got {space}{hint}")
     return space
@@ -157,7 +159,8 @@ def _range(actions: Box) -> tuple[np.ndarray, np.ndarray]:
         raise UsageError(f"expected floating-point actions, got {actions}")
     low, high = actions.low.astype(np.float64), actions.high.astype(np.float64)
     if not (actions.is_bounded() and np.isfinite([low, high]).all()):
-        raise UsageError(f"expected bounded actions, got {actions}")
+        hint = "gymnasium.wrappers.TransformAction gives them bounds"
+        raise UsageError(f"expected bounded actions, got {actions} ({hint})")
     return low / 2 + high / 2, high / 2 - low / 2
 
 

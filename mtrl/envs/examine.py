@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import cloudpickle
 import numpy as np
@@ -47,7 +49,8 @@ def examined(benchmark: Benchmark) -> Benchmark:
             if space.shape != expected.shape:
                 raise UsageError(
                     f"benchmark: expected {name} of equal shape, got {expected.shape} for task "
-                    f"{benchmark.tasks[0]!r} and {space.shape} for task {task!r}"
+                    f"{benchmark.tasks[0]!r} and {space.shape} for task {task!r} "
+                    "(a wrapper may pad the shorter ones with zeros)"
                 )
     return replace(benchmark, spaces=first)
 
@@ -102,6 +105,7 @@ def _play(task: str, make: EnvFactory, success_key: str | None) -> tuple[Box, Bo
                     _, _, terminated, truncated, _ = env.step(actions.uniform(-1, 1, size))
                     if terminated or truncated:
                         break
+                _warn_of_another_key(task, success_key, env.told)
                 if played == EPISODES:
                     break
             if not played:
@@ -116,6 +120,18 @@ def _play(task: str, make: EnvFactory, success_key: str | None) -> tuple[Box, Bo
         if env is not None and doing in ("reset", "step"):
             _close(env)
         _refuse(task, doing, error)
+
+
+def _warn_of_another_key(task: str, success_key: str | None, info: Mapping[str, Any]) -> None:
+    """Warn if a step lacks the key of success but has one like it, such as `is_success`."""
+    if success_key is None or success_key in info:
+        return
+    if near := difflib.get_close_matches(success_key, map(str, info), n=1):
+        warnings.warn(
+            f"task {task!r}: its info has {near[0]!r} but not {success_key!r}; if that says "
+            f"whether it is solved, set Benchmark(..., success_key={near[0]!r})",
+            stacklevel=2,
+        )
 
 
 def _close(env: CustomTask) -> None:

@@ -144,6 +144,16 @@ def test_environments_registered_in_this_process_alone_are_found_by_workers():
         del gym.registry["OnlyHere-v0"]
 
 
+def test_a_success_key_that_is_nearly_another_is_pointed_out():
+    solved = {step: False for step in range(11)}
+    with warned() as told:
+        for key in ("success", "is_success", "speed"):
+            examined(Benchmark("odd", {key: partial(Told, solved, key)}))
+        examined(Benchmark("odd", {"a": partial(Told, solved, "is_success")}, "is_success"))
+        examined(Benchmark("odd", {"a": partial(Told, solved, "is_success")}, None))
+    assert len(set(told)) == 1 and "task 'is_success': its info has 'is_success'" in told[0]
+
+
 @cache
 def always_the_same():
     return Plain()
@@ -225,6 +235,7 @@ SPACES = {
     "discrete": (partial(Plain, None, Discrete(3)), "actions in a Box of one dimension"),
     "no action": (partial(Plain, None, Box(-1, 1, (0,))), "actions in a Box of one dimension"),
     "unbounded": (partial(Plain, None, Box(-np.inf, 1, (2,))), "expected bounded actions"),
+    "a choice": (partial(Plain, Discrete(3)), "FlattenObservation"),
     "dict": (partial(Plain, Dict(x=Box(0, 1, (2,)))), "FlattenObservation"),
     "picture": (partial(Plain, Box(0, 255, (8, 8, 3), np.uint8)), "FlattenObservation"),
     "other shape": (partial(Plain, Box(0, 1, (4,))), r"equal shape, got \(3,\) for task 'fine'"),
