@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -132,8 +133,7 @@ class Collector:
 
         Args:
             other: Collector of the previous tasks.
-            tasks: Index of each common task in this collector and in the other one; statistics
-                continue in these.
+            tasks: Indices of each common task, here and there; its statistics continue.
             seed: Seed of the run.
         """
         copies = self.envs.envs_per_task
@@ -151,6 +151,7 @@ class Collector:
         acting = {} if self._snapshot is None else {"acting": self._snapshot.state_dict()}
         return acting | {
             "envs": self.envs.state(),
+            "observations": self._observations,
             "exploration_generator": self._generator.get_state(),
             "statistics": self.statistics.state_dict(),
         }
@@ -158,6 +159,13 @@ class Collector:
     def load_state_dict(self, state: dict[str, Any], seed: int) -> None:
         """Restore a `state_dict` of a run with this seed."""
         self._observations = self.envs.restore(state["envs"], seed=seed)
+        before = np.asarray(state.get("observations", self._observations))  # not in older states
+        for row in np.flatnonzero((before != self._observations).any(1))[:1]:
+            warnings.warn(
+                f"task {self.agent.tasks[row // self.envs.envs_per_task]!r}: the same seed and "
+                "actions led to another state, so the run differs from an uninterrupted one",
+                stacklevel=2,
+            )
         self._generator.set_state(state["exploration_generator"].cpu())
         self.statistics.load_state_dict(state["statistics"])
         if self._snapshot is not None:

@@ -1,12 +1,15 @@
 """What unusual custom environments put into the replay buffer, against a loop of one's own."""
 
+import warnings
 import zlib
+from contextlib import closing
 from functools import partial
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from gymnasium.spaces import Box
-from odd_tasks import Drift
+from odd_tasks import Drift, Unseeded
 
 from mtrl import AgentConfig, Benchmark
 from mtrl.envs.make import make_vector_env
@@ -76,3 +79,27 @@ def test_transitions_equal_those_of_a_loop_of_ones_own():
         kinds = {"limited": {"truncated"}, "both": {"terminated", "truncated"}}
         ends = set.union(*(ends for _, ends in mine))
         assert ends == kinds.get(task, {"terminated", "horizon"}), task
+
+
+def test_an_environment_that_does_not_repeat_its_episode_is_pointed_out_on_resuming():
+    tasks = {"drift": Drift, "unseeded": Unseeded}
+    for chosen in (("drift",), ("drift", "unseeded")):
+        benchmark = Benchmark("two", {task: tasks[task] for task in chosen})
+        agent = MTSAC(chosen, AgentConfig(hidden_sizes=(8,)), 3, 2)
+        replay = ReplayBuffer(40, len(chosen), 3, 2)
+        with closing(make_vector_env(benchmark, workers=1)) as envs:
+            collector = Collector(envs, agent, seed=0)
+            collector.reset(seed=SEED)
+            for _ in range(3):
+                collector.act(uniform=True)
+                collector.store(collector.wait(), replay)
+            state = collector.state_dict()
+        with closing(make_vector_env(benchmark, workers=1)) as envs:
+            resumed = Collector(envs, agent, seed=0)
+            if "unseeded" in chosen:
+                with pytest.warns(UserWarning, match="task 'unseeded': the same seed and actions"):
+                    resumed.load_state_dict(state, SEED)
+            else:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    resumed.load_state_dict(state, SEED)
