@@ -137,16 +137,17 @@ class RunLogger:
         """Move the progress bar, if there is one."""
         self._bar.move(steps)
 
-    def progress(self, steps: int, fps: float, left: float | None, scores: str) -> None:
+    def progress(self, steps: int, fps: float | None, left: float | None, scores: str) -> None:
         """Show progress: in the progress bar on a terminal, in a new line elsewhere.
 
         Args:
             steps: Environment steps so far.
-            fps: Environment steps per second.
+            fps: Environment steps per second; None before the first measurement.
             left: Time left [s]; None if unknown.
             scores: Summary of the policy's scores.
         """
-        text = f"{fps:,.0f} steps/s  {pace.shown(left)} left  {scores}"
+        speed = "–" if fps is None else f"{fps:,.0f}"
+        text = f"{speed} steps/s  {pace.shown(left)} left  {scores}"
         if self._bar:
             self._bar.move(steps, text)
         else:

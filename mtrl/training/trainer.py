@@ -79,7 +79,7 @@ class Trainer:
         self.checkpoints = CheckpointWriter(run_dir)
         self.last_step: tuple[Any, ...] = ()
         self.pace = Pace(self.state.steps, self.state.learner.updates)
-        self._fps = 0.0
+        self._fps: float | None = None
         self.interrupt = Interrupt(config.max_runtime)
         self.logger = RunLogger(
             run_dir,
@@ -215,8 +215,8 @@ class Trainer:
         state = self.state
         state.expect_numbers(self.run_dir)
         lap = self.pace.lap(state.steps, state.learner.updates)
-        self._fps = lap["time/fps"]
-        self._judge.left.training(state.steps, self.schedule.log_every, self._fps)
+        self._fps = fps = lap["time/fps"]
+        self._judge.left.training(state.steps, self.schedule.log_every, fps)
         values = {
             **lap,
             "time/updates": float(state.learner.updates),

@@ -9,17 +9,20 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import toy_tasks
 
+from mtrl import TrainConfig
 from mtrl.cli.flags import run
 from mtrl.config.schedule import Schedule
 from mtrl.errors import UsageError, import_attribute
 from mtrl.folder import STEP, read_rows
 from mtrl.training import report
 from mtrl.training.console import Bar, say
+from mtrl.training.logger import RunLogger
 from mtrl.training.pace import TimeLeft, shown
 from mtrl.training.report import scores
 
@@ -213,6 +216,17 @@ def test_time_left_counts_evaluations_and_leaves_out_random_steps():
     assert left.seconds(2_500) == pytest.approx(75 + 2 * 2 + 10)
     assert left.seconds(10_000) == left.last_evaluation() == pytest.approx(10)
     assert shown(3_725.4) == "1:02:05" and shown(None) == "–"
+
+
+def test_a_progress_line_before_the_first_measurement_has_no_numbers(tmp_path, capsys):
+    """As at the end of a run that was resumed shortly before it."""
+    with closing(RunLogger(tmp_path, 1_000, TrainConfig(), ("a",), resume_at=990)) as logger:
+        logger.progress(1_000, None, None, "training: –")
+        logger.progress(1_000, 1234.5, 61.0, "training: –")
+    assert capsys.readouterr().out.splitlines() == [
+        "1,000/1,000 steps  – steps/s  – left  training: –",
+        "1,000/1,000 steps  1,234 steps/s  0:01:01 left  training: –",
+    ]
 
 
 def test_scores_are_shown_from_the_first_episodes_on():
