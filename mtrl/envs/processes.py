@@ -21,6 +21,8 @@ START_TIMEOUT, STEP_TIMEOUT = 120.0, 60.0
 """Maximum time of one call of an environment [seconds]: to create or reset it, and to step it."""
 CLOSE_TIMEOUT = 5.0
 """Maximum time for a process to close its environments [seconds]."""
+Replay = Sequence[np.ndarray] | None
+"""Actions to take again in each row's episode, [n, action]."""
 NO_MAIN_GUARD = 77
 """Exit code of a worker whose main script would start simulators when imported."""
 
@@ -119,24 +121,19 @@ class WorkerProcesses:
             daemon=True,
             name=f"mtrl-worker-{index}",
         )
-        process.start()
+        try:
+            process.start()
+        except (EOFError, ConnectionError):  # a signal to the whole process group ended the server
+            process.start()  # from a new one
         theirs.close()
         self._pipes[index], self._processes[index] = pipe, process
 
-    def start(
-        self, seed: int | None, episodes: np.ndarray, actions: Sequence[np.ndarray] | None
-    ) -> None:
+    def start(self, seed: int | None, episodes: np.ndarray, actions: Replay) -> None:
         """Start every row's episode, and replay `actions` in it if given."""
         for index in self._pipes:
             self._start(index, seed, episodes, actions)
 
-    def _start(
-        self,
-        index: int,
-        seed: int | None,
-        episodes: np.ndarray,
-        actions: Sequence[np.ndarray] | None,
-    ) -> None:
+    def _start(self, index: int, seed: int | None, episodes: np.ndarray, actions: Replay) -> None:
         self._timeout, rows = START_TIMEOUT, self._rows[index]
         numbers = [int(episodes[row]) for row in rows]
         played = [() if actions is None else actions[row] for row in rows]

@@ -123,6 +123,7 @@ class Trainer:
             self.hooks.expect_none_failed()
         except WorkerError as error:
             self._checkpoint()
+            self.checkpoints.wait()
             raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
         except FloatingPointError as error:
             self.state.expect_numbers(self.run_dir)  # raises a more specific error

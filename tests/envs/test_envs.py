@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import closing
 from functools import partial
+from multiprocessing import forkserver
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3
 from metaworld.policies import ENV_POLICY_MAP
+from toy_tasks import POINTS
 
 from mtrl.envs.benchmarks import N_GOALS, get_benchmark
 from mtrl.envs.make import make_vector_env
@@ -361,6 +363,32 @@ def test_an_interrupt_does_not_reach_the_server_that_imports_the_simulator(tmp_p
     command = [sys.executable, tmp_path / "main.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("(1, 39)\n", "")
+
+
+def test_a_worker_is_replaced_although_the_server_that_starts_it_ends(monkeypatch):
+    """As by a scheduler's SIGTERM to all processes, just when a worker is replaced."""
+    envs = make_vector_env(POINTS, workers=1, max_restarts=1)
+    read, ended = forkserver.read_signed, []
+
+    def end_first(descriptor):
+        if not ended:
+            ended.append(forkserver._forkserver._forkserver_pid)
+            os.kill(ended[0], signal.SIGTERM)
+            os.waitid(os.P_PID, ended[0], os.WEXITED | os.WNOWAIT)
+            raise EOFError
+        return read(descriptor)
+
+    try:
+        envs.reset(seed=0)
+        envs._parts[0]._processes[0].kill()
+        with monkeypatch.context() as patch:
+            patch.setattr(forkserver, "read_signed", end_first)
+            with pytest.warns(RuntimeWarning, match=r"its process is replaced \(restart 1 of"):
+                envs.step(np.zeros((2, 1)))
+        envs.step(np.zeros((2, 1)))
+        assert ended
+    finally:
+        envs.close()
 
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space.*infinity")

@@ -326,7 +326,7 @@ def test_lost_simulators_are_replaced_and_counted_up_to_the_limit(tmp_path):
 
     trainer.step = and_kill  # type: ignore[method-assign]
     with pytest.raises(
-        RunError, match=r"task '(left|right)'.*died.* is intact; to resume: mtrl-train"
+        RunError, match=r"task '(left|right)'.*died.*step_0*150\.safetensors is intact; to resume"
     ):
         trainer.run()
     rows = list(map(json.loads, (tmp_path / "b/progress.json").read_text().splitlines()))
