@@ -58,8 +58,7 @@ class Crossing:
             trunk: Trunk whose parameters are subject to surgery.
             weigh: Called in the backward, after all other ready nodes.
         """
-        self.uses, leaves = _below(self.features)
-        names = {type(node).__name__ for node in self.uses}
+        self.uses, leaves, names = _below(self.features)
         # `trunk.parameters()` would take as long as everything else here.
         own = {id(p) for module in trunk.modules() for p in module._parameters.values()}
         self.shared = [leaf for leaf in leaves if id(leaf) in own] or leaves
@@ -85,7 +84,7 @@ class Crossing:
     @property
     def wanted(self) -> Wanted | None:
         """Gradients collected in the current backward, or None before they are."""
-        if self._wanted is None or self._wanted[0] != _backward():
+        if self._wanted is None or self._wanted[0] != current_backward():
             return None
         return self._wanted[1]
 
@@ -97,14 +96,14 @@ class Crossing:
 
     def move(self, slot: int, task: int, gradient: Tensor) -> None:
         """Attribute part of the coming gradient of a copy to another task."""
-        if self._moves is None or self._moves[0] != _backward():
-            self._moves = _backward(), []
+        if self._moves is None or self._moves[0] != current_backward():
+            self._moves = current_backward(), []
         self._moves[1].append((slot, task, gradient))
 
     def collect(self, rows: list[list[Tensor | None]]) -> None:
         """Record the gradient of each copy, attributed to the right tasks."""
         wanted = dict(zip(self.tasks, rows, strict=True))
-        if self._moves is not None and self._moves[0] == _backward():
+        if self._moves is not None and self._moves[0] == current_backward():
             n = len(self.features)
             for slot, task, gradient in self._moves[1]:
                 source, number = wanted[self.tasks[slot // n]], slot % n
@@ -112,7 +111,7 @@ class Crossing:
                 source[number] = added([source[number], -gradient])
                 target[number] = added([target[number], gradient])
         here = {task: row for task, row in wanted.items() if any(g is not None for g in row)}
-        self._wanted = _backward(), here
+        self._wanted = current_backward(), here
 
     def release(self) -> None:
         """Release the trunk's graph, unless the caller of the backward retains it."""
@@ -135,12 +134,12 @@ class Split(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        """Collect the gradients, and pass on their sum."""
+        """Collect the gradients, and pass on their sum; to `Weigh`, which ignores it, just one."""
         n = len(ctx.crossing.features)
         rows = [list(gradients[i : i + n]) for i in range(0, len(gradients), n)]
-        sums = [added(column) for column in zip(*rows, strict=True)]
         ctx.crossing.collect(rows)
-        return None, *sums
+        columns = [[g for g in column if g is not None] for column in zip(*rows, strict=True)]
+        return None, *[added(column[:1] if ctx.crossing.shared else column) for column in columns]
 
 
 class Weigh(torch.autograd.Function):
@@ -210,7 +209,7 @@ def added(gradients: Iterable[Tensor | None]) -> Tensor | None:
     return sum(found[1:], found[0]) if found else None
 
 
-def _backward() -> int:
+def current_backward() -> int:
     """Return the id of the current backward."""
     return torch._C._current_graph_task_id()
 
@@ -230,11 +229,17 @@ def _walk(tensors: list[Tensor]) -> Iterator[tuple[Any, int]]:
         seen.update((edge, node))
 
 
-def _below(features: list[Tensor]) -> tuple[Uses, list[Tensor]]:
-    """Return the graph below the features, and its leaves."""
+def _below(features: list[Tensor]) -> tuple[Uses, list[Tensor], set[str]]:
+    """Return the graph below the features, its leaves, and the names of its kinds of nodes."""
     uses: Uses = {z.grad_fn: [(None, i)] for i, z in enumerate(features) if z.grad_fn is not None}
-    nodes = list(uses)
+    nodes, names = list(uses), set()
+    leaves = [z for z in features if z.grad_fn is None]  # parameters used as features
     for node in nodes:  # grows in the loop
+        name = type(node).__name__
+        names.add(name)
+        if name == "AccumulateGrad":
+            leaves.append(node.variable)
+            continue
         for place, (parent, _) in enumerate(node.next_functions):
             if parent is None:
                 continue
@@ -242,6 +247,4 @@ def _below(features: list[Tensor]) -> tuple[Uses, list[Tensor]]:
                 uses[parent] = []
                 nodes.append(parent)
             uses[parent].append((node, place))
-    leaves = [node.variable for node in nodes if type(node).__name__ == "AccumulateGrad"]
-    bare = [z for z in features if z.grad_fn is None]  # parameters used as features
-    return uses, bare + leaves
+    return uses, leaves, names

@@ -113,7 +113,7 @@ class Features:
                     f"trunk: expected one tensor of features for rotations, got {len(floats)}"
                 )
             leaves[floats[0]] = turn(leaves[floats[0]])
-        elif any(getattr(module, "inplace", False) for module in head.modules()):
+        elif any(module.__dict__.get("inplace") for module in head.modules()):
             for i in here:
                 leaves[i] = leaves[i].clone()
         return tree_unflatten(leaves, self._form)

@@ -125,7 +125,8 @@ class Factored(Layer):
             half = torch.zeros(n_tasks, n_tasks, dtype=torch.float64, device=x.device)
             step = -(-n_rows // BLOCKS)
             for i in range(0, n_rows, step):
-                others = products[i : i + step, i:] @ d[:, i:]
+                here = products[i : i + step, i:].expand(n_tasks, -1, -1)
+                others = torch.bmm(here, d[:, i:])  # `@` would copy d
                 half += d[:, i : i + step].flatten(1) @ others.flatten(1).mT
         return (half + half.mT).to(d.dtype)
 
@@ -143,7 +144,7 @@ def weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
     """Compute Σ_t w_t g_t of gradients `[T, …]`, in their dtype."""
     with full_float32(rows.device):
         if rows.dtype == at_least_float32(rows[:0]).dtype:
-            return (weights.to(rows.dtype) @ rows.flatten(1)).view(rows.shape[1:])
+            return (weights[None].to(rows.dtype) @ rows.flatten(1)).view(rows.shape[1:])
         return combine(weights[None].float(), {"": rows[None]})[""][0].to(rows.dtype)
 
 

@@ -185,20 +185,20 @@ class MultiTaskModel(nn.Module):
 
     @torch.compiler.disable
     def _outputs(self, names: list[str], output: Any) -> dict[str, Any]:
-        features = Features(output)
-        tasks = [list(self.heads).index(name) for name in names]
-        copies = self._surgeon.copies(features, tasks)
+        heads, rotation, order = self.heads, self.rotation, list(self.heads)
+        tasks = [order.index(name) for name in names]
+        copies = self._surgeon.copies(Features(output), tasks)
         outputs = {}
-        for name, copy in zip(names, copies, strict=True):
-            turn = None if self.rotation is None else partial(self._turned, name)
-            outputs[name] = self.heads[name](copy.for_head(self.heads[name], turn))
+        for name, task, copy in zip(names, tasks, copies, strict=True):
+            turn = None if rotation is None else partial(_turned, rotation[0, task])
+            head = heads[name]
+            outputs[name] = head(copy.for_head(head, turn))
         return outputs
 
-    def _turned(self, task: str, z: Tensor) -> Tensor:
-        assert self.rotation is not None
-        rotation = self.rotation[0, list(self.heads).index(task)].to(z.dtype)
-        size = len(rotation)
-        return torch.cat([z[..., :size] @ rotation.mT, z[..., size:]], -1)
+
+def _turned(rotation: Tensor, z: Tensor) -> Tensor:
+    size = len(rotation)
+    return torch.cat([z[..., :size] @ rotation.to(z.dtype).mT, z[..., size:]], -1)
 
 
 def _refuse_batch_norm(trunk: nn.Module) -> None:

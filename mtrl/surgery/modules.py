@@ -40,7 +40,7 @@ class ModuleProblem:
         n_tasks: Number of all tasks.
         trunk: Trunk whose gradients are computed.
         rotation: `[1, T, m, m]`, or None.
-        losses: Losses by task, if known.
+        losses: Losses by task, of each `Total` in this backward.
         kept: Problems of earlier backwards whose gradients are accumulated.
     """
 
@@ -51,12 +51,14 @@ class ModuleProblem:
         trunk: nn.Module,
         *,
         rotation: Tensor | None = None,
-        losses: dict[int, Tensor] | None = None,
+        losses: Sequence[dict[int, Tensor]] = (),
         kept: Sequence[ModuleProblem] = (),
     ) -> None:
         self.crossings, self.rotation, self.trunk = crossings, rotation, trunk
         self._losses, self.kept = losses, kept
         self.wanted = [crossing.wanted or {} for crossing in crossings]
+        # A parameter may have been frozen since the forward pass.
+        self.shared = [[p for p in c.shared if p.requires_grad] for c in crossings]
         self.device = crossings[0].features[0].device
         present = {task for wanted in self.wanted for task in wanted}
         present |= {task for problem in kept for task in problem.tasks}
@@ -66,12 +68,12 @@ class ModuleProblem:
     @property
     def losses(self) -> Tensor:
         """Losses, `[1, T]`."""
-        if self._losses is None:
+        if not self._losses:
             raise UsageError(
                 "surgery: expected the losses of the tasks for a method that uses them: call "
                 "model.backward(losses), or model.total(losses).backward()"
             )
-        told = [problem._losses or {} for problem in (*self.kept, self)]
+        told = [losses for problem in (*self.kept, self) for losses in problem._losses]
         found = [added(losses.get(task) for losses in told) for task in self.tasks]
         zero = torch.zeros((), device=self.device)  # for tasks of other ranks
         ordered = [zero if loss is None else at_least_float32(loss) for loss in found]
@@ -111,15 +113,15 @@ class ModuleProblem:
         if len(self.crossings) == 1 and one.closed and not self.kept and world_size() == 1:
             return self._jacobian_by_layers(one, self.wanted[0])
         shared: dict[int, Tensor] = {id(p): p for p in self.trunk.parameters()}
-        shared |= {id(p): p for c in self.crossings for p in c.shared if id(p) not in shared}
+        shared |= {id(p): p for ps in self.shared for p in ps if id(p) not in shared}
         return TaskRows([self.rows[task] for task in self.tasks], shared=list(shared.values()))
 
     def _jacobian_by_layers(self, crossing: Crossing, wanted: Wanted) -> TaskRows:
         """Return the rows for one forward pass whose layers have equal inputs for all tasks."""
         n_tasks = len(self.tasks)
-        layers = layers_of(crossing.uses, crossing.shared, n_tasks) if n_tasks > 1 else []
+        layers = layers_of(crossing.uses, self.shared[0], n_tasks) if n_tasks > 1 else []
         taken = {id(parameter) for layer in layers for parameter in layer.parameters}
-        others = [p for p in crossing.shared if id(p) not in taken]
+        others = [p for p in self.shared[0] if id(p) not in taken]
         targets: list[Tensor | GradientEdge] = [*others, *(layer.output for layer in layers)]
         found = self._by_task(targets, crossing, wanted)
         seen = []
@@ -128,12 +130,12 @@ class ModuleProblem:
             if at_outputs is not None:
                 layer.see(at_outputs)
                 seen.append(layer)
-        rows: list[Row] = [{} for _ in self.tasks]
-        for parameter, gradients in zip(others, found, strict=False):
-            for row, gradient in zip(rows, gradients, strict=True):
-                if gradient is not None:
-                    row[id(parameter)] = gradient
-        return TaskRows(rows, seen)
+        keys = [id(parameter) for parameter in others]
+        by_task = zip(*found[: len(others)], strict=True)
+        rows = [
+            {key: g for key, g in zip(keys, row, strict=True) if g is not None} for row in by_task
+        ]
+        return TaskRows(rows or [{} for _ in self.tasks], seen)
 
     def _by_task(
         self, targets: Sequence[Tensor | GradientEdge], crossing: Crossing, wanted: Wanted
@@ -180,7 +182,7 @@ class ModuleProblem:
 
     def _into_shared(self, gradients: dict[int, list[Tensor | None]], retain: bool) -> Row:
         """Compute the vector-Jacobian product of the trunk for these crossings' gradients."""
-        shared = list({id(p): p for i in gradients for p in self.crossings[i].shared}.values())
+        shared = list({id(p): p for i in gradients for p in self.shared[i]}.values())
         found = self._differentiate(shared, gradients, retain)
         return {id(p): g for p, g in zip(shared, found, strict=True) if g is not None}
 

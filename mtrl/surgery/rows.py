@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from mtrl.surgery.gradients import at_least_float32, gramian
 from mtrl.surgery.graph import added
@@ -74,24 +75,25 @@ class TaskRows:
     ) -> None:
         self._rows, self._layers = rows, layers
         like: Row = {}
-        for row in rows:
-            for key, gradient in row.items():
-                if key not in like or like[key].is_sparse:
-                    like[key] = gradient
+        for row in reversed(rows):
+            like |= row
+        for key in [key for key, gradient in like.items() if gradient.is_sparse]:
+            found = [row[key] for row in rows if key in row]
+            like[key] = next((g for g in found if not g.is_sparse), like[key])
         self._averaged = shared is not None and world_size() > 1
         self._own = set(like)
         if shared is not None and self._averaged:
             like = _in_any_rank(shared, like)
         self._like = like
-        self._sizes = {key: g.numel() * (2 if g.is_complex() else 1) for key, g in like.items()}
-        self._sparse = [key for key in like if like[key].is_sparse]
-        dense = [key for key in like if not like[key].is_sparse]
-        self._large = [] if self._averaged else [k for k in dense if like[k].numel() >= LARGE]
+        self._sparse, self._large = list[int](), list[int]()
         self._groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-        for key in dense:
-            if key not in self._large:
-                group = like[key].dtype.to_real(), like[key].device
-                self._groups.setdefault(group, []).append(key)
+        for key, gradient in like.items():
+            if gradient.is_sparse:
+                self._sparse.append(key)
+            elif gradient.numel() >= LARGE and not self._averaged:
+                self._large.append(key)
+            else:
+                self._groups.setdefault((gradient.dtype, gradient.device), []).append(key)
 
     def gramian(self) -> Tensor:
         """Compute ⟨g_s, g_t⟩, `[1, T, T]`; for complex numbers, the real part."""
@@ -119,11 +121,11 @@ class TaskRows:
         found: Row = {}
         for group, matrix in self._matrices.items():
             vector = weighted_sum(weights.to(matrix.device), matrix)
+            if group[0].is_complex:
+                vector = torch.view_as_complex(vector.view(-1, 2))
             keys = self._groups[group]
-            sizes = [self._sizes[key] for key in keys]
-            for key, part in zip(keys, vector.split(sizes), strict=True):
-                if key in self._own:
-                    found[key] = _shaped(part, self._like[key])
+            parts = _unflatten_dense_tensors(vector, [self._like[key] for key in keys])
+            found |= {k: part for k, part in zip(keys, parts, strict=True) if k in self._own}
         for key in self._large:
             found[key] = self._sum(key, weights.to(self._like[key].device))
         for key in self._sparse:
@@ -144,8 +146,9 @@ class TaskRows:
     def _matrices(self) -> dict[tuple[torch.dtype, torch.device], Tensor]:
         found = {}
         for group, keys in self._groups.items():
-            parts = [_flat(self._of(row, key)) for row in self._rows for key in keys]
-            found[group] = torch.cat(parts).view(len(self._rows), -1)
+            parts = [self._of(row, key) for row in self._rows for key in keys]
+            matrix = _flatten_dense_tensors(parts).view(len(self._rows), -1)
+            found[group] = _real(matrix).flatten(1)
         return found
 
     def _sum(self, key: int, weights: Tensor) -> Tensor:
@@ -174,8 +177,12 @@ def _in_any_rank(shared: Sequence[Tensor], like: Row) -> Row:
     return {id(shared[i]): shared[i].detach() for i in there}
 
 
+def _real(gradient: Tensor) -> Tensor:
+    return torch.view_as_real(gradient) if gradient.is_complex() else gradient
+
+
 def _flat(gradient: Tensor) -> Tensor:
-    return (torch.view_as_real(gradient) if gradient.is_complex() else gradient).flatten()
+    return _real(gradient).flatten()
 
 
 def _shaped(flat: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge
 from mtrl.errors import UsageError
 from mtrl.surgery.base import MAINTAIN_EVERY, Surgery, SurgeryTarget
 from mtrl.surgery.diagnostics import cosines
-from mtrl.surgery.graph import Crossing, Total, splits_below
+from mtrl.surgery.graph import Crossing, Total, current_backward, splits_below
 from mtrl.surgery.heads import Features, Heads
 from mtrl.surgery.methods.none import NoSurgery
 from mtrl.surgery.modules import ModuleProblem
@@ -73,7 +73,7 @@ class Surgeon:
         self._crossed = False  # whether the last forward pass has a crossing
         self._kept: list[ModuleProblem] = []
         self._keeps = False
-        self._losses: dict[int, Tensor] | None = None
+        self._told: list[tuple[int, dict[int, Tensor]]] = []  # losses, by the backward
         self._found: Row = {}
         self._passed: dict[Crossing, list[Tensor | None]] = {}
 
@@ -114,7 +114,8 @@ class Surgeon:
         ordered = [losses[name] for name in names]
 
         def tell(scale: Tensor) -> None:
-            self._losses = dict(zip(tasks, (loss.detach() for loss in ordered), strict=True))
+            told = dict(zip(tasks, (loss.detach() for loss in ordered), strict=True))
+            self._told.append((current_backward(), told))
             for loss, task, node, slot in foreign:
                 edge = GradientEdge(node, slot)
                 (found,) = torch.autograd.grad(
@@ -136,9 +137,8 @@ class Surgeon:
             if world_size() > 1 and self.last is not None:  # processes may have different tasks
                 here = list(self.last.weights)
             zero = torch.zeros((), device=next(iter(found.values())).device)
-            return mean_of_ranks(
-                torch.stack([found.get(task, zero).detach() for task in here])[None]
-            )
+            rows = torch.stack([found.get(task, zero).detach() for task in here])
+            return mean_of_ranks(rows[None])
 
         self.model.surgery.after_step(ordered)
 
@@ -172,7 +172,8 @@ class Surgeon:
         here = [crossing for crossing in crossings if crossing.wanted]
         if not here:
             return
-        losses, self._losses = self._losses, None
+        losses = [told for backward, told in self._told if backward == current_backward()]
+        self._told = []
         kept = [] if self._keeps else self._kept
         problem = ModuleProblem(
             here,
@@ -188,15 +189,14 @@ class Surgeon:
         generator = self._random_numbers(problem.device)
         if self.model.watch and not all(crossing.hidden for crossing in here):
             problem.task_gradients().gramian()
-        n = len(problem.tasks)
-        weights = self.model.surgery(problem, generator).weights[0]
+        weights = len(problem.tasks) * self.model.surgery(problem, generator).weights[0]
         tasks = list(self.model.heads)
         self.last = Outcome(
-            {tasks[task]: n * w for task, w in zip(problem.tasks, weights, strict=True)},
+            {tasks[task]: w for task, w in zip(problem.tasks, weights, strict=True)},
             None if problem.seen is None else problem.seen[0],
         )
-        self._found = problem.into_shared(n * weights)
-        passed = problem.weighted(n * weights, closed=False)
+        self._found = problem.into_shared(weights)
+        passed = problem.weighted(weights, closed=False)
         self._passed = {crossing: passed.get(i, []) for i, crossing in enumerate(here)}
         self._kept = []
         self._n_backwards += 1

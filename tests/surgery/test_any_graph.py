@@ -544,6 +544,18 @@ def test_gradients_accumulate_and_graphs_may_be_retained():
         total.backward()
 
 
+@pytest.mark.parametrize("surgery", ["none", "mgda", "rotograd-scale"])
+def test_parameters_may_be_frozen_after_the_forward(surgery):
+    model, expected = make(surgery), make(surgery)
+    expected.trunk[0].requires_grad_(False)
+    sum(shared_input(expected).values()).backward()
+    losses = shared_input(model)
+    model.trunk[0].requires_grad_(False)
+    sum(losses.values()).backward()
+    assert model.trunk[0].weight.grad is None
+    close(model.trunk[2].weight.grad, expected.trunk[2].weight.grad)
+
+
 def test_torch_autograd_grad_is_the_same():
     model = make("mgda")
     sum(shared_input(model).values()).backward()
@@ -711,6 +723,29 @@ def test_methods_that_need_losses_ask_for_them(method):
     model.zero_grad()
     model.total(shared_input(model)).backward()
     assert model.trunk[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("method", ON_LOSSES)
+def test_losses_of_a_failed_backward_are_forgotten(method):
+    model = make(method)
+    losses = shared_input(model)
+    losses["a"].register_hook(lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.backward(losses)
+    with pytest.raises(UsageError, match="expected the losses"):
+        sum(shared_input(model).values()).backward()
+
+
+@pytest.mark.parametrize("method", ON_LOSSES)
+def test_two_totals_in_one_backward_are_one(method):
+    model, expected = make(method), make(method)
+    expected.backward(shared_input(expected))
+    losses = shared_input(model)
+    first = {"a": losses.pop("a")}
+    (model.total(first) + model.total(losses)).backward()
+    close(on_trunk(model), on_trunk(expected))
+    for name, buffer in model.surgery.named_buffers():
+        close(buffer, expected.surgery.get_buffer(name))
 
 
 @pytest.mark.parametrize("method", METHODS)
