@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.devices import upload
+from mtrl.devices import restore, upload
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.capture import Captured
@@ -52,6 +52,7 @@ class Collector:
     def reset(self, seed: int) -> None:
         """Start the first episodes of `seed`."""
         self._observations, _ = self.envs.reset(seed=seed)
+        self._follow()
 
     def act(self, uniform: bool | np.ndarray) -> None:
         """Send actions to the simulators: samples from the policy, or uniformly random ones.
@@ -73,8 +74,7 @@ class Collector:
         if not np.isfinite(self._actions).all():  # otherwise simulators would be blamed
             raise FloatingPointError("the policy's actions are infinite or NaN")
         self.envs.step_async(self._actions)
-        if self._snapshot is not None:
-            self._snapshot.take()
+        self._follow()
 
     def _uniform(self) -> np.ndarray:
         shape = (len(self._tasks), self.agent.action_size)
@@ -122,7 +122,10 @@ class Collector:
             return
         if self._observed is None:
             place = torch.empty_like(observations)
-            self._observed = place, Captured(lambda: normalizer.observe(place), [])
+            self._observed = (
+                place,
+                Captured(lambda: normalizer.observe(place), [], device=place.device),
+            )
         place, observe = self._observed
         place.copy_(observations)
         observe()
@@ -145,6 +148,12 @@ class Collector:
             state["tells_success"][here] = before["tells_success"][there]
         self._observations = self.envs.restore(state, seed=seed)
         self.statistics.take_over(other.statistics, tasks)
+        self._follow()
+
+    def _follow(self) -> None:
+        """Act with the current policy, which may be another one than in the constructor."""
+        if self._snapshot is not None:
+            self._snapshot.take()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for `load_state_dict`."""
@@ -158,12 +167,11 @@ class Collector:
     def load_state_dict(self, state: dict[str, Any], seed: int) -> None:
         """Restore a `state_dict` of a run with this seed."""
         self._observations = self.envs.restore(state["envs"], seed=seed)
-        self._generator.set_state(state["exploration_generator"].cpu())
+        restore(self._generator, state["exploration_generator"])
         self.statistics.load_state_dict(state["statistics"])
-        if self._snapshot is not None:
-            self._snapshot.take()
-            if "acting" in state:  # missing if the run was on a CPU so far
-                self._snapshot.load_state_dict(state["acting"])
+        self._follow()
+        if self._snapshot is not None and "acting" in state:  # missing without a snapshot so far
+            self._snapshot.load_state_dict(state["acting"])
 
 
 class Episode(NamedTuple):

@@ -30,7 +30,7 @@ from mtrl.training.interrupt import Interrupt
 from mtrl.training.judge import Judge
 from mtrl.training.logger import RunLogger
 from mtrl.training.pace import Pace
-from mtrl.training.place import quoted
+from mtrl.training.place import enough_memory, quoted
 from mtrl.training.report import Outcome
 from mtrl.training.rollout import episodes_of
 
@@ -107,7 +107,8 @@ class Trainer:
         """
         try:
             # Closing also writes to files, and fails again if an earlier write has failed.
-            with closing(self), self.interrupt, cpu_threads(self.config.threads):
+            memory, threads = enough_memory("batch_size"), cpu_threads(self.config.threads)
+            with closing(self), self.interrupt, threads, memory:
                 return self._run()
         except OSError as error:
             raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
