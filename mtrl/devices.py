@@ -38,6 +38,22 @@ def upload(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+def restore(generator: torch.Generator, state: Tensor) -> None:
+    """Set the state of a generator.
+
+    Raises:
+        UsageError: If it is that of a generator on another kind of device.
+    """
+    if len(state) != len(generator.get_state()):
+        here = generator.device.type
+        there = "cuda" if here == "cpu" else "cpu; CUDA_VISIBLE_DEVICES= hides the GPU"
+        raise UsageError(
+            f"device: expected that of the run so far, because random streams continue only on "
+            f"the same kind of device, got {here} instead of {there}"
+        )
+    generator.set_state(state.cpu())
+
+
 @contextmanager
 def cpu_threads(n: int | None) -> Iterator[None]:
     """Return a context in which torch uses n threads; None keeps the current number."""

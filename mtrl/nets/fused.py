@@ -89,6 +89,8 @@ def _forward(
     """Return the outputs and the tensors saved for the backward."""
     if weight.ndim == 4:
         weight = weight[:, 0]
+    if bias.ndim == 3 and bias.stride(1) == 0:  # likewise one bias, so that a GPU fuses it
+        bias = bias[:, 0]
     n_tasks, n_rows = inputs.shape[1:3]
     rows = inputs.flatten(1, 2).expand(weight.shape[0], -1, -1)
     x, w = _as(rows, how.product), _as(weight, how.product)

@@ -20,7 +20,8 @@ def sample(outputs: Tensor, noise: Tensor, limits: tuple[float, float]) -> tuple
     action = outputs.new_empty(*outputs.shape[:-1], noise.shape[-1])
     log_prob = outputs.new_empty(outputs.shape[:-1])
     sizes, grid = _sizes(log_prob.numel(), noise.shape[-1])
-    _sample[grid](outputs, noise.contiguous(), action, log_prob, *limits, *sizes)
+    with torch.cuda.device_of(outputs):  # Triton launches on the current device
+        _sample[grid](outputs, noise.contiguous(), action, log_prob, *limits, *sizes)
     return action, log_prob
 
 
@@ -36,7 +37,8 @@ def derivative(
     at_action, at_log_prob = (gradient.contiguous() for gradient in at_results)
     sizes, grid = _sizes(at_log_prob.numel(), noise.shape[-1])
     given = outputs, noise.contiguous(), action, at_action, at_log_prob
-    _derivative[grid](*given, found, *limits, *sizes)
+    with torch.cuda.device_of(outputs):
+        _derivative[grid](*given, found, *limits, *sizes)
     return found
 
 

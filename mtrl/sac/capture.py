@@ -24,6 +24,7 @@ class Captured(Generic[Result]):
         function: The work, without arguments.
         generators: All generators it draws from; a replay advances them like a call.
         priority: Priority of its kernels over others; -1 runs first.
+        device: Device of the work; default: the current one.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class Captured(Generic[Result]):
         function: Callable[[], Result],
         generators: Sequence[torch.Generator],
         priority: int = 0,
+        device: torch.device | None = None,
     ) -> None:
-        self._priority = priority
+        self._priority, self._device = priority, device
         self._function, self._generators = function, generators
         self._calls = 0
         # Warm-up and capture share a stream that no other graph uses: cuBLAS keeps a workspace per
@@ -42,7 +44,11 @@ class Captured(Generic[Result]):
         self._result: Result | None = None
 
     def __call__(self) -> Result:
-        """Do the work on the current stream."""
+        """Do the work on the device's current stream."""
+        with torch.cuda.device(self._device):  # else streams and graphs are on the current one
+            return self._call()
+
+    def _call(self) -> Result:
         self._calls += 1
         if self._stream is None:
             self._stream = torch.cuda.Stream(priority=self._priority)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mtrl.config.learner import LearnerConfig
+from mtrl.devices import restore
 from mtrl.nets.precision import resolve_precision
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.capture import Captured
@@ -127,7 +128,8 @@ class Learner:
     def _graph_of(self, replay: ReplayBuffer, updates: int) -> Captured[dict[str, Tensor]]:
         if self._graph is None:
             drawn_from = [*{self.generator, self.surgery_generator, replay.generator}]
-            captured = Captured(partial(self._steps, replay, updates), drawn_from)
+            run, device = partial(self._steps, replay, updates), self.agent.device
+            captured = Captured(run, drawn_from, device=device)
             self._graph = replay, updates, captured
         before, count, captured = self._graph
         if before is not replay or count != updates:
@@ -209,12 +211,12 @@ class Learner:
         if self.threads is not None:
             self.threads.chosen = state.get("threads", self.threads.chosen)
         self.updates = state["updates"]
-        self.generator.set_state(state["generator"].cpu())
-        self.diagnosis_generator.set_state(state["diagnosis_generator"].cpu())
+        restore(self.generator, state["generator"])
+        restore(self.diagnosis_generator, state["diagnosis_generator"])
         if "surgery_generator" in state:
-            self.surgery_generator.set_state(state["surgery_generator"].cpu())
+            restore(self.surgery_generator, state["surgery_generator"])
         else:  # an older run drew orders from the noise's stream: continue it bit by bit
-            self.surgery_generator = self.generator
+            self.surgery_generator, self._graph = self.generator, None
 
     def noise(self, batch: Batch) -> Tensor:
         """Draw the noise that `update` needs for a batch, `[2, T, B, A]`."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.devices import upload
+from mtrl.devices import restore, upload
 from mtrl.sac.demonstrated import Demonstrated
 from mtrl.sac.reward_scale import RewardScale
 
@@ -208,7 +208,7 @@ class ReplayBuffer:
         everything = torch.full((self.n_tasks,), len(starts))  # for older states
         self._held = state.get("held", everything).numpy().copy()
         self._place(starts, int(state["next_row"]))
-        self.generator.set_state(state["generator"].cpu())
+        restore(self.generator, state["generator"])
         self.scale.load_state_dict(state["scale"])
 
     def take_over(self, other: ReplayBuffer, tasks: Sequence[tuple[int, int]]) -> None:

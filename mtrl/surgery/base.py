@@ -106,7 +106,8 @@ class GramianSurgery(Surgery):
         # A solver may raise on values that are not finite, so it gets the Gramian of equal
         # gradients instead. The weights become NaN, so that a GradScaler, say, skips the step.
         zero = (gramian * 0).sum((-2, -1))[:, None]  # or NaN, as 0 · ∞ is
-        weights = self.weights(torch.where(zero[..., None] == 0, gramian, 1), generator)
+        finite = (gramian + zero[..., None]).nan_to_num_(nan=1.0)
+        weights = self.weights(finite, generator)
         return found.weighted(weights + zero)
 
 

@@ -184,9 +184,12 @@ def split_gramian(gradients: Parameters) -> Tensor:
     n_networks, n_tasks = rows[0].shape[:2]
     dtype = torch.promote_types(torch.float32, rows[0].dtype)
     parts = rows[0].new_empty((n_networks, sum(splits), n_tasks, n_tasks), dtype=dtype)
-    for n in range(n_networks):
-        for value, out in zip(rows, parts[n].split(splits), strict=True):
-            factor = value[n].unflatten(-1, (len(out), -1)).transpose(0, 1)  # [parts, T, K / parts]
+    for value, found in zip(rows, parts.split(splits, 1), strict=True):
+        products = [(value, found[:, 0])]
+        if found.shape[1] > 1:  # [parts, T, K / parts] of each network
+            factors = value.unflatten(-1, (found.shape[1], -1)).transpose(1, 2)
+            products = list(zip(factors, found, strict=True))
+        for factor, out in products:
             if factor.dtype != dtype and factor.is_cuda and _ADDS_HALVES_IN_FLOAT32:
                 torch.bmm(factor, factor.mT, out_dtype=dtype, out=out)
             else:

@@ -42,9 +42,9 @@ class ActorSnapshot:
         if self._on_cuda:
             self._given = torch.empty(self._observations.shape, pin_memory=True)
             self._chosen = torch.empty(n, policy.action_size, pin_memory=True)
-            self._stream = torch.cuda.Stream(priority=-1)
+            self._stream = torch.cuda.Stream(device, priority=-1)
             self._taken, self._done = torch.cuda.Event(), torch.cuda.Event()
-            self._sampled = Captured(self._sample, [generator], priority=-1)
+            self._sampled = Captured(self._sample, [generator], priority=-1, device=device)
         self.take()
 
     def take(self) -> None:
@@ -52,7 +52,7 @@ class ActorSnapshot:
         for mine, theirs in self._pairs:
             torch._foreach_copy_(mine, theirs)
         if self._on_cuda:
-            self._taken.record()
+            self._taken.record(torch.cuda.current_stream(self._tasks.device))
 
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Compute actions `[n, A]` for observations `[n, d]`; waits only for these."""
@@ -81,4 +81,4 @@ class ActorSnapshot:
         """Restore a state from `state_dict`."""
         self._policy.load_state_dict(state)
         if self._on_cuda:
-            self._taken.record()
+            self._taken.record(torch.cuda.current_stream(self._tasks.device))

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from mtrl.sac.agent import MTSAC
     from mtrl.sac.learner import Learner
     from mtrl.sac.replay import ReplayBuffer
+    from mtrl.training.episodes import Episode
     from mtrl.training.logger import RunLogger
     from mtrl.training.report import Outcome
-    from mtrl.training.rollout import Episode
     from mtrl.training.trainer import Trainer
 
 

@@ -109,19 +109,26 @@ def _exists(run_dir: Path) -> UsageError:
 def nothing_left(made: list[Path]) -> Iterator[None]:
     """Remove the run folder on failure, as long as it holds nothing of value."""
     try:
-        yield
-    except BaseException as error:
+        with enough_memory("buffer_size, envs_per_task or hidden_sizes"):
+            yield
+    except BaseException:
         for path in made[:1]:
             shutil.rmtree(path, ignore_errors=True)
         for path in made[1:]:
             with suppress(OSError):  # it contains another run
                 path.rmdir()
-        if isinstance(error, MemoryError) or _is_out_of_memory(error):
-            raise RunError(
-                f"not enough memory: {one_line(error)}; reduce buffer_size, envs_per_task or "
-                "hidden_sizes"
-            ) from None
         raise
+
+
+@contextmanager
+def enough_memory(fields: str) -> Iterator[None]:
+    """Return a context in which an error for lack of memory names fields to reduce."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or _is_out_of_memory(error)):
+            raise
+        raise RunError(f"not enough memory: {one_line(error)}; reduce {fields}") from None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -1,25 +1,22 @@
-"""Data collection: act in the environments, store transitions and keep episode statistics."""
+"""Data collection: act in the environments and store transitions."""
 
 from __future__ import annotations
 
 import warnings
-from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.devices import upload
+from mtrl.devices import restore, upload
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.capture import Captured
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.training.acting import ActorSnapshot
-
-WINDOW = 20
-"""Number of training episodes per task over which `rollout/` values are averaged."""
+from mtrl.training.episodes import EpisodeStatistics, episodes_of
 
 
 class Collector:
@@ -53,6 +50,7 @@ class Collector:
     def reset(self, seed: int) -> None:
         """Start the first episodes of `seed`."""
         self._observations, _ = self.envs.reset(seed=seed)
+        self._follow()
 
     def act(self, uniform: bool | np.ndarray) -> None:
         """Send actions to the simulators: samples from the policy, or uniformly random ones.
@@ -74,8 +72,7 @@ class Collector:
         if not np.isfinite(self._actions).all():  # otherwise simulators would be blamed
             raise FloatingPointError("the policy's actions are infinite or NaN")
         self.envs.step_async(self._actions)
-        if self._snapshot is not None:
-            self._snapshot.take()
+        self._follow()
 
     def _uniform(self) -> np.ndarray:
         shape = (len(self._tasks), self.agent.action_size)
@@ -123,7 +120,8 @@ class Collector:
             return
         if self._observed is None:
             place = torch.empty_like(observations)
-            self._observed = place, Captured(lambda: normalizer.observe(place), [])
+            captured = Captured(lambda: normalizer.observe(place), [], device=place.device)
+            self._observed = place, captured
         place, observe = self._observed
         place.copy_(observations)
         observe()
@@ -145,6 +143,12 @@ class Collector:
             state["tells_success"][here] = before["tells_success"][there]
         self._observations = self.envs.restore(state, seed=seed)
         self.statistics.take_over(other.statistics, tasks)
+        self._follow()
+
+    def _follow(self) -> None:
+        """Act with the current policy, which may be another one than in the constructor."""
+        if self._snapshot is not None:
+            self._snapshot.take()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for `load_state_dict`."""
@@ -166,84 +170,8 @@ class Collector:
                 "actions led to another state, so the run differs from an uninterrupted one",
                 stacklevel=2,
             )
-        self._generator.set_state(state["exploration_generator"].cpu())
+        restore(self._generator, state["exploration_generator"])
         self.statistics.load_state_dict(state["statistics"])
-        if self._snapshot is not None:
-            self._snapshot.take()
-            if "acting" in state:  # missing if the run was on a CPU so far
-                self._snapshot.load_state_dict(state["acting"])
-
-
-class Episode(NamedTuple):
-    """A training episode that has ended."""
-
-    task: str
-    total_reward: float
-    length: int
-    success: bool
-
-
-def episodes_of(tasks: Sequence[str], infos: dict[str, Any]) -> list[Episode]:
-    """Return the episodes that ended, from the `infos` of `TaskVectorEnv.step`."""
-    ended = infos.get("_final_info", np.zeros(0, bool))
-    found = infos["final_info"]["episode"] if ended.any() else {}
-    copies = len(ended) // len(tasks)
-    return [
-        Episode(
-            tasks[row // copies],
-            float(found["r"][row]),
-            int(found["l"][row]),
-            bool(found["s"][row]),
-        )
-        for row in np.flatnonzero(ended).tolist()
-    ]
-
-
-class EpisodeStatistics:
-    """Return and success of each task's last training episodes, including exploration."""
-
-    def __init__(self, tasks: Sequence[str]) -> None:
-        self._tasks = tasks
-        self._returns: list[deque[float]] = [deque(maxlen=WINDOW) for _ in tasks]
-        self._success: list[deque[bool]] = [deque(maxlen=WINDOW) for _ in tasks]
-
-    def add(self, episodes: Sequence[Episode]) -> None:
-        """Add episodes that ended."""
-        for episode in episodes:
-            t = self._tasks.index(episode.task)
-            self._returns[t].append(episode.total_reward)
-            self._success[t].append(episode.success)
-
-    def values(self, tells_success: np.ndarray) -> dict[str, float]:
-        """Return the `rollout/` values of tasks that have finished an episode.
-
-        Args:
-            tells_success: Which tasks have ever reported success or failure, `[T]`; only these
-                have a success rate.
-        """
-        found = {}
-        for t, task in enumerate(self._tasks):
-            if self._returns[t]:
-                found[f"rollout/ep_rew_mean/{task}"] = float(np.mean(self._returns[t]))
-                if tells_success[t]:
-                    found[f"rollout/success_rate/{task}"] = float(np.mean(self._success[t]))
-        return found
-
-    def take_over(self, other: EpisodeStatistics, tasks: Sequence[tuple[int, int]]) -> None:
-        """Copy the statistics of some tasks, given each one's index here and in `other`."""
-        for here, there in tasks:
-            self._returns[here].extend(other._returns[there])
-            self._success[here].extend(other._success[there])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as plain values."""
-        return {
-            "returns": list(map(list, self._returns)),
-            "success": list(map(list, self._success)),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state from `state_dict`."""
-        for row in range(len(self._tasks)):
-            self._returns[row].extend(state["returns"][row])
-            self._success[row].extend(state["success"][row])
+        self._follow()
+        if self._snapshot is not None and "acting" in state:  # missing without a snapshot so far
+            self._snapshot.load_state_dict(state["acting"])

@@ -25,14 +25,14 @@ from mtrl.training import report
 from mtrl.training.callbacks import Callback
 from mtrl.training.checkpoint import CheckpointWriter, what_is_left
 from mtrl.training.curriculum import Curriculum
+from mtrl.training.episodes import episodes_of
 from mtrl.training.hooks import Hooks
 from mtrl.training.interrupt import Interrupt
 from mtrl.training.judge import Judge
 from mtrl.training.logger import RunLogger
 from mtrl.training.pace import Pace
-from mtrl.training.place import quoted
+from mtrl.training.place import enough_memory, quoted
 from mtrl.training.report import Outcome
-from mtrl.training.rollout import episodes_of
 
 
 class _Stop(Exception):
@@ -114,6 +114,7 @@ class Trainer:
                 raise RunError(f"the run folder {self.run_dir} no longer exists") from None
             raise RunError(f"{plain(error)}. {what_is_left(self.run_dir)}") from None
 
+    @enough_memory("batch_size")
     def _run(self) -> Outcome:
         try:
             outcome = self._to_the_end()
@@ -174,8 +175,7 @@ class Trainer:
             self.hooks.call("on_step")
             if episodes := episodes_of(state.benchmark.tasks, self.last_step[-1]):
                 self.hooks.call("on_rollout_end", episodes)
-            at_end = state.steps >= schedule.total_timesteps
-            print_progress = at_end
+            print_progress = at_end = state.steps >= schedule.total_timesteps
             if state.due(schedule.log_every):
                 self._log()
                 print_progress = True

@@ -32,7 +32,7 @@ def drawn(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=generator, dtype=dtype)
 
 
-@pytest.mark.parametrize("bias", ["shared", "task", "output"])
+@pytest.mark.parametrize("bias", ["shared", "view", "task", "output"])
 @pytest.mark.parametrize("by_task", [False, True])
 @pytest.mark.parametrize(("norm", "relu", "residual"), HOW)
 def test_equals_its_formula_forward_and_backward(norm, relu, residual, by_task, bias):
@@ -40,6 +40,7 @@ def test_equals_its_formula_forward_and_backward(norm, relu, residual, by_task, 
     weight = drawn(N, IN, OUT)[:, None].expand(-1, T, -1, -1)
     biases = {
         "shared": drawn(N, OUT),
+        "view": drawn(N, OUT)[:, None].expand(-1, T, -1),
         "task": drawn(N, T, OUT),
         "output": drawn(N, T, OUT)[:, :, None].expand(-1, -1, B, -1),
     }

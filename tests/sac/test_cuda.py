@@ -185,3 +185,17 @@ def test_newton_kernels_equal_the_iterations():
         script = script.replace(name, value)
     environment = os.environ | ({} if on_gpu else {"TRITON_INTERPRET": "1"})
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second CUDA device here")
+@pytest.mark.parametrize("surgery", ["pcgrad", "mgda", "fairgrad"])
+def test_a_learner_on_the_second_device(surgery):
+    """Kernels, streams and graphs are on the tensors' device, not on the current one."""
+    learners = [make_learner(device, surgery=surgery) for device in ("cuda:0", "cuda:1")]
+    for learner in learners:
+        replay = filled_replay(str(learner.agent.device))
+        for _ in range(WARM_UP + 3):
+            learner.step(replay)
+    found, expected = (parameters(learner) for learner in reversed(learners))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].to("cuda:0"), value, atol=1e-6, rtol=1e-5, msg=name)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from mtrl.errors import UsageError
 from mtrl.sac.replay import ReplayBuffer
 
 T = 3
@@ -127,6 +128,14 @@ def test_a_restored_state_continues_exactly(envs_per_task):
             vars(first.sample(16)).values(), vars(second.sample(16)).values(), strict=True
         ):
             assert torch.equal(a, b)
+
+
+def test_random_streams_do_not_move_between_kinds_of_devices():
+    """A CUDA generator's state is a seed and an offset; a CPU's is much longer."""
+    replay = ReplayBuffer(10, 1, 2, 1)
+    state = replay.state_dict() | {"generator": torch.zeros(16, dtype=torch.uint8)}
+    with pytest.raises(UsageError, match=r"device: expected that of the run so far, .* got cpu"):
+        replay.load_state_dict(state)
 
 
 def test_sampling_with_another_generator_leaves_the_buffers_unchanged():

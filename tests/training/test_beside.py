@@ -102,6 +102,43 @@ def test_the_snapshot_lags_by_one_update_and_resuming_is_exact():
         envs.close()
 
 
+def test_the_first_action_is_that_of_the_policy_when_episodes_start():
+    """Which may have been loaded, or taken over from another stage, since the collector exists."""
+
+    class Episodes:
+        envs_per_task, num_envs = COPIES, len(TASKS) * COPIES
+
+        def __init__(self):
+            self.rows = np.zeros((self.num_envs, 39), np.float32)
+
+        def reset(self, seed):
+            return self.rows, {}
+
+        def state(self):
+            return {"episodes": [0] * self.num_envs, "tells_success": np.zeros(len(TASKS), bool)}
+
+        def restore(self, state, seed):
+            return self.rows
+
+        def step_async(self, actions):
+            pass
+
+    starts = (
+        lambda collector: collector.reset(seed=3),
+        lambda collector: collector.take_over(Collector(Episodes(), make_agent(), 0), [], seed=3),
+    )
+    for start in starts:
+        agents, actions = (make_agent(), make_agent()), []
+        change(agents[1], 0)
+        for agent in agents:
+            collector = Collector(Episodes(), agent, seed=2, snapshot=True)
+            agent.load_state_dict(agents[1].state_dict())
+            start(collector)
+            collector.act(uniform=False)
+            actions.append(collector._actions)
+        np.testing.assert_array_equal(*actions)
+
+
 STATE = {"steps": 1, "array": np.arange(3.0), "inner": {"tensor": torch.arange(4.0)}}
 
 

@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
+from small_runs import point_config
 
 from mtrl import resume, train
 from mtrl.cli.train import main
 from mtrl.config.train import TrainConfig
 from mtrl.errors import RunError, UsageError
+from mtrl.sac.learner import Learner
 from mtrl.training import place
 from mtrl.training.check import LONGEST_TEMPORARY_FOLDER, check
 from mtrl.training.lock import locked
@@ -70,6 +73,15 @@ def test_a_failed_start_leaves_nothing_behind(error, kind, message, monkeypatch,
         (made[0] / "config.yaml").write_text("seed: 1\n")
         raise error
     assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_for_an_update_names_the_field(monkeypatch, tmp_path):
+    def step(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(Learner, "step", step)
+    with pytest.raises(RunError, match=r"not enough memory: CUDA out .*; reduce batch_size"):
+        train(point_config(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])

@@ -36,18 +36,19 @@ def interior_point(
     x, c = torch.empty_like(start), torch.empty_like(start)
     n_networks, n_tasks = start.shape
     given = (directions, slopes, radius, inverse_norms, start)
-    _interior_point[(n_networks,)](
-        *(tensor.contiguous() for tensor in given),
-        x,
-        c,
-        n_tasks,
-        triton.next_power_of_2(n_tasks),
-        iterations,
-        reduction,
-        complementarity,
-        to_boundary,
-        num_warps=4 if n_tasks > 16 else 1,
-    )
+    with torch.cuda.device_of(start):  # Triton launches on the current device
+        _interior_point[(n_networks,)](
+            *(tensor.contiguous() for tensor in given),
+            x,
+            c,
+            n_tasks,
+            triton.next_power_of_2(n_tasks),
+            iterations,
+            reduction,
+            complementarity,
+            to_boundary,
+            num_warps=4 if n_tasks > 16 else 1,
+        )
     return x, c
 
 
@@ -68,18 +69,19 @@ def fair_newton(
     """
     v = torch.empty_like(start)
     n_networks, n_tasks = start.shape
-    _fair_newton[(n_networks,)](
-        *(tensor.contiguous() for tensor in (directions, h, start)),
-        v,
-        n_tasks,
-        triton.next_power_of_2(n_tasks),
-        alpha,
-        iterations,
-        steps,
-        to_boundary,
-        converged,
-        num_warps=4 if n_tasks > 16 else 1,
-    )
+    with torch.cuda.device_of(start):  # Triton launches on the current device
+        _fair_newton[(n_networks,)](
+            *(tensor.contiguous() for tensor in (directions, h, start)),
+            v,
+            n_tasks,
+            triton.next_power_of_2(n_tasks),
+            alpha,
+            iterations,
+            steps,
+            to_boundary,
+            converged,
+            num_warps=4 if n_tasks > 16 else 1,
+        )
     return v
 
 

@@ -19,15 +19,16 @@ def projected(gramian: Tensor, keys: Tensor) -> Tensor:
     """
     n_networks, n_tasks, _ = gramian.shape
     coefficients = torch.empty_like(gramian, memory_format=torch.contiguous_format)
-    _project[(n_networks * n_tasks,)](
-        gramian.contiguous(),
-        keys,
-        coefficients,
-        n_tasks,
-        triton.next_power_of_2(n_tasks),
-        torch.finfo(gramian.dtype).tiny,
-        num_warps=1,
-    )
+    with torch.cuda.device_of(gramian):  # Triton launches on the current device
+        _project[(n_networks * n_tasks,)](
+            gramian.contiguous(),
+            keys,
+            coefficients,
+            n_tasks,
+            triton.next_power_of_2(n_tasks),
+            torch.finfo(gramian.dtype).tiny,
+            num_warps=1,
+        )
     return coefficients
 
 
