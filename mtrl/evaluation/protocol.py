@@ -60,8 +60,7 @@ def evaluate(
         >>> result.success_rates, result.actions.shape
         (array([0.]), (1, 2, 5, 4))
     """
-    if any(task not in policy.tasks for task in benchmark.tasks):
-        policy = in_tasks(policy, benchmark.tasks, benchmark.descriptions)
+    policy = in_tasks(policy, benchmark.tasks, benchmark.descriptions)
     expect_main_guard()
     envs = make_evaluation_env(benchmark, [episodes], horizon, workers, max_restarts=10)
     try:

@@ -15,6 +15,7 @@ from mtrl.evaluation.scores import Evaluation
 from mtrl.folder import find_policy, read_benchmark
 from mtrl.policy.file import PolicyHeader
 from mtrl.policy.policy import Policy
+from mtrl.policy.unseen import in_tasks
 from mtrl.progress import tell
 
 
@@ -49,6 +50,7 @@ def evaluate_file(
     loaded, header = Policy.load_with_header(path, resolve_device(device))
     found = examined(benchmark_for(policy, header, tasks, benchmark))
     seed = header.seed if seed is None else seed
+    loaded = in_tasks(loaded, found.tasks, found.descriptions)
     trained = header.total_timesteps
     after = "" if trained is None else f" after {trained:,} steps of training"
     tell(f"evaluating {path}{after}, {episodes} episodes per task")

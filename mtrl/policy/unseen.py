@@ -12,7 +12,7 @@ from mtrl.policy.policy import Policy
 def in_tasks(
     policy: Policy, tasks: tuple[str, ...], descriptions: Descriptions | None = None
 ) -> Policy:
-    """Return a policy for any tasks, which receives only their descriptions.
+    """Return the policy, or one that receives descriptions if it does not know all the tasks.
 
     Args:
         policy: Policy whose trunk has `task_input: description` and whose tasks share one head.
@@ -31,22 +31,23 @@ def in_tasks(
             those of its training.
     """
     mine, new = policy.descriptions, [task for task in tasks if task not in policy.tasks]
+    if not new:
+        return policy
     if mine is None or policy.actor.per_task:
         raise UsageError(
-            f"{unknown('tasks', new[0] if new else '', policy.tasks)} (what the policy was trained "
+            f"{unknown('tasks', new[0], policy.tasks)} (what the policy was trained "
             "for; others take one trained with task_input 'description' and heads 'single')"
         )
     length = len(mine[policy.tasks[0]])
-    if new:
-        given = vectors(new, descriptions)
-        if given is None:
-            raise UsageError(f"descriptions: expected a vector for each of {', '.join(new)}")
-        if given.shape[-1] != length:
-            raise UsageError(
-                f"descriptions: expected vectors of length {length}, which the policy was trained "
-                f"with, got {given.shape[-1]}"
-            )
-        mine |= dict(zip(new, given, strict=True))
+    given = vectors(new, descriptions)
+    if given is None:
+        raise UsageError(f"descriptions: expected a vector for each of {', '.join(new)}")
+    if given.shape[-1] != length:
+        raise UsageError(
+            f"descriptions: expected vectors of length {length}, which the policy was trained "
+            f"with, got {given.shape[-1]}"
+        )
+    mine |= dict(zip(new, given, strict=True))
     copied = policy.snapshot(policy.device)
     copied.tasks = tuple(tasks)
     copied.actor = policy.actor.for_tasks(np.stack([mine[task] for task in tasks]))

@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 from mtrl.config.agent import AgentConfig
 from mtrl.config.learner import LearnerConfig
+from mtrl.config.registry import TRUNKS
 from mtrl.policy.inputs import CLIP, ObservationNormalizer
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
@@ -158,8 +159,9 @@ class Normalized(torch.nn.Module):
         (Normalized, {"module:kernel"}),
     ],
 )
-def test_only_matrices_of_layers_decay(trunk, decaying):
+def test_only_matrices_of_layers_decay(trunk, decaying, monkeypatch):
     """AdamW with zero gradient gives w (1 − lr λ)."""
+    monkeypatch.setattr(TRUNKS, "classes", dict(TRUNKS.classes))
     agent = MTSAC(("a", "b"), AgentConfig(hidden_sizes=(4, 4), trunk=trunk), 3, 2, 0)
     learner = Learner(agent, LearnerConfig(weight_decay=0.1, learning_rate=0.01))
     before = {name: value.detach().clone() for name, value in agent.critics.named_parameters()}
