@@ -57,7 +57,7 @@ def registries(monkeypatch):
 
 @pytest.fixture
 def my_module(tmp_path, monkeypatch, registries):
-    """A folder with `my_module.py`, made of the examples of one's own tasks, method and trunk."""
+    """A folder with `my_module.py`, made of the examples of custom tasks, a method and a trunk."""
     blocks = python_blocks(read(ROOT / "docs/extending.md"))
     own = "my_benchmark = reachers\n\ndef my_weights(gramian):\n    return gramian[0] * 0 + 1\n"
     (tmp_path / "my_module.py").write_text("\n\n".join([*blocks, own]))

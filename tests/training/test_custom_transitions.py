@@ -1,4 +1,4 @@
-"""What unusual custom environments put into the replay buffer, against a loop of one's own."""
+"""What unusual custom environments put into the replay buffer, against a hand-written loop."""
 
 import warnings
 import zlib
@@ -51,7 +51,7 @@ def lived(task: str, copy: int, actions: np.ndarray) -> tuple[list[bytes], set[s
     return transitions, ends
 
 
-def test_transitions_equal_those_of_a_loop_of_ones_own():
+def test_transitions_equal_those_of_a_hand_written_loop():
     """True successors at the end of episodes, and `terminated` only where the task itself ended."""
     envs = make_vector_env(Benchmark("drift", TASKS), HORIZON, workers=1, envs_per_task=COPIES)
     agent = MTSAC(tuple(TASKS), AgentConfig(hidden_sizes=(8,)), 3, 2)
