@@ -13,11 +13,22 @@ from mtrl.errors import unknown
 CLIP = 10.0
 """Normalised observations are clipped to ± this [standard deviations]."""
 
+_FLOOR = 1e-8  # of a variance
+_TRUSTED = 1000  # so many observations are taken as they are
+_INFLUENCE = 1e-3
+
 
 class ObservationNormalizer(nn.Module):
     """Normalises observations by the running mean and standard deviation over all tasks.
 
     Batches are merged as in Chan et al. 1979, in float64, on the device, without synchronising.
+
+    The influence of outliers is bounded: simulated objects now and then fly away, and then a few
+    hundred observations among millions would shrink this component for all tasks at once. After
+    the first 1,000 observations, each counts as at most `CLIP` standard deviations from the mean,
+    or as many as add a thousandth to the sum of squares if that is more. So a component that
+    begins to vary late is learned within some ten thousand observations. Where nothing exceeds
+    these bounds, the statistics are the ordinary ones.
 
     Attributes:
         frozen: Whether callers must not update the statistics.
@@ -38,6 +49,9 @@ class ObservationNormalizer(nn.Module):
     def observe(self, observations: Tensor) -> None:
         """Update the statistics with observations `[n, d]`."""
         rows = observations.to(self.mean.dtype)
+        reach = ((self.variance + _FLOOR) * (_INFLUENCE * self.count).clamp_min(CLIP**2)).sqrt()
+        reach = torch.where(self.count < _TRUSTED, torch.inf, reach)
+        rows = rows.clamp(self.mean - reach, self.mean + reach)
         n, mean, variance = len(rows), rows.mean(0), rows.var(0, correction=0)
         total, away = self.count + n, mean - self.mean
         squares = self.variance * self.count + variance * n + away**2 * (self.count * n / total)
@@ -47,7 +61,7 @@ class ObservationNormalizer(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Normalise observations `[…, d]`; a component that never varied becomes 0."""
-        deviation = (self.variance + 1e-8).sqrt().to(observations.dtype)
+        deviation = (self.variance + _FLOOR).sqrt().to(observations.dtype)
         return ((observations - self.mean.to(observations.dtype)) / deviation).clamp(-CLIP, CLIP)
 
 

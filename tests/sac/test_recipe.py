@@ -138,6 +138,33 @@ def test_observations_are_normalised_by_all_observations_so_far(sizes):
     assert normalizer(torch.full((3,), 1e9, dtype=torch.float64)).tolist() == [CLIP] * 3
 
 
+def test_an_object_that_flies_away_hardly_changes_the_normalisation():
+    draw, normalizer = np.random.default_rng(1), ObservationNormalizer(2)
+    seen = draw.normal(0.6, [0.1, 5.0], size=(200_000, 2))
+    for part in np.split(seen, 2000):
+        normalizer.observe(torch.from_numpy(part))
+    np.testing.assert_allclose(normalizer.variance, seen.var(0), rtol=1e-9)  # so far, nothing else
+    flight = draw.normal(0.6, [0.1, 5.0], size=(400, 4, 2))
+    flight[:, 0, 0] += np.linspace(0, 300, 400)  # metres, in one of four environments
+    for part in flight:
+        normalizer.observe(torch.from_numpy(part))
+    plain = np.concatenate([seen, flight.reshape(-1, 2)]).std(0)
+    assert plain[0] > 70 * 0.1  # what it does to ordinary statistics
+    np.testing.assert_allclose(normalizer.variance.sqrt(), [0.1, 5.0], rtol=0.25)
+
+
+def test_a_component_that_begins_to_vary_late_is_learned():
+    draw, normalizer = np.random.default_rng(1), ObservationNormalizer(1)
+    for _ in range(4000):
+        normalizer.observe(torch.zeros(100, 1))
+    late = draw.normal(3.0, 1.0, size=(40_000, 1))
+    for part in np.split(late, 400):
+        normalizer.observe(torch.from_numpy(part))
+    plain = np.concatenate([np.zeros((400_000, 1)), late])
+    assert 0.7 < normalizer.variance.sqrt().item() / plain.std() < 1
+    assert normalizer(torch.from_numpy(late)).max() < CLIP  # no value is lost
+
+
 class Normalized(torch.nn.Module):
     """A custom trunk with a matrix whose name says nothing, and a vector called `weight`."""
 
