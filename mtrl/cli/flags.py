@@ -25,13 +25,11 @@ from pydantic.fields import FieldInfo
 
 from mtrl.config.section import flag_of
 from mtrl.errors import RunError, UsageError, plain, unknown
+from mtrl.training.interrupt import SIGNALS
 
 Command = Callable[[Sequence[str] | None], int]
 
 _format_warning = warnings.formatwarning
-_ENDING = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
-)
 
 
 class _Version(argparse.Action):
@@ -134,7 +132,7 @@ def _surroundings() -> Iterator[None]:
             stream.reconfigure(errors="replace")
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        for number in _ENDING:
+        for number in SIGNALS:
             if signal.getsignal(number) is signal.SIG_DFL:
                 handlers[number] = signal.signal(number, _interrupt)
     try:

@@ -66,7 +66,7 @@ def _clock() -> Iterator[Callable[[], object]]:
     This uses a signal, which Python delivers only to the main thread, and only between bytecode
     instructions or in a system call. An endless loop in C code is not interrupted.
     """
-    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield int
         return
 
