@@ -10,11 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from mtrl.folder import STEP
+from mtrl.progress import duration
 from mtrl.sweep.folder import Entry, SweepFolder, is_finished, read_state
 from mtrl.training.console import say
 
@@ -141,7 +141,7 @@ def summary(rows: Sequence[Row]) -> str:
     counts = Counter(row.what for row in rows)
     parts = [f"{counts[what]} {what}" for what in ORDER if counts[what]]
     left = time_left(rows)
-    about = [] if left is None else [f"about {_duration(left)} left"]
+    about = [] if left is None else [f"about {duration(left)} left"]
     return f"{len(rows)} runs: " + ", ".join([*parts, *about])
 
 
@@ -173,14 +173,10 @@ def table(rows: Sequence[Row], max_lines: int | None = None, width: int = 1000) 
 def _cells(row: Row) -> tuple[str, ...]:
     score = "–" if row.success is None else f"{row.success:.2f}"
     speed = "–" if row.speed is None or row.what != "running" else f"{row.speed:,.0f}"
-    left = "–" if row.left is None or row.what != "running" else _duration(row.left)
+    left = duration(row.left if row.what == "running" else None)
     about = row.why or (f"on {row.host}" if row.what == "running" else "") or row.entry.label
     steps = f"{row.steps:,}/{row.entry.total:,}"
     return (row.entry.name, row.what, steps, score, speed, left, about)
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
 
 
 class Live:

@@ -25,7 +25,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mtrl.config.train import TrainConfig
 from mtrl.folder import COSINES, STEP, read_rows, write_text
-from mtrl.training import charts, hparams, pace
+from mtrl.progress import duration
+from mtrl.training import charts, hparams
 from mtrl.training.console import Bar, say
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class RunLogger:
             scores: Summary of the policy's scores.
         """
         speed = "–" if fps is None else f"{fps:,.0f}"
-        text = f"{speed} steps/s  {pace.shown(left)} left  {scores}"
+        text = f"{speed} steps/s  {duration(left)} left  {scores}"
         if self._bar:
             self._bar.move(steps, text)
         else:

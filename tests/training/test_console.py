@@ -20,10 +20,11 @@ from mtrl.cli.flags import run
 from mtrl.config.schedule import Schedule
 from mtrl.errors import UsageError, import_attribute
 from mtrl.folder import STEP, read_rows
+from mtrl.progress import duration
 from mtrl.training import report
 from mtrl.training.console import Bar, say
 from mtrl.training.logger import RunLogger
-from mtrl.training.pace import TimeLeft, shown
+from mtrl.training.pace import TimeLeft
 from mtrl.training.report import scores
 
 MODULE = """
@@ -215,7 +216,7 @@ def test_time_left_counts_evaluations_and_leaves_out_random_steps():
     left.judging(1_000, 2.0)
     assert left.seconds(2_500) == pytest.approx(75 + 2 * 2 + 10)
     assert left.seconds(10_000) == left.last_evaluation() == pytest.approx(10)
-    assert shown(3_725.4) == "1:02:05" and shown(None) == "–"
+    assert duration(3_725.4) == "1:02:05" and duration(None) == "–"
 
 
 def test_a_progress_line_before_the_first_measurement_has_no_numbers(tmp_path, capsys):
