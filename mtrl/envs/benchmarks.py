@@ -5,7 +5,6 @@ The position of a task in `Benchmark.tasks` is its index everywhere: row t of ev
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from mtrl.envs.tasks import MT10, MT25, MT50
-from mtrl.errors import UsageError, import_attribute, one_line, unknown
+from mtrl.errors import UsageError, import_attribute, unknown, with_line
 
 EnvFactory = Callable[[], gym.Env[Any, Any]]
 
@@ -174,11 +173,7 @@ def _imported(name: str) -> Benchmark:
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise UsageError(
-            f"benchmark: {name} failed: {type(error).__name__}: {one_line(error)} "
-            f"({last.filename}, line {last.lineno})"
-        ) from error
+        raise UsageError(f"benchmark: {name} failed: {with_line(error)}") from error
     if not isinstance(benchmark, Benchmark):
         kind = type(benchmark).__name__
         raise UsageError(f"benchmark: expected a mtrl.Benchmark at {name}, got {kind}")
