@@ -13,7 +13,7 @@ from mtrl.config.train import TrainConfig, shown
 from mtrl.errors import UsageError, import_attribute, one_line
 from mtrl.training.callbacks import check as check_callback
 from mtrl.training.memory import expect_memory, expect_memory_for_simulators
-from mtrl.training.tasks import chosen, expect_stages, named
+from mtrl.training.tasks import chosen, named
 
 if TYPE_CHECKING:
     import torch
@@ -56,8 +56,12 @@ def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
     from mtrl.envs.make import steps_of_an_episode
     from mtrl.envs.parity import choose_simulators
 
-    schedule = config.schedule(len(benchmark.tasks))
-    expect_stages(config, schedule.total_timesteps)
+    total = config.schedule(len(benchmark.tasks)).total_timesteps
+    if (last := max(config.transfer.curriculum or (0,))) >= total:
+        raise UsageError(
+            f"curriculum: expected stages that start before total_timesteps ({total}), got one at "
+            f"{last}"
+        )
     steps_of_an_episode(benchmark, config.environment.horizon)
     choose_simulators(benchmark, config.environment)
     if config.demonstrations:
