@@ -228,22 +228,18 @@ class RunState:
             raise UsageError(
                 f"resume: expected the {DEMONSTRATIONS} of the run's start, got another"
             )
-        kind = state.get("agent_type", _kind(self.agent))  # missing in older checkpoints
-        if kind != _kind(self.agent):
+        if state["agent_type"] != _kind(self.agent):
             raise UsageError(
-                f"resume: expected an agent of the run's type {kind} (agent=...), got "
-                f"{_kind(self.agent)}"
+                f"resume: expected an agent of the run's type {state['agent_type']} (agent=...), "
+                f"got {_kind(self.agent)}"
             )
         self.agent.load_state_dict(state["agent"])
         self.learner.load_state_dict(state["learner"])
         self.replay.load_state_dict(state["replay"])
         self.collector.load_state_dict(state, self.config.seed)
         self.steps, self.elapsed = state["steps"], state["elapsed"]
-        self.score = state.get("score", "")  # missing in older checkpoints
-        self.evaluation_pending = state["evaluation_pending"]
-        self.known = tuple(state.get("known", ()))
-        n_tasks = len(self.benchmark.tasks)  # in an older state: all tasks of the run
-        self.learns_at = state.get("learns_at", self.config.schedule(n_tasks).learning_starts)
+        self.score, self.evaluation_pending = state["score"], state["evaluation_pending"]
+        self.known, self.learns_at = tuple(state["known"]), state["learns_at"]
 
 
 def _kind(agent: MTSAC) -> str:
