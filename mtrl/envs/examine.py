@@ -39,7 +39,7 @@ def examined(benchmark: Benchmark) -> Benchmark:
             NaN at every reset, cannot be sent to another process, or its shapes differ from the
             first task's.
     """
-    if benchmark.spaces is not None or not benchmark.custom:
+    if benchmark.spaces is not None:
         return benchmark
     first: tuple[Box, Box] | None = None
     for task, make in benchmark.custom.items():

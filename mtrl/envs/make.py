@@ -9,7 +9,6 @@ from typing import Any
 
 import cloudpickle
 import gymnasium as gym
-from gymnasium.spaces import Box
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from mtrl.envs import worker
@@ -18,7 +17,7 @@ from mtrl.envs.custom import ENDLESS, CustomTask
 from mtrl.envs.examine import examined
 from mtrl.envs.native import NativePools
 from mtrl.envs.processes import START_TIMEOUT, WorkerProcesses
-from mtrl.envs.tasks import ACTION_SPACE, MAX_STEPS, OBSERVATION_SPACE
+from mtrl.envs.tasks import MAX_STEPS
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.errors import UsageError
 
@@ -50,15 +49,11 @@ def make_vector_env(
     Raises:
         UsageError: See `examined` and `steps_of_an_episode`.
     """
-    observations: Box = OBSERVATION_SPACE
-    actions: Box = ACTION_SPACE
     horizon = steps_of_an_episode(benchmark, horizon)
     benchmark = examined(benchmark)
-    if benchmark.spaces is not None:
-        observations, actions = benchmark.spaces
-        simulators = ("own",) * len(benchmark.tasks)
-    simulators = simulators or ("metaworld",) * len(benchmark.tasks)
-    by_success = benchmark.tells_success
+    assert benchmark.spaces is not None
+    if benchmark.custom or simulators is None:
+        simulators = ("own" if benchmark.custom else "metaworld",) * len(benchmark.tasks)
     first_rows = {task: t * envs_per_task for t, task in enumerate(benchmark.tasks)}
     chosen = dict(zip(benchmark.tasks, simulators, strict=True))
     native = [task for task in benchmark.tasks if chosen[task] == "envpool"]
@@ -81,11 +76,10 @@ def make_vector_env(
         benchmark.tasks,
         simulators,
         parts,
-        observations,
-        actions,
+        *benchmark.spaces,
         envs_per_task=envs_per_task,
         max_restarts=max_restarts,
-        tells_success=[not benchmark.custom or task in by_success for task in benchmark.tasks],
+        tells_success=benchmark.by_success,
         endless=ENDLESS if horizon is None else None,
     )
 

@@ -120,7 +120,7 @@ def check(
         warnings.warn("compile: ignored on a CPU, where it makes updates slower", stacklevel=2)
     resolved: dict[str, Any] = {"precision": precision, "compile": compiles}
     if isinstance(config.learner.target_entropy, str):  # per action dimension
-        resolved["target_entropy"] = config.learner.entropy_of(sizes_of(benchmark)[1])
+        resolved["target_entropy"] = config.learner.entropy_of(benchmark.sizes[1])
     learner = config.learner.model_copy(update=resolved)
     schedule = config.schedule(len(benchmark.tasks))
     horizon = steps_of_an_episode(benchmark, config.environment.horizon)
@@ -159,23 +159,16 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
     from mtrl.sac.agent import MTSAC
     from mtrl.surgery import get_surgery
 
-    learner = config.learner
+    learner, sizes, told = config.learner, benchmark.sizes, benchmark.descriptions
     surgeries = {
         "actor": get_surgery(learner.actor_surgery or learner.surgery, learner),
         "critics": get_surgery(learner.critic_surgery or learner.surgery, learner),
     }
     try:
         with torch.device("meta"):
-            agent = MTSAC(
-                benchmark.tasks,
-                config.agent,
-                *sizes_of(benchmark),
-                descriptions=benchmark.descriptions,
-            )
+            agent = MTSAC(benchmark.tasks, config.agent, *sizes, descriptions=told)
             for name, networks in agent.networks().items():
                 surgeries[name].prepare(networks)
-    except UsageError:
-        raise
     except (RuntimeError, OverflowError, TypeError) as error:
         if "overflow" not in str(error).lower() and "too large" not in str(error).lower():
             raise
@@ -186,41 +179,37 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
     return agent
 
 
-def sizes_of(benchmark: Benchmark) -> tuple[int, int]:
-    """Return the lengths of observations and actions of an examined benchmark."""
-    from mtrl.envs.tasks import ACTION_SPACE, OBSERVATION_SPACE
-
-    observations, actions = benchmark.spaces or (OBSERVATION_SPACE, ACTION_SPACE)
-    return observations.shape[0], actions.shape[0]
-
-
-def expect_agent(
-    agent: Any, benchmark: Benchmark | None = None, config: TrainConfig | None = None
-) -> MTSAC:
-    """Check that an agent has the tasks, sizes and networks of a run's first stage, and return it.
-
-    Args:
-        agent: The given object.
-        benchmark: All tasks of the run, examined. Default: check only the type.
-        config: Resolved configuration of the run; required with `benchmark`.
+def expect_agent(agent: Any) -> MTSAC:
+    """Check that the object given as an agent is one, and return it.
 
     Raises:
-        UsageError: If it is another object or differs from the run, or if a curriculum cannot
-            create further agents of its class.
+        UsageError: If it is not.
     """
-    from mtrl.nets.trunks import with_sizes
     from mtrl.sac.agent import MTSAC
 
     if not isinstance(agent, MTSAC):
         raise UsageError(f"agent: expected an mtrl.MTSAC, got {type(agent).__name__}")
-    if benchmark is None or config is None:
-        return agent
+    return agent
+
+
+def expect_fitting(agent: MTSAC, benchmark: Benchmark, config: TrainConfig) -> None:
+    """Check that an agent has the tasks, sizes and networks of a run's first stage.
+
+    Args:
+        benchmark: All tasks of the run, examined.
+        config: Resolved configuration of the run.
+
+    Raises:
+        UsageError: If it differs, or if a curriculum cannot create further agents of its class.
+    """
+    from mtrl.nets.trunks import with_sizes
+
     stages = config.transfer.curriculum
     tasks = benchmark.tasks if stages is None else stages[0]
     sizes = agent.observation_size, agent.action_size
     for name, expected, got in (
         ("tasks in this order:", " ".join(tasks), " ".join(agent.tasks)),
-        ("observations and actions of length", sizes_of(benchmark), sizes),
+        ("observations and actions of length", benchmark.sizes, sizes),
     ):
         if expected != got:
             raise UsageError(f"agent: expected {name} {expected}, got {got}")
@@ -231,17 +220,16 @@ def expect_agent(
             raise UsageError(f"agent: expected the run's networks: {name} {values}")
     if stages is not None:
         _expect_class(type(agent), benchmark, config.agent)
-    return agent
 
 
 def _expect_class(made: type[MTSAC], benchmark: Benchmark, config: AgentConfig) -> None:
     """Check that an agent's class takes the arguments of `MTSAC`, without allocating memory."""
     import torch
 
-    sizes = sizes_of(benchmark)
+    sizes, told = benchmark.sizes, benchmark.descriptions
     try:
         with torch.device("meta"):
-            made(benchmark.tasks, config, *sizes, 0, descriptions=benchmark.descriptions)
+            made(benchmark.tasks, config, *sizes, 0, descriptions=told)
     except TypeError as error:
         raise UsageError(
             "agent: expected a class that takes the arguments of mtrl.MTSAC, because a curriculum "

@@ -15,7 +15,7 @@ from mtrl.folder import (
     steps_evaluated,
     write_text,
 )
-from mtrl.training.check import check, expect_agent, sizes_of
+from mtrl.training.check import check, expect_agent, expect_fitting
 from mtrl.training.console import say
 from mtrl.training.lock import locked
 from mtrl.training.place import MAY_CHANGE, existing_run, make_folder, nothing_left, quoted
@@ -80,7 +80,7 @@ def train(
         lines += replaced
     benchmark, device, config = check(config, benchmark)
     if config.transfer.init_from is not None:
-        expect_sizes(header, *sizes_of(benchmark))
+        expect_sizes(header, *benchmark.sizes)
     parts = _Given(benchmark, callbacks, agent, logger).parts(config)
     from mtrl.demonstrations.sources import sources
 
@@ -159,7 +159,7 @@ class _Given(NamedTuple):
 
         assert self.benchmark is not None
         if self.agent is not None:
-            expect_agent(self.agent, self.benchmark, config)
+            expect_fitting(expect_agent(self.agent), self.benchmark, config)
         callbacks = made(config.callbacks, self.callbacks)
         if self.logger is not None:
             callbacks.append(mirror(self.logger))
