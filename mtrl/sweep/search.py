@@ -8,9 +8,10 @@ from typing import Any
 
 from mtrl.config.section import leaf_types
 from mtrl.errors import UsageError, one_line
+from mtrl.folder import read_rows
 from mtrl.sweep.folder import SweepFolder, is_finished, read_state
 from mtrl.sweep.plan import FIELDS, Plan, Range
-from mtrl.sweep.status import newest, tail
+from mtrl.sweep.status import TAIL, newest
 from mtrl.sweep.study import import_optuna, open_study
 
 STUDY = "search"
@@ -104,7 +105,8 @@ class Search:
                 self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _score(self, name: str) -> float:
-        value = newest(tail(self._folder.run_dir(name) / "progress.json"), self._tag)
+        rows = read_rows(self._folder.run_dir(name) / "progress.json", last=TAIL)
+        value = newest(rows, self._tag)
         return float("nan") if value is None else value
 
     def best(self, n: int) -> list[tuple[int, float, Mapping[str, Any]]]:

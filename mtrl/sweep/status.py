@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from mtrl.folder import STEP
+from mtrl.folder import STEP, read_rows
 from mtrl.progress import duration
 from mtrl.sweep.folder import Entry, SweepFolder, is_finished, read_state
 from mtrl.training.console import say
@@ -78,7 +75,7 @@ def _row(folder: SweepFolder, entry: Entry, now: float) -> Row:
             what, why = "waiting", f"lost on {host}"
     if what != "finished" and is_finished(run_dir):  # by hand, or not yet recorded
         what = "finished"
-    rows = tail(run_dir / "progress.json")
+    rows = read_rows(run_dir / "progress.json", last=TAIL)
     last = rows[-1] if rows else {}
     return Row(
         entry=entry,
@@ -90,26 +87,6 @@ def _row(folder: SweepFolder, entry: Entry, now: float) -> Row:
         why=why,
         host=host,
     )
-
-
-def tail(path: Path) -> list[Mapping[str, Any]]:
-    """Read the last rows of a log; [] if there is no such file."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL))
-            lines = file.read().split(b"\n")[1 if size > TAIL else 0 :]
-    except OSError:
-        return []
-    rows: list[Mapping[str, Any]] = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # a partially written line
-            continue
-        if isinstance(row, dict) and STEP in row:
-            rows.append(row)
-    return rows
 
 
 def newest(rows: Sequence[Mapping[str, Any]], *tags: str) -> float | None:

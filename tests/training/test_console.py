@@ -252,3 +252,16 @@ def test_a_broken_line_does_not_affect_others(broken, tmp_path):
     path.write_bytes(text.encode("latin-1"))
     assert read_rows(path) == rows
     assert read_rows(path, up_to=20) == rows[:2]
+
+
+def test_the_last_rows_alone(tmp_path):
+    """A row of which only the end is read does not count."""
+    rows = [{STEP: step, "x": step / 10} for step in (10, 20, 40)]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    path = tmp_path / "progress.json"
+    path.write_text("".join(lines))
+    size = len("".join(lines))
+    assert read_rows(path, last=size) == read_rows(path, last=size + 1) == rows
+    assert read_rows(path, last=size - 1) == rows[1:]
+    assert read_rows(path, last=len(lines[2])) == rows[2:]
+    assert read_rows(path, last=len(lines[2]) - 1) == []
