@@ -183,7 +183,7 @@ def _submit(sweep: Sweep, names: Sequence[str]) -> int:
     """Submit runs to Slurm, except those that are still queued from an earlier array."""
     from mtrl.sweep.on_slurm import submit, waiting
 
-    entries = [entry for entry in sweep.folder.entries() if entry.name in set(names)]
+    entries = [entry for entry in sweep.folder.contents().runs if entry.name in set(names)]
     queued = waiting(sweep.folder, entries)
     entries = [entry for entry in entries if entry.name not in queued]
     if queued:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+from mtrl.folder import newest_or_none
 from mtrl.sweep.attempt import Ending, Job
 from mtrl.training.console import say
 from mtrl.training.interrupt import Interrupt
@@ -73,7 +75,7 @@ def drive(
     summary, again, exhausted = Summary(), deque[Job](), False
     working: dict[str, Job] = {}
     failures: Counter[str] = Counter()
-    losses: dict[str, tuple[str, int]] = {}
+    losses: dict[str, tuple[Path | None, int]] = {}
     with Interrupt() as interrupt:
         try:
             while True:
@@ -110,7 +112,7 @@ def _is_tried_again(
     retries: int,
     *,
     failures: Counter[str],
-    losses: dict[str, tuple[str, int]],
+    losses: dict[str, tuple[Path | None, int]],
     tell: Callable[[str], None],
 ) -> bool:
     if ending.what == "failed":
@@ -120,11 +122,11 @@ def _is_tried_again(
             tell(f"{job.name} failed and is retried ({times}): {ending.lines[-1]}")
             return True
     if ending.what == "lost":
-        newest = max((p.name for p in job.run_dir.glob("checkpoints/step_*")), default="")
-        before, count = losses.get(job.name, ("", 0))
+        newest = newest_or_none(job.run_dir)
+        before, count = losses.get(job.name, (None, 0))
         losses[job.name] = newest, count + 1 if newest == before else 1
         if losses[job.name][1] <= LOSSES:
-            where = f"from {newest.partition('.')[0]}" if newest else "from the start"
+            where = f"from {newest.stem}" if newest else "from the start"
             tell(f"{job.name} was lost with its machine and continues {where}")
             return True
     return False

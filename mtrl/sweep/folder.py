@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -122,6 +121,21 @@ class Entry(BaseModel):
     trial: int | None = None
 
 
+class Contents(BaseModel):
+    """Contents of sweep.json.
+
+    Attributes:
+        rules: Rules that may stop runs early.
+        goal: Tag that a search maximises; None if the sweep is none.
+        runs: Runs of the grid or search, then earlier ones that are no longer in it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    rules: Rules
+    goal: str | None = None
+    runs: tuple[Entry, ...]
+
+
 @dataclass(frozen=True)
 class SweepFolder:
     """Folder of a sweep at the absolute path `path`."""
@@ -172,39 +186,25 @@ class SweepFolder:
     def _cannot_write(self, error: OSError) -> UsageError:
         return UsageError(f"out: cannot write in {self.path}: {one_line(error)}")
 
-    def entries(self) -> list[Entry]:
-        """Read the runs.
+    def contents(self) -> Contents:
+        """Read sweep.json.
 
         Raises:
             UsageError: If this is not the folder of a sweep.
         """
-        path = self.path / "sweep.json"
         try:
-            return [Entry(**row) for row in json.loads(path.read_text(encoding="utf-8"))["runs"]]
-        except (OSError, *BROKEN) as error:
+            return Contents.model_validate_json((self.path / "sweep.json").read_bytes())
+        except (OSError, ValidationError) as error:
             reason = f"expected the folder of a sweep, got {self.path} ({one_line(error)})"
             raise UsageError(f"sweep: {reason}") from None
-
-    def rules(self) -> Rules:
-        """Read the rules that may stop runs early."""
-        tree = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
-        return Rules.model_validate(tree["rules"])
-
-    def goal(self) -> str | None:
-        """Read the tag that the sweep's search maximises; None if it is none."""
-        tree = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
-        goal = tree.get("goal")
-        return None if goal is None else str(goal)
 
     def record(self, entries: Sequence[Entry], rules: Rules, goal: str | None = None) -> None:
         """Write these runs, and earlier ones that have started but are no longer in the grid."""
         new = {entry.name for entry in entries}
-        before = self.entries() if (self.path / "sweep.json").exists() else []
+        before = self.contents().runs if (self.path / "sweep.json").exists() else ()
         kept = [e for e in before if e.name not in new and self.run_dir(e.name).exists()]
-        rows = [entry.model_dump(mode="json") for entry in (*entries, *kept)]
-        tree = {"rules": rules.model_dump(mode="json"), "goal": goal, "runs": rows}
-        text = json.dumps(tree, indent=1)
-        write_text(self.path / "sweep.json", text + "\n")
+        contents = Contents(rules=rules, goal=goal, runs=(*entries, *kept))
+        write_text(self.path / "sweep.json", contents.model_dump_json(indent=1) + "\n")
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -70,7 +70,7 @@ class Search:
         from optuna.trial import Trial
 
         missing = self._distributions.keys() - found.params.keys()
-        has_runs = found.number in {entry.trial for entry in self._folder.entries()}
+        has_runs = found.number in {entry.trial for entry in self._folder.contents().runs}
         if not missing or has_runs or found.state.is_finished():
             return dict(found.params)
         trial = Trial(self._study, found._trial_id)
@@ -89,7 +89,7 @@ class Search:
         from optuna.trial import TrialState
 
         runs: dict[int, list[str]] = {}
-        for entry in self._folder.entries():
+        for entry in self._folder.contents().runs:
             if entry.trial is not None:
                 runs.setdefault(entry.trial, []).append(entry.name)
         for number, names in runs.items():
@@ -122,7 +122,7 @@ class Search:
 
 def best_points(folder: SweepFolder, n: int) -> list[tuple[int, float, Mapping[str, Any]]]:
     """Return the best points of a sweep as `Search.best` does; [] if it is not a search."""
-    goal = folder.goal()
+    goal = folder.contents().goal
     return [] if goal is None else Search(folder, Plan(), goal).best(n)
 
 

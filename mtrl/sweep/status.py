@@ -60,8 +60,7 @@ def read(folder: SweepFolder) -> list[Row]:
     Raises:
         UsageError: If it is not the folder of a sweep.
     """
-    entries = folder.entries()
-    now = folder.now()
+    entries, now = folder.contents().runs, folder.now()
     return [_row(folder, entry, now) for entry in entries]
 
 

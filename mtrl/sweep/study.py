@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mtrl.errors import UsageError, one_line
-from mtrl.sweep.rules import Halving
 
 
 def import_optuna() -> Any:
@@ -63,13 +62,6 @@ def _complete(storage: Path) -> None:
     with storage.open("r+b") as file:
         text = file.read()
         file.truncate(text.rfind(b"\n") + 1)
-
-
-def halving_pruner(halving: Halving) -> Any:
-    """Return Optuna's pruner for successive halving."""
-    from optuna.pruners import SuccessiveHalvingPruner
-
-    return SuccessiveHalvingPruner(min_resource=halving.start, reduction_factor=halving.by)
 
 
 def trial_of(study: Any, name: str) -> Any:
