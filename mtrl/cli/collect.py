@@ -66,7 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _collect(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="mtrl-collect",
-        allow_abbrev=False,
         description="Collect episodes on the reference simulator, and write their transitions to a "
         "file for mtrl-train --demonstrations.",
     )

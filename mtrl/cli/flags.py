@@ -41,10 +41,13 @@ class _Version(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser with one-line errors; that of an unknown flag suggests the nearest flag."""
+    """Argument parser with one-line errors; that of an unknown flag suggests the nearest flag.
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
+    Flags must be written in full.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
         # argparse's own pattern treats `-1e-3` as a flag.
         self._negative_number_matcher = re.compile(r"-(\.?\d|\.?inf|\.?nan)", re.IGNORECASE)
         if self.add_help:

@@ -52,7 +52,7 @@ def _report(arguments: Sequence[str] | None) -> int:
 
 
 def _folder(command: str, what: str, arguments: Sequence[str] | None) -> SweepFolder:
-    parser = Parser(prog=f"mtrl-sweep {command}", allow_abbrev=False, description=what)
+    parser = Parser(prog=f"mtrl-sweep {command}", description=what)
     parser.add_argument("sweep", metavar="DIR", help="Folder of the sweep.")
     return SweepFolder(Path(parser.parse(arguments)["sweep"]).expanduser().absolute())
 

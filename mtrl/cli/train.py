@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(arguments: Sequence[str] | None) -> int:
     # Parse these first: they select the configuration that --help shows and flags change.
-    first = Parser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False)
     for flag in ("--config", "--benchmark", "--device"):
         first.add_argument(flag)
     first.add_argument("--tasks", nargs="+")
@@ -39,7 +39,6 @@ def _train(arguments: Sequence[str] | None) -> int:
 
     parser = Parser(
         prog="mtrl-train",
-        allow_abbrev=False,
         description="Train one policy on many Meta-World tasks. Timesteps are environment steps "
         "summed over all tasks. Without --config, MT10 and MT50 use the best preset for the "
         "device, and other tasks use the recipe. The defaults below are those of "

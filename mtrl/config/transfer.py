@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from mtrl.config.base import read_file
+from mtrl.config.fields import UserPath
 from mtrl.config.rates import MAX_COUNT
 from mtrl.config.section import Section
 from mtrl.errors import UsageError
@@ -23,7 +24,7 @@ Part = Literal["trunk", "actor-trunk", "critic-trunk", "actor", "critic", "norma
 class TransferConfig(Section):
     """Configuration of the initial policy, its frozen parts, and the tasks of each stage."""
 
-    init_from: Path | None = Field(
+    init_from: UserPath | None = Field(
         default=None,
         description="Run folder, checkpoint or policy file to start from. Copies its trunks, the "
         "heads and temperatures of tasks with the same name, the statistics of its observations, "
@@ -83,11 +84,6 @@ class TransferConfig(Section):
                     "stages", "expected every task once in the stage at {step}", {"step": step}
                 )
         return stages
-
-    @field_validator("init_from")
-    @classmethod
-    def _expand_user(cls, path: Path | None) -> Path | None:
-        return None if path is None else path.expanduser()
 
     @model_validator(mode="after")
     def _fits_together(self) -> TransferConfig:

@@ -112,7 +112,7 @@ def test_the_command_line_reproduces_the_configuration(tmp_path):
     folder = SweepFolder(tmp_path / "sweep")
     found = points(read(tmp_path), "cpu")
     for planned in placed(folder, found, 3, known=known(found), rules=Rules()):
-        parser = Parser(allow_abbrev=False)
+        parser = Parser()
         parser.add_argument("--config")
         parser.add_argument("--resume-if-exists", action="store_true")
         add_flags(parser, TrainConfig())
