@@ -63,6 +63,19 @@ def import_attribute(field: str, name: str) -> Any:
     raise UsageError(f"{field}: cannot import {name!r}: {reason}")
 
 
+def import_extra(field: str, module: str, extra: str) -> Any:
+    """Import an optional dependency.
+
+    Raises:
+        UsageError: If it is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        command = f'pip install "mtrl-surgery[{extra}]"'
+        raise UsageError(f"{field}: expected {module.capitalize()}: {command}") from None
+
+
 def plain(error: Exception) -> str:
     """Return an error's message; TensorBoard names its files as bytes."""
     if isinstance(error, OSError) and isinstance(error.filename, bytes):

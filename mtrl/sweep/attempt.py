@@ -134,20 +134,18 @@ def attempt(
         except BaseException:  # do not leave the run behind
             process.terminate()
             raise
-    lines: tuple[str, ...] = ()
-    what: Literal["finished", "failed", "stopped", "ended early"]
     if is_finished(job.run_dir):
-        what = "finished"
+        ending = Ending(job.name, "finished")
     elif why is not None:
-        what, lines = "ended early", (why,)
+        ending = Ending(job.name, "ended early", (why,))
     elif asked or code == 0:
-        what = "stopped"
+        ending = Ending(job.name, "stopped")
     else:
-        what, lines = "failed", _last_lines(job.log, start, code)
-    done = this.model_copy(update={"code": code})
-    kept = lines if what == "failed" else ()
-    _note(job, before, what=what, why=why, lines=kept, attempts=(*before.attempts, done))
-    return Ending(job.name, what, lines)
+        ending = Ending(job.name, "failed", _last_lines(job.log, start, code))
+    attempts = (*before.attempts, this.model_copy(update={"code": code}))
+    lines = ending.lines if ending.what == "failed" else ()
+    _note(job, before, what=ending.what, why=why, lines=lines, attempts=attempts)
+    return ending
 
 
 def _note(job: Job, before: State, **changes: Any) -> None:

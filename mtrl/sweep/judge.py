@@ -9,7 +9,7 @@ from typing import Any
 
 from mtrl.folder import STEP, read_rows
 from mtrl.sweep.rules import Halving, Rules
-from mtrl.sweep.study import import_optuna, open_study, trial_of
+from mtrl.sweep.study import open_study, trial_of
 
 WHY = "why"
 """Attribute of a trial with the reason for which its run is stopped."""
@@ -43,7 +43,9 @@ class Judge:
 
     def _halved(self, halving: Halving, name: str, rows: Sequence[dict[str, Any]]) -> str | None:
         study = open_study(self.storage, f"{halving.tag} from {halving.start} by {halving.by}")
-        study.pruner = import_optuna().pruners.SuccessiveHalvingPruner(halving.start, halving.by)
+        from optuna.pruners import SuccessiveHalvingPruner  # `open_study` says if it is missing
+
+        study.pruner = SuccessiveHalvingPruner(halving.start, halving.by)
         trial = trial_of(study, name)
         if (why := trial.user_attrs.get(WHY)) is not None:  # told, but then the sweep was killed
             return str(why)

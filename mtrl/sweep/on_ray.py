@@ -15,7 +15,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from mtrl.errors import RunError, UsageError, one_line
+from mtrl.errors import RunError, UsageError, import_extra, one_line
 from mtrl.sweep.attempt import Ending, Job, attempt
 from mtrl.sweep.folder import SweepFolder
 from mtrl.sweep.local import cores
@@ -54,7 +54,7 @@ class RayBackend:
         at_a_time: int | None = None,
     ) -> None:
         self.running = 0
-        self._ray = ray = _import_ray()
+        self._ray = ray = import_extra("backend", "ray", "ray")
         self._folder, self._at_a_time = folder, at_a_time
         self._jobs: dict[Any, Job] = {}
         self._stop = folder.path / f".stop-{uuid.uuid4().hex}"
@@ -156,14 +156,6 @@ class RayBackend:
             for reference in done:
                 if not self._ray.get(reference):
                     raise _not_shared(self._folder.path, asked[reference]["NodeManagerHostname"])
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise UsageError('backend: expected Ray: pip install "mtrl-surgery[ray]"') from None
-    return ray
 
 
 def _expect_answer(address: str | None) -> None:

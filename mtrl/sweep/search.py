@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mtrl.config.section import leaf_types
-from mtrl.errors import UsageError, one_line
+from mtrl.errors import UsageError, import_extra, one_line
 from mtrl.folder import read_rows
 from mtrl.sweep.folder import SweepFolder, is_finished, read_state
 from mtrl.sweep.plan import FIELDS, Plan, Range
 from mtrl.sweep.status import TAIL, newest
-from mtrl.sweep.study import import_optuna, open_study
+from mtrl.sweep.study import open_study
 
 STUDY = "search"
 
@@ -127,7 +127,7 @@ def best_points(folder: SweepFolder, n: int) -> list[tuple[int, float, Mapping[s
 
 
 def _distribution(field: str, space: Range | tuple[Any, ...]) -> Any:
-    distributions = import_optuna().distributions
+    distributions = import_extra("search", "optuna", "sweep").distributions
     if not isinstance(space, Range):
         return distributions.CategoricalDistribution([json.dumps(choice) for choice in space])
     kinds = leaf_types(FIELDS[field])
