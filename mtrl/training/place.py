@@ -69,10 +69,9 @@ def make_folder(config: TrainConfig, benchmark: str, may_exist: bool) -> list[Pa
     """
     name = f"{file_name(benchmark)}_{file_name(config.learner.surgery)}_seed{config.seed}"
     default = Path("runs") / f"{name}_{time.strftime('%Y%m%d-%H%M%S')}"
-    for attempt in range(1, 1_000):
-        run_dir = config.run_dir or default
-        if config.run_dir is None and attempt > 1:  # another run started in this second
-            run_dir = default.with_name(f"{default.name}-{attempt}")
+    # Another run may have started in this second.
+    defaults = [default, *(default.with_name(f"{default.name}-{n}") for n in range(2, 1_000))]
+    for run_dir in defaults if config.run_dir is None else [config.run_dir]:
         try:
             missing = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
             run_dir.mkdir(parents=True)
@@ -80,9 +79,6 @@ def make_folder(config: TrainConfig, benchmark: str, may_exist: bool) -> list[Pa
         except FileExistsError:
             if may_exist and run_dir.is_dir():
                 return []
-            if config.run_dir is None:
-                continue
-            break
         except OSError as error:
             raise UsageError(f"run_dir: cannot create {run_dir}: {error.strerror}") from None
     raise _exists(run_dir)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtrl.config.train import TrainConfig
+from mtrl.envs.processes import expect_main_guard
 from mtrl.errors import UsageError
 from mtrl.folder import (
     DEMONSTRATIONS,
@@ -62,7 +63,7 @@ def train(
     Raises:
         UsageError: If the configuration is invalid; nothing is written then.
     """
-    _expect_main_guard()
+    expect_main_guard()
     if agent is not None:
         config = config.model_copy(update={"agent": expect_agent(agent).config})
     before = existing_run(config, benchmark is None) if resume_if_exists else None
@@ -135,7 +136,7 @@ def resume(
         UsageError: If there is no checkpoint, the run is complete, or the benchmark cannot be
             imported.
     """
-    _expect_main_guard()
+    expect_main_guard()
     changes = {
         "total_timesteps": total_timesteps,
         "max_runtime": max_runtime,
@@ -236,9 +237,3 @@ def _trainer(
     if device.type == "cpu":
         keep_freed_memory()
     return Trainer(config, benchmark, device, run_dir, **parts)
-
-
-def _expect_main_guard() -> None:
-    from mtrl.envs.processes import expect_main_guard
-
-    expect_main_guard()
