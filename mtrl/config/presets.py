@@ -75,7 +75,6 @@ def preset(name: str, **changes: Any) -> TrainConfig:
     and critics have these widths even if the preset sets others for the actor.
 
     Args:
-        name: Name of the preset.
         changes: Fields by name, with or without their section.
 
     Example:

@@ -16,8 +16,6 @@ class Restarts:
     """Waits for the simulators of a vector environment and replaces lost processes, with a warning.
 
     Args:
-        parts: The simulators.
-        arrays: Their shared arrays.
         names: Task name of each row.
         max_restarts: Maximum number of processes to replace.
 

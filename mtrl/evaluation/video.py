@@ -81,7 +81,6 @@ def animations(evaluation: Evaluation, size: int = 160, every: int = 16) -> dict
     """Render a small GIF of each task's first episode, at twice its speed.
 
     Args:
-        evaluation: What is shown.
         size: Height and width [pixels].
         every: Simulation steps between two frames.
 

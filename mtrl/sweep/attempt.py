@@ -102,7 +102,6 @@ def attempt(
     """Start or resume the run, and wait for its end.
 
     Args:
-        job: The run.
         cores: CPU cores to pin it to (Linux).
         stop: Polled every second; returns whether to stop it cleanly.
     """

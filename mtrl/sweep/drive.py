@@ -67,7 +67,6 @@ def drive(
 
     Args:
         jobs: Runs, taken one by one when there is room; a search chooses the next one then.
-        backend: Executes the runs.
         retries: Number of times a failed run is retried from its latest checkpoint.
         show: Called every second, and when a run ends.
         tell: Called with each line to print.

@@ -73,7 +73,6 @@ def points(plan: Plan, device: str, drawn: Mapping[str, Any] | None = None) -> l
     """Return every point of a plan, seed by seed, so that all methods get their first runs early.
 
     Args:
-        plan: Plan of the sweep.
         device: `cpu` or `cuda`, for the choice of presets and for the runs.
         drawn: Values drawn by a search, for every point.
 

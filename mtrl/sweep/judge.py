@@ -20,7 +20,6 @@ class Judge:
     """Applies the rules of a sweep to its runs.
 
     Args:
-        rules: Rules of the sweep.
         storage: Optuna's journal, with the state of successive halving.
     """
 

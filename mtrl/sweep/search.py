@@ -29,7 +29,6 @@ class Search:
     """Draws points, and reports their results to Optuna.
 
     Args:
-        folder: Folder of the sweep.
         plan: Plan with the ranges.
         tag: Tag to maximise: the mean over seeds of its last value.
 

@@ -125,7 +125,6 @@ def table(rows: Sequence[Row], max_lines: int | None = None, width: int = 1000) 
     """Return a summary and a line per run, running ones first.
 
     Args:
-        rows: The runs.
         max_lines: Maximum number of lines.
         width: Maximum length of a line [characters].
     """
@@ -156,11 +155,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 class Live:
-    """Live table on a terminal, redrawn in place; does nothing without a terminal.
-
-    Args:
-        folder: Folder of the sweep.
-    """
+    """Live table on a terminal, redrawn in place; does nothing without a terminal."""
 
     def __init__(self, folder: SweepFolder) -> None:
         self._folder, self._lines, self._next = folder, 0, 0.0

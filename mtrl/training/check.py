@@ -83,7 +83,6 @@ def check(
     """Look up every name and fill in defaults, before anything heavy starts.
 
     Args:
-        config: Requested configuration.
         benchmark: Benchmark in place of `config.benchmark`. The returned configuration names it by
             where it can be imported from, or else by its name.
         runs: Number of such runs at a time, which share the memory.

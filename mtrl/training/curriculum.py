@@ -26,9 +26,6 @@ class Curriculum:
     policy acts in known tasks.
 
     Args:
-        config: Resolved configuration.
-        benchmark: All tasks of all stages.
-        device: Device of networks and replay.
         demonstrations: Demonstrations of any tasks of any stages.
         agent: Agent of the first stage. Later stages have new agents of its class. Default: a new
             one.

@@ -24,10 +24,6 @@ class Judge:
     """Evaluates the policy of a run and writes the results to logs and files.
 
     Args:
-        state: State of the run.
-        curriculum: Stages of the run.
-        logger: Logger of the run.
-        run_dir: Folder of the run.
         tick: Called after each vector step; an exception ends the evaluation.
 
     Attributes:

@@ -39,7 +39,6 @@ class RunLogger:
     """Writes logs in a run folder, and progress to the terminal.
 
     Args:
-        run_dir: Folder of the run.
         total_timesteps: End of the run [environment steps over all tasks].
         config: Configuration, shown in TensorBoard's text tab and its table of runs.
         tasks: Tasks in the order of TensorBoard's charts.

@@ -33,8 +33,6 @@ class RunState:
 
     Args:
         config: Resolved configuration.
-        benchmark: Tasks.
-        device: Device of the networks and the replay buffer.
         saved: Result of `state_dict`, to resume a run. Default: start a new run.
         demonstrations: Demonstrations of all stages' tasks; they stay the same throughout the run.
         agent: Agent to train, with the configuration's networks, or the class of a new one.

@@ -44,11 +44,8 @@ class Trainer:
 
     Args:
         config: Resolved configuration.
-        benchmark: Tasks.
-        device: Device of the networks and the replay buffer.
         run_dir: Folder of the run; must exist.
         saved: Result of `RunState.state_dict`, to resume a run. Default: start a new run.
-        callbacks: Callbacks of the user.
         agent: Agent to train, see `train`. Default: a new one.
 
     Attributes:
