@@ -54,23 +54,21 @@ def make_vector_env(
     assert benchmark.spaces is not None
     if benchmark.custom or simulators is None:
         simulators = ("own" if benchmark.custom else "metaworld",) * len(benchmark.tasks)
-    first_rows = {task: t * envs_per_task for t, task in enumerate(benchmark.tasks)}
-    chosen = dict(zip(benchmark.tasks, simulators, strict=True))
-    native = [task for task in benchmark.tasks if chosen[task] == "envpool"]
+    chosen = zip(benchmark.tasks, simulators, strict=True)
+    native = [task for task, simulator in chosen if simulator == "envpool"]
+    names = [task for task in benchmark.tasks for _ in range(envs_per_task)]
+    rows = [row for row, task in enumerate(names) if task not in native]
     parts: list[WorkerProcesses | NativePools] = []
-    if len(native) < len(benchmark.tasks):
-        tasks = [task for task in benchmark.tasks if task not in native]
-        rows = [first_rows[task] + copy for task in tasks for copy in range(envs_per_task)]
-        settings = benchmark, horizon, shuffle_goals, envs_per_task
+    if rows:
         known = _registered() if benchmark.custom else {}
-        factory = partial(_factory, *settings, registered=known)
-        of_rows = [task for task in tasks for _ in range(envs_per_task)]
+        settings = benchmark, horizon, shuffle_goals, envs_per_task
+        of_rows = [names[row] for row in rows]
+        factories = [_factory(*settings, task, registered=known) for task in of_rows]
         # Custom environments may be slow, in particular when they reset within a step.
         patience = START_TIMEOUT if benchmark.custom else None
-        factories = list(map(factory, of_rows))
         parts.append(WorkerProcesses(rows, factories, of_rows, workers, patience))
     if native:
-        first = [first_rows[task] for task in native]
+        first = [names.index(task) for task in native]
         parts.append(NativePools(native, first, envs_per_task, horizon or MAX_STEPS))
     return TaskVectorEnv(
         benchmark.tasks,
