@@ -213,6 +213,6 @@ class TrainConfig(Section):
 
 def shown(value: Any) -> str:
     """Format a value of the configuration as on the command line."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return " ".join(map(str, value))
     return "default" if value is None else str(value)

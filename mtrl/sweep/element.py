@@ -40,10 +40,6 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.first = self.first or number
 
-    def came(self) -> bool:
-        """Return whether a signal came."""
-        return self.first is not None
-
 
 def main(arguments: list[str]) -> int:
     """Run the element; return the exit code."""
@@ -57,7 +53,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"sweep: {name} is not started, because the sweep no longer has it")
     job = job_of(folder, entry, contents.rules, Path.cwd())
     for _ in range(int(retries) + 1):
-        ending = attempt(job, stop=signals.came)
+        ending = attempt(job, stop=lambda: signals.first is not None)
         print("\n    ".join([f"{ending.name} {ending.what}", *ending.lines]), flush=True)
         if ending.what != "failed":
             break

@@ -153,9 +153,8 @@ def _label(
 ) -> str:
     parts = [part for part in (base, variant) if part is not None]
     for field, value in varied.items():
-        text = shown(tuple(value) if isinstance(value, list) else value)
-        if field in drawn and isinstance(value, float):
-            text = f"{value:.3g}"
+        is_drawn = field in drawn and isinstance(value, float)
+        text = f"{value:.3g}" if is_drawn else shown(value)
         parts.append(text if field == "surgery" else f"{field} {text}")
     return ", ".join(parts).replace("=", ":")  # --labels OLD=NEW
 
@@ -172,9 +171,7 @@ def _has(point: Point, variant: str | None, base: str | None, key: str, value: A
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return shown(tuple(value) if isinstance(value, list) else value)
+    return str(value).lower() if isinstance(value, bool) else shown(value)
 
 
 def _words(value: Any) -> list[str]:
