@@ -36,34 +36,7 @@ def _train(arguments: Sequence[str] | None) -> int:
     first.add_argument("--tasks", nargs="+")
     chosen, _ = first.parse_known_args(arguments)
     shown = _start(chosen, "cuda" if chosen.device == "cuda" else "cpu")
-
-    parser = Parser(
-        prog="mtrl-train",
-        description="Train one policy on many Meta-World tasks. Timesteps are environment steps "
-        "summed over all tasks. Without --config, MT10 and MT50 use the best preset for the "
-        "device, and other tasks use the recipe. The defaults below are those of "
-        f"{shown.name}.",
-    )
-    parser.add_argument(
-        "--config",
-        metavar="NAME|FILE",
-        help=f"Preset ({', '.join(presets.EXPECTED)}) or YAML file; flags override its values.",
-    )
-    parser.add_argument(
-        "--resume",
-        metavar="RUN_DIR",
-        help="Resume this run from its latest checkpoint with its own configuration. Only "
-        "--total-timesteps, --max-runtime and --max-restarts may be changed; --benchmark gives "
-        "the new location of custom tasks that have moved.",
-    )
-    parser.add_argument(
-        "--resume-if-exists",
-        action="store_true",
-        help="Resume the run in --run-dir if it exists, else start it: a single command for jobs "
-        "that a scheduler requeues.",
-    )
-    add_flags(parser, shown.config)
-    given = parser.parse(arguments)
+    given = _parser(shown).parse(arguments)
     resumed, may_exist = given.pop("resume", None), given.pop("resume_if_exists")
     given.pop("config", None)
     if resumed is not None:
@@ -92,6 +65,37 @@ def _train(arguments: Sequence[str] | None) -> int:
         lines += replaced
     note = "\n".join([found.line(config), *lines])
     return _exit_code(train(config, note=note, resume_if_exists=may_exist))
+
+
+def _parser(shown: presets.Start) -> Parser:
+    """Return the parser whose --help shows the defaults of a configuration."""
+    parser = Parser(
+        prog="mtrl-train",
+        description="Train one policy on many Meta-World tasks. Timesteps are environment steps "
+        "summed over all tasks. Without --config, MT10 and MT50 use the best preset for the "
+        "device, and other tasks use the recipe. The defaults below are those of "
+        f"{shown.name}.",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="NAME|FILE",
+        help=f"Preset ({', '.join(presets.EXPECTED)}) or YAML file; flags override its values.",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="RUN_DIR",
+        help="Resume this run from its latest checkpoint with its own configuration. Only "
+        "--total-timesteps, --max-runtime and --max-restarts may be changed; --benchmark gives "
+        "the new location of custom tasks that have moved.",
+    )
+    parser.add_argument(
+        "--resume-if-exists",
+        action="store_true",
+        help="Resume the run in --run-dir if it exists, else start it: a single command for jobs "
+        "that a scheduler requeues.",
+    )
+    add_flags(parser, shown.config)
+    return parser
 
 
 def _check_plans(configs: Sequence[TrainConfig], benchmark: Benchmark) -> None:
