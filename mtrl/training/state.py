@@ -65,7 +65,6 @@ class RunState:
     ) -> None:
         self.config, self.benchmark, self.stage = config, benchmark, stage
         self._digest = None if demonstrations is None else demonstrations.digest()
-        n_tasks = len(benchmark.tasks)
         # Independent random streams, all derived from the seed.
         entropy = [config.seed, stage] if stage else config.seed
         weights, learner, replay, exploration = (
@@ -82,36 +81,15 @@ class RunState:
             simulators=self.simulators.by_task,
             max_restarts=environment.max_restarts,
         )
-        observation, action = self.envs.observation_size, self.envs.action_size
         if isinstance(agent, type):
-            told, sizes = benchmark.descriptions, (observation, action)
+            envs, told = self.envs, benchmark.descriptions
+            sizes = envs.observation_size, envs.action_size
             agent = agent(benchmark.tasks, config.agent, *sizes, weights, descriptions=told)
         self.agent = agent.to(device)
         self.learner = Learner(self.agent, config.learner, learner)
         if config.threads is None and device.type == "cpu":
             self.learner.threads = ThreadChoice()
-        shown, share = None, config.learner.demonstration_share
-        if demonstrations is not None and set(demonstrations.tasks) & set(benchmark.tasks):
-            shown = Demonstrated(demonstrations, benchmark.tasks, share, device)
-        self.replay = ReplayBuffer(
-            config.learner.buffer_size,
-            n_tasks,
-            observation,
-            action,
-            device=device,
-            seed=replay,
-            envs_per_task=environment.envs_per_task,
-            scale=RewardScale(
-                n_tasks,
-                environment.envs_per_task,
-                gamma=config.learner.gamma,
-                magnitude=config.learner.return_scale,
-                constant=config.learner.reward_scale,
-                memory=config.learner.return_memory,
-                device=device,
-            ),
-            demonstrations=shown,
-        )
+        self.replay = _make_replay(config, self.agent, demonstrations, replay)
         self.collector = Collector(self.envs, self.agent, exploration)
         self.eval_envs = make_evaluation_env(
             benchmark,
@@ -125,9 +103,7 @@ class RunState:
         self.known: tuple[str, ...] = ()
         self.metrics: dict[str, torch.Tensor] = {}
         self.steps = self.learns_at = 0
-        self.elapsed = 0.0
-        self.score = ""
-        self.evaluation_pending = False
+        self.elapsed, self.score, self.evaluation_pending = 0.0, "", False
         if saved is not None:
             try:
                 self._load(saved)
@@ -238,6 +214,36 @@ class RunState:
         self.steps, self.elapsed = state["steps"], state["elapsed"]
         self.score, self.evaluation_pending = state["score"], state["evaluation_pending"]
         self.known, self.learns_at = tuple(state["known"]), state["learns_at"]
+
+
+def _make_replay(
+    config: TrainConfig, agent: MTSAC, demonstrations: Demonstrations | None, seed: int
+) -> ReplayBuffer:
+    """Create an empty replay buffer, with the demonstrations of the agent's tasks."""
+    learner, copies = config.learner, config.environment.envs_per_task
+    n_tasks, device, shown = len(agent.tasks), agent.device, None
+    if demonstrations is not None and set(demonstrations.tasks) & set(agent.tasks):
+        shown = Demonstrated(demonstrations, agent.tasks, learner.demonstration_share, device)
+    scale = RewardScale(
+        n_tasks,
+        copies,
+        gamma=learner.gamma,
+        magnitude=learner.return_scale,
+        constant=learner.reward_scale,
+        memory=learner.return_memory,
+        device=device,
+    )
+    return ReplayBuffer(
+        learner.buffer_size,
+        n_tasks,
+        agent.observation_size,
+        agent.action_size,
+        device=device,
+        seed=seed,
+        envs_per_task=copies,
+        scale=scale,
+        demonstrations=shown,
+    )
 
 
 def _kind(agent: MTSAC) -> str:
