@@ -134,10 +134,7 @@ def _exit_code(outcome: Outcome) -> int:
 
 def _start(chosen: Namespace, device: str) -> presets.Start:
     """Return the configuration that the flags change."""
-    if chosen.config is not None:
-        return presets.named(chosen.config)
-    benchmark = chosen.benchmark or TrainConfig().benchmark
-    return presets.best(benchmark if chosen.tasks is None else None, device)
+    return presets.start(chosen.config, chosen.benchmark, chosen.tasks, device)
 
 
 if __name__ == "__main__":

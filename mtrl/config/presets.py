@@ -119,12 +119,17 @@ def named(text: str) -> Start:
     return Start(text, TrainConfig.from_yaml(path) if is_file else preset(text))
 
 
-def best(benchmark: str | None, device: str) -> Start:
-    """Return the default configuration for a benchmark and device.
+def start(config: str | None, benchmark: str | None, tasks: Any, device: str) -> Start:
+    """Return the configuration that flags change: the named one, or the best preset for the tasks.
 
     Args:
-        benchmark: Name of the benchmark; None for a list of tasks.
+        config: Preset or file, if one is named.
+        benchmark: Benchmark, if one is named.
+        tasks: Tasks, if they are listed.
         device: `cpu` or `cuda`.
     """
-    name = BEST.get((benchmark or "", device), RECIPE[device])
+    if config is not None:
+        return named(config)
+    name = BEST.get((benchmark or TrainConfig().benchmark, device))
+    name = RECIPE[device] if tasks or name is None else name
     return Start(name, preset(name))
