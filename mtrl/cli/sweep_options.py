@@ -181,16 +181,7 @@ def _settled(options: SweepConfig, plan: Plan) -> Sweep:
     batch = "" if options.template is None else _template(options.template)
     device = _device(options, plan, batch)
     cores, at_a_time = _sizes(options, device, batch)
-    return Sweep(
-        options=options,
-        plan=plan,
-        folder=folder,
-        rules=rules,
-        device=device,
-        cores=cores,
-        at_a_time=at_a_time,
-        batch=batch,
-    )
+    return Sweep(options, plan, folder, rules, device, cores, at_a_time, batch)
 
 
 def _template(path: Path) -> str:

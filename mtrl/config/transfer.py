@@ -76,13 +76,10 @@ class TransferConfig(Section):
             raise PydanticCustomError("stages", "expected steps that start at 0 and increase")
         for step, tasks in stages.items():
             if not tasks:
-                raise PydanticCustomError(
-                    "stages", "expected tasks for the stage at {step}", {"step": step}
-                )
+                raise PydanticCustomError("stages", f"expected tasks for the stage at {step}")
             if len(set(tasks)) < len(tasks):
-                raise PydanticCustomError(
-                    "stages", "expected every task once in the stage at {step}", {"step": step}
-                )
+                what = f"expected every task once in the stage at {step}"
+                raise PydanticCustomError("stages", what)
         return stages
 
     @model_validator(mode="after")

@@ -27,10 +27,10 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from mtrl.config import yaml12
+from mtrl.config.base import read_file
 from mtrl.config.section import Section, leaf_types, validate
 from mtrl.config.train import TrainConfig
-from mtrl.errors import UsageError, one_line, unknown
+from mtrl.errors import UsageError, unknown
 
 TAKEN = {
     "seed": "use seeds",
@@ -117,12 +117,7 @@ class Plan(Section):
         Raises:
             UsageError: If the file cannot be read, or holds an unknown key or an invalid value.
         """
-        tree: Any = {}
-        if path is not None:
-            try:
-                tree = yaml12.load(path.read_text(encoding="utf-8"))
-            except Exception as error:  # a malicious text can make the parser raise anything
-                raise UsageError(f"grid: cannot read {path}: {one_line(error)}") from None
+        tree = {} if path is None else read_file("grid", path)
         if not isinstance(tree, dict):
             raise UsageError(f"grid: expected a mapping in {path}, got {type(tree).__name__}")
         source = "" if path is None else f"{path}: "

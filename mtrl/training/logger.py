@@ -114,9 +114,7 @@ class RunLogger:
     def animation(self, steps: int, tag: str, gif: bytes) -> None:
         """Write an animated GIF to TensorBoard only, as an encoded image."""
         image = Summary.Image(encoded_image_string=gif, colorspace=3)
-        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
-        self._tensorboard._get_file_writer().add_summary(summary, steps)
-        self._tensorboard.flush()
+        self._add(Summary(value=[Summary.Value(tag=tag, image=image)]), steps=steps)
 
     def text(self, steps: int, tag: str, text: str) -> None:
         """Write Markdown to TensorBoard's Text tab only."""
@@ -166,10 +164,9 @@ class RunLogger:
         self._bar.close()
         self._logger.close()
 
-    def _add(self, *summaries: Any) -> None:
-        events: Any = self._tensorboard.file_writer
+    def _add(self, *summaries: Summary, steps: int | None = None) -> None:
         for summary in summaries:
-            events.add_summary(summary)
+            self._tensorboard._get_file_writer().add_summary(summary, steps)
         self._tensorboard.flush()
 
 
