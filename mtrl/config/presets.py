@@ -131,5 +131,6 @@ def start(config: str | None, benchmark: str | None, tasks: Any, device: str) ->
     if config is not None:
         return named(config)
     name = BEST.get((benchmark or TrainConfig().benchmark, device))
-    name = RECIPE[device] if tasks or name is None else name
+    if tasks or name is None:
+        name = RECIPE.get(device, RECIPE["cpu"])  # another device is an error of the configuration
     return Start(name, preset(name))

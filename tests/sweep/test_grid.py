@@ -81,6 +81,11 @@ def test_options_without_effect_are_rejected(arguments, message):
         parse(["-o", "out", "--device", "cpu", *arguments.split()])
 
 
+def test_an_unknown_device_is_rejected():
+    with pytest.raises(UsageError, match=r"device: input should be .*, got 'gpu'"):
+        points(Plan.read(None, {"device": ("gpu",)}), "gpu")
+
+
 def test_a_switch_needs_no_value():
     sweep = parse("-o out --device cpu --layer-norm --gamma 0.9 0.99".split())
     assert sweep.plan.grid["layer_norm"] == ("true",) and len(sweep.plan.grid["gamma"]) == 2
