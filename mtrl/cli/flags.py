@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mtrl.config.section import flag_of
+from mtrl.config.section import flag_of, is_tuple
 from mtrl.errors import RunError, UsageError, plain, unknown
 from mtrl.training.interrupt import SIGNALS
 
@@ -198,7 +198,7 @@ def add_flags(
             continue
         target = (top or parser) if group is None else _group(parser, group)
         is_switch = field.annotation is bool  # `--flag` without a value means true
-        is_list = several or _is_tuple(field.annotation)
+        is_list = several or is_tuple(field.annotation)
         target.add_argument(
             flag_of(name),
             dest=name,
@@ -241,8 +241,3 @@ def _metavar(annotation: Any) -> str:
     if inner := typing.get_args(annotation):  # X | None, tuple[X, ...], Annotated[X, ...]
         return "FILE" if typing.get_origin(annotation) is dict else _metavar(inner[0])
     return {int: "N", float: "X", str: "NAME", Path: "PATH", bool: "true|false"}[annotation]
-
-
-def _is_tuple(annotation: Any) -> bool:
-    parts = (annotation, *typing.get_args(annotation))
-    return any(typing.get_origin(part) is tuple for part in parts)

@@ -120,6 +120,12 @@ def leaf_types(annotation: Any) -> set[type]:
     return {annotation} if isinstance(annotation, type) else set()
 
 
+def is_tuple(annotation: Any) -> bool:
+    """Return whether an annotation is `tuple[X, ...]` or `tuple[X, ...] | None`."""
+    parts = (annotation, *typing.get_args(annotation))
+    return any(typing.get_origin(part) is tuple for part in parts)
+
+
 def read_number(value: Any, kinds: set[type]) -> Any:
     """Turn text such as `1e6` into an integer, if `kinds` have one; leave other values alone."""
     if bool in kinds or not kinds & {int, float}:

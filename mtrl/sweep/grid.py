@@ -172,7 +172,7 @@ def _differing(tree: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str,
     """Return leaves that differ from the defaults, so that new fields do not change names."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(default[name], dict):  # a section
             found |= _differing(value, default[name])
         elif name not in NOT_IN_A_NAME and value != default[name]:
             found[name] = value
