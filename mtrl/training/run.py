@@ -70,7 +70,7 @@ def train(
     if before is not None:
         changes = {name: config.flat()[name] for name in MAY_CHANGE}
         given = _Given(benchmark, callbacks, agent, logger)
-        return _locked_resume(before, changes, given, may_be_complete=True)
+        return _resume(before, changes, given, may_be_complete=True)
     lines = [] if note is None else [note]
     if config.transfer.init_from is not None:
         if agent is not None:
@@ -143,7 +143,7 @@ def resume(
         "max_restarts": max_restarts,
     }
     given = _Given(benchmark, callbacks, agent, logger)
-    return _locked_resume(Path(run_dir).expanduser(), changes, given)
+    return _resume(Path(run_dir).expanduser(), changes, given)
 
 
 class _Given(NamedTuple):
@@ -167,69 +167,58 @@ class _Given(NamedTuple):
         return {"callbacks": callbacks, "agent": self.agent}
 
 
-def _locked_resume(
-    run_dir: Path,
-    changes: dict[str, Any],
-    given: _Given,
-    *,
-    may_be_complete: bool = False,
+def _resume(
+    run_dir: Path, changes: dict[str, Any], given: _Given, may_be_complete: bool = False
 ) -> Outcome:
     newest_checkpoint(run_dir)
     with locked(run_dir) as warning:
         if warning is not None:
             say(warning)
-        return _resume(run_dir, changes, given, may_be_complete)
+        benchmark, device, config = _resolved(run_dir, changes, given.benchmark)
+        parts = given._replace(benchmark=benchmark).parts(config)
+        from mtrl.training.checkpoint import load_newest
+        from mtrl.training.report import Outcome
+
+        state, notes = load_newest(run_dir)
+        for note in notes:
+            say(note)
+        total, steps = config.schedule(len(benchmark.tasks)).total_timesteps, state.get("steps", 0)
+        if steps >= total and steps_evaluated(run_dir) >= steps:  # not only an earlier policy
+            complete = f"{run_dir} is complete with {steps} steps"
+            if not may_be_complete:
+                reason = f"{complete}; use a larger --total-timesteps to extend it"
+                raise UsageError(f"resume: {reason}")
+            say(complete)
+            return Outcome(run_dir, None)
+        trainer = _trainer(config, benchmark, device, run_dir, saved=state, **parts)
+        # The state is valid: update the run's files.
+        write_text(run_dir / "config.yaml", config.to_yaml())
+        record_process(run_dir, config, benchmark, device)
+        return trainer.run()
 
 
-def _resume(
-    run_dir: Path, changes: dict[str, Any], given: _Given, may_be_complete: bool
-) -> Outcome:
-    before, benchmark = TrainConfig.from_yaml(run_dir / "config.yaml"), given.benchmark
+def _resolved(
+    run_dir: Path, changes: dict[str, Any], given: Benchmark | None
+) -> tuple[Benchmark, torch.device, TrainConfig]:
+    """Check the configuration of a run with changes, and return it with its benchmark."""
+    before, record = TrainConfig.from_yaml(run_dir / "config.yaml"), read_benchmark(run_dir)
     changes = {name: value for name, value in changes.items() if value is not None}
-    record = read_benchmark(run_dir)
+    benchmark = given
     if record is not None:
         from mtrl.envs.record import benchmark_of, expect_tasks_of
 
-        mine = given.benchmark
-        benchmark = benchmark_of(record) if mine is None else expect_tasks_of(record, mine)
+        benchmark = benchmark_of(record) if given is None else expect_tasks_of(record, given)
     # Demonstrations are in the folder, so their source is not needed.
     changed = before.model_copy(update=changes | {"demonstrations": ()})
     benchmark, device, config = check(changed, benchmark)
     same: dict[str, Any] = {"demonstrations": before.demonstrations}
-    if given.benchmark is None:  # the recorded name may not be valid in a configuration
+    if given is None:  # the recorded name may not be valid in a configuration
         same |= {"benchmark": before.benchmark, "tasks": before.tasks}
-    config = config.model_copy(update=same)
-    parts = given._replace(benchmark=benchmark).parts(config)
-    from mtrl.training.checkpoint import load_newest
-    from mtrl.training.report import Outcome
-
-    state, notes = load_newest(run_dir)
-    for note in notes:
-        say(note)
-    total = config.schedule(len(benchmark.tasks)).total_timesteps
-    steps = state.get("steps", 0)
-    if steps >= total and steps_evaluated(run_dir) >= steps:  # not only an earlier policy
-        complete = f"{run_dir} is complete with {steps} steps"
-        if not may_be_complete:
-            reason = f"{complete}; use a larger --total-timesteps to extend it"
-            raise UsageError(f"resume: {reason}")
-        say(complete)
-        return Outcome(run_dir, None)
-    trainer = _trainer(config, benchmark, device, run_dir, saved=state, **parts)
-    # The state is valid: update the run's files.
-    write_text(run_dir / "config.yaml", config.to_yaml())
-    if record is None:  # an older run
-        record_benchmark(run_dir, benchmark)
-    record_process(run_dir, config, benchmark, device)
-    return trainer.run()
+    return benchmark, device, config.model_copy(update=same)
 
 
 def _trainer(
-    config: TrainConfig,
-    benchmark: Benchmark,
-    device: torch.device,
-    run_dir: Path,
-    **parts: Any,
+    config: TrainConfig, benchmark: Benchmark, device: torch.device, run_dir: Path, **parts: Any
 ) -> Trainer:
     from mtrl.devices import keep_freed_memory
     from mtrl.training.trainer import Trainer
