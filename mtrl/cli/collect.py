@@ -74,8 +74,8 @@ def _collect(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "-o", "--output", metavar="FILE", required=True, help=fields["output"].description
     )
-    shown = CollectConfig(source="", output=Path())
-    add_flags(parser, shown, leave_out=("source", "output"))
+    defaults = CollectConfig(source="", output=Path())
+    add_flags(parser, defaults, leave_out=("source", "output"))
     config = validate(CollectConfig, parser.parse(arguments))
     expect_writable("output", config.output)
     found = _expert(config) if config.source == "expert" else _policy(config)

@@ -85,7 +85,7 @@ def train(
     parts = _Given(benchmark, callbacks, agent, logger).parts(config)
     from mtrl.demonstrations.sources import sources
 
-    shown = sources(config.demonstrations, benchmark) if config.demonstrations else None
+    wanted = sources(config.demonstrations, benchmark) if config.demonstrations else None
     made = make_folder(config, benchmark.name, resume_if_exists)
     run_dir = config.run_dir or made[0]
     with locked(run_dir) as warning:
@@ -98,11 +98,11 @@ def train(
             write_text(run_dir / "config.yaml", config.to_yaml())
             record_benchmark(run_dir, benchmark)
             record_process(run_dir, config, benchmark, device)
-            if shown is not None:
+            if wanted is not None:
                 how = config.environment.horizon, config.environment.workers
-                if shown.experts:
-                    say(f"demonstrations: {sum(shown.experts.values())} episodes of the experts")
-                found = shown.gather(benchmark, config.seed, *how)
+                if wanted.experts:
+                    say(f"demonstrations: {sum(wanted.experts.values())} episodes of the experts")
+                found = wanted.gather(benchmark, config.seed, *how)
                 found.save(run_dir / DEMONSTRATIONS)
                 say(f"demonstrations: {found}")
             trainer = _trainer(config, benchmark, device, run_dir, **parts)

@@ -221,9 +221,9 @@ def _make_replay(
 ) -> ReplayBuffer:
     """Create an empty replay buffer, with the demonstrations of the agent's tasks."""
     learner, copies = config.learner, config.environment.envs_per_task
-    n_tasks, device, shown = len(agent.tasks), agent.device, None
+    n_tasks, device, episodes = len(agent.tasks), agent.device, None
     if demonstrations is not None and set(demonstrations.tasks) & set(agent.tasks):
-        shown = Demonstrated(demonstrations, agent.tasks, learner.demonstration_share, device)
+        episodes = Demonstrated(demonstrations, agent.tasks, learner.demonstration_share, device)
     scale = RewardScale(
         n_tasks,
         copies,
@@ -242,7 +242,7 @@ def _make_replay(
         seed=seed,
         envs_per_task=copies,
         scale=scale,
-        demonstrations=shown,
+        demonstrations=episodes,
     )
 
 

@@ -70,8 +70,9 @@ class Trainer:
         self.config, self.benchmark, self.run_dir = config, benchmark, run_dir
         self.schedule = config.schedule(len(benchmark.tasks))
         self.hooks = Hooks(callbacks, saved or {})
-        shown = Demonstrations.load(run_dir / DEMONSTRATIONS) if config.demonstrations else None
-        self.curriculum = Curriculum(config, benchmark, device, shown, agent)
+        path = run_dir / DEMONSTRATIONS
+        demonstrations = Demonstrations.load(path) if config.demonstrations else None
+        self.curriculum = Curriculum(config, benchmark, device, demonstrations, agent)
         self.state = self.curriculum.begin(saved)
         self.checkpoints = CheckpointWriter(run_dir)
         self.last_step: tuple[Any, ...] = ()
