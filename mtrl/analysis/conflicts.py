@@ -167,9 +167,8 @@ def _name_length(tasks: Sequence[str], fontsize: float) -> float:
 
 def _mean(values: np.ndarray) -> np.ndarray:
     """Average over the finite values, `[D, T, T]` to `[T, T]`; NaN where there are none."""
-    known = np.isfinite(values)
-    sums, counts = np.where(known, values, 0).sum(0), known.sum(0)
-    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    mean: np.ndarray = np.ma.masked_invalid(values).mean(0).filled(np.nan)
+    return mean
 
 
 def _map(axes: Axes, values: np.ndarray) -> AxesImage:

@@ -188,5 +188,6 @@ def _reset(
             if attempt == RESETS - 1:
                 raise
             arrays.generations[row] += 1
-            options |= {key: info[key] for key in ("episode",) if key in info}
+            if "episode" in info:
+                options["episode"] = info["episode"]
     arrays.observations[row] = observation

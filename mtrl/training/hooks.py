@@ -52,9 +52,18 @@ def made(specs: Sequence[str], given: Sequence[Callback]) -> list[Callback]:
 
 
 class GivenLogger(Callback):
-    """Sends every row to a user's logger."""
+    """Sends every row to a user's logger.
 
-    def __init__(self, logger: Logger) -> None:
+    Raises:
+        UsageError: If the logger is none of Stable-Baselines3.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        if not isinstance(logger, Logger):
+            raise UsageError(
+                "logger: expected a stable_baselines3.common.logger.Logger, got "
+                f"{type(logger).__name__}"
+            )
         self._to = logger
 
     def on_log(self, values: Mapping[str, float]) -> None:
@@ -62,18 +71,6 @@ class GivenLogger(Callback):
         for key, value in values.items():
             self._to.record(key, value, exclude="tensorboard" if key == STEP else None)
         self._to.dump(self.num_timesteps)
-
-
-def mirror(logger: Any) -> Callback:
-    """Return a callback that sends every row to a logger of Stable-Baselines3.
-
-    Raises:
-        UsageError: If it is another object.
-    """
-    if not isinstance(logger, Logger):
-        kind = type(logger).__name__
-        raise UsageError(f"logger: expected a stable_baselines3.common.logger.Logger, got {kind}")
-    return GivenLogger(logger)
 
 
 class Hooks:

@@ -156,14 +156,14 @@ class _Given(NamedTuple):
 
     def parts(self, config: TrainConfig) -> dict[str, Any]:
         """Check the arguments, and return those of `Trainer`; `benchmark` must be examined."""
-        from mtrl.training.hooks import made, mirror
+        from mtrl.training.hooks import GivenLogger, made
 
         assert self.benchmark is not None
         if self.agent is not None:
             expect_fitting(expect_agent(self.agent), self.benchmark, config)
         callbacks = made(config.callbacks, self.callbacks)
         if self.logger is not None:
-            callbacks.append(mirror(self.logger))
+            callbacks.append(GivenLogger(self.logger))
         return {"callbacks": callbacks, "agent": self.agent}
 
 
