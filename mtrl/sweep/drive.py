@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -71,38 +72,34 @@ def drive(
         show: Called every second, and when a run ends.
         tell: Called with each line to print.
     """
-    summary, again, exhausted = Summary(), deque[Job](), False
+    summary, again = Summary(), deque[Job]()
     working: dict[str, Job] = {}
     failures: Counter[str] = Counter()
     losses: dict[str, tuple[Path | None, int]] = {}
-    with Interrupt() as interrupt:
-        try:
-            while True:
-                if interrupt.wanted and summary.signal is None:
-                    summary.signal = interrupt.signal
-                    tell("interrupted: runs write a checkpoint and stop")
-                    backend.stop()
-                while summary.signal is None and backend.has_room and not (exhausted and not again):
-                    job = again.popleft() if again else next(jobs, None)
-                    if job is None:
-                        exhausted = True
-                        break
-                    working[job.name] = job
-                    backend.start(job)
-                if not backend.running:
-                    return summary
-                for ending in backend.endings(timeout=1.0):
-                    job = working.pop(ending.name)
-                    if summary.signal is None and _is_tried_again(
-                        job, ending, retries, failures=failures, losses=losses, tell=tell
-                    ):
-                        again.append(job)
-                    else:
-                        summary.ended[ending.name] = ending
-                        tell(_line(ending))
-                show()
-        finally:
-            backend.close()
+    with Interrupt() as interrupt, closing(backend):
+        while True:
+            if interrupt.wanted and summary.signal is None:
+                summary.signal = interrupt.signal
+                tell("interrupted: runs write a checkpoint and stop")
+                backend.stop()
+            while summary.signal is None and backend.has_room:
+                job = again.popleft() if again else next(jobs, None)
+                if job is None:
+                    break
+                working[job.name] = job
+                backend.start(job)
+            if not backend.running:
+                return summary
+            for ending in backend.endings(timeout=1.0):
+                job = working.pop(ending.name)
+                if summary.signal is None and _is_tried_again(
+                    job, ending, retries, failures=failures, losses=losses, tell=tell
+                ):
+                    again.append(job)
+                else:
+                    summary.ended[ending.name] = ending
+                    tell(_line(ending))
+            show()
 
 
 def _is_tried_again(
