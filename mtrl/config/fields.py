@@ -1,7 +1,4 @@
-"""Fields that several sections and commands share.
-
-This module imports neither torch nor MuJoCo, so that `--help` is fast.
-"""
+"""Fields that several sections and commands share."""
 
 from __future__ import annotations
 

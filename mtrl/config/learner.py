@@ -1,7 +1,4 @@
-"""Configuration section for the learner. Every field states its unit.
-
-This module imports neither torch nor MuJoCo, so that `--help` is fast.
-"""
+"""Configuration section for the learner. Every field states its unit."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ class Start(NamedTuple):
         before, after = self.config.flat(), changed.flat()
         is_as_timed = all(after[name] == before[name] for name in before.keys() - SAME_TIME)
         expected = EXPECTED.get(self.name)
-        shown = f" ({expected})" if expected and is_as_timed else ""
-        return f"configuration: {self.name}{shown}"
+        time = f" ({expected})" if expected and is_as_timed else ""
+        return f"configuration: {self.name}{time}"
 
 
 def preset(name: str, **changes: Any) -> TrainConfig:

@@ -1,7 +1,4 @@
-"""Base class of the validated sections of a configuration.
-
-This module imports neither torch nor MuJoCo, so that `--help` is fast.
-"""
+"""Base class of the validated sections of a configuration."""
 
 from __future__ import annotations
 

@@ -9,8 +9,6 @@
 Every leaf has a unique name, so a field has the same name everywhere: `learner.batch_size` in YAML
 is `--batch-size` on the command line (`imports` is `--import`). *Timesteps* are environment steps
 summed over all tasks and copies: one vector step of MT10 counts as ten.
-
-This module imports neither torch nor MuJoCo, so that `--help` is fast.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Configuration section for the initial policy of a run and its tasks in each stage.
-
-This module imports neither torch nor MuJoCo, so that `--help` is fast.
-"""
+"""Configuration section for the initial policy of a run and its tasks in each stage."""
 
 from __future__ import annotations
 

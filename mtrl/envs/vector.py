@@ -100,10 +100,11 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start every row's next episode, or its first one under `seed`; observations [N, d]."""
         self._expect_no_step("reset")
-        following = self._episodes + self.envs_per_task
-        if seed is not None:
+        if seed is None:
+            self._episodes = self._episodes + self.envs_per_task
+        else:
             self._shared.generations[:] = 0
-        self._episodes = self._first.copy() if seed is not None else following
+            self._episodes = self._first.copy()
         self._start(seed, None)
         return self._shared.observations.copy(), {}
 
