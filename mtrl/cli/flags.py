@@ -199,11 +199,12 @@ def add_flags(
         target = (top or parser) if group is None else _group(parser, group)
         is_switch = field.annotation is bool  # `--flag` without a value means true
         is_list = several or is_tuple(field.annotation)
+        one, many = ("?", "*") if is_switch else (None, "+")
         target.add_argument(
             flag_of(name),
             dest=name,
             metavar=_metavar(field.annotation),
-            nargs=("*" if is_switch else "+") if is_list else "?" if is_switch else None,
+            nargs=many if is_list else one,
             const="true" if is_switch and not is_list else None,
             default=argparse.SUPPRESS,
             help=_help(field.description or "", default).replace("%", "%%"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -37,10 +37,10 @@ def _train(arguments: Sequence[str] | None) -> int:
     chosen, _ = first.parse_known_args(arguments)
     shown = _start(chosen, "cuda" if chosen.device == "cuda" else "cpu")
     given = _parser(shown).parse(arguments)
-    resumed, may_exist = given.pop("resume", None), given.pop("resume_if_exists")
+    if (resumed := given.pop("resume", None)) is not None:
+        return _exit_code(_resume(Path(resumed), given))
+    may_exist = given.pop("resume_if_exists", False)
     given.pop("config", None)
-    if resumed is not None:
-        return _exit_code(_resume(Path(resumed), given, chosen.config or may_exist))
     config, _ = presets.override(shown.config, given)
     if not may_exist:
         with suppress(OSError):  # not a valid name; creating the folder reports it
@@ -79,6 +79,7 @@ def _parser(shown: presets.Start) -> Parser:
     parser.add_argument(
         "--config",
         metavar="NAME|FILE",
+        default=argparse.SUPPRESS,
         help=f"Preset ({', '.join(presets.EXPECTED)}) or YAML file; flags override its values.",
     )
     parser.add_argument(
@@ -91,6 +92,7 @@ def _parser(shown: presets.Start) -> Parser:
     parser.add_argument(
         "--resume-if-exists",
         action="store_true",
+        default=argparse.SUPPRESS,
         help="Resume the run in --run-dir if it exists, else start it: a single command for jobs "
         "that a scheduler requeues.",
     )
@@ -110,14 +112,11 @@ def _check_plans(configs: Sequence[TrainConfig], benchmark: Benchmark) -> None:
         raise errors[0]
 
 
-def _resume(run_dir: Path, given: dict[str, Any], other: Any) -> Outcome:
-    """Resume a run; `other` is truthy if a flag that is not a field was given."""
-    others = sorted(given.keys() - {*MAY_CHANGE, "benchmark"})
-    if others or other:
-        flag = others[0] if others else "resume_if_exists" if other is True else "config"
+def _resume(run_dir: Path, given: dict[str, Any]) -> Outcome:
+    if others := sorted(given.keys() - {*MAY_CHANGE, "benchmark"}):
         raise UsageError(
             "resume: expected only --total-timesteps, --max-runtime, --max-restarts and "
-            f"--benchmark with it, got {flag_of(flag)}"
+            f"--benchmark with it, got {flag_of(others[0])}"
         )
     config = validate(TrainConfig, given)
     from mtrl.training.run import resume
@@ -132,7 +131,7 @@ def _exit_code(outcome: Outcome) -> int:
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
-def _start(chosen: Namespace, device: str) -> presets.Start:
+def _start(chosen: argparse.Namespace, device: str) -> presets.Start:
     """Return the configuration that the flags change."""
     return presets.start(chosen.config, chosen.benchmark, chosen.tasks, device)
 
