@@ -66,7 +66,7 @@ def cosine_figure(cosines: np.ndarray, tasks: Sequence[str], title: str) -> Figu
 def draw_conflicts(
     steps: np.ndarray, cosines: Mapping[str, np.ndarray], tasks: Sequence[str]
 ) -> dict[str, Figure]:
-    """Draw how task gradients conflict over one run, sized for a paper.
+    """Draw how task gradients conflict over one run, by file name, sized for a paper.
 
     A diagnosis uses a single batch. Maps therefore show the mean over the diagnoses of a part of
     the run.
@@ -75,9 +75,6 @@ def draw_conflicts(
         steps: Steps of the diagnoses [environment steps over all tasks], `[D]`.
         cosines: `[D, T, T]` for each network.
         tasks: T task names.
-
-    Returns:
-        Figures by file name.
     """
     parts = np.array_split(np.arange(len(steps)), min(PARTS, len(steps)))
     maps = {name: [_mean(values[part]) for part in parts] for name, values in cosines.items()}

@@ -188,10 +188,9 @@ def _verdict(job: Job) -> str | None:
 
 
 def _wait_until_free(run_dir: Path, stop: Callable[[], bool]) -> bool:
-    """Wait while another process trains there, for example one of a sweep or node just lost.
+    """Wait while another process trains there; return False if asked to stop meanwhile.
 
-    Returns:
-        Whether the folder is free; False if asked to stop.
+    It may be one of a sweep or a node that was just lost.
     """
     while (run_dir / ".owner").exists():
         try:

@@ -159,11 +159,7 @@ class RayBackend:
 
 
 def _expect_answer(address: str | None) -> None:
-    """Check that something listens at host:port, because Ray tries in silence for minutes.
-
-    Raises:
-        UsageError: If not.
-    """
+    """Check that something listens at host:port, because Ray tries in silence for minutes."""
     host, _, port = (address or "").rpartition(":")
     if host and port.isdecimal() and "://" not in host:
         try:

@@ -86,10 +86,7 @@ def submit(
     at_a_time: int | None,
     retries: int,
 ) -> str:
-    """Submit an array to Slurm.
-
-    Returns:
-        The job id.
+    """Submit an array to Slurm, and return its job id.
 
     Raises:
         RunError: If Slurm rejects it, with Slurm's message.

@@ -47,11 +47,7 @@ class Section:
 
 
 def write_report(folder: SweepFolder) -> Path | None:
-    """Write figures and tables like `mtrl-plot`, and report.html.
-
-    Returns:
-        Path of the page; None if no run has been evaluated yet.
-    """
+    """Write figures, tables and report.html; return its path, or None without an evaluated run."""
     rows = read(folder)
     out = folder.path / "report"
     groups = _comparable(folder, rows)

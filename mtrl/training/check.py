@@ -145,10 +145,7 @@ def check_elsewhere(config: TrainConfig) -> Benchmark:
 
 
 def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
-    """Build networks and methods on the meta device, without allocating memory.
-
-    Returns:
-        The agent, on the meta device.
+    """Build networks and methods without allocating memory; return the agent on the meta device.
 
     Raises:
         UsageError: If a method does not support the networks, or their sizes overflow.
@@ -179,11 +176,7 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
 
 
 def expect_agent(agent: Any) -> MTSAC:
-    """Check that the object given as an agent is one, and return it.
-
-    Raises:
-        UsageError: If it is not.
-    """
+    """Return the object given as an agent, after checking that it is one."""
     from mtrl.sac.agent import MTSAC
 
     if not isinstance(agent, MTSAC):

@@ -47,15 +47,12 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
 
     def save(self, steps: int, state: dict[str, Any], config: str) -> Path:
-        """Write a checkpoint, once the one before is written, and remove all but the newest two.
+        """Write a checkpoint after the one before, keep the newest two, and return its path.
 
         Args:
             steps: Environment steps over all tasks.
             state: Nested dictionaries with string keys; leaves are tensors, arrays or plain values.
             config: The agent's description as YAML; see `MTSAC.load`.
-
-        Returns:
-            Where it will be.
         """
         self.wait()
         tensors: dict[str, Tensor] = {}

@@ -85,11 +85,7 @@ def make_folder(config: TrainConfig, benchmark: str, may_exist: bool) -> list[Pa
 
 
 def expect_new(run_dir: Path | None) -> None:
-    """Check that a folder does not exist.
-
-    Raises:
-        UsageError: If it does.
-    """
+    """Check that a folder does not exist."""
     if run_dir is not None and run_dir.exists():
         raise _exists(run_dir)
 
