@@ -93,7 +93,7 @@ def read_run(path: Path, score: Score | None = None) -> Run:
             success rates if every task has one, else returns.
 
     Raises:
-        Unevaluated: If the path is no run folder, or the run has no evaluation yet.
+        Unevaluated: If the path is not a run folder, or the run has no evaluation yet.
         UsageError: If the folder is missing, its logs are damaged, or they lack this score.
     """
     config, rows = read_log(path)

@@ -93,7 +93,7 @@ def run(
 
 
 def _expect_its_own(envs: Sequence[gym.Env[np.ndarray, np.ndarray]]) -> None:
-    """Check that the newest environment is no earlier one, whose episodes it would change."""
+    """Check that the newest environment is a new object; they would share episodes otherwise."""
     *earlier, newest = (env.unwrapped for env in envs)
     if any(env is newest for env in earlier):
         raise UsageError(

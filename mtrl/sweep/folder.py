@@ -126,7 +126,7 @@ class Contents(BaseModel):
 
     Attributes:
         rules: Rules that may stop runs early.
-        goal: Tag that a search maximises; None if the sweep is none.
+        goal: Tag that a search maximises; None without a search.
         runs: Runs of the grid or search, then earlier ones that are no longer in it.
     """
 
@@ -160,7 +160,7 @@ class SweepFolder:
         return self.path / "optuna.log"
 
     def make(self) -> None:
-        """Create what is missing of the folder.
+        """Create the missing parts of the folder.
 
         Raises:
             UsageError: If it cannot be created, or holds something else.
@@ -208,10 +208,10 @@ class SweepFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Lock the folder against a second sweep, and create what is missing of it.
+        """Lock the folder against a second sweep, and create its missing parts.
 
         Raises:
-            UsageError: If another process runs this sweep, or as by `make`.
+            UsageError: If another process runs this sweep; see also `make`.
         """
         self._expect_ours()  # before a lock is left there
         lock = FileLock(self.path / ".lock")

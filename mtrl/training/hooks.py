@@ -55,7 +55,7 @@ class GivenLogger(Callback):
     """Sends every row to a user's logger.
 
     Raises:
-        UsageError: If the logger is none of Stable-Baselines3.
+        UsageError: If it is not a logger of Stable-Baselines3.
     """
 
     def __init__(self, logger: Any) -> None:

@@ -47,7 +47,7 @@ def existing_run(config: TrainConfig, compare_tasks: bool) -> Path | None:
     resolved |= {name for name, value in ours.items() if value is None}  # the default
     if (record := read_benchmark(run_dir)) is not None:
         ours |= {name: total(ours[name], len(record.tasks)) for name in Schedule.PER_TASK}
-    if isinstance(ours["target_entropy"], str):  # per action, of which nothing is known here
+    if isinstance(ours["target_entropy"], str):  # per action, and their number is unknown here
         resolved.add("target_entropy")
     resolved |= set() if compare_tasks else {"benchmark", "tasks"}
     if config.transfer.init_from is not None:  # whose networks the run took
