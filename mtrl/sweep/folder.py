@@ -241,10 +241,3 @@ class SweepFolder:
             return clock.stat().st_mtime
         except OSError:  # another user's sweep
             return time.time()
-
-    def is_at_work(self, name: str, now: float) -> bool:
-        """Return whether a process of this run has touched its state recently."""
-        state, path = read_state(self.state(name)), self.state(name)
-        return (
-            state is not None and state.what == "running" and now - path.stat().st_mtime < SILENCE
-        )

@@ -12,7 +12,7 @@ from typing import Any
 
 from mtrl.folder import STEP, read_rows
 from mtrl.progress import duration
-from mtrl.sweep.folder import Entry, SweepFolder, is_finished, read_state
+from mtrl.sweep.folder import SILENCE, Entry, SweepFolder, is_finished, read_state
 from mtrl.training.console import say
 
 ORDER = ("running", "waiting", "queued", "stopped", "failed", "ended early", "finished")
@@ -65,12 +65,13 @@ def read(folder: SweepFolder) -> list[Row]:
 
 
 def _row(folder: SweepFolder, entry: Entry, now: float) -> Row:
-    state, run_dir = read_state(folder.state(entry.name)), folder.run_dir(entry.name)
+    path, run_dir = folder.state(entry.name), folder.run_dir(entry.name)
+    state = read_state(path)
     what, why, host = "waiting", "", ""
     if state is not None:
         what, why = state.what, state.why or "".join(state.lines[-1:])
         host = state.attempts[-1].host if state.attempts else ""
-        if what == "running" and not folder.is_at_work(entry.name, now):
+        if what == "running" and now - path.stat().st_mtime >= SILENCE:
             what, why = "waiting", f"lost on {host}"
     if what != "finished" and is_finished(run_dir):  # by hand, or not yet recorded
         what = "finished"
