@@ -16,12 +16,11 @@ from mtrl.errors import UsageError, unknown
 
 EXPECTED = {
     "quickstart": "about ten minutes on two CPU cores",
-    "recipe_cpu": "on two CPU cores some eight minutes for each task of Meta-World's",
+    "recipe_cpu": "about eight minutes per Meta-World task on two CPU cores",
     "recipe_gpu": "for a GPU; not timed yet",
     "plain": "for a GPU; not timed yet",
-    "mt10_cpu": "little more than an hour on two CPU cores",
-    "mt50_cpu": "about seven hours on two CPU cores, estimated by the time of an update; not yet "
-    "run to its end",
+    "mt10_cpu": "a little over an hour on two CPU cores",
+    "mt50_cpu": "about seven hours on two CPU cores, estimated from the time of an update",
     "mt10": "for a GPU; not timed yet",
     "mt50": "for a GPU; not timed yet",
     "mt10_plain": "for a GPU; not timed yet",
