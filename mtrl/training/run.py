@@ -193,6 +193,8 @@ def _resume(
         trainer = _trainer(config, benchmark, device, run_dir, saved=state, **parts)
         # The state is valid: update the run's files.
         write_text(run_dir / "config.yaml", config.to_yaml())
+        if read_benchmark(run_dir) is None:  # an older run
+            record_benchmark(run_dir, benchmark)
         record_process(run_dir, config, benchmark, device)
         return trainer.run()
 
