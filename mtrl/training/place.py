@@ -118,18 +118,12 @@ def enough_memory(fields: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or _is_out_of_memory(error)):
+        lacking = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        # Torch's allocator for the CPU raises a plain RuntimeError.
+        on_cpu = "not enough memory" in str(error) or "can't allocate memory" in str(error)
+        if not (lacking or on_cpu):
             raise
         raise RunError(f"not enough memory: {one_line(error)}; reduce {fields}") from None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Return whether it is torch's out-of-memory error on CUDA, or its allocator's on a CPU."""
-    return isinstance(error, RuntimeError) and (
-        type(error).__name__ == "OutOfMemoryError"
-        or "not enough memory" in str(error)
-        or "can't allocate memory" in str(error)
-    )
 
 
 def file_name(text: str) -> str:
