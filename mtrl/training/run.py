@@ -64,12 +64,12 @@ def train(
         UsageError: If the configuration is invalid; nothing is written then.
     """
     expect_main_guard()
+    given = _Given(benchmark, callbacks, agent, logger)
     if agent is not None:
         config = config.model_copy(update={"agent": expect_agent(agent).config})
     before = existing_run(config, benchmark is None) if resume_if_exists else None
     if before is not None:
         changes = {name: config.flat()[name] for name in MAY_CHANGE}
-        given = _Given(benchmark, callbacks, agent, logger)
         return _resume(before, changes, given, may_be_complete=True)
     lines = [] if note is None else [note]
     if config.transfer.init_from is not None:
@@ -82,7 +82,7 @@ def train(
     benchmark, device, config = check(config, benchmark)
     if config.transfer.init_from is not None:
         expect_sizes(header, *benchmark.sizes)
-    parts = _Given(benchmark, callbacks, agent, logger).parts(config)
+    parts = given.parts(config, benchmark)
     from mtrl.demonstrations.sources import sources
 
     wanted = sources(config.demonstrations, benchmark) if config.demonstrations else None
@@ -154,13 +154,12 @@ class _Given(NamedTuple):
     agent: MTSAC | None
     logger: Logger | None
 
-    def parts(self, config: TrainConfig) -> dict[str, Any]:
-        """Check the arguments, and return those of `Trainer`; `benchmark` must be examined."""
+    def parts(self, config: TrainConfig, examined: Benchmark) -> dict[str, Any]:
+        """Check the arguments, and return those of `Trainer`."""
         from mtrl.training.hooks import GivenLogger, made
 
-        assert self.benchmark is not None
         if self.agent is not None:
-            expect_fitting(expect_agent(self.agent), self.benchmark, config)
+            expect_fitting(expect_agent(self.agent), examined, config)
         callbacks = made(config.callbacks, self.callbacks)
         if self.logger is not None:
             callbacks.append(GivenLogger(self.logger))
@@ -175,7 +174,7 @@ def _resume(
         if warning is not None:
             say(warning)
         benchmark, device, config = _resolved(run_dir, changes, given.benchmark)
-        parts = given._replace(benchmark=benchmark).parts(config)
+        parts = given.parts(config, benchmark)
         from mtrl.training.checkpoint import load_newest
         from mtrl.training.report import Outcome
 
