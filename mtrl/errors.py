@@ -57,11 +57,23 @@ def import_attribute(field: str, name: str) -> Any:
         reason, frames = one_line(error), traceback.extract_tb(error.__traceback__)
         inside = [f for f in frames if f.filename not in _IMPORTING and f.filename[0] != "<"]
         if inside:
-            last = inside[-1]
-            reason = f"{type(error).__name__}: {reason} ({last.filename}, line {last.lineno})"
+            reason = with_line(error, inside)
         elif isinstance(error, ModuleNotFoundError):
             reason += f" (working directory: {os.getcwd()})"
     raise UsageError(f"{field}: cannot import {name!r}: {reason}")
+
+
+def import_extra(field: str, module: str, extra: str) -> Any:
+    """Import an optional dependency.
+
+    Raises:
+        UsageError: If it is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        command = f'pip install "mtrl-surgery[{extra}]"'
+        raise UsageError(f"{field}: expected {module.capitalize()}: {command}") from None
 
 
 def plain(error: Exception) -> str:
@@ -75,6 +87,17 @@ def one_line(error: BaseException) -> str:
     """Return an error's message without line breaks and at most 500 characters long."""
     text = " ".join(str(error).split())
     return text if len(text) <= 500 else text[:499] + "…"
+
+
+def with_line(error: BaseException, frames: list[traceback.FrameSummary] | None = None) -> str:
+    """Return an error's type and message, and where it was raised: `KeyError: 'x' (a.py, line 3)`.
+
+    Args:
+        frames: Frames of its traceback to consider; default: all.
+    """
+    frames = traceback.extract_tb(error.__traceback__) if frames is None else frames
+    line = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {one_line(error)}{line}"
 
 
 def unknown(field: str, value: str, choices: Iterable[str]) -> str:

@@ -46,6 +46,7 @@ import math
 import os
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -174,12 +175,10 @@ def find_policy(source: Path, field: str = "policy") -> Path:
     is_earlier = checkpoint is not None and f"step_{evaluated:012d}" < checkpoint.stem
     if (final := source / FINAL).exists() and not (is_earlier and evaluated >= 0):
         return final
-    try:
-        return newest_checkpoint(source)
-    except UsageError:
-        raise UsageError(
-            f"{field}: expected a policy, a checkpoint or a run folder with one, got {source}"
-        ) from None
+    if checkpoint is None:
+        expected = "a policy, a checkpoint or a run folder with one"
+        raise UsageError(f"{field}: expected {expected}, got {source}")
+    return checkpoint
 
 
 def newest_checkpoint(run_dir: Path) -> Path:
@@ -199,10 +198,8 @@ def installed_versions() -> dict[str, str]:
     """Return the versions of Python and of the installed packages a run depends on."""
     found = {"python": platform.python_version()}
     for name, package in {"mtrl": DISTRIBUTION, **{name: name for name in PACKAGES}}.items():
-        try:
+        with suppress(PackageNotFoundError):  # an extra, or mtrl run from its source folder
             found[name] = version(package)
-        except PackageNotFoundError:  # an extra, or mtrl run from its source folder
-            continue
     return found
 
 
@@ -228,15 +225,22 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_rows(path: Path, up_to: float = math.inf) -> list[dict[str, Any]]:
+def read_rows(path: Path, up_to: float = math.inf, last: int | None = None) -> list[dict[str, Any]]:
     """Read a file with one JSON object per line, up to a step; [] if there is no such file.
 
     Lines damaged by a crash or a full disk are skipped, wherever they are.
+
+    Args:
+        last: Number of bytes to read, at the end of the file; default: all.
     """
     if not path.exists():
         return []
+    with path.open("rb") as file:
+        if last is not None:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - last))
+        text = file.read().decode("utf-8", errors="replace")
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    for line in text.split("\n"):
         try:
             row = json.loads(line.strip("\0 \t\r"))  # a lost block of a file reads as zeros
             if 0 <= row[STEP] <= up_to:

@@ -44,8 +44,13 @@ def lines(
         now = time.monotonic()
         if now - last >= INTERVAL and n < total:
             last = now
-            left = timedelta(seconds=round((now - start) / n * (total - n)))
+            left = duration((now - start) / n * (total - n))
             say(f"{n:,}/{total:,} {unit}  {left} left")
+
+
+def duration(seconds: float | None) -> str:
+    """Format a duration, such as `1:02:05`; None is unknown."""
+    return "–" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def tell(text: str) -> None:

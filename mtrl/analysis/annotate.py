@@ -22,7 +22,7 @@ def legend(figure: Figure, methods: Sequence[Method]) -> None:
     entries = []
     for color, method in zip(COLORS, methods, strict=False):
         own = "" if seeds(methods) else seeds([method])
-        label = wrapped(shown(method) + own, width - 0.4)
+        label = wrapped(display_name(method) + own, width - 0.4)
         entries.append(Line2D([], [], color=color, label=label))
     widest = max(len(line) for entry in entries for line in str(entry.get_label()).split("\n"))
     room = int(width * 72 // (4.2 * widest + 26))  # points per letter, plus the handle
@@ -71,7 +71,7 @@ def _footnote(methods: Sequence[Method], width: float) -> str:
     return text
 
 
-def shown(method: Method) -> str:
+def display_name(method: Method) -> str:
     """Return the name for matplotlib to draw; only names chosen by the user may hold math."""
     return method.name if method.named_by is None else literal(method.name)
 

@@ -39,11 +39,7 @@ class Comparison:
     skipped: tuple[str, ...] = ()
 
     def save(self, folder: Path | str, formats: Sequence[Format] = ("png", "pdf")) -> list[Path]:
-        """Write table.md, table.csv and every figure into a folder, created if missing.
-
-        Returns:
-            Paths of the figures.
-        """
+        """Write table.md, table.csv and every figure into a folder; return the figures' paths."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "table.md", self.table.markdown())
@@ -110,15 +106,12 @@ def plot(
 
 
 def draw_comparison(methods: Sequence[Method], x: Axis, how: Bootstrap) -> dict[str, Figure]:
-    """Draw learning curves, and final scores if there are any.
+    """Draw learning curves, and final scores if there are any, by file name.
 
     Args:
         methods: At most as many methods as there are colours.
         x: Quantity on the x-axis of learning curves.
         how: What to resample for bands and intervals; see `mtrl.analysis.statistics`.
-
-    Returns:
-        Figures by file name.
 
     Raises:
         UsageError: If there are too many methods, or the logs lack the times of evaluations.

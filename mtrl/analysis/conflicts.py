@@ -66,7 +66,7 @@ def cosine_figure(cosines: np.ndarray, tasks: Sequence[str], title: str) -> Figu
 def draw_conflicts(
     steps: np.ndarray, cosines: Mapping[str, np.ndarray], tasks: Sequence[str]
 ) -> dict[str, Figure]:
-    """Draw how task gradients conflict over one run, sized for a paper.
+    """Draw how task gradients conflict over one run, by file name, sized for a paper.
 
     A diagnosis uses a single batch. Maps therefore show the mean over the diagnoses of a part of
     the run.
@@ -75,9 +75,6 @@ def draw_conflicts(
         steps: Steps of the diagnoses [environment steps over all tasks], `[D]`.
         cosines: `[D, T, T]` for each network.
         tasks: T task names.
-
-    Returns:
-        Figures by file name.
     """
     parts = np.array_split(np.arange(len(steps)), min(PARTS, len(steps)))
     maps = {name: [_mean(values[part]) for part in parts] for name, values in cosines.items()}
@@ -167,9 +164,8 @@ def _name_length(tasks: Sequence[str], fontsize: float) -> float:
 
 def _mean(values: np.ndarray) -> np.ndarray:
     """Average over the finite values, `[D, T, T]` to `[T, T]`; NaN where there are none."""
-    known = np.isfinite(values)
-    sums, counts = np.where(known, values, 0).sum(0), known.sum(0)
-    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    mean: np.ndarray = np.ma.masked_invalid(values).mean(0).filled(np.nan)
+    return mean
 
 
 def _map(axes: Axes, values: np.ndarray) -> AxesImage:

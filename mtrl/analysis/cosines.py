@@ -26,15 +26,16 @@ def read_cosines(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[s
         lines = read_rows(path / COSINES)
         if not lines:
             every = config.diagnose_every
+            interval = f"{every:,} steps (--diagnose-every)" if every else "--diagnose-every steps"
             why = (
-                "the run has --diagnose-every 0. Train with --diagnose-every N to measure them "
-                "every N steps"
-                if every == 0
-                else f"they are measured every {every:,} steps (--diagnose-every) once learning "
-                "has started, if there is more than one task"
-                if every
-                else "they are measured every --diagnose-every steps"
+                f"they are measured every {interval} once learning has started, if there is more "
+                "than one task"
             )
+            if every == 0:
+                why = (
+                    "the run has --diagnose-every 0. Train with --diagnose-every N to measure them "
+                    "every N steps"
+                )
             raise UsageError(
                 f"cosine: expected cosines between task gradients, got none in {path}: {why}"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -177,23 +177,15 @@ def _labelled(methods: Sequence[Method], labels: Mapping[str, str]) -> list[Meth
         Method(chosen[m], method.runs) if m in chosen else method
         for m, method in enumerate(methods)
     ]
-    if twice := _repeated(method.name for method in renamed):
-        raise UsageError(f"labels: expected a unique name for each method, got {twice!r} twice")
+    names = [method.name for method in renamed]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"labels: expected a unique name for each method, got {twice[0]!r} twice")
     return renamed
 
 
 def _matches(run: Run, pattern: str) -> bool:
     path, pattern = os.path.normpath(run.path), os.path.normpath(pattern)
     return path == pattern or fnmatch(path, pattern) or fnmatch(run.path.name, pattern)
-
-
-def _repeated(names: Iterable[str]) -> str | None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
 
 
 def _assignment(field: str, value: Any) -> str:

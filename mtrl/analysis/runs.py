@@ -93,7 +93,7 @@ def read_run(path: Path, score: Score | None = None) -> Run:
             success rates if every task has one, else returns.
 
     Raises:
-        Unevaluated: If the path is no run folder, or the run has no evaluation yet.
+        Unevaluated: If the path is not a run folder, or the run has no evaluation yet.
         UsageError: If the folder is missing, its logs are damaged, or they lack this score.
     """
     config, rows = read_log(path)
@@ -122,23 +122,29 @@ def read_run(path: Path, score: Score | None = None) -> Run:
         scores = np.array([by_step[step] for step in steps])
         if not (np.isfinite(steps).all() and np.isfinite(scores).all()):
             raise ValueError("non-finite number")
-        clock = [
-            (float(row[STEP]), float(row["time/updates"]), float(row["time/elapsed"]) / 3600)
-            for row in rows
-            if "time/updates" in row
-        ]
-        final = None
         # An eval.json written before the run was extended is not its final evaluation.
-        if stored is not None and stored["total_timesteps"] >= total:
-            final = _final(stored, tasks, score)
-            end = float(stored["total_timesteps"]), float(stored["updates"])
-            clock.append((*end, stored["seconds"] / 3600))
+        if stored is not None and stored["total_timesteps"] < total:
+            stored = None
+        clock = _clock(rows, stored)
+        final = None if stored is None else _final(stored, tasks, score)
     except UsageError:
         raise
     except BROKEN as error:
         raise UsageError(f"runs: cannot read the logs in {path}: {error!r}") from None
-    times = np.array(clock or [(np.nan,) * 3]).T
-    return Run(path, config, tasks, steps, scores, times, final, score, custom_name(path))
+    return Run(path, config, tasks, steps, scores, clock, final, score, custom_name(path))
+
+
+def _clock(rows: Sequence[Mapping[str, Any]], stored: Mapping[str, Any] | None) -> np.ndarray:
+    """Return steps, updates and hours of the log rows and of the final evaluation, `[3, L]`."""
+    times = [
+        (row[STEP], row["time/updates"], row["time/elapsed"])
+        for row in rows
+        if "time/updates" in row
+    ]
+    if stored is not None:
+        times.append((stored["total_timesteps"], stored["updates"], stored["seconds"]))
+    clock = [(float(steps), float(updates), float(s) / 3600) for steps, updates, s in times]
+    return np.array(clock or [(np.nan,) * 3]).T
 
 
 def _final(stored: Mapping[str, Any], tasks: Sequence[str], score: Score) -> Final:

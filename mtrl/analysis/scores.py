@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mtrl.analysis.annotate import label_x, score_axis, score_name, shown
+from mtrl.analysis.annotate import display_name, label_x, score_axis, score_name
 from mtrl.analysis.methods import Method
 from mtrl.analysis.statistics import (
     Bootstrap,
@@ -61,12 +61,12 @@ def _improvements(methods: Sequence[Method], how: Bootstrap) -> Figure:
     pairs = [(later, earlier) for earlier, later in combinations(methods, 2)]
     if len(methods) > ALL_PAIRS:
         pairs = [(later, methods[0]) for later in methods[1:]]
-    names = [f"{shown(a)} > {shown(b)}" for a, b in pairs]
+    sides = [(display_name(a), display_name(b)) for a, b in pairs]
+    names = [f"{a} > {b}" for a, b in sides]
     width = COLUMN
     if max(map(len, names)) > 30:
         width = TEXT
-        both = [(wrapped(shown(a), TEXT / 2), wrapped(shown(b), TEXT / 2)) for a, b in pairs]
-        names = [f"{a} >\n{b}" for a, b in both]
+        names = [f"{wrapped(a, TEXT / 2)} >\n{wrapped(b, TEXT / 2)}" for a, b in sides]
     figure = Figure(figsize=(width, 0.5 + _height(names)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0.5, color="0.4", lw=0.8, ls=(0, (4, 2)))
@@ -88,7 +88,7 @@ def _height(names: Sequence[str]) -> float:
 def _name(method: Method) -> str:
     """Return the name, with the number of finished seeds if some are unfinished."""
     n, of = len(method.finished), len(method.runs)
-    return shown(method) if n == of else f"{shown(method)} ({n} of {of})"
+    return display_name(method) if n == of else f"{display_name(method)} ({n} of {of})"
 
 
 def _dot(axes: Axes, y: int, value: float, ends: tuple[float, float], color: str) -> None:

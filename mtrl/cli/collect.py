@@ -66,7 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _collect(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="mtrl-collect",
-        allow_abbrev=False,
         description="Collect episodes on the reference simulator, and write their transitions to a "
         "file for mtrl-train --demonstrations.",
     )
@@ -75,8 +74,8 @@ def _collect(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "-o", "--output", metavar="FILE", required=True, help=fields["output"].description
     )
-    shown = CollectConfig(source="", output=Path())
-    add_flags(parser, shown, leave_out=("source", "output"))
+    defaults = CollectConfig(source="", output=Path())
+    add_flags(parser, defaults, leave_out=("source", "output"))
     config = validate(CollectConfig, parser.parse(arguments))
     expect_writable("output", config.output)
     found = _expert(config) if config.source == "expert" else _policy(config)

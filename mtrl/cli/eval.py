@@ -67,7 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _eval(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="mtrl-eval",
-        allow_abbrev=False,
         description="Evaluate a saved policy on one episode per goal. An episode counts as "
         "successful if the success flag was set at any step.",
     )

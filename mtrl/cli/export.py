@@ -37,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _export(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="mtrl-export",
-        allow_abbrev=False,
         description="Export a policy to a single file with its actor, configuration, evaluation "
         "results, package versions and a checksum.",
     )

@@ -23,15 +23,13 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mtrl.config.section import flag_of
+from mtrl.config.section import flag_of, is_tuple
 from mtrl.errors import RunError, UsageError, plain, unknown
+from mtrl.training.interrupt import SIGNALS
 
 Command = Callable[[Sequence[str] | None], int]
 
 _format_warning = warnings.formatwarning
-_ENDING = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
-)
 
 
 class _Version(argparse.Action):
@@ -43,10 +41,13 @@ class _Version(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser with one-line errors; that of an unknown flag suggests the nearest flag."""
+    """Argument parser with one-line errors; that of an unknown flag suggests the nearest flag.
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
+    Flags must be written in full.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
         # argparse's own pattern treats `-1e-3` as a flag.
         self._negative_number_matcher = re.compile(r"-(\.?\d|\.?inf|\.?nan)", re.IGNORECASE)
         if self.add_help:
@@ -134,7 +135,7 @@ def _surroundings() -> Iterator[None]:
             stream.reconfigure(errors="replace")
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        for number in _ENDING:
+        for number in SIGNALS:
             if signal.getsignal(number) is signal.SIG_DFL:
                 handlers[number] = signal.signal(number, _interrupt)
     try:
@@ -197,12 +198,13 @@ def add_flags(
             continue
         target = (top or parser) if group is None else _group(parser, group)
         is_switch = field.annotation is bool  # `--flag` without a value means true
-        is_list = several or _is_tuple(field.annotation)
+        is_list = several or is_tuple(field.annotation)
+        one, many = ("?", "*") if is_switch else (None, "+")
         target.add_argument(
             flag_of(name),
             dest=name,
             metavar=_metavar(field.annotation),
-            nargs=("*" if is_switch else "+") if is_list else "?" if is_switch else None,
+            nargs=many if is_list else one,
             const="true" if is_switch and not is_list else None,
             default=argparse.SUPPRESS,
             help=_help(field.description or "", default).replace("%", "%%"),
@@ -240,8 +242,3 @@ def _metavar(annotation: Any) -> str:
     if inner := typing.get_args(annotation):  # X | None, tuple[X, ...], Annotated[X, ...]
         return "FILE" if typing.get_origin(annotation) is dict else _metavar(inner[0])
     return {int: "N", float: "X", str: "NAME", Path: "PATH", bool: "true|false"}[annotation]
-
-
-def _is_tuple(annotation: Any) -> bool:
-    parts = (annotation, *typing.get_args(annotation))
-    return any(typing.get_origin(part) is tuple for part in parts)

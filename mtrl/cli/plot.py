@@ -65,7 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _plot(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="mtrl-plot",
-        allow_abbrev=False,
         description="Compare training runs: learning curves with bootstrap bands over seeds, "
         "final scores with intervals, and a table.",
     )

@@ -52,7 +52,7 @@ def _report(arguments: Sequence[str] | None) -> int:
 
 
 def _folder(command: str, what: str, arguments: Sequence[str] | None) -> SweepFolder:
-    parser = Parser(prog=f"mtrl-sweep {command}", allow_abbrev=False, description=what)
+    parser = Parser(prog=f"mtrl-sweep {command}", description=what)
     parser.add_argument("sweep", metavar="DIR", help="Folder of the sweep.")
     return SweepFolder(Path(parser.parse(arguments)["sweep"]).expanduser().absolute())
 
@@ -183,7 +183,7 @@ def _submit(sweep: Sweep, names: Sequence[str]) -> int:
     """Submit runs to Slurm, except those that are still queued from an earlier array."""
     from mtrl.sweep.on_slurm import submit, waiting
 
-    entries = [entry for entry in sweep.folder.entries() if entry.name in set(names)]
+    entries = [entry for entry in sweep.folder.contents().runs if entry.name in set(names)]
     queued = waiting(sweep.folder, entries)
     entries = [entry for entry in entries if entry.name not in queued]
     if queued:

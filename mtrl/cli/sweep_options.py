@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from mtrl.cli.flags import Parser, add_flags
-from mtrl.config.fields import Processes
+from mtrl.config.fields import Processes, UserPath
 from mtrl.config.section import Section, flag_of, validate
 from mtrl.config.train import TrainConfig
 from mtrl.errors import UsageError, one_line
@@ -27,7 +27,7 @@ CORES = 2
 class SweepConfig(Section):
     """Options of mtrl-sweep, in addition to the fields of a run."""
 
-    out: Path = Field(description="Folder of the sweep; an existing sweep is continued.")
+    out: UserPath = Field(description="Folder of the sweep; an existing sweep is continued.")
     backend: Literal["local", "ray", "slurm"] = Field(
         default="local", description="Where to run: this machine, or a cluster."
     )
@@ -52,7 +52,7 @@ class SweepConfig(Section):
         description="ray: address of a running cluster, 'auto' or host:port (default: a temporary "
         "one on this machine).",
     )
-    template: Path | None = Field(
+    template: UserPath | None = Field(
         default=None, description="slurm: batch script with {command} in place of the run."
     )
     retries: int = Field(
@@ -122,7 +122,6 @@ def parse(arguments: Sequence[str] | None) -> Sweep:
     """
     parser = Parser(
         prog="mtrl-sweep",
-        allow_abbrev=False,
         description="Run many trainings: every combination of the values that flags or a YAML file "
         "give to fields of mtrl-train. Running the same command again continues the sweep. "
         "`mtrl-sweep status DIR` shows its progress, `mtrl-sweep report DIR` its results so far.",
@@ -178,25 +177,16 @@ def _settled(options: SweepConfig, plan: Plan) -> Sweep:
     if options.halve_on is not None and options.halve_from is not None:
         halving = Halving(tag=options.halve_on, start=options.halve_from, by=options.halve_by)
     rules = Rules(stop_when=tuple(map(Threshold.parse, options.stop_when)), halving=halving)
-    folder = SweepFolder(options.out.expanduser().absolute())
+    folder = SweepFolder(options.out.absolute())
     batch = "" if options.template is None else _template(options.template)
     device = _device(options, plan, batch)
     cores, at_a_time = _sizes(options, device, batch)
-    return Sweep(
-        options=options,
-        plan=plan,
-        folder=folder,
-        rules=rules,
-        device=device,
-        cores=cores,
-        at_a_time=at_a_time,
-        batch=batch,
-    )
+    return Sweep(options, plan, folder, rules, device, cores, at_a_time, batch)
 
 
 def _template(path: Path) -> str:
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UsageError(f"template: cannot read {path}: {one_line(error)}") from None
     if text.count("{command}") != 1:

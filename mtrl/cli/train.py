@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,45 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(arguments: Sequence[str] | None) -> int:
     # Parse these first: they select the configuration that --help shows and flags change.
-    first = Parser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False)
     for flag in ("--config", "--benchmark", "--device"):
         first.add_argument(flag)
     first.add_argument("--tasks", nargs="+")
     chosen, _ = first.parse_known_args(arguments)
     shown = _start(chosen, "cuda" if chosen.device == "cuda" else "cpu")
-
-    parser = Parser(
-        prog="mtrl-train",
-        allow_abbrev=False,
-        description="Train one policy on many Meta-World tasks. Timesteps are environment steps "
-        "summed over all tasks. Without --config, MT10 and MT50 use the best preset for the "
-        "device, and other tasks use the recipe. The defaults below are those of "
-        f"{shown.name}.",
-    )
-    parser.add_argument(
-        "--config",
-        metavar="NAME|FILE",
-        help=f"Preset ({', '.join(presets.EXPECTED)}) or YAML file; flags override its values.",
-    )
-    parser.add_argument(
-        "--resume",
-        metavar="RUN_DIR",
-        help="Resume this run from its latest checkpoint with its own configuration. Only "
-        "--total-timesteps, --max-runtime and --max-restarts may be changed; --benchmark gives "
-        "the new location of custom tasks that have moved.",
-    )
-    parser.add_argument(
-        "--resume-if-exists",
-        action="store_true",
-        help="Resume the run in --run-dir if it exists, else start it: a single command for jobs "
-        "that a scheduler requeues.",
-    )
-    add_flags(parser, shown.config)
-    given = parser.parse(arguments)
-    resumed, may_exist = given.pop("resume", None), given.pop("resume_if_exists")
+    given = _parser(shown).parse(arguments)
+    if (resumed := given.pop("resume", None)) is not None:
+        return _exit_code(_resume(Path(resumed), given))
+    may_exist = given.pop("resume_if_exists", False)
     given.pop("config", None)
-    if resumed is not None:
-        return _exit_code(_resume(Path(resumed), given, chosen.config or may_exist))
     config, _ = presets.override(shown.config, given)
     if not may_exist:
         with suppress(OSError):  # not a valid name; creating the folder reports it
@@ -95,6 +67,39 @@ def _train(arguments: Sequence[str] | None) -> int:
     return _exit_code(train(config, note=note, resume_if_exists=may_exist))
 
 
+def _parser(shown: presets.Start) -> Parser:
+    """Return the parser whose --help shows the defaults of a configuration."""
+    parser = Parser(
+        prog="mtrl-train",
+        description="Train one policy on many Meta-World tasks. Timesteps are environment steps "
+        "summed over all tasks. Without --config, MT10 and MT50 use the best preset for the "
+        "device, and other tasks use the recipe. The defaults below are those of "
+        f"{shown.name}.",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="NAME|FILE",
+        default=argparse.SUPPRESS,
+        help=f"Preset ({', '.join(presets.EXPECTED)}) or YAML file; flags override its values.",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="RUN_DIR",
+        help="Resume this run from its latest checkpoint with its own configuration. Only "
+        "--total-timesteps, --max-runtime and --max-restarts may be changed; --benchmark gives "
+        "the new location of custom tasks that have moved.",
+    )
+    parser.add_argument(
+        "--resume-if-exists",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="Resume the run in --run-dir if it exists, else start it: a single command for jobs "
+        "that a scheduler requeues.",
+    )
+    add_flags(parser, shown.config)
+    return parser
+
+
 def _check_plans(configs: Sequence[TrainConfig], benchmark: Benchmark) -> None:
     """Raise the error of the configuration that will be used, if all have the same."""
     errors = []
@@ -107,14 +112,11 @@ def _check_plans(configs: Sequence[TrainConfig], benchmark: Benchmark) -> None:
         raise errors[0]
 
 
-def _resume(run_dir: Path, given: dict[str, Any], other: Any) -> Outcome:
-    """Resume a run; `other` is truthy if a flag that is not a field was given."""
-    others = sorted(given.keys() - {*MAY_CHANGE, "benchmark"})
-    if others or other:
-        flag = others[0] if others else "resume_if_exists" if other is True else "config"
+def _resume(run_dir: Path, given: dict[str, Any]) -> Outcome:
+    if others := sorted(given.keys() - {*MAY_CHANGE, "benchmark"}):
         raise UsageError(
             "resume: expected only --total-timesteps, --max-runtime, --max-restarts and "
-            f"--benchmark with it, got {flag_of(flag)}"
+            f"--benchmark with it, got {flag_of(others[0])}"
         )
     config = validate(TrainConfig, given)
     from mtrl.training.run import resume
@@ -129,12 +131,9 @@ def _exit_code(outcome: Outcome) -> int:
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
-def _start(chosen: Namespace, device: str) -> presets.Start:
+def _start(chosen: argparse.Namespace, device: str) -> presets.Start:
     """Return the configuration that the flags change."""
-    if chosen.config is not None:
-        return presets.named(chosen.config)
-    benchmark = chosen.benchmark or TrainConfig().benchmark
-    return presets.best(benchmark if chosen.tasks is None else None, device)
+    return presets.start(chosen.config, chosen.benchmark, chosen.tasks, device)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The configuration: sections, presets, YAML in and out."""
+"""The configuration: sections, presets, YAML. It imports neither torch nor MuJoCo, for `--help`."""

@@ -1,7 +1,4 @@
-"""The configuration's section on the networks. Every field states its unit.
-
-This module imports neither torch nor MuJoCo, so that `--help` is fast.
-"""
+"""Configuration section for the networks. Every field states its unit."""
 
 from __future__ import annotations
 

@@ -1,13 +1,11 @@
-"""Fields that several sections and commands share.
-
-This module imports neither torch nor MuJoCo, so that `--help` is fast.
-"""
+"""Fields that several sections and commands share."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 MAX_PROCESSES = 1_024
 """Upper bound of processes or threads, more than the cores of any machine."""
@@ -25,6 +23,9 @@ Camera = Literal[
     "corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV"
 ]
 """Names of Meta-World's cameras."""
+
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""Path in which `~` is the user's home folder."""
 
 TrunkImports = Annotated[
     tuple[str, ...],

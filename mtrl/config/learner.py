@@ -1,7 +1,4 @@
-"""Configuration section for the learner. Every field states its unit.
-
-This module imports neither torch nor MuJoCo, so that `--help` is fast.
-"""
+"""Configuration section for the learner. Every field states its unit."""
 
 from __future__ import annotations
 
@@ -162,7 +159,7 @@ class LearnerConfig(Section):
         return self
 
     def entropy_of(self, n_actions: int) -> float:
-        """Return the target entropy for so many action dimensions [nats]."""
+        """Return the target entropy for a number of action dimensions [nats]."""
         if self.target_entropy is None:
             return -float(n_actions)
         return float(total(self.target_entropy, n_actions, float))

@@ -16,12 +16,11 @@ from mtrl.errors import UsageError, unknown
 
 EXPECTED = {
     "quickstart": "about ten minutes on two CPU cores",
-    "recipe_cpu": "on two CPU cores some eight minutes for each task of Meta-World's",
+    "recipe_cpu": "about eight minutes per Meta-World task on two CPU cores",
     "recipe_gpu": "for a GPU; not timed yet",
     "plain": "for a GPU; not timed yet",
-    "mt10_cpu": "little more than an hour on two CPU cores",
-    "mt50_cpu": "about seven hours on two CPU cores, estimated by the time of an update; not yet "
-    "run to its end",
+    "mt10_cpu": "a little over an hour on two CPU cores",
+    "mt50_cpu": "about seven hours on two CPU cores, estimated from the time of an update",
     "mt10": "for a GPU; not timed yet",
     "mt50": "for a GPU; not timed yet",
     "mt10_plain": "for a GPU; not timed yet",
@@ -64,8 +63,8 @@ class Start(NamedTuple):
         before, after = self.config.flat(), changed.flat()
         is_as_timed = all(after[name] == before[name] for name in before.keys() - SAME_TIME)
         expected = EXPECTED.get(self.name)
-        shown = f" ({expected})" if expected and is_as_timed else ""
-        return f"configuration: {self.name}{shown}"
+        time = f" ({expected})" if expected and is_as_timed else ""
+        return f"configuration: {self.name}{time}"
 
 
 def preset(name: str, **changes: Any) -> TrainConfig:
@@ -75,7 +74,6 @@ def preset(name: str, **changes: Any) -> TrainConfig:
     and critics have these widths even if the preset sets others for the actor.
 
     Args:
-        name: Name of the preset.
         changes: Fields by name, with or without their section.
 
     Example:
@@ -120,12 +118,18 @@ def named(text: str) -> Start:
     return Start(text, TrainConfig.from_yaml(path) if is_file else preset(text))
 
 
-def best(benchmark: str | None, device: str) -> Start:
-    """Return the default configuration for a benchmark and device.
+def start(config: str | None, benchmark: str | None, tasks: Any, device: str) -> Start:
+    """Return the configuration that flags change: the named one, or the best preset for the tasks.
 
     Args:
-        benchmark: Name of the benchmark; None for a list of tasks.
+        config: Preset or file, if one is named.
+        benchmark: Benchmark, if one is named.
+        tasks: Tasks, if they are listed.
         device: `cpu` or `cuda`.
     """
-    name = BEST.get((benchmark or "", device), RECIPE[device])
+    if config is not None:
+        return named(config)
+    name = BEST.get((benchmark or TrainConfig().benchmark, device))
+    if tasks or name is None:
+        name = RECIPE.get(device, RECIPE["cpu"])  # another device is an error of the configuration
     return Start(name, preset(name))

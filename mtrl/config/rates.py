@@ -32,11 +32,7 @@ def _per(unit: str, kind: type) -> WrapValidator:
     return WrapValidator(read)
 
 
-def _plain(value: Any) -> Any:
-    return value
-
-
-_Either = PlainSerializer(_plain, return_type=Any)
+_Either = PlainSerializer(lambda value: value, return_type=Any)
 
 Steps = Annotated[int, Field(gt=0, lt=MAX_COUNT), _per("task", int), _Either]
 """Environment steps over all tasks, or `N/task`."""

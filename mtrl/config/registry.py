@@ -60,8 +60,8 @@ class Registry:
         """
         if is_dataclass(value) and not isinstance(value, type):
             name = self.spec_of(type(value))
-            given = {f.name: getattr(value, f.name) for f in fields(value)}
-            changed = [f"{f.name}={given[f.name]!r}" for f in fields(value) if _differs(f, given)]
+            given = [(f, getattr(value, f.name)) for f in fields(value)]
+            changed = [f"{f.name}={own!r}" for f, own in given if own != f.default]
             return f"{name}({', '.join(changed)})" if changed else name
         if not callable(value):
             return value
@@ -136,10 +136,6 @@ class Registry:
                 )
             self.classes.setdefault(name, found)  # unless a decorator has registered it
         return name in self.classes
-
-
-def _differs(field: Any, given: Mapping[str, Any]) -> bool:
-    return bool(given[field.name] != field.default)
 
 
 def parse(field: str, spec: str) -> tuple[str, dict[str, Any]]:

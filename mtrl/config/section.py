@@ -1,7 +1,4 @@
-"""Base class of the validated sections of a configuration.
-
-This module imports neither torch nor MuJoCo, so that `--help` is fast.
-"""
+"""Base class of the validated sections of a configuration."""
 
 from __future__ import annotations
 
@@ -118,6 +115,12 @@ def leaf_types(annotation: Any) -> set[type]:
     if arguments := typing.get_args(annotation):
         return set().union(*map(leaf_types, arguments))
     return {annotation} if isinstance(annotation, type) else set()
+
+
+def is_tuple(annotation: Any) -> bool:
+    """Return whether an annotation is `tuple[X, ...]` or `tuple[X, ...] | None`."""
+    parts = (annotation, *typing.get_args(annotation))
+    return any(typing.get_origin(part) is tuple for part in parts)
 
 
 def read_number(value: Any, kinds: set[type]) -> Any:

@@ -9,8 +9,6 @@
 Every leaf has a unique name, so a field has the same name everywhere: `learner.batch_size` in YAML
 is `--batch-size` on the command line (`imports` is `--import`). *Timesteps* are environment steps
 summed over all tasks and copies: one vector step of MT10 counts as ten.
-
-This module imports neither torch nor MuJoCo, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -19,14 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mtrl.config import yaml12
 from mtrl.config.agent import AgentConfig
 from mtrl.config.base import read_tree
 from mtrl.config.environment import EnvironmentConfig
-from mtrl.config.fields import Device, Processes, Seed
+from mtrl.config.fields import Device, Processes, Seed, UserPath
 from mtrl.config.learner import LearnerConfig
 from mtrl.config.rates import Steps, StepsOrNever
 from mtrl.config.schedule import Schedule
@@ -122,7 +120,7 @@ class TrainConfig(Section):
         "timing whole steps, simulators included). Rounding depends on it: set it to reproduce "
         "another run exactly.",
     )
-    run_dir: Path | None = Field(
+    run_dir: UserPath | None = Field(
         default=None,
         description="Folder of the run, which must not exist (default: "
         "runs/<benchmark>_<surgery>_seed<k>_<time>).",
@@ -147,11 +145,6 @@ class TrainConfig(Section):
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
     transfer: TransferConfig = Field(default_factory=TransferConfig)
-
-    @field_validator("run_dir")
-    @classmethod
-    def _expand_user(cls, path: Path | None) -> Path | None:
-        return None if path is None else path.expanduser()
 
     @model_validator(mode="before")
     @classmethod
@@ -218,6 +211,6 @@ class TrainConfig(Section):
 
 def shown(value: Any) -> str:
     """Format a value of the configuration as on the command line."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return " ".join(map(str, value))
     return "default" if value is None else str(value)

@@ -1,7 +1,4 @@
-"""Configuration section for the initial policy of a run and its tasks in each stage.
-
-This module imports neither torch nor MuJoCo, so that `--help` is fast.
-"""
+"""Configuration section for the initial policy of a run and its tasks in each stage."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from mtrl.config.base import read_file
+from mtrl.config.fields import UserPath
 from mtrl.config.rates import MAX_COUNT
 from mtrl.config.section import Section
 from mtrl.errors import UsageError
@@ -23,7 +21,7 @@ Part = Literal["trunk", "actor-trunk", "critic-trunk", "actor", "critic", "norma
 class TransferConfig(Section):
     """Configuration of the initial policy, its frozen parts, and the tasks of each stage."""
 
-    init_from: Path | None = Field(
+    init_from: UserPath | None = Field(
         default=None,
         description="Run folder, checkpoint or policy file to start from. Copies its trunks, the "
         "heads and temperatures of tasks with the same name, the statistics of its observations, "
@@ -75,19 +73,11 @@ class TransferConfig(Section):
             raise PydanticCustomError("stages", "expected steps that start at 0 and increase")
         for step, tasks in stages.items():
             if not tasks:
-                raise PydanticCustomError(
-                    "stages", "expected tasks for the stage at {step}", {"step": step}
-                )
+                raise PydanticCustomError("stages", f"expected tasks for the stage at {step}")
             if len(set(tasks)) < len(tasks):
-                raise PydanticCustomError(
-                    "stages", "expected every task once in the stage at {step}", {"step": step}
-                )
+                what = f"expected every task once in the stage at {step}"
+                raise PydanticCustomError("stages", what)
         return stages
-
-    @field_validator("init_from")
-    @classmethod
-    def _expand_user(cls, path: Path | None) -> Path | None:
-        return None if path is None else path.expanduser()
 
     @model_validator(mode="after")
     def _fits_together(self) -> TransferConfig:

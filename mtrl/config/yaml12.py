@@ -37,12 +37,8 @@ class Loader(yaml.SafeLoader):
         """Construct a mapping like PyYAML, but raise on duplicate keys."""
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         if len(found) < len(node.value):
-            seen: set[Any] = set()
-            for key, _ in node.value:
-                twice = self.construct_object(key)
-                if twice in seen:
-                    break
-                seen.add(twice)
+            keys = [self.construct_object(key) for key, _ in node.value]
+            twice = next(key for key in keys if keys.count(key) > 1)
             raise ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
         return found
 

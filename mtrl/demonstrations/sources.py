@@ -8,7 +8,6 @@ from pathlib import Path
 
 from mtrl.demonstrations.data import Demonstrations
 from mtrl.envs.benchmarks import N_GOALS, Benchmark, select
-from mtrl.envs.tasks import ACTION_SPACE, OBSERVATION_SPACE
 from mtrl.errors import UsageError, unknown
 
 EXPERT = "expert"
@@ -110,10 +109,7 @@ def _read(source: str, tasks: Sequence[str], benchmark: Benchmark) -> Demonstrat
             f"demonstrations: {source}: expected some of the tasks {', '.join(tasks) or 'left'}, "
             f"got {', '.join(found.tasks)}"
         )
-    if benchmark.spaces is None and benchmark.custom:
-        return found.select(held)
-    spaces = benchmark.spaces or (OBSERVATION_SPACE, ACTION_SPACE)
-    for name, space in zip(("observations", "actions"), spaces, strict=True):
+    for name, space in zip(("observations", "actions"), benchmark.spaces or (), strict=False):
         expected, got = space.shape, getattr(found, name).shape[1:]
         if expected != got:
             raise UsageError(

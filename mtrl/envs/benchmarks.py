@@ -5,7 +5,6 @@ The position of a task in `Benchmark.tasks` is its index everywhere: row t of ev
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,8 +13,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
-from mtrl.envs.tasks import MT10, MT25, MT50
-from mtrl.errors import UsageError, import_attribute, one_line, unknown
+from mtrl.envs.tasks import ACTION_SPACE, MT10, MT25, MT50, OBSERVATION_SPACE
+from mtrl.errors import UsageError, import_attribute, unknown, with_line
 
 EnvFactory = Callable[[], gym.Env[Any, Any]]
 
@@ -48,7 +47,7 @@ class Benchmark:
             description` receive: sentence embeddings, or parameters of the simulator. Default: the
             embeddings of Meta-World's tasks.
         source: The `package.module:attribute` the benchmark was imported from, if any.
-        spaces: Observation and action space of custom environments, set by `examined`.
+        spaces: Observation and action space; None for custom environments until `examined`.
 
     Raises:
         UsageError: If there is no task, Meta-World's tasks are mixed with custom ones, a factory is
@@ -91,7 +90,9 @@ class Benchmark:
         for task in self.tells_success:
             if task not in self.environments:
                 raise UsageError(unknown("tells_success", task, self.environments))
-        if self.custom and self.name in NAMED:
+        if not self.custom:
+            object.__setattr__(self, "spaces", (OBSERVATION_SPACE, ACTION_SPACE))
+        elif self.name in NAMED:
             raise UsageError(f"name: expected a name Meta-World does not use, got {self.name!r}")
 
     @property
@@ -103,6 +104,18 @@ class Benchmark:
     def custom(self) -> dict[str, EnvFactory]:
         """Functions that create custom environments, by task; empty for Meta-World's tasks."""
         return {task: make for task, make in self.environments.items() if make is not None}
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Lengths of observations and actions; custom environments must be `examined`."""
+        assert self.spaces is not None
+        (observation,), (action,) = (space.shape for space in self.spaces)
+        return observation, action
+
+    @property
+    def by_success(self) -> list[bool]:
+        """Whether each task is scored by success even if no step has reported it yet, `[T]`."""
+        return [not self.custom or task in self.tells_success for task in self.tasks]
 
 
 RESERVED = ("mean", "worst")
@@ -174,11 +187,7 @@ def _imported(name: str) -> Benchmark:
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise UsageError(
-            f"benchmark: {name} failed: {type(error).__name__}: {one_line(error)} "
-            f"({last.filename}, line {last.lineno})"
-        ) from error
+        raise UsageError(f"benchmark: {name} failed: {with_line(error)}") from error
     if not isinstance(benchmark, Benchmark):
         kind = type(benchmark).__name__
         raise UsageError(f"benchmark: expected a mtrl.Benchmark at {name}, got {kind}")

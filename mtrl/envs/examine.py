@@ -22,7 +22,7 @@ from mtrl.envs.benchmarks import Benchmark, EnvFactory
 from mtrl.envs.custom import CustomTask
 from mtrl.envs.processes import START_TIMEOUT
 from mtrl.envs.worker import NotFinite, expect_finite
-from mtrl.errors import UsageError, one_line
+from mtrl.errors import UsageError, with_line
 
 EPISODES, STEPS, RESETS = 2, 3, 10
 """Episodes and steps played per task, and the maximum number of resets to get there."""
@@ -39,7 +39,7 @@ def examined(benchmark: Benchmark) -> Benchmark:
             NaN at every reset, cannot be sent to another process, or its shapes differ from the
             first task's.
     """
-    if benchmark.spaces is not None or not benchmark.custom:
+    if benchmark.spaces is not None:
         return benchmark
     first: tuple[Box, Box] | None = None
     for task, make in benchmark.custom.items():
@@ -66,7 +66,7 @@ def _clock() -> Iterator[Callable[[], object]]:
     This uses a signal, which Python delivers only to the main thread, and only between bytecode
     instructions or in a system call. An endless loop in C code is not interrupted.
     """
-    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield int
         return
 
@@ -144,11 +144,8 @@ def _close(env: CustomTask) -> None:
 def _refuse(task: str, doing: str, error: BaseException) -> NoReturn:
     if isinstance(error, UsageError):
         raise UsageError(f"benchmark: task {task!r}: {error}") from None
-    where = traceback.extract_tb(error.__traceback__)
+    what = with_line(error)
     if isinstance(error, _Hangs):
-        last, what = where[-2], f"no answer for {START_TIMEOUT:.0f} s"  # -1: the signal handler
-    else:
-        last, what = where[-1], f"{type(error).__name__}: {one_line(error)}"
-    raise UsageError(
-        f"benchmark: task {task!r} failed at {doing}: {what} ({last.filename}, line {last.lineno})"
-    ) from error
+        last = traceback.extract_tb(error.__traceback__)[-2]  # -1: the signal handler
+        what = f"no answer for {START_TIMEOUT:.0f} s ({last.filename}, line {last.lineno})"
+    raise UsageError(f"benchmark: task {task!r} failed at {doing}: {what}") from error

@@ -9,7 +9,6 @@ from typing import Any
 
 import cloudpickle
 import gymnasium as gym
-from gymnasium.spaces import Box
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from mtrl.envs import worker
@@ -18,7 +17,7 @@ from mtrl.envs.custom import ENDLESS, CustomTask
 from mtrl.envs.examine import examined
 from mtrl.envs.native import NativePools
 from mtrl.envs.processes import START_TIMEOUT, WorkerProcesses
-from mtrl.envs.tasks import ACTION_SPACE, MAX_STEPS, OBSERVATION_SPACE
+from mtrl.envs.tasks import MAX_STEPS
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.errors import UsageError
 
@@ -50,42 +49,35 @@ def make_vector_env(
     Raises:
         UsageError: See `examined` and `steps_of_an_episode`.
     """
-    observations: Box = OBSERVATION_SPACE
-    actions: Box = ACTION_SPACE
     horizon = steps_of_an_episode(benchmark, horizon)
     benchmark = examined(benchmark)
-    if benchmark.spaces is not None:
-        observations, actions = benchmark.spaces
-        simulators = ("own",) * len(benchmark.tasks)
-    simulators = simulators or ("metaworld",) * len(benchmark.tasks)
-    by_success = benchmark.tells_success
-    first_rows = {task: t * envs_per_task for t, task in enumerate(benchmark.tasks)}
-    chosen = dict(zip(benchmark.tasks, simulators, strict=True))
-    native = [task for task in benchmark.tasks if chosen[task] == "envpool"]
+    assert benchmark.spaces is not None
+    if benchmark.custom or simulators is None:
+        simulators = ("own" if benchmark.custom else "metaworld",) * len(benchmark.tasks)
+    chosen = zip(benchmark.tasks, simulators, strict=True)
+    native = [task for task, simulator in chosen if simulator == "envpool"]
+    names = [task for task in benchmark.tasks for _ in range(envs_per_task)]
+    rows = [row for row, task in enumerate(names) if task not in native]
     parts: list[WorkerProcesses | NativePools] = []
-    if len(native) < len(benchmark.tasks):
-        tasks = [task for task in benchmark.tasks if task not in native]
-        rows = [first_rows[task] + copy for task in tasks for copy in range(envs_per_task)]
-        settings = benchmark, horizon, shuffle_goals, envs_per_task
+    if rows:
         known = _registered() if benchmark.custom else {}
-        factory = partial(_factory, *settings, registered=known)
-        of_rows = [task for task in tasks for _ in range(envs_per_task)]
+        settings = benchmark, horizon, shuffle_goals, envs_per_task
+        of_rows = [names[row] for row in rows]
+        factories = [_factory(*settings, task, registered=known) for task in of_rows]
         # Custom environments may be slow, in particular when they reset within a step.
         patience = START_TIMEOUT if benchmark.custom else None
-        factories = list(map(factory, of_rows))
         parts.append(WorkerProcesses(rows, factories, of_rows, workers, patience))
     if native:
-        first = [first_rows[task] for task in native]
+        first = [names.index(task) for task in native]
         parts.append(NativePools(native, first, envs_per_task, horizon or MAX_STEPS))
     return TaskVectorEnv(
         benchmark.tasks,
         simulators,
         parts,
-        observations,
-        actions,
+        *benchmark.spaces,
         envs_per_task=envs_per_task,
         max_restarts=max_restarts,
-        tells_success=[not benchmark.custom or task in by_success for task in benchmark.tasks],
+        tells_success=benchmark.by_success,
         endless=ENDLESS if horizon is None else None,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -45,10 +46,8 @@ def simulator_versions() -> dict[str, str]:
     """Return the versions a verdict depends on; packages that are not installed are left out."""
     found = {"platform": f"{platform.system()} {platform.machine()}"}
     for package in ("envpool", "metaworld", "mujoco"):
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 

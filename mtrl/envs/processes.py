@@ -241,7 +241,7 @@ def _end(process: Any, patience: float) -> None:
     process.join(patience)
     if process.exitcode == 0:
         return
-    with suppress(ProcessLookupError, PermissionError, AttributeError):
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()

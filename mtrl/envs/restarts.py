@@ -16,8 +16,6 @@ class Restarts:
     """Waits for the simulators of a vector environment and replaces lost processes, with a warning.
 
     Args:
-        parts: The simulators.
-        arrays: Their shared arrays.
         names: Task name of each row.
         max_restarts: Maximum number of processes to replace.
 
@@ -40,16 +38,13 @@ class Restarts:
         self._generations = self._arrays.generations.copy()
 
     def wait(self, seed: int, episodes: np.ndarray, replace: bool = True) -> np.ndarray:
-        """Wait for the simulators; lost rows restart their `episodes`, `[N]`.
+        """Wait for the simulators; lost rows restart their `episodes`. Return which, bool `[N]`.
 
         The generation of a row at fault is incremented, which gives it another episode under the
         same number: a deterministic environment would fail again in the same episode.
 
         Args:
             replace: Whether lost processes may be replaced.
-
-        Returns:
-            Which rows were restarted, bool `[N]`.
 
         Raises:
             WorkerError: If a process is lost and may not be replaced. Generations are then

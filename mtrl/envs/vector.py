@@ -100,10 +100,11 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start every row's next episode, or its first one under `seed`; observations [N, d]."""
         self._expect_no_step("reset")
-        following = self._episodes + self.envs_per_task
-        if seed is not None:
+        if seed is None:
+            self._episodes = self._episodes + self.envs_per_task
+        else:
             self._shared.generations[:] = 0
-        self._episodes = self._first.copy() if seed is not None else following
+            self._episodes = self._first.copy()
         self._start(seed, None)
         return self._shared.observations.copy(), {}
 
@@ -204,9 +205,8 @@ class TaskVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         expect_same_simulators(self.names, state["simulators"], self.simulators)
         self._episodes = np.array(state["episodes"])
         actions = [np.asarray(state["actions"][str(row)]) for row in range(self.num_envs)]
-        # Older states lack generations: assume that no row was ever lost.
-        self._shared.generations[:] = state.get("generations", 0)
-        self.tells_success |= np.array(state.get("tells_success", False))
+        self._shared.generations[:] = state["generations"]
+        self.tells_success |= np.array(state["tells_success"])
         self._start(seed, actions)
         self._history = [list(rows) for rows in actions]
         self._returns, self._success = np.array(state["returns"]), np.array(state["success"])

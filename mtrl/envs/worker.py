@@ -93,7 +93,7 @@ def run(
 
 
 def _expect_its_own(envs: Sequence[gym.Env[np.ndarray, np.ndarray]]) -> None:
-    """Check that the newest environment is no earlier one, whose episodes it would change."""
+    """Check that the newest environment is a new object; they would share episodes otherwise."""
     *earlier, newest = (env.unwrapped for env in envs)
     if any(env is newest for env in earlier):
         raise UsageError(
@@ -104,15 +104,13 @@ def _expect_its_own(envs: Sequence[gym.Env[np.ndarray, np.ndarray]]) -> None:
 
 def _ignore_signals() -> None:
     """Ignore Ctrl-C and a scheduler's signals; the parent decides when to stop."""
-    if hasattr(os, "setpgid"):
-        # A process group of its own, so that the programs started by environments can be killed
-        # with the worker, and do not receive Ctrl-C.
-        os.setpgid(0, 0)
+    # A process group of its own, so that the programs started by environments can be killed with
+    # the worker, and do not receive Ctrl-C.
+    os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Not SIG_IGN: those programs would inherit it and could no longer be terminated.
-    for name in ("SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: None)
     # An environment may start processes, which multiprocessing forbids for daemons. The parent
     # still treats this process as a daemon; the flag is cleared only here.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
@@ -190,5 +188,6 @@ def _reset(
             if attempt == RESETS - 1:
                 raise
             arrays.generations[row] += 1
-            options |= {key: info[key] for key in ("episode",) if key in info}
+            if "episode" in info:
+                options["episode"] = info["episode"]
     arrays.observations[row] = observation

@@ -67,10 +67,9 @@ class Evaluation:
     @property
     def worst(self) -> float:
         """Mean success rate of the worst fifth (rounded up) of the tasks that have one, or NaN."""
-        rates = np.sort(self.success_rates[self.with_success])[
-            : math.ceil(len(self.with_success) / 5)
-        ]
-        return float(rates.mean()) if len(rates) else math.nan
+        rates = np.sort(self.success_rates[self.with_success])
+        worst = rates[: math.ceil(len(rates) / 5)]
+        return float(worst.mean()) if len(worst) else math.nan
 
     @property
     def summary(self) -> str:
@@ -90,46 +89,30 @@ class Evaluation:
         return [wilson(row.sum(keepdims=True), len(row)) for row in self.success]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one plain dictionary per task."""
-        return [
-            {
-                "task": task,
-                "episodes": self.returns.shape[1],
-                **self._successes(t),
-                "return_mean": float(self.returns[t].mean()),
-                **self._steps_to_success(t),
-            }
-            for t, task in enumerate(self.tasks)
-        ]
-
-    def _successes(self, t: int) -> dict[str, Any]:
-        if t not in self.with_success:
-            return {}
-        low, high = self.intervals()[t]
-        return {
-            "successes": int(self.success[t].sum()),
-            "success_rate": float(self.success_rates[t]),
-            "wilson_low": low,
-            "wilson_high": high,
-        }
-
-    def _steps_to_success(self, t: int) -> dict[str, float | None]:
-        """Average over the successful episodes; None if there are none."""
-        if t not in self.with_success:
-            return {}
-        steps = self.first_success[t][self.success[t]]
-        return {"steps_to_success_mean": float(steps.mean()) if len(steps) else None}
+        """Return one plain dictionary per task; tasks scored by their return have fewer keys."""
+        rows, intervals = [], self.intervals()
+        for t, task in enumerate(self.tasks):
+            row: dict[str, Any] = {"task": task, "episodes": self.returns.shape[1]}
+            if t in self.with_success:
+                low, high = intervals[t]
+                row["successes"] = int(self.success[t].sum())
+                row["success_rate"] = float(self.success_rates[t])
+                row |= {"wilson_low": low, "wilson_high": high}
+            row["return_mean"] = float(self.returns[t].mean())
+            if t in self.with_success:
+                steps = self.first_success[t][self.success[t]]
+                row["steps_to_success_mean"] = float(steps.mean()) if len(steps) else None
+            rows.append(row)
+        return rows
 
     def table(self) -> str:
         """Return a plain-text table for the terminal."""
         width = max(len(task) for task in (*self.tasks, "worst fifth"))
         if not len(self.with_success):
-            lines = [f"{'task':<{width}}    return"]
-            lines += [
-                f"{row['task']:<{width}}  {short_number(row['return_mean']):>8}"
-                for row in self.rows()
-            ]
-            return "\n".join([*lines, f"{'mean':<{width}}  {short_number(self.returns.mean()):>8}"])
+            rows = [(row["task"], row["return_mean"]) for row in self.rows()]
+            rows.append(("mean", self.returns.mean()))
+            lines = [f"{name:<{width}}  {short_number(value):>8}" for name, value in rows]
+            return "\n".join([f"{'task':<{width}}    return", *lines])
         lines = [f"{'task':<{width}}  success  95% interval    return  steps to success"]
         for row in self.rows():
             rate, interval = "–", "–"

@@ -54,7 +54,7 @@ def film(
     episodes: int = 1,
     progress: bool = False,
 ) -> list[Path]:
-    """Write one `<task>.mp4` per task with its first episodes, in real time.
+    """Write one `<task>.mp4` per task with its first episodes, in real time; return the paths.
 
     Args:
         evaluation: Evaluation whose episodes are shown.
@@ -62,9 +62,6 @@ def film(
         camera: Name of a Meta-World camera.
         episodes: Number of episodes per task.
         progress: Show progress on standard error; see `mtrl.progress.shown`.
-
-    Returns:
-        Paths of the videos, in the tasks' order.
 
     Raises:
         UsageError: If the camera is unknown, or no renderer works here.
@@ -81,7 +78,6 @@ def animations(evaluation: Evaluation, size: int = 160, every: int = 16) -> dict
     """Render a small GIF of each task's first episode, at twice its speed.
 
     Args:
-        evaluation: What is shown.
         size: Height and width [pixels].
         every: Simulation steps between two frames.
 

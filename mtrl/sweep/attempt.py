@@ -102,7 +102,6 @@ def attempt(
     """Start or resume the run, and wait for its end.
 
     Args:
-        job: The run.
         cores: CPU cores to pin it to (Linux).
         stop: Polled every second; returns whether to stop it cleanly.
     """
@@ -134,20 +133,18 @@ def attempt(
         except BaseException:  # do not leave the run behind
             process.terminate()
             raise
-    lines: tuple[str, ...] = ()
-    what: Literal["finished", "failed", "stopped", "ended early"]
     if is_finished(job.run_dir):
-        what = "finished"
+        ending = Ending(job.name, "finished")
     elif why is not None:
-        what, lines = "ended early", (why,)
+        ending = Ending(job.name, "ended early", (why,))
     elif asked or code == 0:
-        what = "stopped"
+        ending = Ending(job.name, "stopped")
     else:
-        what, lines = "failed", _last_lines(job.log, start, code)
-    done = this.model_copy(update={"code": code})
-    kept = lines if what == "failed" else ()
-    _note(job, before, what=what, why=why, lines=kept, attempts=(*before.attempts, done))
-    return Ending(job.name, what, lines)
+        ending = Ending(job.name, "failed", _last_lines(job.log, start, code))
+    attempts = (*before.attempts, this.model_copy(update={"code": code}))
+    lines = ending.lines if ending.what == "failed" else ()
+    _note(job, before, what=ending.what, why=why, lines=lines, attempts=attempts)
+    return ending
 
 
 def _note(job: Job, before: State, **changes: Any) -> None:
@@ -191,10 +188,9 @@ def _verdict(job: Job) -> str | None:
 
 
 def _wait_until_free(run_dir: Path, stop: Callable[[], bool]) -> bool:
-    """Wait while another process trains there, for example one of a sweep or node just lost.
+    """Wait while another process trains there; return False if asked to stop meanwhile.
 
-    Returns:
-        Whether the folder is free; False if asked to stop.
+    It may be one of a sweep or a node that was just lost.
     """
     while (run_dir / ".owner").exists():
         try:

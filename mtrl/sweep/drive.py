@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+from mtrl.folder import newest_or_none
 from mtrl.sweep.attempt import Ending, Job
 from mtrl.training.console import say
 from mtrl.training.interrupt import Interrupt
@@ -65,43 +68,38 @@ def drive(
 
     Args:
         jobs: Runs, taken one by one when there is room; a search chooses the next one then.
-        backend: Executes the runs.
         retries: Number of times a failed run is retried from its latest checkpoint.
         show: Called every second, and when a run ends.
         tell: Called with each line to print.
     """
-    summary, again, exhausted = Summary(), deque[Job](), False
+    summary, again = Summary(), deque[Job]()
     working: dict[str, Job] = {}
     failures: Counter[str] = Counter()
-    losses: dict[str, tuple[str, int]] = {}
-    with Interrupt() as interrupt:
-        try:
-            while True:
-                if interrupt.wanted and summary.signal is None:
-                    summary.signal = interrupt.signal
-                    tell("interrupted: runs write a checkpoint and stop")
-                    backend.stop()
-                while summary.signal is None and backend.has_room and not (exhausted and not again):
-                    job = again.popleft() if again else next(jobs, None)
-                    if job is None:
-                        exhausted = True
-                        break
-                    working[job.name] = job
-                    backend.start(job)
-                if not backend.running:
-                    return summary
-                for ending in backend.endings(timeout=1.0):
-                    job = working.pop(ending.name)
-                    if summary.signal is None and _is_tried_again(
-                        job, ending, retries, failures=failures, losses=losses, tell=tell
-                    ):
-                        again.append(job)
-                    else:
-                        summary.ended[ending.name] = ending
-                        tell(_line(ending))
-                show()
-        finally:
-            backend.close()
+    losses: dict[str, tuple[Path | None, int]] = {}
+    with Interrupt() as interrupt, closing(backend):
+        while True:
+            if interrupt.wanted and summary.signal is None:
+                summary.signal = interrupt.signal
+                tell("interrupted: runs write a checkpoint and stop")
+                backend.stop()
+            while summary.signal is None and backend.has_room:
+                job = again.popleft() if again else next(jobs, None)
+                if job is None:
+                    break
+                working[job.name] = job
+                backend.start(job)
+            if not backend.running:
+                return summary
+            for ending in backend.endings(timeout=1.0):
+                job = working.pop(ending.name)
+                if summary.signal is None and _is_tried_again(
+                    job, ending, retries, failures=failures, losses=losses, tell=tell
+                ):
+                    again.append(job)
+                else:
+                    summary.ended[ending.name] = ending
+                    tell(_line(ending))
+            show()
 
 
 def _is_tried_again(
@@ -110,7 +108,7 @@ def _is_tried_again(
     retries: int,
     *,
     failures: Counter[str],
-    losses: dict[str, tuple[str, int]],
+    losses: dict[str, tuple[Path | None, int]],
     tell: Callable[[str], None],
 ) -> bool:
     if ending.what == "failed":
@@ -120,11 +118,11 @@ def _is_tried_again(
             tell(f"{job.name} failed and is retried ({times}): {ending.lines[-1]}")
             return True
     if ending.what == "lost":
-        newest = max((p.name for p in job.run_dir.glob("checkpoints/step_*")), default="")
-        before, count = losses.get(job.name, ("", 0))
+        newest = newest_or_none(job.run_dir)
+        before, count = losses.get(job.name, (None, 0))
         losses[job.name] = newest, count + 1 if newest == before else 1
         if losses[job.name][1] <= LOSSES:
-            where = f"from {newest.partition('.')[0]}" if newest else "from the start"
+            where = f"from {newest.stem}" if newest else "from the start"
             tell(f"{job.name} was lost with its machine and continues {where}")
             return True
     return False

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from mtrl.errors import UsageError
+from mtrl.folder import newest_or_none
 from mtrl.sweep.attempt import Job, attempt
 from mtrl.sweep.folder import State, SweepFolder, read_state, write_state
 from mtrl.sweep.jobs import job_of
@@ -39,23 +40,20 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.first = self.first or number
 
-    def came(self) -> bool:
-        """Return whether a signal came."""
-        return self.first is not None
-
 
 def main(arguments: list[str]) -> int:
     """Run the element; return the exit code."""
     sweep, names, retries = arguments
     signals = Signals()
     folder = SweepFolder(Path(sweep))
+    contents = folder.contents()
     name = Path(names).read_text(encoding="utf-8").split()[int(os.environ["SLURM_ARRAY_TASK_ID"])]
-    entry = next((entry for entry in folder.entries() if entry.name == name), None)
+    entry = next((entry for entry in contents.runs if entry.name == name), None)
     if entry is None:
         raise UsageError(f"sweep: {name} is not started, because the sweep no longer has it")
-    job = job_of(folder, entry, folder.rules(), Path.cwd())
+    job = job_of(folder, entry, contents.rules, Path.cwd())
     for _ in range(int(retries) + 1):
-        ending = attempt(job, stop=signals.came)
+        ending = attempt(job, stop=lambda: signals.first is not None)
         print("\n    ".join([f"{ending.name} {ending.what}", *ending.lines]), flush=True)
         if ending.what != "failed":
             break
@@ -67,19 +65,18 @@ def main(arguments: list[str]) -> int:
 def _requeue(job: Job) -> int:
     """Requeue the element; Slurm then ends this process."""
     number = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    newest = max((path.name for path in job.run_dir.glob("checkpoints/step_*")), default="")
+    checkpoint = newest_or_none(job.run_dir)
+    newest = checkpoint.name if checkpoint else ""
     state = read_state(job.state) or State(what="queued")
     before, count = state.newest
     count = count + 1 if newest == before else 0
     changes: dict[str, Any] = {"what": "queued", "newest": (newest, count)}
     if count >= MAX_STALLS:
-        lines = (
-            f"ran out of time {count + 1} times without a newer checkpoint; increase its time",
-        )
-        changes |= {"what": "failed", "lines": lines}
+        why = f"ran out of time {count + 1} times without a newer checkpoint; increase its time"
+        print(why, flush=True)
+        changes |= {"what": "failed", "lines": (why,)}
     write_state(job.state, state.model_copy(update=changes))
     if count >= MAX_STALLS:
-        print(*changes["lines"], flush=True)
         return 1
     print(f"{job.name} is requeued as {number}", flush=True)
     return subprocess.run(["scontrol", "requeue", number], check=False).returncode

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -122,6 +121,21 @@ class Entry(BaseModel):
     trial: int | None = None
 
 
+class Contents(BaseModel):
+    """Contents of sweep.json.
+
+    Attributes:
+        rules: Rules that may stop runs early.
+        goal: Tag that a search maximises; None without a search.
+        runs: Runs of the grid or search, then earlier ones that are no longer in it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    rules: Rules
+    goal: str | None = None
+    runs: tuple[Entry, ...]
+
+
 @dataclass(frozen=True)
 class SweepFolder:
     """Folder of a sweep at the absolute path `path`."""
@@ -146,7 +160,7 @@ class SweepFolder:
         return self.path / "optuna.log"
 
     def make(self) -> None:
-        """Create what is missing of the folder.
+        """Create the missing parts of the folder.
 
         Raises:
             UsageError: If it cannot be created, or holds something else.
@@ -172,46 +186,32 @@ class SweepFolder:
     def _cannot_write(self, error: OSError) -> UsageError:
         return UsageError(f"out: cannot write in {self.path}: {one_line(error)}")
 
-    def entries(self) -> list[Entry]:
-        """Read the runs.
+    def contents(self) -> Contents:
+        """Read sweep.json.
 
         Raises:
             UsageError: If this is not the folder of a sweep.
         """
-        path = self.path / "sweep.json"
         try:
-            return [Entry(**row) for row in json.loads(path.read_text(encoding="utf-8"))["runs"]]
-        except (OSError, *BROKEN) as error:
+            return Contents.model_validate_json((self.path / "sweep.json").read_bytes())
+        except (OSError, ValidationError) as error:
             reason = f"expected the folder of a sweep, got {self.path} ({one_line(error)})"
             raise UsageError(f"sweep: {reason}") from None
-
-    def rules(self) -> Rules:
-        """Read the rules that may stop runs early."""
-        tree = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
-        return Rules.model_validate(tree["rules"])
-
-    def goal(self) -> str | None:
-        """Read the tag that the sweep's search maximises; None if it is none."""
-        tree = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
-        goal = tree.get("goal")
-        return None if goal is None else str(goal)
 
     def record(self, entries: Sequence[Entry], rules: Rules, goal: str | None = None) -> None:
         """Write these runs, and earlier ones that have started but are no longer in the grid."""
         new = {entry.name for entry in entries}
-        before = self.entries() if (self.path / "sweep.json").exists() else []
+        before = self.contents().runs if (self.path / "sweep.json").exists() else ()
         kept = [e for e in before if e.name not in new and self.run_dir(e.name).exists()]
-        rows = [entry.model_dump(mode="json") for entry in (*entries, *kept)]
-        tree = {"rules": rules.model_dump(mode="json"), "goal": goal, "runs": rows}
-        text = json.dumps(tree, indent=1)
-        write_text(self.path / "sweep.json", text + "\n")
+        contents = Contents(rules=rules, goal=goal, runs=(*entries, *kept))
+        write_text(self.path / "sweep.json", contents.model_dump_json(indent=1) + "\n")
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Lock the folder against a second sweep, and create what is missing of it.
+        """Lock the folder against a second sweep, and create its missing parts.
 
         Raises:
-            UsageError: If another process runs this sweep, or as by `make`.
+            UsageError: If another process runs this sweep; see also `make`.
         """
         self._expect_ours()  # before a lock is left there
         lock = FileLock(self.path / ".lock")
@@ -241,10 +241,3 @@ class SweepFolder:
             return clock.stat().st_mtime
         except OSError:  # another user's sweep
             return time.time()
-
-    def is_at_work(self, name: str, now: float) -> bool:
-        """Return whether a process of this run has touched its state recently."""
-        state, path = read_state(self.state(name)), self.state(name)
-        return (
-            state is not None and state.what == "running" and now - path.stat().st_mtime < SILENCE
-        )

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ class Point:
     """One run of a sweep.
 
     Attributes:
-        base: Preset or file that it starts from; None for the published protocol.
+        base: Preset or file that it starts from.
         changes: Differences from the base by field, including the seed.
         label: Name of the method for display: the variant and varied fields, without the seed.
         config: Complete configuration.
         drawn: The part of `changes` that a search has drawn.
     """
 
-    base: str | None
+    base: str
     changes: Mapping[str, Any]
     label: str
     config: TrainConfig
@@ -63,7 +63,7 @@ class Point:
 
     def arguments(self, run_dir: Path) -> list[str]:
         """Return the arguments of `mtrl-train` that start or resume this run in a folder."""
-        found = [] if self.base is None else ["--config", self.base]
+        found = ["--config", self.base]
         for field, value in self.changes.items():
             found += [flag_of(field), *words] if (words := _words(value)) else []
         return [*found, "--run-dir", str(run_dir), "--resume-if-exists"]
@@ -73,7 +73,6 @@ def points(plan: Plan, device: str, drawn: Mapping[str, Any] | None = None) -> l
     """Return every point of a plan, seed by seed, so that all methods get their first runs early.
 
     Args:
-        plan: Plan of the sweep.
         device: `cpu` or `cuda`, for the choice of presets and for the runs.
         drawn: Values drawn by a search, for every point.
 
@@ -82,12 +81,18 @@ def points(plan: Plan, device: str, drawn: Mapping[str, Any] | None = None) -> l
     """
     found: dict[str, Point] = {}
     used: set[int] = set()
-    for seed, base, variant, values in _combinations(plan):
+    bases: Sequence[str | None] = plan.config or (None,)
+    variants: Sequence[str | None] = tuple(plan.variants) or (None,)
+    axes = plan.seeds, bases, variants, *plan.grid.values()
+    for seed, base, variant, *combined in itertools.product(*axes):
+        values = dict(zip(plan.grid, combined, strict=True))
         variation = plan.variants.get(variant or "", {})
         changes = {**values, **variation, **(drawn or {}), "seed": seed}
         several = {k: v for k, v in values.items() if len(plan.grid[k]) > 1} | dict(drawn or {})
         label = _label(_short(base, plan.config), variant, several, drawn or {})
-        start = _start(base, changes, device)
+        where = changes.get("device", "auto")
+        where = device if where == "auto" else where
+        start = presets.start(base, changes.get("benchmark"), changes.get("tasks"), where)
         point = _point(start, {"device": device, **changes}, label, drawn)
         excluded = [
             number
@@ -110,35 +115,16 @@ def points(plan: Plan, device: str, drawn: Mapping[str, Any] | None = None) -> l
     return list(found.values())
 
 
-def _combinations(plan: Plan) -> Iterator[tuple[int, str | None, str | None, dict[str, Any]]]:
-    bases: Sequence[str | None] = plan.config or (None,)
-    variants: Sequence[str | None] = tuple(plan.variants) or (None,)
-    for seed, base, variant in itertools.product(plan.seeds, bases, variants):
-        for values in itertools.product(*plan.grid.values()):
-            yield seed, base, variant, dict(zip(plan.grid, values, strict=True))
-
-
-def _start(base: str | None, changes: Mapping[str, Any], device: str) -> str | None:
-    """Choose the preset to start from, like `mtrl-train`."""
-    if base is not None:
-        return base
-    benchmark = changes.get("benchmark", TrainConfig().benchmark)
-    chosen = changes.get("device", device)
-    device = device if chosen == "auto" else chosen
-    return presets.best(None if changes.get("tasks") else benchmark, device).name
-
-
 def _point(
-    base: str | None, changes: Mapping[str, Any], label: str, drawn: Mapping[str, Any] | None
+    start: presets.Start, changes: Mapping[str, Any], label: str, drawn: Mapping[str, Any] | None
 ) -> Point:
-    start = TrainConfig() if base is None else presets.named(base).config
-    config, _ = presets.override(start, changes)
+    config, _ = presets.override(start.config, changes)
     flat = config.flat()
     read = {name: flat[name] for name in changes}
     typed = {k: w if isinstance(read[k], tuple) else w[0] for k in read if (w := _words(read[k]))}
-    if presets.override(start, typed)[0] != config:
+    if presets.override(start.config, typed)[0] != config:
         raise UsageError(f"grid: expected values that flags can give, got {dict(changes)}")
-    return Point(base, read, label, config, drawn)
+    return Point(start.name, read, label, config, drawn)
 
 
 def _short(base: str | None, bases: Sequence[str]) -> str | None:
@@ -154,9 +140,8 @@ def _label(
 ) -> str:
     parts = [part for part in (base, variant) if part is not None]
     for field, value in varied.items():
-        text = shown(tuple(value) if isinstance(value, list) else value)
-        if field in drawn and isinstance(value, float):
-            text = f"{value:.3g}"
+        is_drawn = field in drawn and isinstance(value, float)
+        text = f"{value:.3g}" if is_drawn else shown(value)
         parts.append(text if field == "surgery" else f"{field} {text}")
     return ", ".join(parts).replace("=", ":")  # --labels OLD=NEW
 
@@ -173,9 +158,7 @@ def _has(point: Point, variant: str | None, base: str | None, key: str, value: A
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return shown(tuple(value) if isinstance(value, list) else value)
+    return str(value).lower() if isinstance(value, bool) else shown(value)
 
 
 def _words(value: Any) -> list[str]:
@@ -189,7 +172,7 @@ def _differing(tree: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str,
     """Return leaves that differ from the defaults, so that new fields do not change names."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(default[name], dict):  # a section
             found |= _differing(value, default[name])
         elif name not in NOT_IN_A_NAME and value != default[name]:
             found[name] = value
@@ -207,11 +190,11 @@ def with_copies(points: Sequence[Point], folder: Path) -> tuple[list[Point], dic
     copies: dict[Path, str] = {}
     names: dict[str, str] = {}
     for base in dict.fromkeys(point.base for point in points):
-        if base is None or base in presets.EXPECTED:
+        if base in presets.EXPECTED:
             continue
         text = presets.named(base).config.to_yaml()
         code = hashlib.sha256(text.encode()).hexdigest()[:8]
         stem = re.sub(r"[^\w-]+", "-", Path(base).stem)
         path = folder / f"{stem}-{code}.yaml"
         copies[path], names[base] = text, str(path)
-    return [replace(p, base=names.get(p.base or "", p.base)) for p in points], copies
+    return [replace(p, base=names.get(p.base, p.base)) for p in points], copies

@@ -57,11 +57,7 @@ def placed(
     A run that has started keeps its numbers, because rounding depends on the number of threads.
 
     Args:
-        folder: Folder of the sweep.
-        points: Points of the sweep.
-        cores: CPU cores per run.
         known: Checked methods by name.
-        rules: Rules that may have stopped runs early.
         trial: Number of the point in a search.
 
     Raises:
@@ -93,14 +89,7 @@ def placed(
 
 
 def job_of(folder: SweepFolder, entry: Entry, rules: Rules, where: Path) -> Job:
-    """Return the job that starts or resumes a run.
-
-    Args:
-        folder: Folder of the sweep.
-        entry: The run.
-        rules: Rules that may stop it early.
-        where: Working directory.
-    """
+    """Return the job that starts or resumes a run in the working directory `where`."""
     return Job(
         name=entry.name,
         arguments=entry.arguments,

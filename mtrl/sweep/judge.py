@@ -9,7 +9,7 @@ from typing import Any
 
 from mtrl.folder import STEP, read_rows
 from mtrl.sweep.rules import Halving, Rules
-from mtrl.sweep.study import halving_pruner, open_study, trial_of
+from mtrl.sweep.study import open_study, trial_of
 
 WHY = "why"
 """Attribute of a trial with the reason for which its run is stopped."""
@@ -20,7 +20,6 @@ class Judge:
     """Applies the rules of a sweep to its runs.
 
     Args:
-        rules: Rules of the sweep.
         storage: Optuna's journal, with the state of successive halving.
     """
 
@@ -43,7 +42,9 @@ class Judge:
 
     def _halved(self, halving: Halving, name: str, rows: Sequence[dict[str, Any]]) -> str | None:
         study = open_study(self.storage, f"{halving.tag} from {halving.start} by {halving.by}")
-        study.pruner = halving_pruner(halving)
+        from optuna.pruners import SuccessiveHalvingPruner  # `open_study` says if it is missing
+
+        study.pruner = SuccessiveHalvingPruner(halving.start, halving.by)
         trial = trial_of(study, name)
         if (why := trial.user_attrs.get(WHY)) is not None:  # told, but then the sweep was killed
             return str(why)

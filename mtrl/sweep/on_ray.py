@@ -15,7 +15,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from mtrl.errors import RunError, UsageError, one_line
+from mtrl.errors import RunError, UsageError, import_extra, one_line
 from mtrl.sweep.attempt import Ending, Job, attempt
 from mtrl.sweep.folder import SweepFolder
 from mtrl.sweep.local import cores
@@ -54,7 +54,7 @@ class RayBackend:
         at_a_time: int | None = None,
     ) -> None:
         self.running = 0
-        self._ray = ray = _import_ray()
+        self._ray = ray = import_extra("backend", "ray", "ray")
         self._folder, self._at_a_time = folder, at_a_time
         self._jobs: dict[Any, Job] = {}
         self._stop = folder.path / f".stop-{uuid.uuid4().hex}"
@@ -158,20 +158,8 @@ class RayBackend:
                     raise _not_shared(self._folder.path, asked[reference]["NodeManagerHostname"])
 
 
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise UsageError('backend: expected Ray: pip install "mtrl-surgery[ray]"') from None
-    return ray
-
-
 def _expect_answer(address: str | None) -> None:
-    """Check that something listens at host:port, because Ray tries in silence for minutes.
-
-    Raises:
-        UsageError: If not.
-    """
+    """Check that something listens at host:port, because Ray tries in silence for minutes."""
     host, _, port = (address or "").rpartition(":")
     if host and port.isdecimal() and "://" not in host:
         try:

@@ -44,7 +44,6 @@ def script(folder: SweepFolder, names: Path, batch: str, retries: int) -> str:
     """Return the user's batch script with the command of an element.
 
     Args:
-        folder: Folder of the sweep.
         names: File with the name of each element's run, one per line.
         batch: Script with `{command}`.
         retries: Number of times a failed run is retried.
@@ -87,10 +86,7 @@ def submit(
     at_a_time: int | None,
     retries: int,
 ) -> str:
-    """Submit an array to Slurm.
-
-    Returns:
-        The job id.
+    """Submit an array to Slurm, and return its job id.
 
     Raises:
         RunError: If Slurm rejects it, with Slurm's message.

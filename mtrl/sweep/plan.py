@@ -27,14 +27,15 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from mtrl.config import yaml12
-from mtrl.config.section import Section, leaf_types, validate
+from mtrl.config.base import read_file
+from mtrl.config.section import Section, is_tuple, leaf_types, validate
 from mtrl.config.train import TrainConfig
-from mtrl.errors import UsageError, one_line, unknown
+from mtrl.errors import UsageError, unknown
 
 TAKEN = {
     "seed": "use seeds",
     "run_dir": "the sweep names the run folders itself",
+    "curriculum": "write it in a configuration file, and name that file in config",
 }
 """Fields that cannot be varied, with the reason."""
 
@@ -53,11 +54,6 @@ FIELDS = fields()
 
 _SPACE = re.compile(r"\s+(?![^()]*\))")
 """Space between values, but not between options, as in `Name(every=10, at=2)`."""
-
-
-def is_list(field: str) -> bool:
-    """Return whether values of the field are lists."""
-    return "tuple[" in str(FIELDS[field])
 
 
 class Range(Section):
@@ -117,12 +113,7 @@ class Plan(Section):
         Raises:
             UsageError: If the file cannot be read, or holds an unknown key or an invalid value.
         """
-        tree: Any = {}
-        if path is not None:
-            try:
-                tree = yaml12.load(path.read_text(encoding="utf-8"))
-            except Exception as error:  # a malicious text can make the parser raise anything
-                raise UsageError(f"grid: cannot read {path}: {one_line(error)}") from None
+        tree = {} if path is None else read_file("grid", path)
         if not isinstance(tree, dict):
             raise UsageError(f"grid: expected a mapping in {path}, got {type(tree).__name__}")
         source = "" if path is None else f"{path}: "
@@ -186,7 +177,7 @@ def _values(field: str, given: Any) -> tuple[Any, ...]:
     """Return the values of an axis; a single value may be given without a list."""
     if not isinstance(given, list | tuple):
         return (given,)
-    if field not in FIELDS or not is_list(field):
+    if field not in FIELDS or not is_tuple(FIELDS[field]):
         return tuple(given)
     if any(isinstance(value, list | tuple) or value is None for value in given):
         return tuple(tuple(v) if isinstance(v, list | tuple) else v for v in given)
@@ -199,7 +190,7 @@ def words(field: str, given: Sequence[str]) -> tuple[Any, ...]:
     For a field whose values are lists, all words form one value, `--hidden-sizes 256 256`, unless a
     word contains several, `--hidden-sizes "256 256" "400 400 400"`.
     """
-    if not is_list(field):
+    if not is_tuple(FIELDS[field]):
         if bool in leaf_types(FIELDS[field]) and not given:
             return ("true",)
         return tuple(given)

@@ -47,11 +47,7 @@ class Section:
 
 
 def write_report(folder: SweepFolder) -> Path | None:
-    """Write figures and tables like `mtrl-plot`, and report.html.
-
-    Returns:
-        Path of the page; None if no run has been evaluated yet.
-    """
+    """Write figures, tables and report.html; return its path, or None without an evaluated run."""
     rows = read(folder)
     out = folder.path / "report"
     groups = _comparable(folder, rows)
@@ -136,10 +132,8 @@ def _provenance(folder: SweepFolder, rows: Sequence[Row]) -> list[Section]:
         attempts = state.attempts if state is not None else ()
         processes = _processes(folder.run_dir(row.entry.name))
         machines = dict.fromkeys(_machine(process) for process in processes)
-        for process in processes:
-            text = fields(process.get("versions", {}))
-            versions.setdefault(text, f"V{len(versions) + 1}")
-        used = dict.fromkeys(versions[fields(p.get("versions", {}))] for p in processes)
+        packages = dict.fromkeys(fields(process.get("versions", {})) for process in processes)
+        used = [versions.setdefault(text, f"V{len(versions) + 1}") for text in packages]
         commits = dict.fromkeys(attempt.commit or "–" for attempt in attempts)
         hosts = dict.fromkeys(attempt.host for attempt in attempts)
         score = "–" if row.success is None else f"{row.success:.3f}"
@@ -160,8 +154,8 @@ def _provenance(folder: SweepFolder, rows: Sequence[Row]) -> list[Section]:
         )
     head = ("method", "seed", "state", "score", "hours", "processes", "host", "machine", "commit")
     runs = _table((*head, "packages", "command"), cells)
-    packages = _table(("", "packages"), [(name, text) for text, name in versions.items()])
-    return [Section("Runs", runs), Section("Packages", packages)]
+    names = _table(("", "packages"), [(name, text) for text, name in versions.items()])
+    return [Section("Runs", runs), Section("Packages", names)]
 
 
 def _processes(run_dir: Path) -> list[dict[str, Any]]:
@@ -180,8 +174,7 @@ def _machine(process: Mapping[str, Any]) -> str:
 
 def fields(values: Mapping[str, Any]) -> str:
     """Return names with their values, as on a command line."""
-    pairs = ((k, tuple(v) if isinstance(v, list) else v) for k, v in values.items())
-    return ", ".join(f"{name} {shown(value)}" for name, value in pairs)
+    return ", ".join(f"{name} {shown(value)}" for name, value in values.items())
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

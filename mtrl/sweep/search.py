@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mtrl.config.section import leaf_types
-from mtrl.errors import UsageError, one_line
+from mtrl.errors import UsageError, import_extra, one_line
+from mtrl.folder import read_rows
 from mtrl.sweep.folder import SweepFolder, is_finished, read_state
 from mtrl.sweep.plan import FIELDS, Plan, Range
-from mtrl.sweep.status import newest, tail
-from mtrl.sweep.study import import_optuna, open_study
+from mtrl.sweep.status import TAIL, newest
+from mtrl.sweep.study import open_study
 
 STUDY = "search"
 
@@ -28,7 +29,6 @@ class Search:
     """Draws points, and reports their results to Optuna.
 
     Args:
-        folder: Folder of the sweep.
         plan: Plan with the ranges.
         tag: Tag to maximise: the mean over seeds of its last value.
 
@@ -69,7 +69,7 @@ class Search:
         from optuna.trial import Trial
 
         missing = self._distributions.keys() - found.params.keys()
-        has_runs = found.number in {entry.trial for entry in self._folder.entries()}
+        has_runs = found.number in {entry.trial for entry in self._folder.contents().runs}
         if not missing or has_runs or found.state.is_finished():
             return dict(found.params)
         trial = Trial(self._study, found._trial_id)
@@ -88,7 +88,7 @@ class Search:
         from optuna.trial import TrialState
 
         runs: dict[int, list[str]] = {}
-        for entry in self._folder.entries():
+        for entry in self._folder.contents().runs:
             if entry.trial is not None:
                 runs.setdefault(entry.trial, []).append(entry.name)
         for number, names in runs.items():
@@ -104,7 +104,8 @@ class Search:
                 self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _score(self, name: str) -> float:
-        value = newest(tail(self._folder.run_dir(name) / "progress.json"), self._tag)
+        rows = read_rows(self._folder.run_dir(name) / "progress.json", last=TAIL)
+        value = newest(rows, self._tag)
         return float("nan") if value is None else value
 
     def best(self, n: int) -> list[tuple[int, float, Mapping[str, Any]]]:
@@ -120,12 +121,12 @@ class Search:
 
 def best_points(folder: SweepFolder, n: int) -> list[tuple[int, float, Mapping[str, Any]]]:
     """Return the best points of a sweep as `Search.best` does; [] if it is not a search."""
-    goal = folder.goal()
+    goal = folder.contents().goal
     return [] if goal is None else Search(folder, Plan(), goal).best(n)
 
 
 def _distribution(field: str, space: Range | tuple[Any, ...]) -> Any:
-    distributions = import_optuna().distributions
+    distributions = import_extra("search", "optuna", "sweep").distributions
     if not isinstance(space, Range):
         return distributions.CategoricalDistribution([json.dumps(choice) for choice in space])
     kinds = leaf_types(FIELDS[field])

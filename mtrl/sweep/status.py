@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
-from mtrl.folder import STEP
-from mtrl.sweep.folder import Entry, SweepFolder, is_finished, read_state
+from mtrl.folder import STEP, read_rows
+from mtrl.progress import duration
+from mtrl.sweep.folder import SILENCE, Entry, SweepFolder, is_finished, read_state
 from mtrl.training.console import say
 
 ORDER = ("running", "waiting", "queued", "stopped", "failed", "ended early", "finished")
@@ -63,22 +60,22 @@ def read(folder: SweepFolder) -> list[Row]:
     Raises:
         UsageError: If it is not the folder of a sweep.
     """
-    entries = folder.entries()
-    now = folder.now()
+    entries, now = folder.contents().runs, folder.now()
     return [_row(folder, entry, now) for entry in entries]
 
 
 def _row(folder: SweepFolder, entry: Entry, now: float) -> Row:
-    state, run_dir = read_state(folder.state(entry.name)), folder.run_dir(entry.name)
+    path, run_dir = folder.state(entry.name), folder.run_dir(entry.name)
+    state = read_state(path)
     what, why, host = "waiting", "", ""
     if state is not None:
         what, why = state.what, state.why or "".join(state.lines[-1:])
         host = state.attempts[-1].host if state.attempts else ""
-        if what == "running" and not folder.is_at_work(entry.name, now):
+        if what == "running" and now - path.stat().st_mtime >= SILENCE:
             what, why = "waiting", f"lost on {host}"
     if what != "finished" and is_finished(run_dir):  # by hand, or not yet recorded
         what = "finished"
-    rows = tail(run_dir / "progress.json")
+    rows = read_rows(run_dir / "progress.json", last=TAIL)
     last = rows[-1] if rows else {}
     return Row(
         entry=entry,
@@ -90,26 +87,6 @@ def _row(folder: SweepFolder, entry: Entry, now: float) -> Row:
         why=why,
         host=host,
     )
-
-
-def tail(path: Path) -> list[Mapping[str, Any]]:
-    """Read the last rows of a log; [] if there is no such file."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL))
-            lines = file.read().split(b"\n")[1 if size > TAIL else 0 :]
-    except OSError:
-        return []
-    rows: list[Mapping[str, Any]] = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # a partially written line
-            continue
-        if isinstance(row, dict) and STEP in row:
-            rows.append(row)
-    return rows
 
 
 def newest(rows: Sequence[Mapping[str, Any]], *tags: str) -> float | None:
@@ -141,7 +118,7 @@ def summary(rows: Sequence[Row]) -> str:
     counts = Counter(row.what for row in rows)
     parts = [f"{counts[what]} {what}" for what in ORDER if counts[what]]
     left = time_left(rows)
-    about = [] if left is None else [f"about {_duration(left)} left"]
+    about = [] if left is None else [f"about {duration(left)} left"]
     return f"{len(rows)} runs: " + ", ".join([*parts, *about])
 
 
@@ -149,7 +126,6 @@ def table(rows: Sequence[Row], max_lines: int | None = None, width: int = 1000) 
     """Return a summary and a line per run, running ones first.
 
     Args:
-        rows: The runs.
         max_lines: Maximum number of lines.
         width: Maximum length of a line [characters].
     """
@@ -173,22 +149,14 @@ def table(rows: Sequence[Row], max_lines: int | None = None, width: int = 1000) 
 def _cells(row: Row) -> tuple[str, ...]:
     score = "–" if row.success is None else f"{row.success:.2f}"
     speed = "–" if row.speed is None or row.what != "running" else f"{row.speed:,.0f}"
-    left = "–" if row.left is None or row.what != "running" else _duration(row.left)
+    left = duration(row.left if row.what == "running" else None)
     about = row.why or (f"on {row.host}" if row.what == "running" else "") or row.entry.label
     steps = f"{row.steps:,}/{row.entry.total:,}"
     return (row.entry.name, row.what, steps, score, speed, left, about)
 
 
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
-
-
 class Live:
-    """Live table on a terminal, redrawn in place; does nothing without a terminal.
-
-    Args:
-        folder: Folder of the sweep.
-    """
+    """Live table on a terminal, redrawn in place; does nothing without a terminal."""
 
     def __init__(self, folder: SweepFolder) -> None:
         self._folder, self._lines, self._next = folder, 0, 0.0

@@ -5,21 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mtrl.errors import UsageError, one_line
-from mtrl.sweep.rules import Halving
-
-
-def import_optuna() -> Any:
-    """Import Optuna, an optional dependency.
-
-    Raises:
-        UsageError: If it is not installed.
-    """
-    try:
-        import optuna
-    except ImportError:
-        raise UsageError('search: expected Optuna: pip install "mtrl-surgery[sweep]"') from None
-    return optuna
+from mtrl.errors import UsageError, import_extra, one_line
 
 
 def open_study(storage: Path, name: str) -> Any:
@@ -28,7 +14,7 @@ def open_study(storage: Path, name: str) -> Any:
     Raises:
         UsageError: If Optuna is not installed, or the journal is damaged.
     """
-    optuna = import_optuna()
+    optuna = import_extra("search", "optuna", "sweep")
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
@@ -63,13 +49,6 @@ def _complete(storage: Path) -> None:
     with storage.open("r+b") as file:
         text = file.read()
         file.truncate(text.rfind(b"\n") + 1)
-
-
-def halving_pruner(halving: Halving) -> Any:
-    """Return Optuna's pruner for successive halving."""
-    from optuna.pruners import SuccessiveHalvingPruner
-
-    return SuccessiveHalvingPruner(min_resource=halving.start, reduction_factor=halving.by)
 
 
 def trial_of(study: Any, name: str) -> Any:

@@ -13,7 +13,7 @@ from mtrl.config.train import TrainConfig, shown
 from mtrl.errors import UsageError, import_attribute, one_line
 from mtrl.training.callbacks import check as check_callback
 from mtrl.training.memory import expect_memory, expect_memory_for_simulators
-from mtrl.training.tasks import chosen, expect_stages, named
+from mtrl.training.tasks import chosen, named
 
 if TYPE_CHECKING:
     import torch
@@ -56,8 +56,12 @@ def check_plan(config: TrainConfig, benchmark: Benchmark) -> None:
     from mtrl.envs.make import steps_of_an_episode
     from mtrl.envs.parity import choose_simulators
 
-    schedule = config.schedule(len(benchmark.tasks))
-    expect_stages(config, schedule.total_timesteps)
+    total = config.schedule(len(benchmark.tasks)).total_timesteps
+    if (last := max(config.transfer.curriculum or (0,))) >= total:
+        raise UsageError(
+            f"curriculum: expected stages that start before total_timesteps ({total}), got one at "
+            f"{last}"
+        )
     steps_of_an_episode(benchmark, config.environment.horizon)
     choose_simulators(benchmark, config.environment)
     if config.demonstrations:
@@ -79,7 +83,6 @@ def check(
     """Look up every name and fill in defaults, before anything heavy starts.
 
     Args:
-        config: Requested configuration.
         benchmark: Benchmark in place of `config.benchmark`. The returned configuration names it by
             where it can be imported from, or else by its name.
         runs: Number of such runs at a time, which share the memory.
@@ -116,7 +119,7 @@ def check(
         warnings.warn("compile: ignored on a CPU, where it makes updates slower", stacklevel=2)
     resolved: dict[str, Any] = {"precision": precision, "compile": compiles}
     if isinstance(config.learner.target_entropy, str):  # per action dimension
-        resolved["target_entropy"] = config.learner.entropy_of(sizes_of(benchmark)[1])
+        resolved["target_entropy"] = config.learner.entropy_of(benchmark.sizes[1])
     learner = config.learner.model_copy(update=resolved)
     schedule = config.schedule(len(benchmark.tasks))
     horizon = steps_of_an_episode(benchmark, config.environment.horizon)
@@ -142,10 +145,7 @@ def check_elsewhere(config: TrainConfig) -> Benchmark:
 
 
 def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
-    """Build networks and methods on the meta device, without allocating memory.
-
-    Returns:
-        The agent, on the meta device.
+    """Build networks and methods without allocating memory; return the agent on the meta device.
 
     Raises:
         UsageError: If a method does not support the networks, or their sizes overflow.
@@ -155,23 +155,16 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
     from mtrl.sac.agent import MTSAC
     from mtrl.surgery import get_surgery
 
-    learner = config.learner
+    learner, sizes, told = config.learner, benchmark.sizes, benchmark.descriptions
     surgeries = {
         "actor": get_surgery(learner.actor_surgery or learner.surgery, learner),
         "critics": get_surgery(learner.critic_surgery or learner.surgery, learner),
     }
     try:
         with torch.device("meta"):
-            agent = MTSAC(
-                benchmark.tasks,
-                config.agent,
-                *sizes_of(benchmark),
-                descriptions=benchmark.descriptions,
-            )
+            agent = MTSAC(benchmark.tasks, config.agent, *sizes, descriptions=told)
             for name, networks in agent.networks().items():
                 surgeries[name].prepare(networks)
-    except UsageError:
-        raise
     except (RuntimeError, OverflowError, TypeError) as error:
         if "overflow" not in str(error).lower() and "too large" not in str(error).lower():
             raise
@@ -182,41 +175,33 @@ def _check_networks(config: TrainConfig, benchmark: Benchmark) -> MTSAC:
     return agent
 
 
-def sizes_of(benchmark: Benchmark) -> tuple[int, int]:
-    """Return the lengths of observations and actions of an examined benchmark."""
-    from mtrl.envs.tasks import ACTION_SPACE, OBSERVATION_SPACE
-
-    observations, actions = benchmark.spaces or (OBSERVATION_SPACE, ACTION_SPACE)
-    return observations.shape[0], actions.shape[0]
-
-
-def expect_agent(
-    agent: Any, benchmark: Benchmark | None = None, config: TrainConfig | None = None
-) -> MTSAC:
-    """Check that an agent has the tasks, sizes and networks of a run's first stage, and return it.
-
-    Args:
-        agent: The given object.
-        benchmark: All tasks of the run, examined. Default: check only the type.
-        config: Resolved configuration of the run; required with `benchmark`.
-
-    Raises:
-        UsageError: If it is another object or differs from the run, or if a curriculum cannot
-            create further agents of its class.
-    """
-    from mtrl.nets.trunks import with_sizes
+def expect_agent(agent: Any) -> MTSAC:
+    """Return the object given as an agent, after checking that it is one."""
     from mtrl.sac.agent import MTSAC
 
     if not isinstance(agent, MTSAC):
         raise UsageError(f"agent: expected an mtrl.MTSAC, got {type(agent).__name__}")
-    if benchmark is None or config is None:
-        return agent
+    return agent
+
+
+def expect_fitting(agent: MTSAC, benchmark: Benchmark, config: TrainConfig) -> None:
+    """Check that an agent has the tasks, sizes and networks of a run's first stage.
+
+    Args:
+        benchmark: All tasks of the run, examined.
+        config: Resolved configuration of the run.
+
+    Raises:
+        UsageError: If it differs, or if a curriculum cannot create further agents of its class.
+    """
+    from mtrl.nets.trunks import with_sizes
+
     stages = config.transfer.curriculum
     tasks = benchmark.tasks if stages is None else stages[0]
     sizes = agent.observation_size, agent.action_size
     for name, expected, got in (
         ("tasks in this order:", " ".join(tasks), " ".join(agent.tasks)),
-        ("observations and actions of length", sizes_of(benchmark), sizes),
+        ("observations and actions of length", benchmark.sizes, sizes),
     ):
         if expected != got:
             raise UsageError(f"agent: expected {name} {expected}, got {got}")
@@ -227,17 +212,16 @@ def expect_agent(
             raise UsageError(f"agent: expected the run's networks: {name} {values}")
     if stages is not None:
         _expect_class(type(agent), benchmark, config.agent)
-    return agent
 
 
 def _expect_class(made: type[MTSAC], benchmark: Benchmark, config: AgentConfig) -> None:
     """Check that an agent's class takes the arguments of `MTSAC`, without allocating memory."""
     import torch
 
-    sizes = sizes_of(benchmark)
+    sizes, told = benchmark.sizes, benchmark.descriptions
     try:
         with torch.device("meta"):
-            made(benchmark.tasks, config, *sizes, 0, descriptions=benchmark.descriptions)
+            made(benchmark.tasks, config, *sizes, 0, descriptions=told)
     except TypeError as error:
         raise UsageError(
             "agent: expected a class that takes the arguments of mtrl.MTSAC, because a curriculum "

@@ -8,7 +8,7 @@ everything. It is therefore also a policy file. There is no pickle.
 from __future__ import annotations
 
 import json
-import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,39 +39,33 @@ class CheckpointWriter:
 
     A thread hashes, writes and syncs a copy of the state on the host. Errors are raised by the next
     call of any method except `close`.
-
-    Args:
-        run_dir: Folder of the run.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._thread = ThreadPoolExecutor(1, "mtrl-checkpoint")
+        self._pending: Future[None] | None = None
 
     def save(self, steps: int, state: dict[str, Any], config: str) -> Path:
-        """Write a checkpoint, once the one before is written, and remove all but the newest two.
+        """Write a checkpoint after the one before, keep the newest two, and return its path.
 
         Args:
             steps: Environment steps over all tasks.
             state: Nested dictionaries with string keys; leaves are tensors, arrays or plain values.
             config: The agent's description as YAML; see `MTSAC.load`.
-
-        Returns:
-            Where it will be.
         """
         self.wait()
         tensors: dict[str, Tensor] = {}
         plain: dict[str, Any] = {}
         _flatten(state, "", tensors, plain)
-        work = (steps, _copied(tensors), json.dumps(plain), config)
-        self._thread = threading.Thread(target=self._write, args=work, name="mtrl-checkpoint")
-        self._thread.start()
+        copies = {name: t.to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+        work = steps, copies, json.dumps(plain), config
+        self._pending = self._thread.submit(_write, self._run_dir, *work)
         return _path(self._run_dir, steps)
 
     def check(self) -> None:
         """Raise an error if writing has failed, without waiting."""
-        if self._thread is not None and not self._thread.is_alive():
+        if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
@@ -80,27 +74,13 @@ class CheckpointWriter:
         Raises:
             OSError: If it could not be written.
         """
-        self.close()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def close(self) -> None:
-        """Wait for the thread."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def _write(self, *work: Any) -> None:
-        try:
-            _write(self._run_dir, *work)
-        except BaseException as error:  # raised again in the loop's thread
-            self._error = error
-
-
-def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors to the host."""
-    return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        """Wait for the thread, and end it."""
+        self._thread.shutdown()
 
 
 def _write(run_dir: Path, steps: int, tensors: dict[str, Tensor], plain: str, config: str) -> None:

@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 from tqdm import tqdm
+
+UNWRITABLE = (OSError, ValueError, AttributeError)
+"""Errors of a closed pipe, a full disk, a closed stream or no stream."""
 
 
 def say(text: str) -> None:
     """Print a line to standard output, above a progress bar if there is one."""
-    try:
+    with suppress(*UNWRITABLE):
         try:
             tqdm.write(text, file=sys.stdout)
         except UnicodeEncodeError:  # the terminal's encoding lacks a character
             encoding = sys.stdout.encoding
             tqdm.write(text.encode(encoding, "replace").decode(encoding), file=sys.stdout)
         sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):
-        pass  # a closed pipe, a full disk, a closed stream or no stream
 
 
 class Bar:
-    """Progress bar on standard error, if it is a terminal.
-
-    Args:
-        total: Final step.
-        start: First step.
-    """
+    """Progress bar from the step `start` to `total` on standard error, if it is a terminal."""
 
     def __init__(self, total: int, start: int) -> None:
         self._bar: tqdm | None = None
-        try:
+        with suppress(*UNWRITABLE):
             if sys.stderr.isatty():
                 shape = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
                 self._bar = tqdm(total=total, initial=start, unit_scale=True, bar_format=shape)
-        except (OSError, ValueError, AttributeError):
-            self._bar = None
 
     def __bool__(self) -> bool:
         """Return whether it is shown."""
@@ -49,13 +44,11 @@ class Bar:
             if text is not None:
                 self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(n - self._bar.n)
-        except (OSError, ValueError):
+        except UNWRITABLE:
             self._bar = None
 
     def close(self) -> None:
         """Stop updating the bar."""
         if self._bar is not None:
-            try:
+            with suppress(*UNWRITABLE):
                 self._bar.close()
-            except (OSError, ValueError):
-                self._bar = None

@@ -26,9 +26,6 @@ class Curriculum:
     policy acts in known tasks.
 
     Args:
-        config: Resolved configuration.
-        benchmark: All tasks of all stages.
-        device: Device of networks and replay.
         demonstrations: Demonstrations of any tasks of any stages.
         agent: Agent of the first stage. Later stages have new agents of its class. Default: a new
             one.
@@ -47,10 +44,7 @@ class Curriculum:
     ) -> None:
         self._config, self.benchmark, self._device = config, benchmark, device
         self._demonstrations, self._agent = demonstrations, agent
-        self._by_success = {
-            task: not benchmark.custom or task in benchmark.tells_success
-            for task in benchmark.tasks
-        }
+        self._by_success = dict(zip(benchmark.tasks, benchmark.by_success, strict=True))
         self._stages = list((config.transfer.curriculum or {0: benchmark.tasks}).items())
 
     def begin(self, saved: dict[str, Any] | None) -> RunState:

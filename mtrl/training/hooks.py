@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from mtrl.config.registry import parse
-from mtrl.errors import RunError, UsageError, one_line
+from mtrl.errors import RunError, UsageError, with_line
 from mtrl.folder import STEP
 from mtrl.training.callbacks import Callback, check
 from mtrl.training.checkpoint import what_is_left
@@ -35,7 +34,7 @@ def made(specs: Sequence[str], given: Sequence[Callback]) -> list[Callback]:
         except UsageError:
             raise
         except (Exception, SystemExit) as error:
-            raise UsageError(f"callbacks: {spec} failed: {_reason(error)}") from error
+            raise UsageError(f"callbacks: {spec} failed: {with_line(error)}") from error
     if isinstance(given, Callback) or not isinstance(given, Sequence):
         kind = type(given).__name__
         raise UsageError(f"callbacks: expected a list of mtrl.Callback objects, got {kind}")
@@ -53,9 +52,18 @@ def made(specs: Sequence[str], given: Sequence[Callback]) -> list[Callback]:
 
 
 class GivenLogger(Callback):
-    """Sends every row to a user's logger."""
+    """Sends every row to a user's logger.
 
-    def __init__(self, logger: Logger) -> None:
+    Raises:
+        UsageError: If it is not a logger of Stable-Baselines3.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        if not isinstance(logger, Logger):
+            raise UsageError(
+                "logger: expected a stable_baselines3.common.logger.Logger, got "
+                f"{type(logger).__name__}"
+            )
         self._to = logger
 
     def on_log(self, values: Mapping[str, float]) -> None:
@@ -63,18 +71,6 @@ class GivenLogger(Callback):
         for key, value in values.items():
             self._to.record(key, value, exclude="tensorboard" if key == STEP else None)
         self._to.dump(self.num_timesteps)
-
-
-def mirror(logger: Any) -> Callback:
-    """Return a callback that sends every row to a logger of Stable-Baselines3.
-
-    Raises:
-        UsageError: If it is another object.
-    """
-    if not isinstance(logger, Logger):
-        kind = type(logger).__name__
-        raise UsageError(f"logger: expected a stable_baselines3.common.logger.Logger, got {kind}")
-    return GivenLogger(logger)
 
 
 class Hooks:
@@ -112,7 +108,7 @@ class Hooks:
                     callback.load_state_dict(state)
                 except Exception as error:
                     name = f"{type(callback).__name__}.load_state_dict"
-                    raise UsageError(f"resume: callback {name}: {_reason(error)}") from error
+                    raise UsageError(f"resume: callback {name}: {with_line(error)}") from error
         for key in waiting:
             self.notes.append(
                 f"callbacks: the checkpoint's state of {key} is discarded, because {key} is no "
@@ -187,7 +183,7 @@ class Hooks:
         if self._failure is not None and self._trainer is not None:
             name, error = self._failure
             left = what_is_left(self._trainer.run_dir)
-            raise RunError(f"callback {name}: {_reason(error)}. {left}") from error
+            raise RunError(f"callback {name}: {with_line(error)}. {left}") from error
 
 
 def _expect_plain(state: dict[str, Any]) -> None:
@@ -199,10 +195,3 @@ def _expect_plain(state: dict[str, Any]) -> None:
             _expect_plain(value)
         elif not isinstance(value, torch.Tensor | np.ndarray):
             json.dumps(value)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the error with the line that raised it."""
-    where = traceback.extract_tb(error.__traceback__)
-    line = f" ({where[-1].filename}, line {where[-1].lineno})" if where else ""
-    return f"{type(error).__name__}: {one_line(error)}{line}"

@@ -9,11 +9,8 @@ import time
 from types import FrameType
 from typing import Any
 
-SIGNALS = tuple(  # a closed terminal sends SIGHUP, Slurm SIGUSR1 if asked to; Windows lacks both
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-    if hasattr(signal, name)
-)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""A closed terminal sends SIGHUP, and Slurm SIGUSR1 if asked to."""
 
 
 class Interrupt:

@@ -12,11 +12,11 @@ from mtrl.envs.tasks import MAX_STEPS
 from mtrl.evaluation.protocol import Watch, evaluate_in
 from mtrl.evaluation.scores import Evaluation
 from mtrl.folder import FINAL, write_atomically, write_benchmark
-from mtrl.progress import lines
+from mtrl.progress import duration, lines
 from mtrl.training import report
 from mtrl.training.curriculum import Curriculum
 from mtrl.training.logger import RunLogger
-from mtrl.training.pace import TimeLeft, shown
+from mtrl.training.pace import TimeLeft
 from mtrl.training.state import RunState
 
 
@@ -24,10 +24,6 @@ class Judge:
     """Evaluates the policy of a run and writes the results to logs and files.
 
     Args:
-        state: State of the run.
-        curriculum: Stages of the run.
-        logger: Logger of the run.
-        run_dir: Folder of the run.
         tick: Called after each vector step; an exception ends the evaluation.
 
     Attributes:
@@ -66,7 +62,7 @@ class Judge:
         description = state.description()
         write_atomically(self._run_dir / FINAL, lambda path: state.agent.save(path, description))
         expected = self.left.last_evaluation()
-        about = "" if expected is None else f", about {shown(expected)}"
+        about = "" if expected is None else f", about {duration(expected)}"
         self._logger.say(f"final evaluation: {N_GOALS} episodes per task{about}")
         result = self._evaluate(N_GOALS, partial(lines, say=self._logger.say))
         report.final(

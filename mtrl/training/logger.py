@@ -25,7 +25,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mtrl.config.train import TrainConfig
 from mtrl.folder import COSINES, STEP, read_rows, write_text
-from mtrl.training import charts, hparams, pace
+from mtrl.progress import duration
+from mtrl.training import charts, hparams
 from mtrl.training.console import Bar, say
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ class RunLogger:
     """Writes logs in a run folder, and progress to the terminal.
 
     Args:
-        run_dir: Folder of the run.
         total_timesteps: End of the run [environment steps over all tasks].
         config: Configuration, shown in TensorBoard's text tab and its table of runs.
         tasks: Tasks in the order of TensorBoard's charts.
@@ -114,9 +114,7 @@ class RunLogger:
     def animation(self, steps: int, tag: str, gif: bytes) -> None:
         """Write an animated GIF to TensorBoard only, as an encoded image."""
         image = Summary.Image(encoded_image_string=gif, colorspace=3)
-        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
-        self._tensorboard._get_file_writer().add_summary(summary, steps)
-        self._tensorboard.flush()
+        self._add(Summary(value=[Summary.Value(tag=tag, image=image)]), steps=steps)
 
     def text(self, steps: int, tag: str, text: str) -> None:
         """Write Markdown to TensorBoard's Text tab only."""
@@ -147,7 +145,7 @@ class RunLogger:
             scores: Summary of the policy's scores.
         """
         speed = "–" if fps is None else f"{fps:,.0f}"
-        text = f"{speed} steps/s  {pace.shown(left)} left  {scores}"
+        text = f"{speed} steps/s  {duration(left)} left  {scores}"
         if self._bar:
             self._bar.move(steps, text)
         else:
@@ -166,10 +164,9 @@ class RunLogger:
         self._bar.close()
         self._logger.close()
 
-    def _add(self, *summaries: Any) -> None:
-        events: Any = self._tensorboard.file_writer
+    def _add(self, *summaries: Summary, steps: int | None = None) -> None:
         for summary in summaries:
-            events.add_summary(summary)
+            self._tensorboard._get_file_writer().add_summary(summary, steps)
         self._tensorboard.flush()
 
 

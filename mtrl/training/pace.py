@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -98,8 +97,3 @@ class TimeLeft:
     def _judged(self, learning: float) -> float:
         """Return the rate of evaluations [steps/s], by their own or the most similar rate."""
         return self._rates.get("evaluation") or self._rates.get("random") or learning
-
-
-def shown(seconds: float | None) -> str:
-    """Format a duration."""
-    return "–" if seconds is None else str(timedelta(seconds=round(seconds)))

@@ -47,7 +47,7 @@ def existing_run(config: TrainConfig, compare_tasks: bool) -> Path | None:
     resolved |= {name for name, value in ours.items() if value is None}  # the default
     if (record := read_benchmark(run_dir)) is not None:
         ours |= {name: total(ours[name], len(record.tasks)) for name in Schedule.PER_TASK}
-    if isinstance(ours["target_entropy"], str):  # per action, of which nothing is known here
+    if isinstance(ours["target_entropy"], str):  # per action, and their number is unknown here
         resolved.add("target_entropy")
     resolved |= set() if compare_tasks else {"benchmark", "tasks"}
     if config.transfer.init_from is not None:  # whose networks the run took
@@ -69,10 +69,9 @@ def make_folder(config: TrainConfig, benchmark: str, may_exist: bool) -> list[Pa
     """
     name = f"{file_name(benchmark)}_{file_name(config.learner.surgery)}_seed{config.seed}"
     default = Path("runs") / f"{name}_{time.strftime('%Y%m%d-%H%M%S')}"
-    for attempt in range(1, 1_000):
-        run_dir = config.run_dir or default
-        if config.run_dir is None and attempt > 1:  # another run started in this second
-            run_dir = default.with_name(f"{default.name}-{attempt}")
+    # Another run may have started in this second.
+    defaults = [default, *(default.with_name(f"{default.name}-{n}") for n in range(2, 1_000))]
+    for run_dir in defaults if config.run_dir is None else [config.run_dir]:
         try:
             missing = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
             run_dir.mkdir(parents=True)
@@ -80,20 +79,13 @@ def make_folder(config: TrainConfig, benchmark: str, may_exist: bool) -> list[Pa
         except FileExistsError:
             if may_exist and run_dir.is_dir():
                 return []
-            if config.run_dir is None:
-                continue
-            break
         except OSError as error:
             raise UsageError(f"run_dir: cannot create {run_dir}: {error.strerror}") from None
     raise _exists(run_dir)
 
 
 def expect_new(run_dir: Path | None) -> None:
-    """Check that a folder does not exist.
-
-    Raises:
-        UsageError: If it does.
-    """
+    """Check that a folder does not exist."""
     if run_dir is not None and run_dir.exists():
         raise _exists(run_dir)
 
@@ -126,18 +118,12 @@ def enough_memory(fields: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or _is_out_of_memory(error)):
+        lacking = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        # Torch's allocator for the CPU raises a plain RuntimeError.
+        on_cpu = "not enough memory" in str(error) or "can't allocate memory" in str(error)
+        if not (lacking or on_cpu):
             raise
         raise RunError(f"not enough memory: {one_line(error)}; reduce {fields}") from None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Return whether it is torch's out-of-memory error on CUDA, or its allocator's on a CPU."""
-    return isinstance(error, RuntimeError) and (
-        type(error).__name__ == "OutOfMemoryError"
-        or "not enough memory" in str(error)
-        or "can't allocate memory" in str(error)
-    )
 
 
 def file_name(text: str) -> str:

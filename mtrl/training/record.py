@@ -23,8 +23,7 @@ def record_benchmark(run_dir: Path, benchmark: Benchmark) -> None:
     """Write benchmark.json at the start of a run, before any step has reported success."""
     from mtrl.envs.record import record_of
 
-    has_success = [not benchmark.custom or t in benchmark.tells_success for t in benchmark.tasks]
-    write_benchmark(run_dir, record_of(benchmark, has_success))
+    write_benchmark(run_dir, record_of(benchmark, benchmark.by_success))
 
 
 def record_process(

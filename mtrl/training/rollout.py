@@ -163,7 +163,7 @@ class Collector:
     def load_state_dict(self, state: dict[str, Any], seed: int) -> None:
         """Restore a `state_dict` of a run with this seed."""
         self._observations = self.envs.restore(state["envs"], seed=seed)
-        before = np.asarray(state.get("observations", self._observations))  # not in older states
+        before = np.asarray(state["observations"])
         for row in np.flatnonzero((before != self._observations).any(1))[:1]:
             warnings.warn(
                 f"task {self.agent.tasks[row // self.envs.envs_per_task]!r}: the same seed and "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtrl.config.train import TrainConfig
+from mtrl.envs.processes import expect_main_guard
 from mtrl.errors import UsageError
 from mtrl.folder import (
     DEMONSTRATIONS,
@@ -15,7 +16,7 @@ from mtrl.folder import (
     steps_evaluated,
     write_text,
 )
-from mtrl.training.check import check, expect_agent, sizes_of
+from mtrl.training.check import check, expect_agent, expect_fitting
 from mtrl.training.console import say
 from mtrl.training.lock import locked
 from mtrl.training.place import MAY_CHANGE, existing_run, make_folder, nothing_left, quoted
@@ -62,14 +63,14 @@ def train(
     Raises:
         UsageError: If the configuration is invalid; nothing is written then.
     """
-    _expect_main_guard()
+    expect_main_guard()
+    given = _Given(benchmark, callbacks, agent, logger)
     if agent is not None:
         config = config.model_copy(update={"agent": expect_agent(agent).config})
     before = existing_run(config, benchmark is None) if resume_if_exists else None
     if before is not None:
         changes = {name: config.flat()[name] for name in MAY_CHANGE}
-        given = _Given(benchmark, callbacks, agent, logger)
-        return _locked_resume(before, changes, given, may_be_complete=True)
+        return _resume(before, changes, given, may_be_complete=True)
     lines = [] if note is None else [note]
     if config.transfer.init_from is not None:
         if agent is not None:
@@ -80,11 +81,11 @@ def train(
         lines += replaced
     benchmark, device, config = check(config, benchmark)
     if config.transfer.init_from is not None:
-        expect_sizes(header, *sizes_of(benchmark))
-    parts = _Given(benchmark, callbacks, agent, logger).parts(config)
+        expect_sizes(header, *benchmark.sizes)
+    parts = given.parts(config, benchmark)
     from mtrl.demonstrations.sources import sources
 
-    shown = sources(config.demonstrations, benchmark) if config.demonstrations else None
+    wanted = sources(config.demonstrations, benchmark) if config.demonstrations else None
     made = make_folder(config, benchmark.name, resume_if_exists)
     run_dir = config.run_dir or made[0]
     with locked(run_dir) as warning:
@@ -97,11 +98,11 @@ def train(
             write_text(run_dir / "config.yaml", config.to_yaml())
             record_benchmark(run_dir, benchmark)
             record_process(run_dir, config, benchmark, device)
-            if shown is not None:
+            if wanted is not None:
                 how = config.environment.horizon, config.environment.workers
-                if shown.experts:
-                    say(f"demonstrations: {sum(shown.experts.values())} episodes of the experts")
-                found = shown.gather(benchmark, config.seed, *how)
+                if wanted.experts:
+                    say(f"demonstrations: {sum(wanted.experts.values())} episodes of the experts")
+                found = wanted.gather(benchmark, config.seed, *how)
                 found.save(run_dir / DEMONSTRATIONS)
                 say(f"demonstrations: {found}")
             trainer = _trainer(config, benchmark, device, run_dir, **parts)
@@ -135,14 +136,14 @@ def resume(
         UsageError: If there is no checkpoint, the run is complete, or the benchmark cannot be
             imported.
     """
-    _expect_main_guard()
+    expect_main_guard()
     changes = {
         "total_timesteps": total_timesteps,
         "max_runtime": max_runtime,
         "max_restarts": max_restarts,
     }
     given = _Given(benchmark, callbacks, agent, logger)
-    return _locked_resume(Path(run_dir).expanduser(), changes, given)
+    return _resume(Path(run_dir).expanduser(), changes, given)
 
 
 class _Given(NamedTuple):
@@ -153,82 +154,72 @@ class _Given(NamedTuple):
     agent: MTSAC | None
     logger: Logger | None
 
-    def parts(self, config: TrainConfig) -> dict[str, Any]:
-        """Check the arguments, and return those of `Trainer`; `benchmark` must be examined."""
-        from mtrl.training.hooks import made, mirror
+    def parts(self, config: TrainConfig, examined: Benchmark) -> dict[str, Any]:
+        """Check the arguments, and return those of `Trainer`."""
+        from mtrl.training.hooks import GivenLogger, made
 
-        assert self.benchmark is not None
         if self.agent is not None:
-            expect_agent(self.agent, self.benchmark, config)
+            expect_fitting(expect_agent(self.agent), examined, config)
         callbacks = made(config.callbacks, self.callbacks)
         if self.logger is not None:
-            callbacks.append(mirror(self.logger))
+            callbacks.append(GivenLogger(self.logger))
         return {"callbacks": callbacks, "agent": self.agent}
 
 
-def _locked_resume(
-    run_dir: Path,
-    changes: dict[str, Any],
-    given: _Given,
-    *,
-    may_be_complete: bool = False,
+def _resume(
+    run_dir: Path, changes: dict[str, Any], given: _Given, may_be_complete: bool = False
 ) -> Outcome:
     newest_checkpoint(run_dir)
     with locked(run_dir) as warning:
         if warning is not None:
             say(warning)
-        return _resume(run_dir, changes, given, may_be_complete)
+        benchmark, device, config = _resolved(run_dir, changes, given.benchmark)
+        parts = given.parts(config, benchmark)
+        from mtrl.training.checkpoint import load_newest
+        from mtrl.training.report import Outcome
+
+        state, notes = load_newest(run_dir)
+        for note in notes:
+            say(note)
+        total, steps = config.schedule(len(benchmark.tasks)).total_timesteps, state.get("steps", 0)
+        if steps >= total and steps_evaluated(run_dir) >= steps:  # not only an earlier policy
+            complete = f"{run_dir} is complete with {steps} steps"
+            if not may_be_complete:
+                reason = f"{complete}; use a larger --total-timesteps to extend it"
+                raise UsageError(f"resume: {reason}")
+            say(complete)
+            return Outcome(run_dir, None)
+        trainer = _trainer(config, benchmark, device, run_dir, saved=state, **parts)
+        # The state is valid: update the run's files.
+        write_text(run_dir / "config.yaml", config.to_yaml())
+        if read_benchmark(run_dir) is None:  # an older run
+            record_benchmark(run_dir, benchmark)
+        record_process(run_dir, config, benchmark, device)
+        return trainer.run()
 
 
-def _resume(
-    run_dir: Path, changes: dict[str, Any], given: _Given, may_be_complete: bool
-) -> Outcome:
-    before, benchmark = TrainConfig.from_yaml(run_dir / "config.yaml"), given.benchmark
+def _resolved(
+    run_dir: Path, changes: dict[str, Any], given: Benchmark | None
+) -> tuple[Benchmark, torch.device, TrainConfig]:
+    """Check the configuration of a run with changes, and return it with its benchmark."""
+    before, record = TrainConfig.from_yaml(run_dir / "config.yaml"), read_benchmark(run_dir)
     changes = {name: value for name, value in changes.items() if value is not None}
-    record = read_benchmark(run_dir)
+    benchmark = given
     if record is not None:
         from mtrl.envs.record import benchmark_of, expect_tasks_of
 
-        mine = given.benchmark
-        benchmark = benchmark_of(record) if mine is None else expect_tasks_of(record, mine)
+        benchmark = benchmark_of(record) if given is None else expect_tasks_of(record, given)
     # Demonstrations are in the folder, so their source is not needed.
     changed = before.model_copy(update=changes | {"demonstrations": ()})
     benchmark, device, config = check(changed, benchmark)
     same: dict[str, Any] = {"demonstrations": before.demonstrations}
-    if given.benchmark is None:  # the recorded name may not be valid in a configuration
+    if given is None:  # the recorded name may not be valid in a configuration
         same |= {"benchmark": before.benchmark, "tasks": before.tasks}
-    config = config.model_copy(update=same)
-    parts = given._replace(benchmark=benchmark).parts(config)
-    from mtrl.training.checkpoint import load_newest
-    from mtrl.training.report import Outcome
-
-    state, notes = load_newest(run_dir)
-    for note in notes:
-        say(note)
-    total = config.schedule(len(benchmark.tasks)).total_timesteps
-    steps = state.get("steps", 0)
-    if steps >= total and steps_evaluated(run_dir) >= steps:  # not only an earlier policy
-        complete = f"{run_dir} is complete with {steps} steps"
-        if not may_be_complete:
-            reason = f"{complete}; use a larger --total-timesteps to extend it"
-            raise UsageError(f"resume: {reason}")
-        say(complete)
-        return Outcome(run_dir, None)
-    trainer = _trainer(config, benchmark, device, run_dir, saved=state, **parts)
-    # The state is valid: update the run's files.
-    write_text(run_dir / "config.yaml", config.to_yaml())
-    if record is None:  # an older run
-        record_benchmark(run_dir, benchmark)
-    record_process(run_dir, config, benchmark, device)
-    return trainer.run()
+    return benchmark, device, config.model_copy(update=same)
 
 
 def _trainer(
-    config: TrainConfig,
-    benchmark: Benchmark,
-    device: torch.device,
-    run_dir: Path,
-    **parts: Any,
+    config: TrainConfig, benchmark: Benchmark, device: torch.device, run_dir: Path, **parts: Any
 ) -> Trainer:
     from mtrl.devices import keep_freed_memory
     from mtrl.training.trainer import Trainer
@@ -236,9 +227,3 @@ def _trainer(
     if device.type == "cpu":
         keep_freed_memory()
     return Trainer(config, benchmark, device, run_dir, **parts)
-
-
-def _expect_main_guard() -> None:
-    from mtrl.envs.processes import expect_main_guard
-
-    expect_main_guard()

@@ -33,8 +33,6 @@ class RunState:
 
     Args:
         config: Resolved configuration.
-        benchmark: Tasks.
-        device: Device of the networks and the replay buffer.
         saved: Result of `state_dict`, to resume a run. Default: start a new run.
         demonstrations: Demonstrations of all stages' tasks; they stay the same throughout the run.
         agent: Agent to train, with the configuration's networks, or the class of a new one.
@@ -67,7 +65,6 @@ class RunState:
     ) -> None:
         self.config, self.benchmark, self.stage = config, benchmark, stage
         self._digest = None if demonstrations is None else demonstrations.digest()
-        n_tasks = len(benchmark.tasks)
         # Independent random streams, all derived from the seed.
         entropy = [config.seed, stage] if stage else config.seed
         weights, learner, replay, exploration = (
@@ -84,36 +81,15 @@ class RunState:
             simulators=self.simulators.by_task,
             max_restarts=environment.max_restarts,
         )
-        observation, action = self.envs.observation_size, self.envs.action_size
         if isinstance(agent, type):
-            told, sizes = benchmark.descriptions, (observation, action)
+            envs, told = self.envs, benchmark.descriptions
+            sizes = envs.observation_size, envs.action_size
             agent = agent(benchmark.tasks, config.agent, *sizes, weights, descriptions=told)
         self.agent = agent.to(device)
         self.learner = Learner(self.agent, config.learner, learner)
         if config.threads is None and device.type == "cpu":
             self.learner.threads = ThreadChoice()
-        shown, share = None, config.learner.demonstration_share
-        if demonstrations is not None and set(demonstrations.tasks) & set(benchmark.tasks):
-            shown = Demonstrated(demonstrations, benchmark.tasks, share, device)
-        self.replay = ReplayBuffer(
-            config.learner.buffer_size,
-            n_tasks,
-            observation,
-            action,
-            device=device,
-            seed=replay,
-            envs_per_task=environment.envs_per_task,
-            scale=RewardScale(
-                n_tasks,
-                environment.envs_per_task,
-                gamma=config.learner.gamma,
-                magnitude=config.learner.return_scale,
-                constant=config.learner.reward_scale,
-                memory=config.learner.return_memory,
-                device=device,
-            ),
-            demonstrations=shown,
-        )
+        self.replay = _make_replay(config, self.agent, demonstrations, replay)
         self.collector = Collector(self.envs, self.agent, exploration)
         self.eval_envs = make_evaluation_env(
             benchmark,
@@ -127,9 +103,7 @@ class RunState:
         self.known: tuple[str, ...] = ()
         self.metrics: dict[str, torch.Tensor] = {}
         self.steps = self.learns_at = 0
-        self.elapsed = 0.0
-        self.score = ""
-        self.evaluation_pending = False
+        self.elapsed, self.score, self.evaluation_pending = 0.0, "", False
         if saved is not None:
             try:
                 self._load(saved)
@@ -228,22 +202,48 @@ class RunState:
             raise UsageError(
                 f"resume: expected the {DEMONSTRATIONS} of the run's start, got another"
             )
-        kind = state.get("agent_type", _kind(self.agent))  # missing in older checkpoints
-        if kind != _kind(self.agent):
+        if state["agent_type"] != _kind(self.agent):
             raise UsageError(
-                f"resume: expected an agent of the run's type {kind} (agent=...), got "
-                f"{_kind(self.agent)}"
+                f"resume: expected an agent of the run's type {state['agent_type']} (agent=...), "
+                f"got {_kind(self.agent)}"
             )
         self.agent.load_state_dict(state["agent"])
         self.learner.load_state_dict(state["learner"])
         self.replay.load_state_dict(state["replay"])
         self.collector.load_state_dict(state, self.config.seed)
         self.steps, self.elapsed = state["steps"], state["elapsed"]
-        self.score = state.get("score", "")  # missing in older checkpoints
-        self.evaluation_pending = state["evaluation_pending"]
-        self.known = tuple(state.get("known", ()))
-        n_tasks = len(self.benchmark.tasks)  # in an older state: all tasks of the run
-        self.learns_at = state.get("learns_at", self.config.schedule(n_tasks).learning_starts)
+        self.score, self.evaluation_pending = state["score"], state["evaluation_pending"]
+        self.known, self.learns_at = tuple(state["known"]), state["learns_at"]
+
+
+def _make_replay(
+    config: TrainConfig, agent: MTSAC, demonstrations: Demonstrations | None, seed: int
+) -> ReplayBuffer:
+    """Create an empty replay buffer, with the demonstrations of the agent's tasks."""
+    learner, copies = config.learner, config.environment.envs_per_task
+    n_tasks, device, episodes = len(agent.tasks), agent.device, None
+    if demonstrations is not None and set(demonstrations.tasks) & set(agent.tasks):
+        episodes = Demonstrated(demonstrations, agent.tasks, learner.demonstration_share, device)
+    scale = RewardScale(
+        n_tasks,
+        copies,
+        gamma=learner.gamma,
+        magnitude=learner.return_scale,
+        constant=learner.reward_scale,
+        memory=learner.return_memory,
+        device=device,
+    )
+    return ReplayBuffer(
+        learner.buffer_size,
+        n_tasks,
+        agent.observation_size,
+        agent.action_size,
+        device=device,
+        seed=seed,
+        envs_per_task=copies,
+        scale=scale,
+        demonstrations=episodes,
+    )
 
 
 def _kind(agent: MTSAC) -> str:

@@ -52,21 +52,6 @@ def named(benchmark: Benchmark, config: TrainConfig) -> tuple[Benchmark, TrainCo
     return benchmark, config.model_copy(update={"benchmark": name, "tasks": tasks})
 
 
-def expect_stages(config: TrainConfig, total_timesteps: int) -> None:
-    """Check that a curriculum is consistent with the rest of a configuration.
-
-    Raises:
-        UsageError: If a stage would never start.
-    """
-    if config.transfer.curriculum is None:
-        return
-    if (last := max(config.transfer.curriculum)) >= total_timesteps:
-        raise UsageError(
-            f"curriculum: expected stages that start before total_timesteps ({total_timesteps}), "
-            f"got one at {last}"
-        )
-
-
 @contextmanager
 def _of_curriculum() -> Iterator[None]:
     """Name the curriculum in errors about its tasks."""

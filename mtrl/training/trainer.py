@@ -44,11 +44,8 @@ class Trainer:
 
     Args:
         config: Resolved configuration.
-        benchmark: Tasks.
-        device: Device of the networks and the replay buffer.
         run_dir: Folder of the run; must exist.
         saved: Result of `RunState.state_dict`, to resume a run. Default: start a new run.
-        callbacks: Callbacks of the user.
         agent: Agent to train, see `train`. Default: a new one.
 
     Attributes:
@@ -73,8 +70,9 @@ class Trainer:
         self.config, self.benchmark, self.run_dir = config, benchmark, run_dir
         self.schedule = config.schedule(len(benchmark.tasks))
         self.hooks = Hooks(callbacks, saved or {})
-        shown = Demonstrations.load(run_dir / DEMONSTRATIONS) if config.demonstrations else None
-        self.curriculum = Curriculum(config, benchmark, device, shown, agent)
+        path = run_dir / DEMONSTRATIONS
+        demonstrations = Demonstrations.load(path) if config.demonstrations else None
+        self.curriculum = Curriculum(config, benchmark, device, demonstrations, agent)
         self.state = self.curriculum.begin(saved)
         self.checkpoints = CheckpointWriter(run_dir)
         self.last_step: tuple[Any, ...] = ()

@@ -132,11 +132,14 @@ def test_plain_presets_are_the_published_protocol():
 
 
 def test_a_run_without_a_configuration_starts_from_the_best_for_its_device(monkeypatch):
-    assert presets.best("mt10", "cpu").name == "mt10_cpu"
-    assert presets.best("mt10", "cuda").name == "mt10"
-    for others in (None, "mt1:reach-v3", "mt25", "module:benchmark"):
-        assert presets.best(others, "cpu") == ("recipe_cpu", preset("recipe_cpu"))
-        assert presets.best(others, "cuda").name == "recipe_gpu"
+    for named in ("mt10", None):  # the default
+        assert presets.start(None, named, None, "cpu").name == "mt10_cpu"
+        assert presets.start(None, named, None, "cuda").name == "mt10"
+    recipe = "recipe_cpu", preset("recipe_cpu")
+    for other in ("mt1:reach-v3", "mt25", "module:benchmark"):
+        assert presets.start(None, other, None, "cpu") == recipe
+        assert presets.start(None, other, None, "cuda").name == "recipe_gpu"
+    assert presets.start(None, "mt10", ["reach-v3"], "cpu") == recipe
 
     started, notes = [], []
 
@@ -169,7 +172,7 @@ def test_help_shows_the_presets_values(device, capsys):
     with pytest.raises(SystemExit):
         train_main(["--benchmark", "mt10", "--device", device, "--help"])
     shown = capsys.readouterr().out
-    batch_size = presets.best("mt10", device).config.learner.batch_size
+    batch_size = presets.start(None, "mt10", None, device).config.learner.batch_size
     assert f"[transitions per task]. (default: {batch_size})" in " ".join(shown.split())
 
 

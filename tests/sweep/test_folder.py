@@ -203,5 +203,5 @@ def test_a_second_sweep_in_a_folder_is_rejected(sweep):
 def test_started_runs_stay_listed_after_removal_from_the_grid(sweep):
     folder, planned = sweep
     folder.record([planned[0].entry], Rules())
-    names = [entry.name for entry in folder.entries()]
+    names = [entry.name for entry in folder.contents().runs]
     assert names == [plan.entry.name for plan in planned[:5]]  # the sixth was never started

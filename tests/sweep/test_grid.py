@@ -81,6 +81,22 @@ def test_options_without_effect_are_rejected(arguments, message):
         parse(["-o", "out", "--device", "cpu", *arguments.split()])
 
 
+def test_a_curriculum_comes_from_a_configuration_file(tmp_path):
+    path = tmp_path / "stages.yaml"
+    path.write_text("base: quickstart\ncurriculum: {0: [reach-v3], 9_000: [reach-v3, push-v3]}\n")
+    found = points(Plan.read(None, {"config": (str(path), "quickstart")}), "cpu")
+    assert [point.config.transfer.tasks for point in found] == [("reach-v3", "push-v3"), None]
+    assert len({point.name for point in found}) == 2
+    _, copies = with_copies(found, tmp_path / "configs")
+    path.write_text(*copies.values())
+    assert TrainConfig.from_yaml(path).transfer == found[0].config.transfer
+
+
+def test_an_unknown_device_is_rejected():
+    with pytest.raises(UsageError, match=r"device: input should be .*, got 'gpu'"):
+        points(Plan.read(None, {"device": ("gpu",)}), "gpu")
+
+
 def test_a_switch_needs_no_value():
     sweep = parse("-o out --device cpu --layer-norm --gamma 0.9 0.99".split())
     assert sweep.plan.grid["layer_norm"] == ("true",) and len(sweep.plan.grid["gamma"]) == 2
@@ -112,7 +128,7 @@ def test_the_command_line_reproduces_the_configuration(tmp_path):
     folder = SweepFolder(tmp_path / "sweep")
     found = points(read(tmp_path), "cpu")
     for planned in placed(folder, found, 3, known=known(found), rules=Rules()):
-        parser = Parser(allow_abbrev=False)
+        parser = Parser()
         parser.add_argument("--config")
         parser.add_argument("--resume-if-exists", action="store_true")
         add_flags(parser, TrainConfig())
@@ -152,6 +168,7 @@ def test_a_name_depends_only_on_the_configuration(tmp_path):
         ("grids: {}", "key: unknown 'grids'; did you mean 'grid'"),
         ("grid: {seed: [0]}", "grid: seed cannot be varied: use seeds"),
         ("grid: {run_dir: a}", "grid: run_dir cannot be varied"),
+        ("grid: {curriculum: a.yaml}", "grid: curriculum cannot be varied: write it in a "),
         ("variants: {a: {gama: 1}}", "variants.a: unknown 'gama'; did you mean 'gamma'"),
         ("grid: {gamma: 0.9}\nvariants: {a: {gamma: 1}}", "gamma: expected one place for it, got"),
         ("seeds: [0, 0]", "seeds: expected each value once, got [0, 0]"),

@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 def run_points(folder, plan, search, numbers):
     """Draw points and write their runs."""
-    entries = folder.entries()
+    entries = list(folder.contents().runs)
     for number in numbers:
         found = points(plan, "cpu", search.drawn(number))
         known = {point.method: Known(40_000, TASKS) for point in found}

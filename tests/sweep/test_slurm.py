@@ -102,7 +102,7 @@ def test_an_array_is_requeued_until_every_run_is_complete(tmp_path):
     (job,) = re.findall(r"submitted 2 runs as job (\d+);", first.stdout)
     assert "2 runs are already in the queue" in again.stdout
     folder = SweepFolder(out)
-    names = [entry.name for entry in folder.entries()]
+    names = [entry.name for entry in folder.contents().runs]
 
     def states():
         return [read_state(folder.state(name)) for name in names]

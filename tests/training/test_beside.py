@@ -1,5 +1,6 @@
 """Work in parallel to the loop: acting from a snapshot, and writing checkpoints."""
 
+import concurrent.futures
 import copy
 import threading
 
@@ -194,7 +195,7 @@ def test_a_failed_write_raises_once_and_keeps_the_previous_one(notice, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_atomically", full)
         writer.save(2, STATE, "a: 1")
-        writer._thread.join()
+        concurrent.futures.wait([writer._pending])
     with pytest.raises(OSError, match="No space left"):
         {"check": writer.check, "wait": writer.wait}.get(
             notice, lambda: writer.save(3, STATE, "a: 1")

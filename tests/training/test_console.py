@@ -20,10 +20,11 @@ from mtrl.cli.flags import run
 from mtrl.config.schedule import Schedule
 from mtrl.errors import UsageError, import_attribute
 from mtrl.folder import STEP, read_rows
+from mtrl.progress import duration
 from mtrl.training import report
 from mtrl.training.console import Bar, say
 from mtrl.training.logger import RunLogger
-from mtrl.training.pace import TimeLeft, shown
+from mtrl.training.pace import TimeLeft
 from mtrl.training.report import scores
 
 MODULE = """
@@ -215,7 +216,7 @@ def test_time_left_counts_evaluations_and_leaves_out_random_steps():
     left.judging(1_000, 2.0)
     assert left.seconds(2_500) == pytest.approx(75 + 2 * 2 + 10)
     assert left.seconds(10_000) == left.last_evaluation() == pytest.approx(10)
-    assert shown(3_725.4) == "1:02:05" and shown(None) == "–"
+    assert duration(3_725.4) == "1:02:05" and duration(None) == "–"
 
 
 def test_a_progress_line_before_the_first_measurement_has_no_numbers(tmp_path, capsys):
@@ -251,3 +252,16 @@ def test_a_broken_line_does_not_affect_others(broken, tmp_path):
     path.write_bytes(text.encode("latin-1"))
     assert read_rows(path) == rows
     assert read_rows(path, up_to=20) == rows[:2]
+
+
+def test_the_last_rows_alone(tmp_path):
+    """A row of which only the end is read does not count."""
+    rows = [{STEP: step, "x": step / 10} for step in (10, 20, 40)]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    path = tmp_path / "progress.json"
+    path.write_text("".join(lines))
+    size = len("".join(lines))
+    assert read_rows(path, last=size) == read_rows(path, last=size + 1) == rows
+    assert read_rows(path, last=size - 1) == rows[1:]
+    assert read_rows(path, last=len(lines[2])) == rows[2:]
+    assert read_rows(path, last=len(lines[2]) - 1) == []
