@@ -18,7 +18,14 @@ from mtrl.folder import (
 from mtrl.training.check import check, expect_agent, sizes_of
 from mtrl.training.console import say
 from mtrl.training.lock import locked
-from mtrl.training.place import MAY_CHANGE, existing_run, make_folder, nothing_left, quoted
+from mtrl.training.place import (
+    MAY_CHANGE,
+    existing_run,
+    make_folder,
+    nothing_left,
+    quoted,
+    resumable,
+)
 from mtrl.training.record import record_benchmark, record_process
 
 if TYPE_CHECKING:
@@ -167,22 +174,23 @@ class _Given(NamedTuple):
 
 
 def _locked_resume(
-    run_dir: Path,
-    changes: dict[str, Any],
-    given: _Given,
-    *,
-    may_be_complete: bool = False,
+    run_dir: Path, changes: dict[str, Any], given: _Given, *, may_be_complete: bool = False
 ) -> Outcome:
     newest_checkpoint(run_dir)
     with locked(run_dir) as warning:
         if warning is not None:
             say(warning)
-        return _resume(run_dir, changes, given, may_be_complete)
+        with resumable(run_dir):
+            trainer = _resumed(run_dir, changes, given, may_be_complete)
+        from mtrl.training.report import Outcome
+
+        return Outcome(run_dir, None) if trainer is None else trainer.run()
 
 
-def _resume(
+def _resumed(
     run_dir: Path, changes: dict[str, Any], given: _Given, may_be_complete: bool
-) -> Outcome:
+) -> Trainer | None:
+    """Return the trainer of a run, or None if the run is complete and may be."""
     before, benchmark = TrainConfig.from_yaml(run_dir / "config.yaml"), given.benchmark
     changes = {name: value for name, value in changes.items() if value is not None}
     record = read_benchmark(run_dir)
@@ -200,7 +208,6 @@ def _resume(
     config = config.model_copy(update=same)
     parts = given._replace(benchmark=benchmark).parts(config)
     from mtrl.training.checkpoint import load_newest
-    from mtrl.training.report import Outcome
 
     state, notes = load_newest(run_dir)
     for note in notes:
@@ -213,22 +220,18 @@ def _resume(
             reason = f"{complete}; use a larger --total-timesteps to extend it"
             raise UsageError(f"resume: {reason}")
         say(complete)
-        return Outcome(run_dir, None)
+        return None
     trainer = _trainer(config, benchmark, device, run_dir, saved=state, **parts)
     # The state is valid: update the run's files.
     write_text(run_dir / "config.yaml", config.to_yaml())
     if record is None:  # an older run
         record_benchmark(run_dir, benchmark)
     record_process(run_dir, config, benchmark, device)
-    return trainer.run()
+    return trainer
 
 
 def _trainer(
-    config: TrainConfig,
-    benchmark: Benchmark,
-    device: torch.device,
-    run_dir: Path,
-    **parts: Any,
+    config: TrainConfig, benchmark: Benchmark, device: torch.device, run_dir: Path, **parts: Any
 ) -> Trainer:
     from mtrl.devices import keep_freed_memory
     from mtrl.training.trainer import Trainer
