@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -15,6 +16,10 @@ from mtrl.surgery.gradients import FeatureGradients, Gradients, Problem, at_leas
 
 MAINTAIN_EVERY = 10_000
 """Number of updates between two calls of `Surgery.maintain`."""
+LARGEST = 64
+"""Maximum number of tasks whose T × T matrix fits into the registers of a kernel."""
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 class SurgeryTarget(Protocol):
@@ -41,6 +46,11 @@ def zeros_like_tasks(networks: SurgeryTarget) -> Tensor:
     like = next(iter(networks.parameters()))
     dtype = torch.promote_types(like.real.dtype, torch.float32)
     return torch.zeros(networks.n_networks, networks.n_tasks, dtype=dtype, device=like.device)
+
+
+def is_fused(device: torch.device, n_tasks: int) -> bool:
+    """Return whether a method's loop over T × T matrices runs as one Triton kernel there."""
+    return device.type == "cuda" and _HAS_TRITON and n_tasks <= LARGEST
 
 
 class Surgery(nn.Module, ABC):
@@ -102,13 +112,17 @@ class GramianSurgery(Surgery):
     @override
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
         found = problem.task_gradients()
-        gramian = found.gramian()
-        # A solver may raise on values that are not finite, so it gets the Gramian of equal
-        # gradients instead. The weights become NaN, so that a GradScaler, say, skips the step.
+        return found.weighted(self.weights_or_nan(found.gramian(), generator))
+
+    def weights_or_nan(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the weights, or NaN for a network whose Gramian is not finite.
+
+        A solver may raise on values that are not finite, so it gets the Gramian of equal gradients
+        instead. The weights become NaN, so that a GradScaler, say, skips the step.
+        """
         zero = (gramian * 0).sum((-2, -1))[:, None]  # or NaN, as 0 · ∞ is
         finite = (gramian + zero[..., None]).nan_to_num_(nan=1.0)
-        weights = self.weights(finite, generator)
-        return found.weighted(weights + zero)
+        return self.weights(finite, generator) + zero
 
 
 class FeatureSurgery(Surgery):

@@ -28,7 +28,6 @@ from mtrl.folder import (
 )
 from mtrl.policy.file import digest
 from mtrl.sac.replay import Batch
-from mtrl.training.place import quoted
 
 KEEP = 2
 """Number of checkpoints to keep: the latest, and the previous one in case the disk fails."""
@@ -136,15 +135,6 @@ def keep_batch(run_dir: Path, steps: int, batch: Batch | None) -> str:
     tensors = {name: value.contiguous() for name, value in vars(batch).items()}
     write_atomically(path, lambda temporary: save_file(tensors, temporary))
     return f"; the last batch is in {path}"
-
-
-def what_is_left(run_dir: Path) -> str:
-    """Return a note on how to resume a run that ends early."""
-    try:
-        path = newest_checkpoint(run_dir)
-    except UsageError:
-        return "No checkpoint has been written yet."
-    return f"{path} is intact; to resume: mtrl-train --resume {quoted(run_dir)}"
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -14,7 +14,6 @@ from mtrl.config.registry import parse
 from mtrl.errors import RunError, UsageError, with_line
 from mtrl.folder import STEP
 from mtrl.training.callbacks import Callback, check
-from mtrl.training.checkpoint import what_is_left
 
 if TYPE_CHECKING:
     from mtrl.training.trainer import Trainer
@@ -178,12 +177,11 @@ class Hooks:
         """Raise the first error of a hook, if any.
 
         Raises:
-            RunError: With the hook, the error and the latest checkpoint.
+            RunError: With the hook and the error.
         """
-        if self._failure is not None and self._trainer is not None:
+        if self._failure is not None:
             name, error = self._failure
-            left = what_is_left(self._trainer.run_dir)
-            raise RunError(f"callback {name}: {with_line(error)}. {left}") from error
+            raise RunError(f"callback {name}: {with_line(error)}") from error
 
 
 def _expect_plain(state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Run folders: creating, finding and removing them."""
+"""Run folders: creating, finding and removing them, and what is left after an error."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from mtrl.config.agent import AgentConfig
 from mtrl.config.rates import total
 from mtrl.config.schedule import Schedule
 from mtrl.config.train import TrainConfig, shown
-from mtrl.errors import RunError, UsageError, one_line
-from mtrl.folder import newest_or_none, read_benchmark
+from mtrl.errors import RunError, UsageError, one_line, plain
+from mtrl.folder import newest_checkpoint, newest_or_none, read_benchmark
+from mtrl.training.console import say
 
 MAY_CHANGE = ("total_timesteps", "max_runtime", "max_restarts")
 """Fields that a resumed run may change."""
@@ -101,7 +102,7 @@ def _exists(run_dir: Path) -> UsageError:
 def nothing_left(made: list[Path]) -> Iterator[None]:
     """Remove the run folder on failure, as long as it holds nothing of value."""
     try:
-        with enough_memory("buffer_size, envs_per_task or hidden_sizes"):
+        with enough_memory("reduce buffer_size, envs_per_task or hidden_sizes"):
             yield
     except BaseException:
         for path in made[:1]:
@@ -113,17 +114,56 @@ def nothing_left(made: list[Path]) -> Iterator[None]:
 
 
 @contextmanager
-def enough_memory(fields: str) -> Iterator[None]:
-    """Return a context in which an error for lack of memory names fields to reduce."""
+def resumable(run_dir: Path) -> Iterator[None]:
+    """Return a context in which an error that ends a run says how to resume it.
+
+    Errors of other kinds keep their type and traceback, after a line that says it.
+
+    Raises:
+        RunError: In place of one of memory, the disk, simulators, callbacks or infinite numbers.
+    """
+    try:
+        with enough_memory("free some, or start a new run with a smaller batch_size"):
+            yield
+    except UsageError:  # of what was asked, before anything ran
+        raise
+    except (FloatingPointError, OSError, RunError) as error:
+        if isinstance(error, OSError) and not run_dir.is_dir():
+            raise RunError(f"the run folder {run_dir} no longer exists") from None
+        raise RunError(f"{plain(error)}. {_what_is_left(run_dir)}") from error.__cause__
+    except Exception:
+        say(f"the run ends with an error. {_what_is_left(run_dir)}")
+        raise
+
+
+def _what_is_left(run_dir: Path) -> str:
+    try:
+        path = newest_checkpoint(run_dir)
+    except UsageError:
+        return "No checkpoint has been written yet."
+    return f"{path} is intact; to resume: mtrl-train --resume {quoted(run_dir)}"
+
+
+@contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Return a context in which an error for lack of memory becomes one line with advice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        lacking = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        # Torch's allocator for the CPU raises a plain RuntimeError.
-        on_cpu = "not enough memory" in str(error) or "can't allocate memory" in str(error)
-        if not (lacking or on_cpu):
+        if not (isinstance(error, MemoryError) or _is_out_of_memory(error)):
             raise
-        raise RunError(f"not enough memory: {one_line(error)}; reduce {fields}") from None
+        reason = one_line(error) or type(error).__name__  # Python's own says nothing
+        raise RunError(f"not enough memory: {reason}; {advice}") from None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether torch lacks memory: on CUDA, on a CPU, or to map a file."""
+    texts = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+    return (
+        isinstance(error, RuntimeError)
+        and not isinstance(error, RunError)  # which says more, such as the callback's name
+        and (type(error).__name__ == "OutOfMemoryError" or any(t in str(error) for t in texts))
+    )
 
 
 def file_name(text: str) -> str:

@@ -19,7 +19,14 @@ from mtrl.folder import (
 from mtrl.training.check import check, expect_agent, expect_fitting
 from mtrl.training.console import say
 from mtrl.training.lock import locked
-from mtrl.training.place import MAY_CHANGE, existing_run, make_folder, nothing_left, quoted
+from mtrl.training.place import (
+    MAY_CHANGE,
+    existing_run,
+    make_folder,
+    nothing_left,
+    quoted,
+    resumable,
+)
 from mtrl.training.record import record_benchmark, record_process
 
 if TYPE_CHECKING:
@@ -173,29 +180,39 @@ def _resume(
     with locked(run_dir) as warning:
         if warning is not None:
             say(warning)
-        benchmark, device, config = _resolved(run_dir, changes, given.benchmark)
-        parts = given.parts(config, benchmark)
-        from mtrl.training.checkpoint import load_newest
+        with resumable(run_dir):
+            trainer = _resumed(run_dir, changes, given, may_be_complete)
         from mtrl.training.report import Outcome
 
-        state, notes = load_newest(run_dir)
-        for note in notes:
-            say(note)
-        total, steps = config.schedule(len(benchmark.tasks)).total_timesteps, state.get("steps", 0)
-        if steps >= total and steps_evaluated(run_dir) >= steps:  # not only an earlier policy
-            complete = f"{run_dir} is complete with {steps} steps"
-            if not may_be_complete:
-                reason = f"{complete}; use a larger --total-timesteps to extend it"
-                raise UsageError(f"resume: {reason}")
-            say(complete)
-            return Outcome(run_dir, None)
-        trainer = _trainer(config, benchmark, device, run_dir, saved=state, **parts)
-        # The state is valid: update the run's files.
-        write_text(run_dir / "config.yaml", config.to_yaml())
-        if read_benchmark(run_dir) is None:  # an older run
-            record_benchmark(run_dir, benchmark)
-        record_process(run_dir, config, benchmark, device)
-        return trainer.run()
+        return Outcome(run_dir, None) if trainer is None else trainer.run()
+
+
+def _resumed(
+    run_dir: Path, changes: dict[str, Any], given: _Given, may_be_complete: bool
+) -> Trainer | None:
+    """Return the trainer of a run, or None if the run is complete and may be."""
+    benchmark, device, config = _resolved(run_dir, changes, given.benchmark)
+    parts = given.parts(config, benchmark)
+    from mtrl.training.checkpoint import load_newest
+
+    state, notes = load_newest(run_dir)
+    for note in notes:
+        say(note)
+    total, steps = config.schedule(len(benchmark.tasks)).total_timesteps, state.get("steps", 0)
+    if steps >= total and steps_evaluated(run_dir) >= steps:  # not only an earlier policy
+        complete = f"{run_dir} is complete with {steps} steps"
+        if not may_be_complete:
+            reason = f"{complete}; use a larger --total-timesteps to extend it"
+            raise UsageError(f"resume: {reason}")
+        say(complete)
+        return None
+    trainer = _trainer(config, benchmark, device, run_dir, saved=state, **parts)
+    # The state is valid: update the run's files.
+    write_text(run_dir / "config.yaml", config.to_yaml())
+    if read_benchmark(run_dir) is None:  # an older run
+        record_benchmark(run_dir, benchmark)
+    record_process(run_dir, config, benchmark, device)
+    return trainer
 
 
 def _resolved(

@@ -24,7 +24,7 @@ from mtrl.sac.reward_scale import RewardScale
 from mtrl.sac.threads import ThreadChoice
 from mtrl.sac.transfer import read_source, transfer
 from mtrl.sac.watch import expect_finite
-from mtrl.training.checkpoint import keep_batch, what_is_left
+from mtrl.training.checkpoint import keep_batch
 from mtrl.training.rollout import Collector
 
 
@@ -164,9 +164,7 @@ class RunState:
             expect_finite(self.agent.state_dict().items())
         except RunError as error:
             kept = keep_batch(run_dir, self.steps, self.learner.last_batch)
-            raise RunError(
-                f"{error}, noticed after {self.steps:,} steps{kept}. {what_is_left(run_dir)}"
-            ) from None
+            raise RunError(f"{error}, noticed after {self.steps:,} steps{kept}") from None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as nested dictionaries of tensors, arrays and plain values."""

@@ -17,13 +17,13 @@ from mtrl.demonstrations.data import Demonstrations
 from mtrl.devices import cpu_threads
 from mtrl.envs.benchmarks import Benchmark
 from mtrl.envs.processes import WorkerError
-from mtrl.errors import RunError, plain
+from mtrl.errors import RunError, UsageError
 from mtrl.folder import DEMONSTRATIONS
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.diagnose import diagnose
 from mtrl.training import report
 from mtrl.training.callbacks import Callback
-from mtrl.training.checkpoint import CheckpointWriter, what_is_left
+from mtrl.training.checkpoint import CheckpointWriter
 from mtrl.training.curriculum import Curriculum
 from mtrl.training.episodes import episodes_of
 from mtrl.training.hooks import Hooks
@@ -31,7 +31,7 @@ from mtrl.training.interrupt import Interrupt
 from mtrl.training.judge import Judge
 from mtrl.training.logger import RunLogger
 from mtrl.training.pace import Pace
-from mtrl.training.place import enough_memory, quoted
+from mtrl.training.place import quoted, resumable
 from mtrl.training.report import Outcome
 
 
@@ -101,18 +101,13 @@ class Trainer:
 
         Raises:
             RunError: If training cannot continue because of NaN or infinite numbers, simulators,
-                the disk or a callback.
+                memory, the disk or a callback; see `resumable`.
         """
-        try:
-            # Closing also writes to files, and fails again if an earlier write has failed.
-            with closing(self), self.interrupt, cpu_threads(self.config.threads):
-                return self._run()
-        except OSError as error:
-            if not self.run_dir.is_dir():
-                raise RunError(f"the run folder {self.run_dir} no longer exists") from None
-            raise RunError(f"{plain(error)}. {what_is_left(self.run_dir)}") from None
+        # Closing also writes to files, and fails again if an earlier write has failed.
+        threads = cpu_threads(self.config.threads)
+        with resumable(self.run_dir), closing(self), self.interrupt, threads:
+            return self._run()
 
-    @enough_memory("batch_size")
     def _run(self) -> Outcome:
         try:
             outcome = self._to_the_end()
@@ -120,13 +115,15 @@ class Trainer:
             self.hooks.expect_none_failed()
             self.hooks.call("on_training_end", outcome)
             self.hooks.expect_none_failed()
-        except WorkerError as error:
+        except WorkerError:
             self._checkpoint()
             self.checkpoints.wait()
-            raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
-        except FloatingPointError as error:
+            raise
+        except FloatingPointError:
             self.state.expect_numbers(self.run_dir)  # raises a more specific error
-            raise RunError(f"{error}. {what_is_left(self.run_dir)}") from None
+            raise
+        except UsageError as error:  # such as weights of another shape from a user's method
+            raise RunError(str(error)) from None
         if outcome.evaluation is not None:
             self.logger.say(str(outcome))
         return outcome

@@ -123,19 +123,37 @@ def test_methods_that_synchronise_are_not_captured():
 
 KERNEL = """
 import torch
-from mtrl.surgery.methods.pcgrad import _projected, random_keys, random_orders
-from mtrl.surgery.methods.pcgrad_triton import projected
+from mtrl.surgery.methods import pcgrad
 
-RANDOM = random_keys, random_orders
+INFINITE = torch.nan, torch.inf, -torch.inf
 for n_tasks in (1, 2, 3, 10, 50):
-    generator = torch.Generator().manual_seed(n_tasks)
-    rows = torch.randn(2, n_tasks, 20, generator=generator).to(DEVICE)
-    rows[:, n_tasks // 2 :: 7] = 0  # tasks without a gradient
+    generator, last = torch.Generator().manual_seed(n_tasks), n_tasks - 1
+    rows = torch.randn(3, n_tasks, 20, generator=generator, dtype=torch.float64)
+    rows[0, n_tasks // 2 :: 7] = 0  # tasks without a gradient
+    rows[1] = 0
+    rows[2, 1::5] = rows[2, 0]  # tied, and opposed
+    rows[2, last] = -2 * rows[2, 0]
     gramian = rows @ rows.mT
-    keys, again = (random(2, n_tasks, generator.manual_seed(n_tasks)) for random in RANDOM)
-    found = projected(gramian, keys.to(DEVICE))
-    exact = _projected(gramian.double(), again.to(DEVICE))
-    torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=1e-4)
+    places = {(0, 0), (0, last), (last, 0), (last // 2, last // 2)} if n_tasks < 20 else ()
+    broken = [(value, *place) for value in INFINITE for place in places]
+    gramian = torch.cat([gramian, gramian[2:].expand(len(broken), -1, -1)])
+    for n, (value, s, t) in enumerate(broken, 3):
+        gramian[n, s, t] = value
+    method = pcgrad.PCGrad()
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-9)):
+        pcgrad.is_fused = lambda *sizes: False
+        exact = method.weights_or_nan(gramian, generator.manual_seed(1))
+        assert exact[:3].isfinite().all() and exact[3:].isnan().all()
+        pcgrad.is_fused = lambda *sizes: True
+        draw = pcgrad.random_keys  # on the CPU, with the same numbers
+        pcgrad.random_keys = lambda *given: draw(*given).to(DEVICE)
+        found = method.weights_or_nan(gramian.to(DEVICE, dtype), generator.manual_seed(1))
+        pcgrad.random_keys = draw
+        assert found.dtype == dtype
+        # Opposed gradients lose digits.
+        torch.testing.assert_close(
+            found.double().cpu(), exact, atol=tolerance, rtol=tolerance, equal_nan=True
+        )
 """
 
 

@@ -6,6 +6,9 @@ number from the host that enters it would be frozen into a captured graph.
 
 import contextlib
 import copy
+import sys
+from collections import Counter
+from types import ModuleType
 
 import pytest
 import small_learner
@@ -19,7 +22,8 @@ from mtrl.config.registry import TRUNKS as REGISTRY
 from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.sac.values import CategoricalValue
-from mtrl.surgery import available, get_surgery
+from mtrl.surgery import available, get_surgery, methods
+from mtrl.surgery.methods import pcgrad
 from mtrl.surgery.methods.rotograd import RotoGrad
 
 T, FIRST = 3, 12
@@ -105,6 +109,38 @@ def test_a_captured_update_of_any_trunk_uses_no_tensor_on_the_host(surgery, engi
     learner.step(replay)
     with meta():
         learner.step(replay)
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that are a kernel on a GPU: no views and no allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        aliases = [r.alias_info for r in func._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in aliases)
+        name = func.overloadpacket.__name__
+        if not (is_view or "empty" in name):
+            self.names[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_pcgrad_launches_only_its_kernel_and_random_numbers(monkeypatch):
+    """The kernel itself is tested in test_cuda.py; without Triton, memory stands for its result."""
+    kernel = ModuleType("mtrl.surgery.methods.pcgrad_triton")
+    kernel.weights = lambda gramian, keys: gramian.new_empty(gramian.shape[:2])
+    monkeypatch.setitem(sys.modules, kernel.__name__, kernel)
+    monkeypatch.setattr(methods, "pcgrad_triton", kernel, raising=False)
+    gramian, draw = torch.eye(T).repeat(2, 1, 1), torch.Generator().manual_seed(0)
+    with Launches() as launches:
+        pcgrad.PCGrad().weights_or_nan(gramian, draw)
+    assert launches.names.keys() >= {"rand", "nan_to_num_", "sum", "sort", "mean"}
+    monkeypatch.setattr(pcgrad, "is_fused", lambda *sizes: True)
+    with Launches() as launches:
+        pcgrad.PCGrad().weights_or_nan(gramian, draw)
+    assert launches.names == {"rand": 1}
 
 
 def test_a_tensor_on_the_host_is_detected(meta):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import toy_tasks
 from safetensors.torch import load_file
 from small_runs import TASKS, TOTAL, point_config, save_checkpoint, small_config
 
-from mtrl import Benchmark, TrainConfig, resume, train
+from mtrl import Benchmark, Callback, TrainConfig, resume, train
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.errors import RunError, UsageError, plain
 from mtrl.folder import find_policy, newest_checkpoint, steps_evaluated
@@ -334,6 +335,87 @@ def test_lost_simulators_are_replaced_and_counted_up_to_the_limit(tmp_path):
     assert load_newest(tmp_path / "b")[0]["steps"] == 150
     outcome = resume(tmp_path / "b")
     assert outcome.evaluation is not None
+
+
+EXBIBYTE = 2**60
+SHORT: dict[str, Callable[[], object]] = {
+    "torch": lambda: torch.empty(EXBIBYTE, dtype=torch.uint8),
+    "Python": lambda: bytearray(EXBIBYTE),
+    "NumPy": lambda: np.empty(EXBIBYTE, np.uint8),
+}
+"""Allocations that fail on any machine."""
+wanted: list[str] = []
+"""Those that `hungry` makes."""
+
+
+def hungry(gramian: torch.Tensor) -> torch.Tensor:
+    """Plain average, until it needs more memory than there is."""
+    for name in wanted:
+        SHORT[name]()
+    return torch.full_like(gramian[0], 1 / len(gramian))
+
+
+class Hungry(Callback):
+    """Makes the method fail after 100 steps."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_step(self) -> None:
+        if self.num_timesteps == 100:
+            wanted.append(self.name)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_run_that_lacks_memory_says_how_to_resume(name, tmp_path):
+    """Real failures of three allocators; the newest checkpoint is of 60 steps."""
+    settings = point_config(tmp_path / "b", surgery=f"{__name__}:hungry")
+    path = tmp_path / "b/checkpoints/step_000000000060.safetensors"
+    left = re.escape(f"{path} is intact; to resume: mtrl-train --resume {tmp_path / 'b'}")
+    reason = r"^not enough memory: \S.*; free some, or start a new run with a smaller batch_size\. "
+    try:
+        with pytest.raises(RunError, match=f"{reason}{left}$"):
+            train(settings, callbacks=[Hungry(name)])
+        with pytest.raises(RunError, match=f"{reason}{left}$"):
+            resume(tmp_path / "b")  # nor is there enough now
+    finally:
+        wanted.clear()
+    assert load_newest(tmp_path / "b")[0]["steps"] == 60
+    smaller = {"init_from": tmp_path / "b", "batch_size": 4, "total_timesteps": 80}
+    assert train(point_config(tmp_path / "c", **smaller)).evaluation is not None
+    assert resume(tmp_path / "b").evaluation is not None
+
+
+def odd(gramian: torch.Tensor) -> torch.Tensor:
+    """Plain average, until it returns weights of another shape, or raises."""
+    if "raise" in wanted:
+        raise ArithmeticError("my word")
+    return torch.full_like(gramian[0], 1 / len(gramian))[: 1 if wanted else None]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        (
+            "shape",
+            RunError,
+            "surgery: expected weights of shape (2,)",
+        ),
+        ("raise", ArithmeticError, "my word"),
+    ],
+)
+def test_other_errors_of_a_run_say_how_to_resume(name, kind, message, tmp_path, capsys):
+    """A wrong result is one line; the traceback of an error of a user's function is kept."""
+    settings = point_config(tmp_path / "b", surgery=f"{__name__}:odd")
+    path = tmp_path / "b/checkpoints/step_000000000060.safetensors"
+    try:
+        with pytest.raises(kind, match=re.escape(message)) as told:
+            train(settings, callbacks=[Hungry(name)])
+    finally:
+        wanted.clear()
+    said = str(told.value) if kind is RunError else capsys.readouterr().out
+    assert f"{path} is intact; to resume: mtrl-train --resume {tmp_path / 'b'}" in said
+    assert resume(tmp_path / "b").evaluation is not None
 
 
 class Rich(gym.Env):

@@ -201,11 +201,11 @@ def test_errors_at_the_start_leave_nothing_behind(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-def failure(callback: Callback, call: str, tmp_path: Path) -> str:
+def failure(callback: Callback, call: str) -> str:
     """Return the error of a run that makes a single call of the callback."""
     hooks = Hooks([callback], {})
     logger = SimpleNamespace(recorded=[])
-    hooks.begin(SimpleNamespace(run_dir=tmp_path, logger=logger))  # type: ignore[arg-type]
+    hooks.begin(SimpleNamespace(logger=logger))  # type: ignore[arg-type]
     hooks.state_dict() if call == "state_dict" else hooks.call(call)
     assert hooks.wanted
     with pytest.raises(RunError) as told:
@@ -221,12 +221,12 @@ def failure(callback: Callback, call: str, tmp_path: Path) -> str:
         ({"a": {1, 2}}, "TypeError: Object of type set is not JSON serializable"),
     ],
 )
-def test_a_state_that_cannot_be_restored_is_reported(state, expected, tmp_path):
+def test_a_state_that_cannot_be_restored_is_reported(state, expected):
     class Odd(Callback):
         def state_dict(self):
             return state
 
-    assert f"callback Odd.state_dict: {expected}" in failure(Odd(), "state_dict", tmp_path)
+    assert f"callback Odd.state_dict: {expected}" in failure(Odd(), "state_dict")
 
 
 class Answers(Callback):
@@ -253,9 +253,9 @@ def test_other_objects_are_rejected_before_anything_starts(callbacks, expected, 
     assert expected in str(told.value) and not (tmp_path / "b").exists()
 
 
-def test_an_invalid_return_value_is_reported(tmp_path):
-    expected = "callback Answers.on_step: TypeError: expected True, False or None, got 'no'."
-    assert expected in failure(Answers(), "on_step", tmp_path)
+def test_an_invalid_return_value_is_reported():
+    expected = "callback Answers.on_step: TypeError: expected True, False or None, got 'no'"
+    assert failure(Answers(), "on_step") == expected
 
 
 def test_a_state_without_its_callback_or_rejected_by_it(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -10,17 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from small_runs import point_config
+from small_runs import save_checkpoint
 
 from mtrl import resume, train
 from mtrl.cli.train import main
 from mtrl.config.train import TrainConfig
 from mtrl.errors import RunError, UsageError
-from mtrl.sac.learner import Learner
 from mtrl.training import place
 from mtrl.training.check import LONGEST_TEMPORARY_FOLDER, check
+from mtrl.training.checkpoint import load_newest
 from mtrl.training.lock import locked
-from mtrl.training.place import make_folder, nothing_left
+from mtrl.training.place import make_folder, nothing_left, resumable
 
 FLAGS = (
     "--config plain --tasks reach-v3 --hidden-sizes 8 --batch-size 8 "
@@ -75,13 +76,28 @@ def test_a_failed_start_leaves_nothing_behind(error, kind, message, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
-def test_too_little_memory_for_an_update_names_the_field(monkeypatch, tmp_path):
-    def step(*arguments):
+def test_too_little_memory_on_a_gpu_is_recognised(tmp_path):
+    pattern = r"^not enough memory: CUDA out .*; free some, or .*batch_size\. No checkpoint has"
+    with pytest.raises(RunError, match=pattern), resumable(tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr(Learner, "step", step)
-    with pytest.raises(RunError, match=r"not enough memory: CUDA out .*; reduce batch_size"):
-        train(point_config(tmp_path / "run"))
+
+@pytest.mark.parametrize("room", [32, 96], ids=["to open it", "to read it"])
+def test_a_checkpoint_that_does_not_fit_is_not_taken_for_a_damaged_one(room, tmp_path):
+    """Its 64 MiB are mapped twice; `room` is the memory left [MiB]."""
+    path = save_checkpoint(tmp_path, 5, {"x": torch.ones(2**24)}, "a: 1")
+    pattern = (
+        r"^not enough memory: .*Cannot allocate memory.*step_0*5\.safetensors is intact; to re"
+    )
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + room * 2**20, before[1]))
+    try:
+        with pytest.raises(RunError, match=pattern), resumable(tmp_path):
+            load_newest(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert path.exists() and load_newest(tmp_path)[1] == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
@@ -191,8 +207,6 @@ def test_resume_if_exists(tmp_path, capsys):
 
 def test_a_check_takes_no_memory_for_networks():
     """Networks of 3 GiB, including optimisers, are checked on the meta device."""
-    import resource
-
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     sizes = {"tasks": ("reach-v3", "push-v3"), "hidden_sizes": (4000, 4000, 4000)}
     check(TrainConfig(**sizes, surgery="rotograd", device="cpu", buffer_size=200))

@@ -7,7 +7,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from mtrl.errors import expect
-from mtrl.surgery.methods.simplex import FusedNewton, is_fused, unit_gramian
+from mtrl.surgery.base import is_fused
+from mtrl.surgery.methods.simplex import FusedNewton, unit_gramian
 from mtrl.surgery.registry import register
 
 _ITERATIONS = 30

@@ -12,9 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LARGEST = 64
-"""Maximum number of tasks whose matrix fits into the registers."""
-
 
 def interior_point(
     directions: Tensor, slopes: Tensor, radius: Tensor, inverse_norms: Tensor, start: Tensor,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from mtrl.surgery.base import GramianSurgery
+from mtrl.surgery.base import GramianSurgery, is_fused
 from mtrl.surgery.registry import register
-
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @register("pcgrad")
@@ -36,15 +32,22 @@ class PCGrad(GramianSurgery):
     @override
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
         keys = random_keys(len(gramian), gramian.shape[-1], generator)
-        if gramian.is_cuda and _HAS_TRITON:
-            from mtrl.surgery.methods.pcgrad_triton import projected
+        if is_fused(gramian.device, gramian.shape[-1]):
+            from mtrl.surgery.methods import pcgrad_triton
 
-            return projected(gramian, keys).mean(-2)
+            return pcgrad_triton.weights(gramian, keys)
         return _projected(gramian, _orders(keys)).mean(-2)
+
+    @override
+    def weights_or_nan(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
+        """Do what the base class does; our kernel does it without further launches."""
+        if is_fused(gramian.device, gramian.shape[-1]):
+            return self.weights(gramian, generator)
+        return super().weights_or_nan(gramian, generator)
 
 
 def _projected(gramian: Tensor, orders: Tensor) -> Tensor:
-    """Compute `pcgrad_triton.projected` on any device, in T − 1 rounds of three small operations.
+    """Compute C, `[N, T, T]`, in T − 1 rounds of three small operations.
 
     G is first permuted into each task's order. In round s, the products of the current gradient
     with the gradients still to visit are then available, and the projection updates them by row s.

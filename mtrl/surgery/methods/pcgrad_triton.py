@@ -1,4 +1,4 @@
-"""Triton kernel for PCGrad's T − 1 dependent projections, for CUDA."""
+"""Triton kernel of PCGrad for CUDA: from the Gramian to the weights in one launch."""
 
 import torch
 import triton
@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 
-def projected(gramian: Tensor, keys: Tensor) -> Tensor:
-    """Compute the coefficients of all projected gradients; see `PCGrad`.
+def weights(gramian: Tensor, keys: Tensor) -> Tensor:
+    """Compute the weights of all tasks; see `PCGrad`.
 
     Args:
         gramian: G, `[N, T, T]`.
@@ -15,42 +15,50 @@ def projected(gramian: Tensor, keys: Tensor) -> Tensor:
             ascending order of its row, which the kernel sorts as it proceeds.
 
     Returns:
-        C, `[N, T, T]`: the projected gradient of task i is Σ_t C_it g_t.
+        The mean over i of the coefficients C, `[N, T]`, where the projected gradient of task i is
+        Σ_t C_it g_t; NaN for a network whose Gramian is not finite.
     """
     n_networks, n_tasks, _ = gramian.shape
-    coefficients = torch.empty_like(gramian, memory_format=torch.contiguous_format)
+    found = gramian.new_empty(n_networks, n_tasks)
+    block = triton.next_power_of_2(n_tasks)
     with torch.cuda.device_of(gramian):  # Triton launches on the current device
-        _project[(n_networks * n_tasks,)](
+        _weights[(n_networks,)](
             gramian.contiguous(),
-            keys,
-            coefficients,
+            keys.contiguous(),
+            found,
             n_tasks,
-            triton.next_power_of_2(n_tasks),
+            block,
             torch.finfo(gramian.dtype).tiny,
-            num_warps=1,
+            num_warps=max(1, block * block // 512),
         )
-    return coefficients
+    return found
 
 
 @triton.jit
-def _project(  # type: ignore[no-untyped-def]
-    gramian, keys, coefficients, n_tasks: tl.constexpr, block: tl.constexpr, tiny: tl.constexpr
+def _weights(  # type: ignore[no-untyped-def]
+    gramian, keys, found, n_tasks: tl.constexpr, block: tl.constexpr, tiny: tl.constexpr
 ):  # fmt: skip
-    """Run one program per network and task i, with its row of C in registers for all steps."""
-    row = tl.program_id(0)
-    network, i = row // n_tasks, row % n_tasks
+    """Run one program per network, with C in registers for all steps; row i of C is task i's."""
     t = tl.arange(0, block)
-    key = tl.load(keys + row * n_tasks + t, mask=t < n_tasks, other=3.0)
-    key = tl.where(t == i, 2.0, key)  # a task does not visit itself
-    c = tl.where(t == i, 1.0, 0.0).to(gramian.dtype.element_ty)
+    real = t < n_tasks
+    both = real[:, None] & real[None, :]
+    own = t[:, None] == t[None, :]
+    first = tl.program_id(0) * n_tasks  # the network's first row of G and of the keys
+    place = (first + t[:, None]) * n_tasks + t[None, :]
+    whole = tl.load(gramian + place, mask=both, other=0.0)
+    zero = tl.sum(tl.sum(0.0 * whole, 1), 0)  # or NaN, as 0 · ∞ is
+    key = tl.load(keys + place, mask=both, other=3.0)
+    key = tl.where(own, 2.0, key)  # a task does not visit itself
+    c = tl.where(own & both, 1.0, 0.0).to(gramian.dtype.element_ty)
     for _ in range(n_tasks - 1):
-        j = tl.argmin(key, 0)
-        key = tl.where(t == j, 4.0, key)
-        other = network * n_tasks + j
-        g = tl.load(gramian + other * n_tasks + t, mask=t < n_tasks, other=0.0)
-        squared_norm = tl.load(gramian + other * n_tasks + j)
-        conflict = tl.minimum(tl.sum(c * g, 0), 0.0)
+        j = tl.argmin(key, 1)  # the next task that each task visits
+        visited = t[None, :] == j[:, None]
+        key = tl.where(visited, 4.0, key)
+        row = (first + j) * n_tasks
+        g = tl.load(gramian + row[:, None] + t[None, :], mask=both, other=0.0)
+        squared_norm = tl.load(gramian + row + j, mask=real, other=0.0)
+        conflict = tl.minimum(tl.sum(c * g, 1), 0.0)
         known = squared_norm > tiny  # a zero gradient has no conflicts
         step = tl.where(known, conflict / tl.where(known, squared_norm, 1.0), 0.0)
-        c = tl.where(t == j, c - step, c)
-    tl.store(coefficients + row * n_tasks + t, c, mask=t < n_tasks)
+        c = tl.where(visited, c - step[:, None], c)
+    tl.store(found + first + t, tl.sum(c, 0) / n_tasks + zero, mask=real)

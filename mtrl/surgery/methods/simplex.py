@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from mtrl.surgery.base import GramianSurgery, SurgeryTarget
+from mtrl.surgery.base import GramianSurgery, SurgeryTarget, is_fused
 from mtrl.surgery.diagnostics import cosines
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 ROUNDINGS = 100
 """Error of a Gramian in units of its dtype's epsilon: it sums a million products in float32."""
@@ -32,15 +28,6 @@ class FusedNewton(GramianSurgery):
     def prepare(self, networks: SurgeryTarget) -> None:
         device = next(iter(networks.parameters())).device
         self.capturable = is_fused(device, networks.n_tasks)
-
-
-def is_fused(device: torch.device, n_tasks: int) -> bool:
-    """Return whether Newton iterations run as one kernel there, which a CUDA graph can capture."""
-    if device.type != "cuda" or not HAS_TRITON:
-        return False
-    from mtrl.surgery.methods.newton_triton import LARGEST
-
-    return n_tasks <= LARGEST
 
 
 def unit_gramian(gramian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
