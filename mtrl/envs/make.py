@@ -20,7 +20,7 @@ from mtrl.envs.native import NativePools
 from mtrl.envs.processes import START_TIMEOUT, WorkerProcesses
 from mtrl.envs.tasks import ACTION_SPACE, MAX_STEPS, OBSERVATION_SPACE
 from mtrl.envs.vector import TaskVectorEnv
-from mtrl.errors import UsageError
+from mtrl.errors import UsageError, expect_kind, expect_whole
 
 
 def make_vector_env(
@@ -48,8 +48,13 @@ def make_vector_env(
         max_restarts: Maximum number of lost simulator processes to replace.
 
     Raises:
-        UsageError: See `examined` and `steps_of_an_episode`.
+        UsageError: If an argument is invalid; see also `examined` and `steps_of_an_episode`.
     """
+    expect_kind("benchmark", benchmark, Benchmark, "get_benchmark('mt10')")
+    if workers is not None:
+        expect_whole("workers", workers)
+    expect_whole("envs_per_task", envs_per_task)
+    expect_whole("max_restarts", max_restarts, least=0)
     observations: Box = OBSERVATION_SPACE
     actions: Box = ACTION_SPACE
     horizon = steps_of_an_episode(benchmark, horizon)
@@ -97,8 +102,11 @@ def steps_of_an_episode(benchmark: Benchmark, horizon: int | None) -> int | None
         horizon: Requested limit. Default: 500 for Meta-World, no limit for custom environments.
 
     Raises:
-        UsageError: If the limit exceeds what Meta-World's environments allow.
+        UsageError: If the limit is no positive integer or exceeds what Meta-World's environments
+            allow.
     """
+    if horizon is not None:
+        expect_whole("horizon", horizon)
     if benchmark.custom:
         return horizon
     if horizon is not None and horizon > MAX_STEPS:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtrl.config.train import TrainConfig
-from mtrl.errors import UsageError
+from mtrl.errors import UsageError, expect_kind
 from mtrl.folder import (
     DEMONSTRATIONS,
     newest_checkpoint,
@@ -63,6 +63,7 @@ def train(
         UsageError: If the configuration is invalid; nothing is written then.
     """
     _expect_main_guard()
+    expect_kind("config", config, TrainConfig, "preset('quickstart')")
     if agent is not None:
         config = config.model_copy(update={"agent": expect_agent(agent).config})
     before = existing_run(config, benchmark is None) if resume_if_exists else None

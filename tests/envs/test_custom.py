@@ -206,8 +206,10 @@ def test_without_success_tasks_are_scored_by_return(tmp_path, monkeypatch, capsy
     assert "mtrl-eval FILE --benchmark MODULE:NAME" in card
     assert eval_main(["policy.safetensors"]) == 2
     assert "custom tasks of pair, because a file only names" in capsys.readouterr().err
-    assert eval_main(["run", "--benchmark", name, "--video", "films"]) == 2
-    assert "video: expected Meta-World tasks" in capsys.readouterr().err
+    for given in (["run"], ["run", "--benchmark", name]):
+        assert eval_main([*given, "--video", "films"]) == 2
+        told = capsys.readouterr().err
+        assert "video: expected Meta-World tasks, got pair" in told and "evaluating" not in told
 
 
 def test_plotting_runs_does_not_import_their_benchmark(tmp_path):
