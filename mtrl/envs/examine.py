@@ -162,7 +162,7 @@ def _warn_unless_repeated(task: str, played: Sequence[tuple[int, list[np.ndarray
             f"task {task!r}: an episode repeated with the same seed and actions differed, so runs "
             "do not repeat; if a wrapper keeps statistics over episodes, such as "
             "gymnasium.wrappers.NormalizeObservation, evaluations use others than training: "
-            "remove it, because mtrl normalises observations and scales rewards itself",
+            "remove it, because the recipes of mtrl normalise observations and scale rewards",
             stacklevel=2,
         )
 

@@ -162,7 +162,7 @@ class Policy(nn.Module):
             task: Name of the task of all rows.
 
         Returns:
-            Actions `[A]` or `[n, A]`, and `state`.
+            Actions in [-1, 1], `[A]` or `[n, A]`, and `state`.
 
         Raises:
             ValueError: If the task of a row is not given, or given in two ways that differ.
