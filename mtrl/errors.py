@@ -53,7 +53,7 @@ def expect_whole(field: str, value: Any, least: int = 1) -> None:
     Raises:
         UsageError: If it is not.
     """
-    if not (isinstance(value, Integral) and value >= least):
+    if not (isinstance(value, Integral) and int(value) >= least):
         raise UsageError(f"{field}: expected an integer of at least {least}, got {value!r}")
 
 

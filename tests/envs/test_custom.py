@@ -194,6 +194,15 @@ def test_trains_and_evaluates(tmp_path):
     assert 0 < outcome.evaluation.mean < 1
 
 
+def test_a_name_in_place_of_an_object_gets_a_hint():
+    with pytest.raises(
+        UsageError, match=r"config: expected an mtrl\.TrainConfig, such as preset\("
+    ):
+        train("quickstart")
+    with pytest.raises(UsageError, match=r"benchmark: expected an mtrl\.Benchmark, such as get_be"):
+        train(TrainConfig(), "mt10")
+
+
 def test_without_success_tasks_are_scored_by_return(tmp_path, monkeypatch, capsys):
     """With the commands, and a benchmark in a module of the working directory."""
     (tmp_path / "silent_for_a_test.py").write_text(

@@ -124,7 +124,8 @@ class OwnModule(Trunk):
 
         Otherwise a policy would differ from the one that was saved.
         """
-        rows, parameters = torch.linspace(-1, 1, 2 * n_inputs), dict(module.named_parameters())
+        rows = torch.linspace(-1, 1, 2 * n_inputs)
+        parameters: dict[str, Tensor] = dict(module.named_parameters())
         if rows.is_meta:
             return
         with torch.no_grad():
