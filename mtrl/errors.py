@@ -7,6 +7,7 @@ import importlib
 import os
 import traceback
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
 
 _IMPORTING = (__file__, importlib.__file__)
@@ -32,6 +33,28 @@ def expect(holds: bool, expected: str, got: Any) -> None:
     """
     if not holds:
         raise UsageError(f"surgery: expected {expected}, got {got!r}")
+
+
+def expect_kind(field: str, value: Any, kind: type, example: str) -> None:
+    """Check the type of an argument.
+
+    Raises:
+        UsageError: With an example of what was expected.
+    """
+    if not isinstance(value, kind):
+        raise UsageError(
+            f"{field}: expected an mtrl.{kind.__name__}, such as {example}, got {value!r}"
+        )
+
+
+def expect_whole(field: str, value: Any, least: int = 1) -> None:
+    """Check that an argument is an integer of at least `least`.
+
+    Raises:
+        UsageError: If it is not.
+    """
+    if not (isinstance(value, Integral) and int(value) >= least):
+        raise UsageError(f"{field}: expected an integer of at least {least}, got {value!r}")
 
 
 def import_attribute(field: str, name: str) -> Any:

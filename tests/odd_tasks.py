@@ -140,11 +140,11 @@ class Wrong(Plain):
 
 
 class LateWrong(Plain):
-    """Its third episode breaks the contract."""
+    """Its fourth episode breaks the contract."""
 
     def step(self, action):
         observation, *rest = super().step(action)
-        return (observation if self.episodes < 3 else observation[:1]), *rest
+        return (observation if self.episodes < 4 else observation[:1]), *rest
 
 
 class Counted(Plain):

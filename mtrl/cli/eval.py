@@ -11,7 +11,6 @@ from pydantic import Field
 from mtrl.cli.flags import Parser, add_flags, run
 from mtrl.config.fields import Camera, PolicyDevice, Seed, TrunkImports, Workers
 from mtrl.config.section import Section, expect_writable, validate
-from mtrl.errors import UsageError
 from mtrl.folder import find_policy, write_text
 
 
@@ -79,8 +78,6 @@ def _eval(arguments: Sequence[str] | None) -> int:
     expect_writable("csv", config.csv_file)
     expect_writable("video", config.video, is_folder=True)
 
-    if config.video is not None and config.benchmark is not None:
-        raise UsageError(f"video: expected Meta-World tasks, got {config.benchmark}")
     if config.video is not None:
         from mtrl.evaluation.video import film, find_backend
 
@@ -91,7 +88,9 @@ def _eval(arguments: Sequence[str] | None) -> int:
 
     import_trunks(config.imports)
     outputs = {"imports", "video", "video_episodes", "camera", "json_file", "csv_file"}
-    result, context = evaluate_file(**config.model_dump(exclude=outputs))
+    result, context = evaluate_file(
+        **config.model_dump(exclude=outputs), filmed=config.video is not None
+    )
     print(result.table(), flush=True)
     if unseen := context["unseen_tasks"]:
         print(f"never trained on: {', '.join(unseen)}", flush=True)

@@ -13,7 +13,7 @@ from mtrl.demonstrations.data import Demonstrations
 from mtrl.envs.benchmarks import N_GOALS, Benchmark
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.processes import expect_main_guard, n_cores
-from mtrl.errors import UsageError, one_line, unknown
+from mtrl.errors import UsageError, expect_kind, one_line, unknown
 from mtrl.evaluation.play import Play, Step, act, played
 from mtrl.evaluation.protocol import expect_sizes
 from mtrl.policy.policy import Policy
@@ -60,6 +60,7 @@ def collect(
         UsageError: If a task has no actor, if there are more episodes than goals and so episodes
             would repeat, or if a function fails or returns anything but an action.
     """
+    expect_kind("benchmark", benchmark, Benchmark, "get_benchmark('mt10')")
     names = benchmark.tasks
     counts = [episodes] * len(names) if isinstance(episodes, int) else list(episodes)
     known = actor.tasks if isinstance(actor, Policy) else tuple(actor)

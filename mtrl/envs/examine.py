@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 import signal
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -32,7 +33,7 @@ def examined(benchmark: Benchmark) -> Benchmark:
     """Check every custom environment, and return the benchmark with its `spaces`.
 
     Each environment is created once in this process, reset, stepped with random actions and
-    closed.
+    closed. The first episode is played twice, to warn if it does not repeat.
 
     Raises:
         UsageError: Naming the task, if an environment fails, breaks Gymnasium's contract, returns
@@ -43,7 +44,8 @@ def examined(benchmark: Benchmark) -> Benchmark:
         return benchmark
     first: tuple[Box, Box] | None = None
     for task, make in benchmark.custom.items():
-        found = _play(task, make, benchmark.success_key)
+        with _same_folder():
+            found = _play(task, make, benchmark.success_key)
         first = first or found
         for name, space, expected in zip(("observations", "actions"), found, first, strict=True):
             if space.shape != expected.shape:
@@ -57,6 +59,17 @@ def examined(benchmark: Benchmark) -> Benchmark:
 
 class _Hangs(BaseException):
     """An environment did not return in time. No Exception, because the environment may catch it."""
+
+
+@contextmanager
+def _same_folder() -> Iterator[None]:
+    """Restore the working directory, which an environment may change; runs are relative to it."""
+    here = os.open(".", os.O_RDONLY)
+    try:
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 @contextmanager
@@ -88,10 +101,11 @@ def _play(task: str, make: EnvFactory, success_key: str | None) -> tuple[Box, Bo
         with _clock() as begin:
             begin()
             env = CustomTask(task, make, success_key)
-            actions, size = np.random.default_rng(0), env.spaces[1].shape
-            played, problem = 0, ""
-            for episode in range(RESETS):
-                doing = "reset"
+            size, problem = (STEPS, *env.spaces[1].shape), ""
+            played: list[tuple[int, list[np.ndarray]]] = []  # numbers, observations and rewards
+            episodes = list(range(RESETS))
+            while episodes:
+                episode, doing = episodes.pop(0), "reset"
                 begin()
                 observation, _ = env.reset(seed=0, options={"episode": episode})
                 try:
@@ -99,15 +113,18 @@ def _play(task: str, make: EnvFactory, success_key: str | None) -> tuple[Box, Bo
                 except NotFinite as error:  # allowed now and then: the row would reset again
                     problem = str(error)
                     continue
-                doing, played = "step", played + 1
-                for _ in range(STEPS):
+                doing, seen = "step", [observation]
+                for action in np.random.default_rng(episode).uniform(-1, 1, size):
                     begin()
-                    _, _, terminated, truncated, _ = env.step(actions.uniform(-1, 1, size))
+                    observation, reward, terminated, truncated, _ = env.step(action)
+                    seen.append(np.append(observation, reward))
                     if terminated or truncated:
                         break
                 _warn_of_another_key(task, success_key, env.told)
-                if played == EPISODES:
-                    break
+                played.append((episode, seen))
+                if len(played) >= EPISODES:  # then the first once more
+                    episodes = [played[0][0]] if len(played) == EPISODES else []
+            _warn_unless_repeated(task, played)
             if not played:
                 raise UsageError(f"expected finite observations, but {problem} at each of {RESETS}")
             doing = "close"
@@ -130,6 +147,22 @@ def _warn_of_another_key(task: str, success_key: str | None, info: Mapping[str, 
         warnings.warn(
             f"task {task!r}: its info has {near[0]!r} but not {success_key!r}; if that says "
             f"whether it is solved, set Benchmark(..., success_key={near[0]!r})",
+            stacklevel=2,
+        )
+
+
+def _warn_unless_repeated(task: str, played: Sequence[tuple[int, list[np.ndarray]]]) -> None:
+    """Warn if the last episode is the first with the same seed and actions, but differs from it."""
+    if len(played) < 2 or played[-1][0] != played[0][0]:
+        return
+    (_, first), *_, (_, last) = played
+    same = (np.array_equal(a, b, equal_nan=True) for a, b in zip(first, last, strict=False))
+    if len(first) != len(last) or not all(same):
+        warnings.warn(
+            f"task {task!r}: an episode repeated with the same seed and actions differed, so runs "
+            "do not repeat; if a wrapper keeps statistics over episodes, such as "
+            "gymnasium.wrappers.NormalizeObservation, evaluations use others than training: "
+            "remove it, because the recipes of mtrl normalise observations and scale rewards",
             stacklevel=2,
         )
 

@@ -19,7 +19,7 @@ from mtrl.envs.native import NativePools
 from mtrl.envs.processes import START_TIMEOUT, WorkerProcesses
 from mtrl.envs.tasks import MAX_STEPS
 from mtrl.envs.vector import TaskVectorEnv
-from mtrl.errors import UsageError
+from mtrl.errors import UsageError, expect_kind, expect_whole
 
 
 def make_vector_env(
@@ -47,8 +47,13 @@ def make_vector_env(
         max_restarts: Maximum number of lost simulator processes to replace.
 
     Raises:
-        UsageError: See `examined` and `steps_of_an_episode`.
+        UsageError: If an argument is invalid; see also `examined` and `steps_of_an_episode`.
     """
+    expect_kind("benchmark", benchmark, Benchmark, "get_benchmark('mt10')")
+    if workers is not None:
+        expect_whole("workers", workers)
+    expect_whole("envs_per_task", envs_per_task)
+    expect_whole("max_restarts", max_restarts, least=0)
     horizon = steps_of_an_episode(benchmark, horizon)
     benchmark = examined(benchmark)
     assert benchmark.spaces is not None
@@ -89,8 +94,11 @@ def steps_of_an_episode(benchmark: Benchmark, horizon: int | None) -> int | None
         horizon: Requested limit. Default: 500 for Meta-World, no limit for custom environments.
 
     Raises:
-        UsageError: If the limit exceeds what Meta-World's environments allow.
+        UsageError: If the limit is no positive integer or exceeds what Meta-World's environments
+            allow.
     """
+    if horizon is not None:
+        expect_whole("horizon", horizon)
     if benchmark.custom:
         return horizon
     if horizon is not None and horizon > MAX_STEPS:

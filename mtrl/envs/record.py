@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtrl.envs.benchmarks import Benchmark, get_benchmark, select
-from mtrl.errors import UsageError
+from mtrl.errors import UsageError, expect_kind
 from mtrl.folder import BenchmarkRecord, TaskRecord
 
 
@@ -78,6 +78,7 @@ def with_source(benchmark: Benchmark) -> Benchmark:
     The main script is recorded under its file's name. Importing it by that name works only from
     its folder.
     """
+    expect_kind("benchmark", benchmark, Benchmark, "get_benchmark('mt10')")
     if benchmark.source is not None or not benchmark.custom:
         return benchmark
     # `sys.modules` lists a module after its imports, except the main script, which comes first and

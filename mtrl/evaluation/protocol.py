@@ -12,7 +12,7 @@ from mtrl.envs.benchmarks import N_GOALS, Benchmark
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.processes import expect_main_guard, n_cores
 from mtrl.envs.vector import TaskVectorEnv
-from mtrl.errors import UsageError
+from mtrl.errors import UsageError, expect_kind, expect_whole
 from mtrl.evaluation.play import Play, act, played
 from mtrl.evaluation.scores import Evaluation
 from mtrl.policy.policy import Policy
@@ -43,7 +43,7 @@ def evaluate(
         benchmark: Tasks the policy was trained for, or other tasks with descriptions (see
             `mtrl.policy.unseen`).
         seed: Seed of the goals and of sampled actions.
-        episodes: Episodes per task, at most 50.
+        episodes: Episodes per task; at most 50 on Meta-World, one per goal.
         horizon: Steps after which an episode is truncated. Default: 500 for Meta-World, no limit
             for custom environments.
         workers: Number of simulator processes; default: one per core.
@@ -51,7 +51,8 @@ def evaluate(
         progress: Show progress on standard error; see `mtrl.progress.shown`.
 
     Raises:
-        UsageError: If the policy was not trained for one of the tasks and cannot act in it.
+        UsageError: If an argument is invalid, or the policy was not trained for one of the tasks
+            and cannot act in it.
 
     Example:
         >>> from mtrl import AgentConfig, Policy, evaluate, get_benchmark
@@ -60,6 +61,14 @@ def evaluate(
         >>> result.success_rates, result.actions.shape
         (array([0.]), (1, 2, 5, 4))
     """
+    expect_kind("policy", policy, Policy, "Policy.load(path)")
+    expect_kind("benchmark", benchmark, Benchmark, "get_benchmark('mt10')")
+    expect_whole("seed", seed, least=0)
+    expect_whole("episodes", episodes)
+    if not benchmark.custom and episodes > N_GOALS:
+        raise UsageError(
+            f"episodes: expected at most {N_GOALS}, one per goal, got {episodes}: goals repeat"
+        )
     policy = in_tasks(policy, benchmark.tasks, benchmark.descriptions)
     expect_main_guard()
     envs = make_evaluation_env(benchmark, [episodes], horizon, workers, max_restarts=10)

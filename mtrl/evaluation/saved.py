@@ -29,6 +29,7 @@ def evaluate_file(
     device: str = "auto",
     stochastic: bool = False,
     benchmark: str | None = None,
+    filmed: bool = False,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Evaluate a run folder's final policy (or latest checkpoint), a checkpoint or a policy file.
 
@@ -39,16 +40,21 @@ def evaluate_file(
         benchmark: `package.module:attribute` of custom tasks. Default for a run folder: the
             benchmark it was trained on, imported from the module recorded in its benchmark.json. A
             policy file or a checkpoint only names its tasks: nothing it names is imported.
+        filmed: Whether the evaluation will be filmed.
 
     Returns:
         The evaluation, and its inputs as plain values.
 
     Raises:
-        UsageError: If there is no policy, or it was not trained for one of the tasks.
+        UsageError: If there is no policy, it was not trained for one of the tasks, or custom tasks
+            are to be filmed.
     """
     path = find_policy(policy)
     loaded, header = Policy.load_with_header(path, resolve_device(device))
-    found = examined(benchmark_for(policy, header, tasks, benchmark))
+    found = benchmark_for(policy, header, tasks, benchmark)
+    if filmed and found.custom:
+        raise UsageError(f"video: expected Meta-World tasks, got {found.name}")
+    found = examined(found)
     seed = header.seed if seed is None else seed
     loaded = in_tasks(loaded, found.tasks, found.descriptions)
     trained = header.total_timesteps

@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 from mtrl.config.fields import Camera
 from mtrl.envs.processes import n_cores
+from mtrl.envs.tasks import MT50
 from mtrl.errors import UsageError, unknown
 from mtrl.evaluation.camera import Job, Kind
 from mtrl.evaluation.scores import Evaluation
@@ -64,11 +65,14 @@ def film(
         progress: Show progress on standard error; see `mtrl.progress.shown`.
 
     Raises:
-        UsageError: If the camera is unknown, or no renderer works here.
+        UsageError: If the camera is unknown, the tasks are not Meta-World's, or no renderer works
+            here.
         ChildProcessError: If rendering fails.
     """
     if camera not in get_args(Camera):
         raise UsageError(unknown("camera", camera, get_args(Camera)))
+    if not set(evaluation.tasks) <= set(MT50):
+        raise UsageError(f"video: expected Meta-World tasks, got {' '.join(evaluation.tasks)}")
     Path(folder).mkdir(exist_ok=True)
     films = _shoot(evaluation, Path(folder), "mp4", episodes, camera, size=480, every=2, speed=1.0)
     return list(shown(films, len(evaluation.tasks), "videos", progress))

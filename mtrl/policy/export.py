@@ -130,6 +130,9 @@ def _card(header: PolicyHeader) -> str:
     normalized = " The policy normalises them itself." if agent.normalize_observations else ""
     trunk = trunk_of(agent, "actor")
     sizes = "" if isinstance(trunk, OwnModule) else f" of {' × '.join(map(str, trunk.widths))}"
+    # Training scaled them; a user's own loop has to do the same.
+    scaled = ", for an environment in `gymnasium.wrappers.RescaleAction(env, -1, 1)`"
+    scaled = scaled if header.environments == "custom" else ""
     heads = "a head per task" if agent.heads == "multi" else "one head"
     lines = [
         f"# A policy for {len(tasks)} task{'s' * (len(tasks) > 1)}"
@@ -141,7 +144,7 @@ def _card(header: PolicyHeader) -> str:
         f"- Observation: {header.observation_size} float32 numbers as returned by the simulator "
         f"(Meta-World: with the goal observable), followed by the one-hot of {len(tasks)} tasks "
         f"unless the task is given by name.{normalized}",
-        f"- Action: {header.action_size} numbers in [-1, 1].",
+        f"- Action: {header.action_size} numbers in [-1, 1]{scaled}.",
         "- Episode: "
         + (f"{header.horizon} steps." if header.horizon else "until the environment ends it."),
         f"- Networks: trunk `{agent.actor_trunk or agent.trunk}`{sizes}, {heads}.",

@@ -77,8 +77,10 @@ def by_task(
         task: Name of the task of all rows, or None.
 
     Raises:
-        ValueError: If the task of a row is not given.
+        ValueError: If the task of a row is not given, or given in two ways that differ.
     """
+    if task is not None and task not in tasks:
+        raise ValueError(unknown("task", str(task), tasks))
     rows, n_tasks = np.atleast_2d(np.asarray(observation, np.float32)), len(tasks)
     if rows.ndim != 2 or rows.shape[-1] not in (size, size + n_tasks):
         raise ValueError(
@@ -86,10 +88,17 @@ def by_task(
             f"one-hot, got shape {np.shape(observation)}"
         )
     if rows.shape[-1] == size + n_tasks:
-        return rows[:, :size], rows[:, size:].argmax(-1)
+        one_hot = rows[:, size:]
+        index = one_hot.argmax(-1)
+        if not np.array_equal(one_hot, np.eye(n_tasks)[index]):
+            raise ValueError(
+                f"observation: expected the last {n_tasks} of {size + n_tasks} numbers to be the "
+                f"task's one-hot, got others, such as {one_hot[0]}"
+            )
+        if task is not None and any(tasks[i] != task for i in index):
+            raise ValueError(f"task: expected that of the observation's one-hot, got {task!r}")
+        return rows[:, :size], index
     if task is not None:
-        if task not in tasks:
-            raise ValueError(unknown("task", task, tasks))
         return rows, np.full(len(rows), list(tasks).index(task))
     if n_tasks == 1 or len(rows) in (0, n_tasks):
         return rows, np.arange(len(rows)) % n_tasks

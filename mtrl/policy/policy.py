@@ -38,6 +38,9 @@ class Policy(nn.Module):
         descriptions: Vector of each task, input of trunks with `task_input: description`; default:
             those of Meta-World's tasks.
 
+    Raises:
+        UsageError: If there is no task, or one is given twice.
+
     Example:
         >>> policy = Policy(("reach-v3", "push-v3"), AgentConfig(), 39, 4)
         >>> actions, _ = policy.predict(np.zeros((2, 39)), deterministic=True)
@@ -59,6 +62,8 @@ class Policy(nn.Module):
         descriptions: Descriptions | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(tasks, str) or not 0 < len(tasks) == len(set(tasks)):
+            raise UsageError(f"tasks: expected the names of different tasks, got {tasks!r}")
         self.tasks, self.config = tuple(tasks), config
         self._vectors = partial(vectors, self.tasks, descriptions)
         self.observation_size, self.action_size = observation_size, action_size
@@ -157,10 +162,10 @@ class Policy(nn.Module):
             task: Name of the task of all rows.
 
         Returns:
-            Actions `[A]` or `[n, A]`, and `state`.
+            Actions in [-1, 1], `[A]` or `[n, A]`, and `state`.
 
         Raises:
-            ValueError: If the task of a row is not given.
+            ValueError: If the task of a row is not given, or given in two ways that differ.
         """
         rows, index = by_task(observation, self.tasks, self.observation_size, task)
         if not len(rows):

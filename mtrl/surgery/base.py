@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from mtrl.config.learner import LearnerConfig
+from mtrl.errors import UsageError
 from mtrl.surgery.gradients import FeatureGradients, Gradients, Problem, at_least_float32
 
 MAINTAIN_EVERY = 10_000
@@ -107,7 +108,10 @@ class GramianSurgery(Surgery):
 
     @abstractmethod
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
-        """Map the Gramians of N networks, `[N, T, T]`, to weights `[N, T]` on the device."""
+        """Map the Gramians of N networks, `[N, T, T]`, to weights `[N, T]` on the device.
+
+        Weights of any other shape are a `UsageError`.
+        """
 
     @override
     def forward(self, problem: Problem, generator: torch.Generator) -> Gradients:
@@ -122,7 +126,14 @@ class GramianSurgery(Surgery):
         """
         zero = (gramian * 0).sum((-2, -1))[:, None]  # or NaN, as 0 · ∞ is
         finite = (gramian + zero[..., None]).nan_to_num_(nan=1.0)
-        return self.weights(finite, generator) + zero
+        weights = self.weights(finite, generator)
+        shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        if shape != tuple(gramian.shape[:-1]):  # others would be broadcast, or fail far from here
+            raise UsageError(
+                f"surgery: expected weights of shape {tuple(gramian.shape[:-1])} from "
+                f"{type(self).__name__}, got {shape}"
+            )
+        return weights + zero
 
 
 class FeatureSurgery(Surgery):

@@ -14,7 +14,7 @@ from mtrl.errors import UsageError
 from mtrl.surgery.base import Surgery
 from mtrl.surgery.gradients import at_least_float32
 from mtrl.surgery.heads import Features, Heads
-from mtrl.surgery.registry import get_surgery
+from mtrl.surgery.registry import method_of
 from mtrl.surgery.surgeon import Outcome, Surgeon
 
 
@@ -35,8 +35,8 @@ class MultiTaskModel(nn.Module):
         trunk: Maps an input to features: a tensor `[B, …, d]`, or tuples, dictionaries or
             dataclasses of tensors.
         heads: Map features to the inputs of each task's loss; shapes may differ.
-        surgery: Name of a method, see `get_surgery`, or a method, of whose result only the weights
-            are used.
+        surgery: Name of a method, see `get_surgery`; a method, of whose result only the weights
+            are used; or a function from a Gramian `[T, T]` to weights `[T]`.
         n_features: Number d of features; only needed for rotations.
         seed: Seed of the method's random numbers.
         watch: Whether to compute the cosines also for methods that do not need them.
@@ -54,7 +54,7 @@ class MultiTaskModel(nn.Module):
         torch.Size([2, 2])
 
     Raises:
-        UsageError: If the method is unknown.
+        UsageError: If the method is unknown, or not a method.
     """
 
     n_networks = 1
@@ -64,7 +64,7 @@ class MultiTaskModel(nn.Module):
         self,
         trunk: nn.Module,
         heads: Mapping[str, nn.Module],
-        surgery: str | Surgery = "none",
+        surgery: str | Surgery | Callable[[Tensor], Tensor] = "none",
         *,
         n_features: int | None = None,
         seed: int = 0,
@@ -74,7 +74,7 @@ class MultiTaskModel(nn.Module):
         self.trunk, self.heads = trunk, Heads(heads)
         self.n_features, self.seed, self.watch = n_features, seed, watch
         self.register_buffer("rotation", None)
-        self.surgery = get_surgery(surgery) if isinstance(surgery, str) else surgery
+        self.surgery = method_of(surgery)
         self.surgery.prepare(self)
         self._surgeon = Surgeon(self)
 

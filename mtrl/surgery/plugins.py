@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,12 @@ class PerNetwork(GramianSurgery):
         except ValueError as error:
             message = f"surgery: expected a method for {networks.n_tasks} tasks, got {self.name}"
             raise UsageError(f"{message}: {one_line(error)}") from None
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raise UsageError(
+                f"surgery: {self.name} failed on the identity as Gramian: {type(error).__name__}: "
+                f"{one_line(error)} ({last.filename}, line {last.lineno})"
+            ) from error
 
     @override
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:

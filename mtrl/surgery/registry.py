@@ -72,6 +72,26 @@ def get_surgery(spec: str, config: LearnerConfig | None = None) -> Surgery:
         raise UsageError(f"surgery: {spec!r}: {one_line(error)}") from None
 
 
+def method_of(given: Any) -> Surgery:
+    """Return a method given by its description, as an object, or as a function of the Gramian.
+
+    Raises:
+        UsageError: If it is none of these; see also `get_surgery`.
+    """
+    if isinstance(given, str):
+        return get_surgery(given)
+    if isinstance(given, Surgery):
+        return given
+    if isinstance(given, type) or not callable(given):
+        raise UsageError(
+            "surgery: expected a name, an object of a Surgery class or a function from a Gramian "
+            f"to weights, got {given!r}"
+        )
+    from mtrl.surgery.plugins import callable_weighting
+
+    return callable_weighting(given)
+
+
 def _outside(name: str) -> type[Surgery] | Callable[..., Surgery]:
     """Return the factory of the method that `torchjd:Name` or `package.module:name` names."""
     from mtrl.surgery.plugins import callable_weighting, torchjd_weighting

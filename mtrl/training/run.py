@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtrl.config.train import TrainConfig
 from mtrl.envs.processes import expect_main_guard
-from mtrl.errors import UsageError
+from mtrl.errors import UsageError, expect_kind
 from mtrl.folder import (
     DEMONSTRATIONS,
     newest_checkpoint,
@@ -71,6 +71,7 @@ def train(
         UsageError: If the configuration is invalid; nothing is written then.
     """
     expect_main_guard()
+    expect_kind("config", config, TrainConfig, "preset('quickstart')")
     given = _Given(benchmark, callbacks, agent, logger)
     if agent is not None:
         config = config.model_copy(update={"agent": expect_agent(agent).config})

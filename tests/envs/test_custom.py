@@ -16,6 +16,7 @@ from mtrl.analysis.runs import read_run
 from mtrl.cli.eval import main as eval_main
 from mtrl.cli.export import main as export_main
 from mtrl.cli.train import main as train_main
+from mtrl.config.agent import AgentConfig
 from mtrl.config.environment import EnvironmentConfig
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.envs.custom import CustomTask
@@ -24,6 +25,7 @@ from mtrl.envs.make import make_vector_env
 from mtrl.envs.parity import choose_simulators
 from mtrl.errors import UsageError
 from mtrl.folder import read_benchmark
+from mtrl.policy.policy import Policy
 
 HORIZON = 20
 
@@ -94,6 +96,22 @@ def test_actions_are_scaled_to_the_environments_range():
     env.reset(seed=0)
     for action, expected in (([-1, -1], [0, -4]), ([1, 1], [10, 4]), ([0, 0.5], [5, 2])):
         np.testing.assert_allclose(env.step(np.float32(action))[0], expected, atol=1e-6)
+
+
+def test_an_own_loop_needs_the_same_scale_of_actions():
+    """As the manual and the card say: `RescaleAction` is what training does."""
+    policy = Policy(("swing",), AgentConfig(hidden_sizes=(8,)), 3, 1)
+    ours = CustomTask("swing", partial(gym.make, "Pendulum-v1"), for_training=False)
+    (mine, _), seed = ours.reset(seed=0), ours.env.unwrapped.np_random_seed
+    theirs = gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), -1, 1)
+    other, _ = theirs.reset(seed=seed)
+    for _ in range(20):
+        np.testing.assert_array_equal(mine, other)
+        (action, _) = policy.predict(other, deterministic=False)
+        mine, reward, *_ = ours.step(action)
+        other, expected, *_ = theirs.step(action)
+        assert reward == pytest.approx(expected, rel=1e-6)
+    assert abs(theirs.unwrapped.last_u) <= 2
 
 
 def test_evaluation_uses_other_episodes_than_training():
@@ -176,6 +194,15 @@ def test_trains_and_evaluates(tmp_path):
     assert 0 < outcome.evaluation.mean < 1
 
 
+def test_a_name_in_place_of_an_object_gets_a_hint():
+    with pytest.raises(
+        UsageError, match=r"config: expected an mtrl\.TrainConfig, such as preset\("
+    ):
+        train("quickstart")
+    with pytest.raises(UsageError, match=r"benchmark: expected an mtrl\.Benchmark, such as get_be"):
+        train(TrainConfig(), "mt10")
+
+
 def test_without_success_tasks_are_scored_by_return(tmp_path, monkeypatch, capsys):
     """With the commands, and a benchmark in a module of the working directory."""
     (tmp_path / "silent_for_a_test.py").write_text(
@@ -204,10 +231,13 @@ def test_without_success_tasks_are_scored_by_return(tmp_path, monkeypatch, capsy
     card = capsys.readouterr().out
     assert "| a | 50 | – | – | -" in card
     assert "mtrl-eval FILE --benchmark MODULE:NAME" in card
+    assert "numbers in [-1, 1], for an environment in `gymnasium.wrappers.RescaleAction(" in card
     assert eval_main(["policy.safetensors"]) == 2
     assert "custom tasks of pair, because a file only names" in capsys.readouterr().err
-    assert eval_main(["run", "--benchmark", name, "--video", "films"]) == 2
-    assert "video: expected Meta-World tasks" in capsys.readouterr().err
+    for given in (["run"], ["run", "--benchmark", name]):
+        assert eval_main([*given, "--video", "films"]) == 2
+        told = capsys.readouterr().err
+        assert "video: expected Meta-World tasks, got pair" in told and "evaluating" not in told
 
 
 def test_plotting_runs_does_not_import_their_benchmark(tmp_path):

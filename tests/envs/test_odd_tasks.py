@@ -25,6 +25,7 @@ from odd_tasks import (
     Plain,
     Program,
     Told,
+    Unseeded,
     Wrong,
 )
 
@@ -157,6 +158,37 @@ def test_a_success_key_that_is_nearly_another_is_pointed_out():
 @cache
 def always_the_same():
     return Plain()
+
+
+def normalized():
+    return gym.wrappers.NormalizeObservation(gym.make("Pendulum-v1"))
+
+
+@pytest.mark.parametrize("make", [Unseeded, normalized])
+def test_episodes_that_do_not_repeat_are_pointed_out(make):
+    """A normalising wrapper has other statistics in each process, and so in evaluations."""
+    with pytest.warns(UserWarning, match="'odd': an episode repeated with the same seed and act"):
+        examined(Benchmark("odd", {"odd": make}))
+
+
+@pytest.mark.parametrize("name", ["Pendulum-v1", "Hopper-v5", "Reacher-v5"])
+def test_episodes_of_gymnasium_repeat(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        examined(Benchmark("usual", {name: partial(gym.make, name)}, success_key=None))
+
+
+def test_an_environment_may_change_the_working_directory(tmp_path, monkeypatch):
+    """A relative run folder must not move with it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "assets").mkdir()
+
+    def make():
+        os.chdir(tmp_path / "assets")
+        return Plain()
+
+    examined(Benchmark("moves", {"a": make}))
+    assert Path.cwd() == tmp_path
 
 
 def test_an_environment_shared_by_tasks_is_rejected():
@@ -348,7 +380,7 @@ def _nan() -> gym.Env:
 def test_later_violations_of_the_contract_are_not_retried():
     with closing(vector(LateWrong, max_restarts=10)) as envs:
         envs.reset(seed=0)
-        for _ in range(20):
+        for _ in range(30):
             envs.step(NOTHING)
         with pytest.raises(WorkerError, match=r"task 'a': expected step to return an observation"):
             envs.step(NOTHING)

@@ -21,9 +21,11 @@ from mtrl.config.agent import AgentConfig
 from mtrl.envs.benchmarks import get_benchmark
 from mtrl.envs.make import make_vector_env
 from mtrl.envs.metaworld import MetaWorldTask
+from mtrl.errors import UsageError
 from mtrl.evaluation.play import act
 from mtrl.evaluation.protocol import _copies, evaluate, evaluate_in
 from mtrl.evaluation.scores import Evaluation
+from mtrl.evaluation.video import film
 from mtrl.policy.policy import Policy
 from mtrl.training.report import Outcome
 
@@ -123,6 +125,31 @@ def make_policy(tasks: tuple[str, ...], width: int = 400) -> Policy:
     for parameter in policy.actor.parameters():  # heads start near zero
         parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     return policy
+
+
+def test_arguments_are_checked_before_anything_starts():
+    one = get_benchmark("mt1:reach-v3")
+    policy = Policy(one.tasks, AgentConfig(hidden_sizes=(8,)), 39, 4)
+    with pytest.raises(UsageError, match=r"benchmark: expected an mtrl\.Benchmark, such as get_be"):
+        evaluate(policy, "mt10", seed=0)
+    with pytest.raises(UsageError, match=r"policy: expected an mtrl\.Policy, such as Policy\.load"):
+        evaluate("policy_final.safetensors", one, seed=0)
+    with pytest.raises(UsageError, match="episodes: expected at most 50, one per goal, got 60"):
+        evaluate(policy, one, seed=0, episodes=60)
+    for name, wrong in [("episodes", 0), ("seed", None), ("horizon", 0), ("workers", -1)]:
+        given = {"seed": 0, "episodes": 1, name: wrong}
+        with pytest.raises(UsageError, match=f"{name}: expected an integer of at least"):
+            evaluate(policy, one, **given)
+    for name, wrong in [("horizon", 2.5), ("workers", 0), ("envs_per_task", 0)]:
+        with pytest.raises(UsageError, match=f"{name}: expected an integer of at least 1, got"):
+            make_vector_env(one, **{name: wrong})
+
+
+def test_films_show_meta_worlds_tasks(tmp_path):
+    custom = Evaluation(("a",), 0, np.zeros((1, 1), int), np.zeros((1, 1)), np.zeros((1, 1, 2, 4)))
+    with pytest.raises(UsageError, match="video: expected Meta-World tasks, got a"):
+        film(custom, tmp_path / "films")
+    assert not (tmp_path / "films").exists()
 
 
 @pytest.mark.parametrize("stochastic", [False, True])

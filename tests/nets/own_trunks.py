@@ -67,3 +67,68 @@ class Refuses(nn.Linear):
 class Empty(nn.Module):
     def __init__(self, n_inputs: int) -> None:
         super().__init__()
+
+
+class Fourier(Waits):
+    """Random frequencies that are no parameters: a loaded policy would have others."""
+
+    def __init__(self, n_inputs: int) -> None:
+        super().__init__(n_inputs)
+        self.frequencies = [torch.randn(n_inputs)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer((x * self.frequencies[0]).sin())
+
+
+class Shuffles(Waits):
+    """A random order of the inputs, drawn when the module is created."""
+
+    def __init__(self, n_inputs: int) -> None:
+        super().__init__(n_inputs)
+        self.order = torch.randperm(n_inputs, device="cpu").tolist()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x[:, self.order])
+
+
+class Remembers(Waits):
+    """Keeps its last features, like a recurrent state."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = self.layer(x)
+        return self.last
+
+
+class Counts(Waits):
+    """Depends on the number of calls, like an annealed noise."""
+
+    calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.layer(x) / self.calls
+
+
+class Pretrained(nn.Sequential):
+    """A frozen encoder and a layer on it."""
+
+    def __init__(self, n_inputs: int) -> None:
+        super().__init__(nn.Linear(n_inputs, 4).requires_grad_(False), nn.Linear(4, 4))
+
+
+class Lazy(nn.Sequential):
+    def __init__(self, n_inputs: int) -> None:
+        super().__init__(nn.LazyLinear(4))
+
+
+class Tied(Waits):
+    """Two layers with the same weight, and a list of parameters that belong to the module."""
+
+    def __init__(self, n_inputs: int) -> None:
+        super().__init__(n_inputs)
+        self.second, self.third = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.third.weight = self.second.weight
+        self.listed = [self.second.weight]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.third(self.second(self.layer(x)).tanh())

@@ -135,6 +135,10 @@ def test_a_file_imports_nothing(tmp_path):
         ("own_trunks:Empty", r"expected a module with parameters"),
         ("own_trunks:Refuses(width=4)", r"cannot create own_trunks:Refuses\(4, …\): width 4"),
         ("own_trunks:Refuses(depth=4)", r"cannot create own_trunks:Refuses\(4, …\): .*'depth'"),
+        ("own_trunks:Fourier", r"parameters only, got 'own_trunks:Fourier' with the tensor 'freq"),
+        ("own_trunks:Remembers", r"parameters only, got 'own_trunks:Remembers' with .* 'last'"),
+        ("own_trunks:Pretrained", r"all trained, got .* with requires_grad=False for '0.weight'"),
+        ("own_trunks:Lazy", r"known shape, got 'own_trunks:Lazy' with the lazy '0.weight'"),
         ("own_trunks:torch", r"expected a class of torch.nn.Module at 'own_trunks:torch'"),
         ("own_trunks:None", r"trunk: cannot import 'own_trunks:None'"),
     ],
@@ -149,6 +153,23 @@ def test_unsupported_modules_are_rejected(spec, message, device):
 def test_features_of_a_row_do_not_depend_on_other_rows():
     with pytest.raises(UsageError, match="depend on one observation from 'own_trunks:Mixes'"):
         make("own_trunks:Mixes")
+
+
+@pytest.mark.parametrize("name", ["Shuffles", "Counts"])
+def test_features_depend_on_parameters_and_observations_only(name):
+    """Otherwise a loaded policy would not act like the one that was saved."""
+    with pytest.raises(UsageError, match=rf"observations only, got 'own_trunks:{name}', whose"):
+        make(f"own_trunks:{name}")
+
+
+def test_tied_weights_stay_tied(tmp_path):
+    agent = MTSAC(("a", "b"), AgentConfig(trunk="own_trunks:Tied"), 7, 3, seed=2)
+    agent.save(tmp_path / "a.safetensors")
+    assert sum("weight" in name for name in agent.actor.shared) == 2  # of three layers
+    rows = np.random.default_rng(0).normal(size=(2, 7))
+    loaded = Policy.load(tmp_path / "a.safetensors")
+    found, expected = (p.predict(rows, deterministic=True)[0] for p in (loaded, agent))
+    assert np.array_equal(found, expected)
 
 
 def build(n_inputs, depth=1):

@@ -139,6 +139,28 @@ def test_predict_rejects_ambiguous_tasks_and_wrong_shapes(agent, shape, task, me
         agent.predict(np.zeros(shape), task=task)
 
 
+@pytest.mark.parametrize(
+    ("tail", "task", "message"),
+    [
+        ((0, 0, 0), None, "last 3 of 42 numbers to be the task's one-hot, got others, such as"),
+        ((1, 1, 0), None, "to be the task's one-hot"),
+        ((0, -0.3, 3.2), None, "to be the task's one-hot"),  # normalised by a wrapper
+        ((0, 1, 0), TASKS[0], f"expected that of the observation's one-hot, got '{TASKS[0]}'"),
+        ((0, 1, 0), "reach", "did you mean 'reach-v3'"),
+        ((0, 1, 0), 1, "task: unknown '1'"),
+    ],
+)
+def test_predict_does_not_guess_a_task(agent, tail, task, message):
+    with pytest.raises(ValueError, match=message):
+        agent.predict(np.concatenate([np.zeros(39), tail]), task=task)
+
+
+@pytest.mark.parametrize("tasks", [(), ("a", "a"), "reach-v3"])
+def test_an_agent_has_different_tasks(tasks):
+    with pytest.raises(UsageError, match="tasks: expected the names of different tasks, got"):
+        MTSAC(tasks, AgentConfig(hidden_sizes=(8,)), 39, 4)
+
+
 def test_stable_baselines3_evaluates_it(agent):
     env = OneHotWrapper(TimeLimit(MetaWorldTask("push-v3"), 20), 1, len(TASKS))
     env.observation_space = env._observation_space

@@ -127,6 +127,16 @@ def test_a_function_is_a_method():
             callable_weighting(bad).prepare(networks(2))
 
 
+def test_a_function_that_fails_is_reported_before_the_run():
+    def broken(gramian):
+        return gramian.eigenvectors
+
+    with pytest.raises(
+        UsageError, match=r"broken failed on .*AttributeError: .*test_plugins.py, l"
+    ):
+        callable_weighting(broken).prepare(networks(2))
+
+
 def inverse_squares(gramian, power=1.0):
     return gramian.diagonal() ** -power
 

@@ -254,6 +254,43 @@ def test_wrong_losses_are_named(losses, message):
     model.backward(losses_of(model, inputs()))  # training continues
 
 
+def test_a_function_from_gramian_to_weights_is_a_method():
+    """As in the manual: inverse squared norms; the trunk gets T Σ w_k g_k."""
+    model, x = make(lambda gramian: 1 / gramian.diagonal()), inputs()
+    trunk, _ = by_hand(model, x)
+    done = model.backward(losses_of(model, x))
+    weights = {task: 3 / sum(g.square().sum() for g in trunk[task]) for task in "abc"}
+    torch.testing.assert_close(done.weights, weights)
+    for number, p in enumerate(model.trunk.parameters()):
+        torch.testing.assert_close(p.grad, sum(weights[t] * trunk[t][number] for t in "abc"))
+
+
+@pytest.mark.parametrize("wrong", [Fixed, None, 3])
+def test_what_is_no_method_is_named(wrong):
+    with pytest.raises(UsageError, match="surgery: expected a name, an object of a Surgery class"):
+        make(wrong)
+
+
+@pytest.mark.parametrize(
+    ("weights", "shown"),
+    [
+        (torch.ones(()), r"\(\)"),
+        (torch.ones(3), r"\(3,\)"),
+        (torch.ones(1, 1), r"\(1, 1\)"),
+        (torch.ones(1, 3, 3), r"\(1, 3, 3\)"),
+        ([1, 1, 1], "list"),
+    ],
+)
+def test_weights_of_another_shape_are_an_error(weights, shown):
+    class Wrong(GramianSurgery):
+        def weights(self, gramian, generator):
+            return weights
+
+    model = make(Wrong())
+    with pytest.raises(UsageError, match=rf"weights of shape \(1, 3\) from Wrong, got {shown}"):
+        model.backward(losses_of(model, inputs()))
+
+
 def test_a_trunk_must_return_tensors():
     class Text(nn.Module):
         def forward(self, x):

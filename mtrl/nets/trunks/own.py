@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from mtrl.errors import UsageError, one_line
@@ -19,6 +21,8 @@ from mtrl.nets.trunks.base import Trunk
 
 PREFIX = "module:"
 """Prefix of the names of the module's parameters, in which dots become colons."""
+
+_INSTEAD = " (forward can compute constants)"
 
 
 @dataclass(frozen=True)
@@ -56,22 +60,18 @@ class OwnModule(Trunk):
         """Create N modules, and declare their stacked parameters.
 
         Raises:
-            UsageError: If the module cannot be created, has buffers, or uses an operation that
-                cannot be vectorised over networks and tasks.
+            UsageError: If the module cannot be created, depends on more than its observations and
+                its parameters, freezes some of these, or uses an operation that cannot be
+                vectorised over networks and tasks.
         """
         n_own = n_inputs
         if self.told is not None:
             n_own += self.n_told(make)
             self.tell(make, unit=True)
-        modules = self._make(make, n_own)
+        seed = make.seed()
+        modules = self._make(seed, make.n_networks, n_own)
         first = modules[0]
-        if buffers := [name for name, _ in first.named_buffers()]:
-            raise UsageError(
-                f"trunk: expected a module with parameters only, got {self.name!r} with the "
-                f"buffer {buffers[0]!r}"
-            )
-        if not list(first.parameters()):
-            raise UsageError(f"trunk: expected a module with parameters, got {self.name!r}")
+        self._expect_parameters(first)
         for name, value in first.named_parameters():
             values = [module.get_parameter(name).detach() for module in modules]
             # A single number is stored as a vector of one.
@@ -80,17 +80,64 @@ class OwnModule(Trunk):
                 make.decaying.add(_stored(name))
         object.__setattr__(self, "_template", first.requires_grad_(False))
         object.__setattr__(self, "_n_features", self._try(make, n_inputs))
+        self._expect_parameters(first, trained=False)  # again: a call may leave tensors behind
+        self._expect_a_function(first, self._make(seed + 1, 1, n_own)[0], n_own)
 
-    def _make(self, make: Build, n_inputs: int) -> list[nn.Module]:
-        """Create N modules, whose initial weights depend only on the seed."""
+    def _make(self, seed: int, count: int, n_inputs: int) -> list[nn.Module]:
+        """Create modules whose initial weights depend only on the seed."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(make.seed())
+            torch.manual_seed(seed)
             try:
-                return [self.module(n_inputs, **self.options) for _ in range(make.n_networks)]
+                return [self.module(n_inputs, **self.options) for _ in range(count)]
             except Exception as error:
                 raise UsageError(
                     f"trunk: cannot create {self.name}({n_inputs}, …): {one_line(error)}"
                 ) from None
+
+    def _expect_parameters(self, module: nn.Module, trained: bool = True) -> None:
+        """Check that all tensors are parameters: others are neither saved nor moved to a device."""
+        among = f"a module with parameters only, got {self.name!r} with the"
+        if buffers := [name for name, _ in module.named_buffers()]:
+            raise UsageError(f"trunk: expected {among} buffer {buffers[0]!r}{_INSTEAD}")
+        known = {id(value) for value in module.parameters()}
+        for path, part in module.named_modules():
+            for name, value in vars(part).items():
+                if any(torch.is_tensor(x) and id(x) not in known for x in tree_leaves(value)):
+                    whole = f"{path}.{name}" if path else name
+                    raise UsageError(f"trunk: expected {among} tensor {whole!r}{_INSTEAD}")
+        if not list(module.parameters()):
+            raise UsageError(f"trunk: expected a module with parameters, got {self.name!r}")
+        for name, value in module.named_parameters():
+            if is_lazy(value):
+                raise UsageError(
+                    f"trunk: expected parameters of known shape, got {self.name!r} with the lazy "
+                    f"{name!r}"
+                )
+            if trained and not value.requires_grad:
+                raise UsageError(
+                    f"trunk: expected parameters that are all trained, got {self.name!r} with "
+                    f"requires_grad=False for {name!r}"
+                )
+
+    def _expect_a_function(self, module: nn.Module, other: nn.Module, n_inputs: int) -> None:
+        """Check that features are the same at each call, and with a module created again.
+
+        Otherwise a policy would differ from the one that was saved.
+        """
+        rows = torch.linspace(-1, 1, 2 * n_inputs)
+        parameters: dict[str, Tensor] = dict(module.named_parameters())
+        if rows.is_meta:
+            return
+        with torch.no_grad():
+            found, *others = (
+                functional_call(each, parameters, (rows.view(2, -1),))
+                for each in (module, module, other)
+            )
+        if not all(torch.allclose(found, each, equal_nan=True) for each in others):
+            raise UsageError(
+                f"trunk: expected features that depend on parameters and observations only, got "
+                f"{self.name!r}, whose features differ from call to call or from module to module"
+            )
 
     def _try(self, make: Build, n_inputs: int) -> int:
         """Return the length of the features, by one call for all networks and tasks."""
