@@ -112,6 +112,16 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 500 else text[:499] + "…"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether Python or torch lacks memory: on CUDA, on a CPU, or to map a file."""
+    texts = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and not isinstance(error, RunError)  # which says more, such as the callback's name
+        and (type(error).__name__ == "OutOfMemoryError" or any(t in str(error) for t in texts))
+    )
+
+
 def with_line(error: BaseException, frames: list[traceback.FrameSummary] | None = None) -> str:
     """Return an error's type and message, and where it was raised: `KeyError: 'x' (a.py, line 3)`.
 

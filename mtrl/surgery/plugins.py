@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from mtrl.errors import UsageError, one_line, unknown
+from mtrl.errors import UsageError, is_out_of_memory, one_line, unknown, with_line
 from mtrl.surgery.base import GramianSurgery, SurgeryTarget
 
 _EXAMPLES = {"alpha": 1.0, "c": 0.5, "n_byzantine": 1, "weights": [0.7, 0.3]}
@@ -42,11 +41,10 @@ class PerNetwork(GramianSurgery):
             message = f"surgery: expected a method for {networks.n_tasks} tasks, got {self.name}"
             raise UsageError(f"{message}: {one_line(error)}") from None
         except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            raise UsageError(
-                f"surgery: {self.name} failed on the identity as Gramian: {type(error).__name__}: "
-                f"{one_line(error)} ({last.filename}, line {last.lineno})"
-            ) from error
+            if is_out_of_memory(error):
+                raise
+            reason = f"failed on the identity as Gramian: {with_line(error)}"
+            raise UsageError(f"surgery: {self.name} {reason}") from error
 
     @override
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:

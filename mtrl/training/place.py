@@ -14,7 +14,7 @@ from mtrl.config.agent import AgentConfig
 from mtrl.config.rates import total
 from mtrl.config.schedule import Schedule
 from mtrl.config.train import TrainConfig, shown
-from mtrl.errors import RunError, UsageError, one_line, plain
+from mtrl.errors import RunError, UsageError, is_out_of_memory, one_line, plain
 from mtrl.folder import newest_checkpoint, newest_or_none, read_benchmark
 from mtrl.training.console import say
 
@@ -150,20 +150,10 @@ def enough_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or _is_out_of_memory(error)):
+        if not is_out_of_memory(error):
             raise
         reason = one_line(error) or type(error).__name__  # Python's own says nothing
         raise RunError(f"not enough memory: {reason}; {advice}") from None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Return whether torch lacks memory: on CUDA, on a CPU, or to map a file."""
-    texts = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
-    return (
-        isinstance(error, RuntimeError)
-        and not isinstance(error, RunError)  # which says more, such as the callback's name
-        and (type(error).__name__ == "OutOfMemoryError" or any(t in str(error) for t in texts))
-    )
 
 
 def file_name(text: str) -> str:
