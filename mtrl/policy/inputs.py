@@ -27,8 +27,8 @@ class ObservationNormalizer(nn.Module):
     hundred observations among millions would shrink this component for all tasks at once. After
     the first 1,000 observations, each counts as at most `CLIP` standard deviations from the mean,
     or as many as add a thousandth to the sum of squares if that is more. So a component that
-    begins to vary late is learned within some ten thousand observations. Where nothing exceeds
-    these bounds, the statistics are the ordinary ones.
+    begins to vary late is learned within some ten thousand observations that differ in it. Where
+    nothing exceeds these bounds, the statistics are the ordinary ones.
 
     Attributes:
         frozen: Whether callers must not update the statistics.

@@ -68,7 +68,11 @@ class Demonstrated:
         wanted = [index for index, task in enumerate(self._shown) if task in tasks]
         if wanted and normalizer is not None and not normalizer.frozen:
             rows = torch.from_numpy(np.isin(self._data.task, wanted)).to(self._rows.device)
-            normalizer.observe(self._rows[rows, : self._data.observations.shape[1]])
+            observations = self._rows[rows, : self._data.observations.shape[1]]
+            # In parts, as from simulators: each bounds the next one's outliers, so a component that
+            # begins to vary here is learned.
+            for part in observations.split(100):
+                normalizer.observe(part)
 
     def fill(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """Replace the first transitions of a batch, for tasks that have demonstrations.

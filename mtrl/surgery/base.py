@@ -127,13 +127,18 @@ class GramianSurgery(Surgery):
         zero = (gramian * 0).sum((-2, -1))[:, None]  # or NaN, as 0 · ∞ is
         finite = (gramian + zero[..., None]).nan_to_num_(nan=1.0)
         weights = self.weights(finite, generator)
-        shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-        if shape != tuple(gramian.shape[:-1]):  # others would be broadcast, or fail far from here
-            raise UsageError(
-                f"surgery: expected weights of shape {tuple(gramian.shape[:-1])} from "
-                f"{type(self).__name__}, got {shape}"
-            )
+        expect_weights(weights, gramian, type(self).__name__)
         return weights + zero
+
+
+def expect_weights(weights: Any, gramian: Tensor, name: str) -> None:
+    """Check the weights of a method; other shapes would be broadcast, or fail far from here."""
+    shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+    if shape != (expected := tuple(gramian.shape[:-1])):
+        raise UsageError(
+            f"surgery: expected weights of shape {expected} for a Gramian of shape "
+            f"{tuple(gramian.shape)}, got {shape} from {name}"
+        )
 
 
 class FeatureSurgery(Surgery):

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from mtrl.errors import UsageError, is_out_of_memory, one_line, unknown, with_line
-from mtrl.surgery.base import GramianSurgery, SurgeryTarget
+from mtrl.surgery.base import GramianSurgery, SurgeryTarget, expect_weights
 
 _EXAMPLES = {"alpha": 1.0, "c": 0.5, "n_byzantine": 1, "weights": [0.7, 0.3]}
 """Example values of TorchJD's options without a default, for error messages."""
@@ -50,12 +50,7 @@ class PerNetwork(GramianSurgery):
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
         found = [self.function(one) for one in gramian]
         for weights in found:
-            shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-            if shape != (gramian.shape[-1],):
-                raise UsageError(
-                    f"surgery: expected weights of shape {(gramian.shape[-1],)} for a Gramian of "
-                    f"shape {tuple(gramian.shape[1:])}, got {shape} from {self.name}"
-                )
+            expect_weights(weights, gramian[0], self.name)
         return torch.stack(found).to(gramian)
 
 
