@@ -11,6 +11,9 @@ from mtrl.config.rates import Nats, total
 from mtrl.config.registry import METHODS
 from mtrl.config.section import Section
 
+NoiseColor = Literal["white", "pink"]
+"""Noise by its spectrum: white is flat, pink falls with the frequency f as 1/f."""
+
 
 class LearnerConfig(Section):
     """Configuration of the SAC update."""
@@ -123,6 +126,12 @@ class LearnerConfig(Section):
         default=None,
         description="Target entropy of each task's temperature [nats, or X/action for each action "
         "dimension] (default: -1/action).",
+    )
+    exploration_noise: NoiseColor = Field(
+        default="white",
+        description="Noise of the actions that the policy samples in training: 'white' is "
+        "independent at each step; 'pink' is correlated over steps, which explores further. "
+        "Updates and evaluations do not change.",
     )
     min_temperature: float = Field(
         default=0.0,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtrl.policy.policy import Policy
 from mtrl.sac.capture import Captured
+from mtrl.training.noise import ExplorationNoise
 
 
 class ActorSnapshot:
@@ -23,12 +24,12 @@ class ActorSnapshot:
     Args:
         policy: Policy that is trained.
         tasks: Task index of each row, `[n]`, on the policy's device.
-        generator: Generator of the sampling noise.
+        noise: Noise of the samples.
     """
 
-    def __init__(self, policy: Policy, tasks: Tensor, generator: torch.Generator) -> None:
+    def __init__(self, policy: Policy, tasks: Tensor, noise: ExplorationNoise) -> None:
         device, n = policy.device, len(tasks)
-        self._tasks, self._generator = tasks, generator
+        self._tasks, self._noise = tasks, noise
         self._policy = policy.snapshot(device)
         mine, theirs = self._policy.state_dict(), policy.state_dict()
         # By dtype: torch copies many tensors in one launch if they have the same one.
@@ -44,7 +45,7 @@ class ActorSnapshot:
             self._chosen = torch.empty(n, policy.action_size, pin_memory=True)
             self._stream = torch.cuda.Stream(device, priority=-1)
             self._taken, self._done = torch.cuda.Event(), torch.cuda.Event()
-            self._sampled = Captured(self._sample, [generator], priority=-1, device=device)
+            self._sampled = Captured(self._sample, [noise.generator], priority=-1, device=device)
         self.take()
 
     def take(self) -> None:
@@ -69,9 +70,7 @@ class ActorSnapshot:
         return self._chosen.numpy().copy()
 
     def _sample(self) -> Tensor:
-        shape = (len(self._tasks), self._policy.action_size)
-        noise = torch.randn(shape, generator=self._generator, device=self._tasks.device)
-        return self._policy.act(self._observations, self._tasks, noise)
+        return self._policy.act(self._observations, self._tasks, self._noise())
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state for `load_state_dict`."""

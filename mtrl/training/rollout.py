@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtrl.config.learner import NoiseColor
 from mtrl.devices import restore, upload
 from mtrl.envs.vector import TaskVectorEnv
 from mtrl.sac.agent import MTSAC
@@ -17,6 +18,7 @@ from mtrl.sac.capture import Captured
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.training.acting import ActorSnapshot
 from mtrl.training.episodes import EpisodeStatistics, episodes_of
+from mtrl.training.noise import ExplorationNoise
 
 
 class Collector:
@@ -31,21 +33,31 @@ class Collector:
         seed: Seed of the exploration noise.
         snapshot: Whether to act with the policy as it was at the last `act`; see `ActorSnapshot`.
             Default: only on a GPU.
+        noise: Colour of the exploration noise; see `ExplorationNoise`.
     """
 
     def __init__(
-        self, envs: TaskVectorEnv, agent: MTSAC, seed: int, snapshot: bool | None = None
+        self,
+        envs: TaskVectorEnv,
+        agent: MTSAC,
+        seed: int,
+        snapshot: bool | None = None,
+        *,
+        noise: NoiseColor = "white",
     ) -> None:
         self.envs, self.agent = envs, agent
         self.statistics = EpisodeStatistics(agent.tasks)
         self._generator = torch.Generator(agent.device).manual_seed(seed)
         self._tasks = torch.arange(len(agent.tasks), device=agent.device)
         self._tasks = self._tasks.repeat_interleave(envs.envs_per_task)
+        self._noise = ExplorationNoise(
+            noise, (len(self._tasks), agent.action_size), self._generator
+        )
         self._observations = self._actions = np.empty(0)
         self._observed: tuple[Tensor, Captured[None]] | None = None
         self._snapshot: ActorSnapshot | None = None
         if snapshot or (snapshot is None and agent.device.type == "cuda"):
-            self._snapshot = ActorSnapshot(agent, self._tasks, self._generator)
+            self._snapshot = ActorSnapshot(agent, self._tasks, self._noise)
 
     def reset(self, seed: int) -> None:
         """Start the first episodes of `seed`."""
@@ -82,9 +94,8 @@ class Collector:
     def _sampled(self) -> np.ndarray:
         if self._snapshot is not None:
             return self._snapshot.act(self._observations)
-        shape, device = (len(self._tasks), self.agent.action_size), self.agent.device
-        noise = torch.randn(shape, generator=self._generator, device=device)
-        actions = self.agent.act(upload(self._observations, device), self._tasks, noise)
+        observations = upload(self._observations, self.agent.device)
+        actions = self.agent.act(observations, self._tasks, self._noise())
         return actions.cpu().numpy()
 
     def wait(self) -> tuple[Any, ...]:
@@ -153,12 +164,16 @@ class Collector:
     def state_dict(self) -> dict[str, Any]:
         """Return the state for `load_state_dict`."""
         acting = {} if self._snapshot is None else {"acting": self._snapshot.state_dict()}
-        return acting | {
-            "envs": self.envs.state(),
-            "observations": self._observations,
-            "exploration_generator": self._generator.get_state(),
-            "statistics": self.statistics.state_dict(),
-        }
+        return (
+            acting
+            | self._noise.state_dict()
+            | {
+                "envs": self.envs.state(),
+                "observations": self._observations,
+                "exploration_generator": self._generator.get_state(),
+                "statistics": self.statistics.state_dict(),
+            }
+        )
 
     def load_state_dict(self, state: dict[str, Any], seed: int) -> None:
         """Restore a `state_dict` of a run with this seed."""
@@ -171,6 +186,7 @@ class Collector:
                 stacklevel=2,
             )
         restore(self._generator, state["exploration_generator"])
+        self._noise.load_state_dict(state)
         self.statistics.load_state_dict(state["statistics"])
         self._follow()
         if self._snapshot is not None and "acting" in state:  # missing without a snapshot so far

@@ -30,6 +30,7 @@ from mtrl.sac.learner import Learner
 from mtrl.sac.replay import ReplayBuffer
 from mtrl.surgery.gradients import split_gramian
 from mtrl.training.acting import ActorSnapshot
+from mtrl.training.noise import ExplorationNoise
 
 OBSERVATION, ACTION, STORED = 39, 4, 2000
 PLAIN = AgentConfig()
@@ -126,7 +127,8 @@ class Times:
         )  # fmt: skip
         x, zeros = draw.normal(size=(n, OBSERVATION)).astype(np.float32), np.zeros(n)
         actions = draw.uniform(-1, 1, (n, ACTION)).astype(np.float32)
-        snapshot = ActorSnapshot(agent, tasks, torch.Generator("cuda"))
+        noise = ExplorationNoise("pink", (n, ACTION), torch.Generator("cuda"))
+        snapshot = ActorSnapshot(agent, tasks, noise)
         parts = {
             "act": lambda: snapshot.act(x),
             "take": snapshot.take,

@@ -16,6 +16,7 @@ from mtrl.sac.replay import ReplayBuffer
 from mtrl.training import checkpoint
 from mtrl.training.acting import ActorSnapshot
 from mtrl.training.checkpoint import CheckpointWriter, load_checkpoint, load_newest
+from mtrl.training.noise import ExplorationNoise
 from mtrl.training.rollout import Collector
 
 TASKS, COPIES = ("reach-v3", "push-v3"), 2
@@ -36,7 +37,8 @@ def change(agent: MTSAC, seed: int) -> None:
 def test_a_snapshot_is_the_policy_at_the_time_it_was_taken():
     agent, rows = make_agent(), np.random.default_rng(0).normal(size=(4, 39)).astype(np.float32)
     tasks = torch.tensor([0, 0, 1, 1])
-    snapshot = ActorSnapshot(agent, tasks, torch.Generator().manual_seed(5))
+    noise = ExplorationNoise("white", (4, 4), torch.Generator().manual_seed(5))
+    snapshot = ActorSnapshot(agent, tasks, noise)
     draw = torch.Generator().manual_seed(5)
 
     def expected(policy: MTSAC) -> np.ndarray:
@@ -64,11 +66,12 @@ def collect(collector: Collector, replay: ReplayBuffer, steps: range) -> np.ndar
     return np.array(actions)
 
 
-def test_the_snapshot_lags_by_one_update_and_resuming_is_exact():
+@pytest.mark.parametrize("noise", ["white", "pink"])
+def test_the_snapshot_lags_by_one_update_and_resuming_is_exact(noise):
     envs = make_vector_env(get_benchmark("", TASKS), 9, workers=1, envs_per_task=COPIES)
     try:
         replay = ReplayBuffer(100, 2, 39, 4, envs_per_task=COPIES)
-        collector = Collector(envs, make_agent(), seed=2, snapshot=True)
+        collector = Collector(envs, make_agent(), seed=2, snapshot=True, noise=noise)
         collector.reset(seed=3)
         seen: list[dict[str, torch.Tensor]] = []
         asked: list[dict[str, torch.Tensor]] = []
@@ -89,12 +92,13 @@ def test_the_snapshot_lags_by_one_update_and_resuming_is_exact():
 
         state = copy.deepcopy((collector.state_dict(), collector.agent.state_dict()))
         through = collect(collector, replay, range(6, 12))
-        other = Collector(envs, make_agent(), seed=9, snapshot=True)
+        other = Collector(envs, make_agent(), seed=9, snapshot=True, noise=noise)
         other.agent.load_state_dict(state[1])
         other.load_state_dict(state[0], seed=3)
         np.testing.assert_array_equal(collect(other, replay, range(6, 12)), through)
 
-        current = Collector(envs, make_agent(), seed=9, snapshot=True)  # as if resumed from a CPU
+        # As if resumed from a CPU.
+        current = Collector(envs, make_agent(), seed=9, snapshot=True, noise=noise)
         current.agent.load_state_dict(state[1])
         del state[0]["acting"]
         current.load_state_dict(state[0], seed=3)
