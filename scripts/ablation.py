@@ -46,6 +46,7 @@ BESIDES: dict[str, Fields] = {
     "learned task embeddings": {"task_embedding": 8},
     "return scale of the largest": {**SCALED, "return_scale": 10.0, "return_memory": None},
     "two updates per vector step": {"gradient_steps": 2},
+    "pink noise": {"exploration_noise": "pink"},
     "bf16": {"precision": "bf16"},
 }
 """Parts of the recipe that quickstart lacks."""
