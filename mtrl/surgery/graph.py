@@ -19,13 +19,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mtrl.errors import UsageError
-from mtrl.surgery.backward import current_backward, retains_graph
+from mtrl.surgery.engine import Uses, below, current_backward, retains_graph
 
 Wanted = dict[int, list[Tensor | None]]
 """Gradient of each task, by its index, w.r.t. each feature tensor."""
-
-Uses = dict[Any, list[tuple[Any, int]]]
-"""A graph: for each node, the nodes (None: the caller) that use its output, with the position."""
 
 
 class Crossing:
@@ -62,7 +59,7 @@ class Crossing:
             weigh: Called in the backward, after all other ready nodes.
         """
         self.is_weighed = True
-        self.uses, leaves, names = _below(self.features)
+        self.uses, leaves, names = below(self.features)
         # `trunk.parameters()` would take as long as everything else here.
         own = {id(p) for module in trunk.modules() for p in module._parameters.values()}
         self.shared = [leaf for leaf in leaves if id(leaf) in own] or leaves
@@ -218,24 +215,3 @@ def _walk(tensors: list[Tensor]) -> Iterator[tuple[Any, int]]:
         if node not in seen and not isinstance(node, Split._backward_cls):
             edges.extend(node.next_functions)
         seen.update((edge, node))
-
-
-def _below(features: list[Tensor]) -> tuple[Uses, list[Tensor], set[str]]:
-    """Return the graph below the features, its leaves, and the names of its kinds of nodes."""
-    uses: Uses = {z.grad_fn: [(None, i)] for i, z in enumerate(features) if z.grad_fn is not None}
-    nodes, names = list(uses), set()
-    leaves = [z for z in features if z.grad_fn is None]  # parameters used as features
-    for node in nodes:  # grows in the loop
-        name = type(node).__name__
-        names.add(name)
-        if name == "AccumulateGrad":
-            leaves.append(node.variable)
-            continue
-        for place, (parent, _) in enumerate(node.next_functions):
-            if parent is None:
-                continue
-            if parent not in uses:
-                uses[parent] = []
-                nodes.append(parent)
-            uses[parent].append((node, place))
-    return uses, leaves, names

@@ -26,8 +26,8 @@ from torch.nn.functional import unfold
 from typing_extensions import override
 
 from mtrl.nets.precision import full_float32
+from mtrl.surgery.engine import Uses
 from mtrl.surgery.gradients import at_least_float32, combine, gramian
-from mtrl.surgery.graph import Uses
 
 BLOCKS = 4
 """Number of row blocks of X Xᵀ; products skip the blocks below the diagonal, which are 3/8."""

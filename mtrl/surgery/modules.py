@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from mtrl.errors import UsageError
-from mtrl.surgery.backward import retains_graph, without_hooks
+from mtrl.surgery.engine import retains_graph, without_hooks
 from mtrl.surgery.gradients import at_least_float32
 from mtrl.surgery.graph import Crossing, Wanted, added
 from mtrl.surgery.layers import layers_of, stacked

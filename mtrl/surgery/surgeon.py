@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from mtrl.errors import UsageError
-from mtrl.surgery.backward import current_backward
 from mtrl.surgery.base import MAINTAIN_EVERY, Surgery, SurgeryTarget
 from mtrl.surgery.diagnostics import cosines
+from mtrl.surgery.engine import current_backward
 from mtrl.surgery.graph import Crossing, Total, splits_below
 from mtrl.surgery.heads import Features, Heads
 from mtrl.surgery.methods.none import NoSurgery
