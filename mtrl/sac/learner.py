@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtrl.config.learner import LearnerConfig
 from mtrl.devices import restore
+from mtrl.errors import expect_whole
 from mtrl.nets.precision import resolve_precision
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.capture import Captured
@@ -110,8 +111,10 @@ class Learner:
             The result of the last `update`; the next call may overwrite it.
 
         Raises:
-            ValueError: If updates are captured and an argument differs from the first call's.
+            ValueError: If the replay lacks transitions of a task; or if updates are captured and an
+                argument differs from the first call's.
         """
+        expect_whole("updates", updates)
         if self.threads is not None:
             self.threads.begin()
         if self.captures:

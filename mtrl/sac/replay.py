@@ -76,21 +76,18 @@ class ReplayBuffer:
         self._n_starts = capacity // envs_per_task
         self._split = (observation_size, action_size, 1, 1)
         # One extra row per episode of at least 100 steps, and two that are being written.
-        n_rows = self._n_starts + self._n_starts // 100 + 2
+        self._n_rows = n_rows = self._n_starts + self._n_starts // 100 + 2
         n_envs = n_tasks * envs_per_task
-        self._n_rows = n_rows
-        # One more row, for the successor of the last.
         self._rows = torch.zeros(n_rows + 1, n_envs, sum(self._split), device=device)
         # Index of task 0's copies in `_rows.flatten(0, 1)` for each row where samples may start.
-        self._starts = torch.zeros(
-            2, self._n_starts, envs_per_task, dtype=torch.int64, device=device
-        )
+        whole: dict[str, Any] = {"dtype": torch.int64, "device": device}
+        self._starts = torch.zeros((2, self._n_starts, envs_per_task), **whole)
         self._stored: deque[int] = deque()  # the same rows on the host, oldest first
         self._next_row = self._next_start = 0
         # Number of these that each task has; fewer if it joined later than others.
         self._held = np.zeros(n_tasks, np.int64)
         # For `sample`: position of the oldest start, and number of starts, counting copies.
-        self._window = torch.zeros(2, n_tasks, 1, dtype=torch.int64, device=device)
+        self._window = torch.zeros((2, n_tasks, 1), **whole)
         # Offsets from there to each task, and to its successor: [2, T, 1].
         tasks = torch.arange(0, n_envs, envs_per_task, device=device)[:, None]
         self._away = torch.stack([tasks, tasks + n_envs])
@@ -128,10 +125,13 @@ class ReplayBuffer:
 
         Raises:
             FloatingPointError: If a number is not finite in float32; nothing is stored then.
+            ValueError: If there are more or fewer than T·E rows.
         """
         two_rows = np.zeros((2, *self._rows.shape[1:]), np.float32)
-        two_rows[0] = np.hstack([observations, actions, rewards[:, None], terminated[:, None]])
-        two_rows[1, :, : self._split[0]] = next_observations
+        found = np.hstack([observations, actions, rewards[:, None], terminated[:, None]])
+        if (lengths := {len(found), len(next_observations), len(done)}) != {len(two_rows[0])}:
+            raise ValueError(f"replay: expected {len(two_rows[0])} environments, got {lengths}")
+        two_rows[0], two_rows[1, :, : self._split[0]] = found, next_observations
         if not np.isfinite(two_rows).all():
             raise FloatingPointError("replay: expected finite numbers, got infinite ones or NaN")
         self.scale.observe(rewards, done)
@@ -142,12 +142,11 @@ class ReplayBuffer:
             self._stored.popleft()
         self._stored.append(row)
         self._held = np.minimum(self._held + 1, len(self._stored))
-        stored = upload(two_rows, self._rows.device)
-        self._rows[row : row + 2] = stored
+        self._rows[row : row + 2] = stored = upload(two_rows, self._rows.device)
         # Numbers are passed with the kernel launches; no host memory is read later.
         place = row * self._rows.shape[1]
-        torch.add(self._copies, place, out=self._starts[0, self._next_start])
-        torch.add(self._copies, place, out=self._starts[1, self._next_start])
+        for starts in self._starts:
+            torch.add(self._copies, place, out=starts[self._next_start])
         self._next_start = (self._next_start + 1) % self._n_starts
         self._next_row = (row + 1 + bool(done.any())) % self._n_rows
         self._show_window()
@@ -167,11 +166,15 @@ class ReplayBuffer:
 
         Args:
             generator: Generator to use instead of the buffer's own.
+
+        Raises:
+            ValueError: If a task has no transitions.
         """
-        oldest, stored = self._window
-        generator = generator or self.generator
-        shape, device = (self.n_tasks, batch_size), self._rows.device
-        draw = torch.randint(2**63 - 1, shape, generator=generator, device=device)
+        if not self._held.all():
+            raise ValueError("replay: expected transitions of every task, got none of some")
+        (oldest, stored), generator = self._window, generator or self.generator
+        shape = self.n_tasks, batch_size
+        draw = torch.randint(2**63 - 1, shape, generator=generator, device=self._rows.device)
         # The remainder of 63 random bits is uniform up to one part in 10¹².
         places = self._starts.flatten()[draw.remainder_(stored).add_(oldest)]
         here, there = self._rows.flatten(0, 1)[places + self._away]
@@ -181,10 +184,9 @@ class ReplayBuffer:
             rows = self.demonstrations.fill(rows, generator)
             here, next_observations = rows.split([sum(self._split), self._split[0]], -1)
         observations, actions, rewards, terminated = here.split(self._split, -1)
-        rewards = rewards[..., 0]
         if self.scale.changes:
-            rewards = rewards * self.scale.factors[:, None]
-        return Batch(observations, actions, rewards, terminated[..., 0], next_observations)
+            rewards = rewards * self.scale.factors[:, None, None]
+        return Batch(observations, actions, rewards[..., 0], terminated[..., 0], next_observations)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for `load_state_dict`, including the generator."""
@@ -212,9 +214,7 @@ class ReplayBuffer:
         self.scale.load_state_dict(state["scale"])
 
     def take_over(self, other: ReplayBuffer, tasks: Sequence[tuple[int, int]]) -> None:
-        """Copy the transitions of some tasks from a buffer of the same capacity.
-
-        All other tasks have no transitions afterwards.
+        """Copy some tasks' transitions from a buffer of the same capacity; other tasks get none.
 
         Args:
             other: Buffer to copy from.

@@ -11,19 +11,18 @@ autograd.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mtrl.errors import UsageError
+from mtrl.surgery.engine import Uses, below, current_backward, retains_graph
+
 Wanted = dict[int, list[Tensor | None]]
 """Gradient of each task, by its index, w.r.t. each feature tensor."""
-
-Uses = dict[Any, list[tuple[Any, int]]]
-"""A graph: for each node, the nodes (None: the caller) that use its output, with the position."""
 
 
 class Crossing:
@@ -34,10 +33,11 @@ class Crossing:
         features: Differentiable tensors with the trunk's graph.
 
     Attributes:
+        is_weighed: Whether there is a `Weigh` node.
         shared: Parameters subject to surgery: the trunk's parameters below these features, or all
             parameters below if there are none.
         hidden: Whether a node below hides parameters, as reentrant checkpointing does.
-        uses: The graph below, if there is a `Weigh` node.
+        uses: The graph below, if it is weighed.
         closed: Whether only the trunk's parameters are trained below. The graph is then cut at the
             features, and `Weigh` itself returns the gradients of these parameters.
     """
@@ -46,7 +46,7 @@ class Crossing:
         self.tasks, self.features = tasks, features
         self.shared: list[Tensor] = []
         self.uses: Uses = {}
-        self.hidden = self.closed = False
+        self.is_weighed = self.hidden = self.closed = False
         self._wanted: tuple[int, Wanted] | None = None
         self._moves: tuple[int, list[tuple[int, int, Tensor]]] | None = None
         self._split: Callable[[], Any] = lambda: None
@@ -58,7 +58,8 @@ class Crossing:
             trunk: Trunk whose parameters are subject to surgery.
             weigh: Called in the backward, after all other ready nodes.
         """
-        self.uses, leaves, names = _below(self.features)
+        self.is_weighed = True
+        self.uses, leaves, names = below(self.features)
         # `trunk.parameters()` would take as long as everything else here.
         own = {id(p) for module in trunk.modules() for p in module._parameters.values()}
         self.shared = [leaf for leaf in leaves if id(leaf) in own] or leaves
@@ -132,14 +133,25 @@ class Split(torch.autograd.Function):
         return tuple(z.view_as(z) for _ in crossing.tasks for z in features)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        """Collect the gradients, and pass on their sum; to `Weigh`, which ignores it, just one."""
-        n = len(ctx.crossing.features)
+        """Collect the gradients for `Weigh`, or else pass on their sum.
+
+        Raises:
+            UsageError: If surgery would miss what second derivatives add to the trunk's gradients.
+        """
+        crossing = ctx.crossing
+        n = len(crossing.features)
         rows = [list(gradients[i : i + n]) for i in range(0, len(gradients), n)]
-        ctx.crossing.collect(rows)
         columns = [[g for g in column if g is not None] for column in zip(*rows, strict=True)]
-        return None, *[added(column[:1] if ctx.crossing.shared else column) for column in columns]
+        if not crossing.is_weighed:
+            return None, *map(added, columns)
+        if torch.is_grad_enabled():
+            raise UsageError(
+                "backward: expected create_graph=False: losses with derivatives of outputs "
+                "(gradient penalties, PDE residuals) work with surgery 'none' only"
+            )
+        crossing.collect(rows)
+        return None, *[added(column[:1]) for column in columns]  # which `Weigh` ignores
 
 
 class Weigh(torch.autograd.Function):
@@ -184,34 +196,10 @@ def splits_below(loss: Tensor) -> list[tuple[Any, int]]:
     return [edge for edge in _walk([loss]) if isinstance(edge[0], Split._backward_cls)]
 
 
-def retains_graph() -> bool:
-    """Return whether the current backward was called with `retain_graph`."""
-    return torch._C._autograd._get_current_graph_task_keep_graph()
-
-
-@contextmanager
-def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Return a context without the hooks of these leaves, which run once for the final gradient."""
-    hooks = [p._backward_hooks for p in parameters if p._backward_hooks]
-    saved = [dict(found) for found in hooks]
-    for found in hooks:
-        found.clear()
-    try:
-        yield
-    finally:
-        for found, entries in zip(hooks, saved, strict=True):
-            found.update(entries)
-
-
 def added(gradients: Iterable[Tensor | None]) -> Tensor | None:
     """Return the sum of the gradients that are not None, or None."""
     found = [g for g in gradients if g is not None]
     return sum(found[1:], found[0]) if found else None
-
-
-def current_backward() -> int:
-    """Return the id of the current backward."""
-    return torch._C._current_graph_task_id()
 
 
 def _walk(tensors: list[Tensor]) -> Iterator[tuple[Any, int]]:
@@ -227,24 +215,3 @@ def _walk(tensors: list[Tensor]) -> Iterator[tuple[Any, int]]:
         if node not in seen and not isinstance(node, Split._backward_cls):
             edges.extend(node.next_functions)
         seen.update((edge, node))
-
-
-def _below(features: list[Tensor]) -> tuple[Uses, list[Tensor], set[str]]:
-    """Return the graph below the features, its leaves, and the names of its kinds of nodes."""
-    uses: Uses = {z.grad_fn: [(None, i)] for i, z in enumerate(features) if z.grad_fn is not None}
-    nodes, names = list(uses), set()
-    leaves = [z for z in features if z.grad_fn is None]  # parameters used as features
-    for node in nodes:  # grows in the loop
-        name = type(node).__name__
-        names.add(name)
-        if name == "AccumulateGrad":
-            leaves.append(node.variable)
-            continue
-        for place, (parent, _) in enumerate(node.next_functions):
-            if parent is None:
-                continue
-            if parent not in uses:
-                uses[parent] = []
-                nodes.append(parent)
-            uses[parent].append((node, place))
-    return uses, leaves, names

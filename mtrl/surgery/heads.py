@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mtrl.errors import unknown
+from mtrl.errors import UsageError, unknown
 
 
 class Heads(nn.Module):
@@ -19,6 +22,16 @@ class Heads(nn.Module):
 
     def __init__(self, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
+        if not (hasattr(heads, "items") and len(heads)):
+            raise UsageError(
+                "heads: expected a dictionary from each task's name to its module, got "
+                f"{type(heads).__name__ if heads else 'none'}"
+            )
+        for task, head in heads.items():
+            if not (isinstance(task, str) and isinstance(head, nn.Module)):
+                raise UsageError(
+                    f"heads: expected text and a torch.nn.Module, got {task!r}: {head!r}"
+                )
         self._keys: dict[str, str] = {}
         for task, head in heads.items():
             key = task.replace(".", "_")
@@ -48,32 +61,45 @@ class Heads(nn.Module):
         """Return tasks with their heads."""
         return ((task, self[task]) for task in self)
 
-    def expect(self, losses: Mapping[str, Tensor]) -> None:
-        """Check that these are losses of the tasks.
+    def expect(self, losses: Mapping[str, Tensor], tasks: Collection[str] = ()) -> None:
+        """Check that these are losses of tasks, among them these.
 
         Raises:
-            ValueError: If there are none, or one is of an unknown task or not a scalar.
+            ValueError: If there are none, or one is missing, of an unknown task or not a scalar
+                tensor.
         """
+        if not isinstance(losses, Mapping):
+            raise ValueError(
+                "losses: expected a dictionary with the loss of each task, got "
+                f"{type(losses).__name__}"
+            )
         if not losses:
             raise ValueError("losses: expected the loss of at least one task, got none")
         for task, loss in losses.items():
             if task not in self:
                 raise ValueError(unknown("losses", task, list(self)))
-            if loss.ndim:
+            if not isinstance(loss, Tensor) or loss.ndim:
+                got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
                 raise ValueError(
-                    f"losses: expected a scalar for {task!r}, got shape {tuple(loss.shape)}"
+                    f"losses: expected a scalar tensor for {task!r}, got {got}; leave out tasks "
+                    "without a loss"
+                )
+        for task in tasks:
+            if task not in losses:
+                raise ValueError(
+                    f"losses: expected the tasks of the last backward, got none of {task!r}"
                 )
 
 
 class Features:
-    """Output of a trunk: a tensor, or tuples, lists, dictionaries and dataclasses of tensors.
+    """Output of a trunk: a tensor, or nested tuples, lists, dictionaries and dataclasses.
 
     Attributes:
         tensors: Tensors through which gradients flow.
     """
 
     def __init__(self, output: Any) -> None:
-        self._leaves, self._form = tree_flatten(output)
+        self._leaves, self._form = _flattened(output)
         self._learned = [
             i
             for i, leaf in enumerate(self._leaves)
@@ -81,8 +107,8 @@ class Features:
         ]
         if not any(isinstance(leaf, Tensor) for leaf in self._leaves):
             raise ValueError(
-                "trunk: expected a tensor of features, or a tuple or dictionary of tensors, got "
-                f"{type(output).__name__}"
+                "trunk: expected a tensor of features, or a tuple, dictionary or dataclass of "
+                f"tensors, got {type(output).__name__}"
             )
 
     @property
@@ -116,4 +142,50 @@ class Features:
         elif any(module.__dict__.get("inplace") for module in head.modules()):
             for i in here:
                 leaves[i] = leaves[i].clone()
-        return tree_unflatten(leaves, self._form)
+        return _unflattened(leaves, self._form)
+
+
+class _Copied:
+    """A leaf of torch's trees that has parts: a dataclass, or a subclass of a dictionary."""
+
+    def __init__(self, value: Any, n: int, form: Any) -> None:
+        self.value, self.n, self.form = value, n, form
+
+    def with_parts(self, parts: dict[str, Any]) -> Any:
+        """Return a shallow copy with other parts."""
+        found = copy.copy(self.value)
+        if isinstance(found, MutableMapping):
+            found.update(parts)
+        else:
+            for name, part in parts.items():
+                object.__setattr__(found, name, part)  # also in a frozen dataclass
+        return found
+
+
+def _flattened(output: Any) -> tuple[list[Any], Any]:
+    """Return the leaves of a tree, and its form: torch's with that of each leaf with parts."""
+    leaves, form = tree_flatten(output)
+    found, inner = list[Any](), list[_Copied | None]()
+    for leaf in leaves:
+        parts = None
+        if isinstance(leaf, MutableMapping):
+            parts = dict(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            names = [field.name for field in fields(leaf) if hasattr(leaf, field.name)]
+            parts = {name: getattr(leaf, name) for name in names}
+        own, shape = ([leaf], None) if parts is None else _flattened(parts)
+        inner.append(None if parts is None else _Copied(leaf, len(own), shape))
+        found += own
+    return found, (form, inner)
+
+
+def _unflattened(leaves: list[Any], form: Any) -> Any:
+    """Return the tree of this form with other leaves."""
+    outer, inner = form
+    rest, found = iter(leaves), []
+    for one in inner:
+        if one is None:
+            found.append(next(rest))
+        else:
+            found.append(one.with_parts(_unflattened([*islice(rest, one.n)], one.form)))
+    return tree_unflatten(found, outer)

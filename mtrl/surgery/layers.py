@@ -26,8 +26,8 @@ from torch.nn.functional import unfold
 from typing_extensions import override
 
 from mtrl.nets.precision import full_float32
+from mtrl.surgery.engine import Uses
 from mtrl.surgery.gradients import at_least_float32, combine, gramian
-from mtrl.surgery.graph import Uses
 
 BLOCKS = 4
 """Number of row blocks of X Xᵀ; products skip the blocks below the diagonal, which are 3/8."""
@@ -233,7 +233,7 @@ def _convolution(node: Any, weight: Tensor, n_tasks: int) -> Layer | None:
         return None
     inputs = at_least_float32(node._saved_input.detach())  # `unfold` lacks half types on a CPU
     kernel, stride = weight.shape[2:], node._saved_stride
-    padding, dilation = node._saved_padding, node._saved_dilation
+    padding, dilation = (2 * node._saved_padding)[:2], node._saved_dilation  # "valid" has one
     sizes = zip(inputs.shape[2:], kernel, stride, padding, dilation, strict=True)
     n_rows = len(inputs)
     for size, width, step, pad, spread in sizes:

@@ -23,10 +23,11 @@ class MultiTaskModel(nn.Module):
 
     A call with one input for all tasks returns the output of each task. `loss.backward()` then
     applies surgery, for any loss computed from the outputs, such as the sum of the tasks' losses;
-    Lightning or Hugging Face's Trainer may call it. All parameters outside the trunk, including
-    heads and encoders before the model, get the gradient of autograd. The trunk gets T Σ_k w_k g_k,
-    where g_k is the gradient through the k-th head, w_k is the weight from the method, and T is the
-    number of tasks in this backward; with weights 1/T, this is the gradient of autograd. Several
+    Lightning or Hugging Face's Trainer may call it. All parameters above the trunk, such as heads
+    and learned loss weights, get the gradient of autograd. The trunk gets T Σ_k w_k g_k, where g_k
+    is the gradient through the k-th head, w_k is the weight from the method, and T is the number of
+    tasks in this backward; with weights 1/T, this is the gradient of autograd. Encoders before the
+    model get what flows through the trunk then, with the same weights. Several
     forward passes before one backward are combined. Tasks whose output the loss does not use are
     left out. One backward is one step of surgery: losses to be weighed against each other must be
     part of the same backward.
@@ -54,7 +55,7 @@ class MultiTaskModel(nn.Module):
         torch.Size([2, 2])
 
     Raises:
-        UsageError: If the method is unknown, or not a method.
+        UsageError: If the method is unknown, or not a method; if the trunk or a head is no module.
     """
 
     n_networks = 1
@@ -71,6 +72,8 @@ class MultiTaskModel(nn.Module):
         watch: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(trunk, nn.Module):
+            raise UsageError(f"trunk: expected a torch.nn.Module, got {trunk!r}")
         self.trunk, self.heads = trunk, Heads(heads)
         self.n_features, self.seed, self.watch = n_features, seed, watch
         self.register_buffer("rotation", None)
@@ -148,7 +151,7 @@ class MultiTaskModel(nn.Module):
             A scalar, for `backward()`, a `GradScaler` or the like.
 
         Raises:
-            ValueError: If a loss is not a scalar, or was not computed from its task's output.
+            ValueError: If a loss is no scalar tensor, or was not computed from its task's output.
         """
         return self._surgeon.total(losses)
 
@@ -190,15 +193,19 @@ class MultiTaskModel(nn.Module):
         copies = self._surgeon.copies(Features(output), tasks)
         outputs = {}
         for name, task, copy in zip(names, tasks, copies, strict=True):
-            turn = None if rotation is None else partial(_turned, rotation[0, task])
+            turn = None if rotation is None else partial(self._turned, rotation[0, task])
             head = heads[name]
             outputs[name] = head(copy.for_head(head, turn))
         return outputs
 
-
-def _turned(rotation: Tensor, z: Tensor) -> Tensor:
-    size = len(rotation)
-    return torch.cat([z[..., :size] @ rotation.to(z.dtype).mT, z[..., size:]], -1)
+    def _turned(self, rotation: Tensor, z: Tensor) -> Tensor:
+        size, width = len(rotation), z.shape[-1]
+        if size > width or (self.n_features or width) != width:
+            raise UsageError(
+                f"n_features: expected {width}, the trunk's output width, got "
+                f"{self.n_features or size}"
+            )
+        return torch.cat([z[..., :size] @ rotation.to(z.dtype).mT, z[..., size:]], -1)
 
 
 def _refuse_batch_norm(trunk: nn.Module) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from mtrl.errors import UsageError
+from mtrl.surgery.engine import retains_graph, without_hooks
 from mtrl.surgery.gradients import at_least_float32
-from mtrl.surgery.graph import Crossing, Wanted, added, retains_graph, without_hooks
+from mtrl.surgery.graph import Crossing, Wanted, added
 from mtrl.surgery.layers import layers_of, stacked
 from mtrl.surgery.module_gradients import ModuleFeatures, ModuleGradients
 from mtrl.surgery.rows import Row, TaskRows, in_any_rank, mean_of_ranks, rows_added, world_size

@@ -16,7 +16,8 @@ from torch.autograd.graph import GradientEdge
 from mtrl.errors import UsageError
 from mtrl.surgery.base import MAINTAIN_EVERY, Surgery, SurgeryTarget
 from mtrl.surgery.diagnostics import cosines
-from mtrl.surgery.graph import Crossing, Total, current_backward, splits_below
+from mtrl.surgery.engine import current_backward
+from mtrl.surgery.graph import Crossing, Total, splits_below
 from mtrl.surgery.heads import Features, Heads
 from mtrl.surgery.methods.none import NoSurgery
 from mtrl.surgery.modules import ModuleProblem
@@ -88,9 +89,9 @@ class Surgeon:
         tensors = crossing.features
         if not plain:
             tensors = crossing.weighed(model.trunk, self._weigh)
+            self._open = [ref for ref in self._open if ref() is not None]
+            self._open.append(weakref.ref(crossing))
         found = crossing.copies(tensors)
-        self._open = [ref for ref in self._open if ref() is not None]
-        self._open.append(weakref.ref(crossing))
         return [features.replaced(tensors) for tensors in found]
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
@@ -129,18 +130,17 @@ class Surgeon:
     def after_step(self, losses: Callable[[], Mapping[str, Tensor]]) -> None:
         """Give the method the losses after the optimiser's step, averaged over the processes."""
         self._stepped = True
+        tasks = list(self.last.weights) if self.last else []  # of the last backward
 
         def ordered() -> Tensor:
-            with torch.no_grad():
-                found = losses()
-            here = [task for task in self.model.heads if task in found]
-            if world_size() > 1 and self.last is not None:  # processes may have different tasks
-                here = list(self.last.weights)
+            found = torch.no_grad()(losses)()
+            self.model.heads.expect(found, () if world_size() > 1 else tasks)  # else on any rank
             zero = torch.zeros((), device=next(iter(found.values())).device)
-            rows = torch.stack([found.get(task, zero).detach() for task in here])
-            return mean_of_ranks(rows[None])
+            rows = [found.get(task, zero).detach() for task in tasks]
+            return mean_of_ranks(torch.stack(rows)[None])
 
-        self.model.surgery.after_step(ordered)
+        if tasks:
+            self.model.surgery.after_step(ordered)
 
     @contextmanager
     def keeping(self) -> Iterator[None]:

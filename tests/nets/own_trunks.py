@@ -132,3 +132,33 @@ class Tied(Waits):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.third(self.second(self.layer(x)).tanh())
+
+
+class Repeated(Waits):
+    """One layer twice, under three names, as in a transformer whose blocks are shared."""
+
+    def __init__(self, n_inputs: int) -> None:
+        super().__init__(n_inputs)
+        self.block = nn.Linear(4, 4)
+        self.blocks = nn.ModuleList([self.block] * 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.layer(x)
+        for block in self.blocks:
+            z = block(z).tanh()
+        return z
+
+
+class Drops(nn.Sequential):
+    def __init__(self, n_inputs: int) -> None:
+        super().__init__(nn.Linear(n_inputs, 4), nn.Dropout(0.1))
+
+
+class Roots(Waits):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).sqrt()
+
+
+class Nothing(nn.Linear):
+    def __init__(self, n_inputs: int) -> None:
+        super().__init__(n_inputs, 0)

@@ -139,6 +139,8 @@ def test_a_file_imports_nothing(tmp_path):
         ("own_trunks:Remembers", r"parameters only, got 'own_trunks:Remembers' with .* 'last'"),
         ("own_trunks:Pretrained", r"all trained, got .* with requires_grad=False for '0.weight'"),
         ("own_trunks:Lazy", r"known shape, got 'own_trunks:Lazy' with the lazy '0.weight'"),
+        ("own_trunks:Drops", "expected no random numbers, such as those of dropout"),
+        ("own_trunks:Nothing", r"expected features of shape \(2, d\) from .* got \(2, 0\)"),
         ("own_trunks:torch", r"expected a class of torch.nn.Module at 'own_trunks:torch'"),
         ("own_trunks:None", r"trunk: cannot import 'own_trunks:None'"),
     ],
@@ -153,6 +155,11 @@ def test_unsupported_modules_are_rejected(spec, message, device):
 def test_features_of_a_row_do_not_depend_on_other_rows():
     with pytest.raises(UsageError, match="depend on one observation from 'own_trunks:Mixes'"):
         make("own_trunks:Mixes")
+
+
+def test_features_are_finite():
+    with pytest.raises(UsageError, match="expected finite features from 'own_trunks:Roots'"):
+        make("own_trunks:Roots")
 
 
 @pytest.mark.parametrize("name", ["Shuffles", "Counts"])
@@ -170,6 +177,29 @@ def test_tied_weights_stay_tied(tmp_path):
     loaded = Policy.load(tmp_path / "a.safetensors")
     found, expected = (p.predict(rows, deterministic=True)[0] for p in (loaded, agent))
     assert np.array_equal(found, expected)
+
+
+def test_a_part_with_several_names_is_one_part():
+    """Torch's `functional_call` would leave its parameters in the module."""
+    networks = make("own_trunks:Repeated")
+    function, shared, per_task = networks.folded()
+    assert len(shared) == 4  # weights and biases of two layers
+    x = torch.randn(1, T, B, IN, dtype=torch.float64)
+    y = torch.zeros(T, B, OUT, dtype=torch.float64)
+    gradients = StackedProblem(function, task_loss, shared, per_task, x, (y,)).task_gradients()
+    module = own_trunks.Repeated(IN).double()
+    for n in range(N):
+        for name, value in module.named_parameters():
+            value.data = shared["module:" + name.replace(".", ":")][n]
+        rows = []
+        for t in range(T):
+            z = module(x[0, t])
+            outputs = z @ per_task["head_weight"][n, t] + per_task["head_bias"][n, t]
+            found = torch.autograd.grad(outputs.square().mean(), list(module.parameters()))
+            rows.append(torch.cat([g.flatten() for g in found]))
+            torch.testing.assert_close(function(shared, per_task, x)[n, t], z.detach())
+        stacked = torch.stack(rows)
+        torch.testing.assert_close(gradients.gramian()[n], stacked @ stacked.T)
 
 
 def build(n_inputs, depth=1):

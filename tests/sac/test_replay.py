@@ -170,3 +170,28 @@ def test_a_skipped_step_breaks_the_chain():
     pairs = torch.stack([batch.observations[0, :, 0], batch.next_observations[0, :, 0]], -1)
     assert {tuple(pair) for pair in pairs.tolist()} == {(0, 1), (1, 2), (4, 5)}
     assert len(buffer) == 3
+
+
+@pytest.mark.parametrize("wrong", range(6))
+def test_rows_of_fewer_environments_are_an_error(wrong):
+    """NumPy would give one environment's row to all."""
+    buffer = ReplayBuffer(50, T, 2, 1)
+    shapes = [(T, 2), (T, 1), (T,), (T,), (T, 2), (T,)]
+    rows = [np.zeros((1, *shape[1:]) if i == wrong else shape) for i, shape in enumerate(shapes)]
+    with pytest.raises(ValueError, match=r"must match exactly|expected 3 environments, got \{1, 3"):
+        buffer.add(*rows[:5], done=rows[5])
+    one = [np.zeros((1, *shape[1:])) for shape in shapes]
+    with pytest.raises(ValueError, match=r"replay: expected 3 environments, got \{1\}"):
+        buffer.add(*one[:5], done=one[5])
+    assert len(buffer) == 0
+
+
+def test_an_empty_buffer_cannot_be_sampled():
+    """On CUDA, the remainder of a division by no transitions is any number."""
+    buffer, other = ReplayBuffer(50, T, 3, 2), ReplayBuffer(50, T, 3, 2)
+    with pytest.raises(ValueError, match="replay: expected transitions of every task, got none"):
+        buffer.sample(4)
+    fill(other, 3, lambda step, env: False)
+    buffer.take_over(other, [(0, 1), (2, 2)])  # task 1 is new
+    with pytest.raises(ValueError, match="replay: expected transitions of every task, got none"):
+        buffer.sample(4)

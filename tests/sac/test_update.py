@@ -17,6 +17,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mtrl.errors import UsageError
 from mtrl.sac.agent import MTSAC
 from mtrl.sac.learner import Learner
 from mtrl.sac.losses import td_target
@@ -452,6 +453,8 @@ def test_maintenance_and_the_count_of_updates(monkeypatch):
     replay.add(x, np.zeros((2, ACTION)), np.zeros(2), np.zeros(2), x, done=np.zeros(2, bool))
     for _ in range(3):
         learner.step(replay, 3)
+    with pytest.raises(UsageError, match="updates: expected an integer of at least 1, got 0"):
+        learner.step(replay, 0)
     assert learner.updates == 9
     assert len(called) == 2 * 2  # actor and critics, after the updates 4 and 8
     other = make_learner(2, surgery="rotograd")

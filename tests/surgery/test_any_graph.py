@@ -4,6 +4,7 @@ import copy
 import gc
 import warnings
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from weights_apart import Fixed
 
 from mtrl.errors import UsageError
 from mtrl.surgery import GramianSurgery, MultiTaskModel, available, get_surgery
+from mtrl.surgery.graph import splits_below
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -407,7 +409,29 @@ class Trees(nn.Module):
 
     def forward(self, x):
         a, b, mask = self.a(x).tanh(), self.b(x).tanh(), x[:, :1] > 0
-        return (a, (b, mask)) if self.kind is tuple else {"a": a, "b": b, "mask": mask, "n": None}
+        if self.kind is tuple:
+            return a, (b, mask)
+        return self.kind(a=a, b=b, mask=mask, n=None)
+
+
+@dataclass(frozen=True)
+class Fields:
+    a: torch.Tensor
+    b: torch.Tensor
+    mask: torch.Tensor
+    n: None
+
+    def __getitem__(self, name):
+        return getattr(self, name)
+
+
+class Named(dict):
+    """A dictionary that torch's trees do not know."""
+
+
+def in_a_list(**parts):
+    """A dataclass beside a tensor; torch's trees take it for a constant."""
+    return [Fields(**parts), parts["a"]]
 
 
 class Mixing(nn.Module):
@@ -416,11 +440,12 @@ class Mixing(nn.Module):
         self.out = nn.Linear(2 * D, 2)
 
     def forward(self, z):
+        z = z[0] if isinstance(z, list) else z
         a, b, mask = (z[0], *z[1]) if isinstance(z, tuple) else (z["a"], z["b"], z["mask"])
         return self.out(torch.cat([a, b * mask], -1))
 
 
-@pytest.mark.parametrize("kind", [tuple, dict])
+@pytest.mark.parametrize("kind", [tuple, dict, Named, Fields, in_a_list])
 @pytest.mark.parametrize("surgery", ["none", "weights", "rotograd-scale"])
 def test_features_may_be_several_tensors(kind, surgery):
     method = Fixed() if surgery == "weights" else surgery
@@ -429,6 +454,23 @@ def test_features_may_be_several_tensors(kind, surgery):
     sum(shared_input(model).values()).backward()
     weights = torch.stack(list(model.last.weights.values())) if model.last else torch.ones(3)
     close(on_trunk(model), weights.to(torch.float64) @ torch.stack(list(rows.values())))
+
+
+def test_features_of_one_task_are_not_those_of_another():
+    """A head may change the object that it gets."""
+
+    class Emptying(nn.Linear):
+        def forward(self, z):
+            return super().forward(z.pop("a"))
+
+    class Trunk(nn.Linear):
+        def forward(self, x):
+            return Named(a=super().forward(x))
+
+    model = MultiTaskModel(Trunk(4, D), {task: Emptying(D, 2) for task in TASKS}, "none")
+    z = model.trunk(batch())["a"]
+    for task, output in model(batch()).items():
+        close(output, nn.functional.linear(z, *model.heads[task].parameters()))
 
 
 def test_rotations_need_one_feature_tensor():
@@ -602,6 +644,29 @@ def test_nested_passes_are_rejected():
     first = model(batch())
     sum(losses(model(torch.cat([first["a"], first["b"]], 1))).values()).backward()
     same(model, expected)
+
+
+@pytest.mark.parametrize("surgery", ["none", "pcgrad", "rotograd-scale"])
+def test_losses_with_derivatives_of_outputs(surgery):
+    """Of ∂²u/∂x², as in the residual of a differential equation, by autograd; or refused."""
+
+    def loss(model):
+        x = batch().requires_grad_()
+        outputs = model(x)
+        (slope,) = torch.autograd.grad(outputs["a"].sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(slope.sum(), x, create_graph=True)
+        return (second - 1).square().mean() + slope.square().mean() + outputs["b"].square().mean()
+
+    model = make(surgery)
+    if surgery != "none":
+        with pytest.raises(UsageError, match=r"derivatives of outputs .* with surgery 'none' only"):
+            loss(model)
+        sum(shared_input(model).values()).backward()  # training continues
+        return
+    expected = by_autograd(model, loss)
+    loss(model).backward()
+    same(model, expected)
+    assert on_trunk(model).norm() > 0
 
 
 def test_reentrant_checkpointing_is_rejected_if_trunk_gradients_are_needed():
@@ -821,7 +886,7 @@ def test_graphs_are_freed_without_the_garbage_collector(surgery):
     try:
         for backward in (False, True):
             outputs = model(batch())
-            graph = weakref.ref(model._surgeon._open[-1]())
+            graph = weakref.ref(splits_below(outputs["a"])[0][0].crossing)
             if backward:
                 sum(losses(outputs).values()).backward()
             del outputs

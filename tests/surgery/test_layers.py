@@ -213,6 +213,7 @@ GRAPHS = {
     "convolution": (convolution, pictures, 1, 0),
     "convolution, strided": (lambda: convolution(stride=2, padding=1), pictures, 1, 0),
     "convolution, dilated": (lambda: convolution(dilation=2, padding="same"), pictures, 1, 0),
+    "convolution, padding by name": (lambda: convolution(padding="valid"), pictures, 1, 0),
     "convolution, no bias": (lambda: convolution(bias=False), pictures, 1, 0),
     "convolution, in groups": (lambda: convolution(groups=2), pictures, 0, 0),
     "convolution, padded in circles": (

@@ -242,7 +242,11 @@ def test_evaluation_has_no_side_effects():
     [
         (lambda o: {}, "expected the loss of at least one task, got none"),
         (lambda o: {"d": o["a"].sum()}, "losses: unknown 'd'"),
-        (lambda o: {"b": o["b"]}, r"expected a scalar for 'b', got shape \(16, 3\)"),
+        (lambda o: {"b": o["b"]}, r"expected a scalar tensor for 'b', got shape \(16, 3\)"),
+        (lambda o: {"a": o["a"].sum(), "b": None}, "a scalar tensor for 'b', got None; leave out"),
+        (lambda o: {"a": o["a"].sum(), "b": 0.0}, r"expected a scalar tensor for 'b', got 0\.0"),
+        (lambda o: [o["a"].sum()], "a dictionary with the loss of each task, got list"),
+        (lambda o: o["a"].sum(), "a dictionary with the loss of each task, got Tensor"),
         (lambda o: {"a": torch.zeros((), requires_grad=True) * 1}, "'a' to depend on its head"),
     ],
 )
@@ -320,3 +324,58 @@ def test_rotations_are_orthonormalised_at_intervals(monkeypatch):
         model.backward({task: output.mean() for task, output in model(torch.ones(5, 2)).items()})
     after = (model.rotation.mT @ model.rotation - torch.eye(4)).abs().max()
     assert before > 1e-2 and after < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ([nn.Linear(D, 1)], "a dictionary from each task's name to its module, got list"),
+        ({}, "a dictionary from each task's name to its module, got none"),
+        ({0: nn.Linear(D, 1)}, "heads: expected text and a torch.nn.Module, got 0: Linear"),
+        ({"a": torch.relu}, "heads: expected text and a torch.nn.Module, got 'a': <built-in"),
+    ],
+)
+def test_what_are_no_heads_is_named(heads, message):
+    with pytest.raises(UsageError, match=message):
+        MultiTaskModel(nn.Linear(4, D), heads)
+
+
+def test_a_trunk_must_be_a_module():
+    with pytest.raises(UsageError, match=r"trunk: expected a torch\.nn\.Module, got <built-in"):
+        MultiTaskModel(torch.relu, {"a": nn.Linear(D, 1)})
+
+
+@pytest.mark.parametrize("width", [D - 1, D + 1])
+def test_rotations_of_another_width_are_an_error(width):
+    model = MultiTaskModel(nn.Linear(4, D), {"a": nn.Linear(D, 1)}, "rotograd", n_features=width)
+    with pytest.raises(UsageError, match=rf"expected {D}, the trunk's output width, got {width}"):
+        model(torch.randn(16, 4))
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (lambda o: {"a": o["a"].mean()}, "the tasks of the last backward, got none of 'b'"),
+        (lambda o: {"a": o["a"], "b": o["b"].mean()}, "expected a scalar tensor for 'a'"),
+    ],
+)
+def test_losses_after_a_step_are_those_of_its_tasks(after, message):
+    """FAMO learned from the losses of one task for both."""
+    model, expected, x = make("famo"), make("famo"), inputs()
+    for one in (model, expected):
+        one.backward(losses_of(one, x, "ab"))
+        torch.optim.SGD(one.parameters(), 0.01).step()
+    with pytest.raises(ValueError, match=message):
+        model.after_step(lambda: after(model(x)))
+    model.after_step(lambda: losses_of(model, x, "abc"))  # those of c are not used
+    expected.after_step(lambda: losses_of(expected, x, "ab"))
+    assert torch.equal(model.surgery.logits, expected.surgery.logits)
+    assert (expected.surgery.logits[0, :2] != 0).all()
+
+
+def test_a_method_learns_nothing_before_the_first_step():
+    model = make("famo")
+    before = copy.deepcopy(model.surgery.state_dict())
+    model.after_step(lambda: losses_of(model, inputs()))
+    for name, value in model.surgery.state_dict().items():
+        assert torch.equal(before[name], value), name

@@ -79,6 +79,7 @@ class OwnModule(Trunk):
             if value.ndim > 1:  # as is common: biases and the vectors of LayerNorm do not decay
                 make.decaying.add(_stored(name))
         object.__setattr__(self, "_template", first.requires_grad_(False))
+        object.__setattr__(self, "_names", _names(first))
         object.__setattr__(self, "_n_features", self._try(make, n_inputs))
         self._expect_parameters(first, trained=False)  # again: a call may leave tensors behind
         self._expect_a_function(first, self._make(seed + 1, 1, n_own)[0], n_own)
@@ -155,15 +156,22 @@ class OwnModule(Trunk):
                 wanted = [inputs, *views.values()]
                 by_inputs, *used = torch.autograd.grad(first, wanted, allow_unused=True)
         except Exception as error:
+            reason = one_line(error)
+            if "called random operation" in reason:  # under vmap
+                reason = "expected no random numbers, such as those of dropout"
             raise UsageError(
                 f"trunk: {self.name!r} cannot be vectorised over networks and tasks: "
-                f"{one_line(error)}{_where(error)}"
+                f"{reason}{_where(error)}"
             ) from None
         shape = tuple(found.shape)
-        if len(shape) != 4 or shape[2] != rows:
+        if len(shape) != 4 or shape[2] != rows or not shape[3]:
             raise UsageError(
                 f"trunk: expected features of shape ({rows}, d) from {self.name!r} for {rows} "
                 f"observations, got {shape[2:]}"
+            )
+        if not (found.is_meta or found.isfinite().all()):
+            raise UsageError(
+                f"trunk: expected finite features from {self.name!r}, got some NaN or ∞"
             )
         if by_inputs is not None and not by_inputs.is_meta and by_inputs[:, :, 1].any():
             raise UsageError(
@@ -205,8 +213,23 @@ class OwnModule(Trunk):
         return result
 
     def _call(self, parameters: dict[str, Tensor], rows: Tensor) -> Tensor:
-        found: Tensor = functional_call(self.__dict__["_template"], parameters, (rows,))
+        template, names = self.__dict__["_template"], self.__dict__["_names"]
+        given = {place: parameters[name] for place, name in names.items()}
+        found: Tensor = functional_call(template, given, (rows,), tie_weights=False)
         return found
+
+
+def _names(module: nn.Module) -> dict[str, str]:
+    """Return the name of the parameter in each place of the module, where it may be tied.
+
+    torch can find the places itself, but leaves the other parameters in a part that has two names.
+    """
+    names = {id(value): name for name, value in module.named_parameters()}
+    return {
+        f"{path}.{name}" if path else name: names[id(value)]
+        for path, part in module.named_modules()
+        for name, value in part.named_parameters(recurse=False, remove_duplicate=False)
+    }
 
 
 def _shape(value: Tensor) -> tuple[int, ...]:
