@@ -142,7 +142,8 @@ def expect_weights(weights: Any, gramian: Tensor, name: str) -> None:
 class FeatureSurgery(Surgery):
     """Base class of methods that use losses and feature gradients, from one plain backward.
 
-    Implement `weights`. Per-task parameters are treated as in `GramianSurgery`.
+    Implement `weights`. They apply to all parameters below the features, also to those of a single
+    task, such as its bias in the first layer. Heads get the gradient of the mean loss.
     """
 
     @abstractmethod
