@@ -66,9 +66,8 @@ def own_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     Returns:
         `[…, B, out]`.
     """
-    rows = inputs.reshape(-1, 1, *inputs.shape[-2:])
-    weights = weight.reshape(-1, *weight.shape[-2:])
     if bias is None:
-        bias = weights.new_zeros(len(weights), weight.shape[-1])
-    outputs = layer(rows, weights, bias.reshape(len(weights), -1), exact=True)
+        bias = weight.new_zeros(*weight.shape[:-2], weight.shape[-1])
+    rows, weights = inputs.flatten(0, -3)[:, None], weight.flatten(0, -3)
+    outputs = layer(rows, weights, bias.flatten(0, -2), exact=True)
     return outputs.view(*inputs.shape[:-1], weight.shape[-1])

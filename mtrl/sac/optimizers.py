@@ -108,7 +108,7 @@ def load_moments_(optimizer: torch.optim.Optimizer, saved: Mapping[str, Mapping[
         raise IndexError(f"moments of parameter {unknown}, where there are {len(parameters)}")
     for i, parameter in enumerate(parameters):
         given = saved.get(str(i), {})
-        if given and parameter not in optimizer.state:
+        if given and not optimizer.state.get(parameter):
             optimizer.state[parameter] = _before_any_step(parameter)
         for name, held in optimizer.state.get(parameter, {}).items():
             value = given.get(name, torch.zeros_like(held))
