@@ -123,7 +123,7 @@ def _copy(
 ) -> None:
     shared, per_task = mine.named()
     folded = theirs.folded()
-    known = {name: value for name, value in folded.per_task.items() if name in per_task}
+    known = {name: value for name, value in folded.per_task.items() if name in theirs.per_task}
     if _sizes(shared, 1) | _sizes(per_task, 2) != _sizes(folded.shared, 1) | _sizes(known, 2):
         raise UsageError("init_from: expected networks of equal sizes, got others")
     for name, value in shared.items():

@@ -199,8 +199,12 @@ def test_other_sizes_are_refused(source):
     ):
         transfer(other, source)
     wide = agent_of(config=CONFIG.model_copy(update={"hidden_sizes": (12, 13)}))
-    with pytest.raises(UsageError, match="init_from: expected networks of equal sizes"):
-        transfer(wide, source)
+    film = CONFIG.model_copy(update={"trunk": "film"})  # with a learned vector of 50 numbers
+    told = film.model_copy(update={"task_input": "description"})
+    described = MTSAC(NOW, told, OBSERVATION, ACTION, descriptions=dict.fromkeys(NOW, np.ones(50)))
+    for agent, other in ((wide, source), (described, agent_of(BEFORE, film))):
+        with pytest.raises(UsageError, match="init_from: expected networks of equal sizes"):
+            transfer(agent, other)
 
 
 @pytest.mark.parametrize(
