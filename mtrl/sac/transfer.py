@@ -40,9 +40,8 @@ def adopted(
     path = config.transfer.init_from
     assert path is not None
     import_trunks(config.imports)  # a file only names its trunk
-    for spec in (config.agent.trunk, config.agent.actor_trunk, config.agent.critic_trunk):
-        if spec is not None:
-            load_trunk(spec)
+    for spec in config.agent.trunks:
+        load_trunk(spec)
     with _named(), open_policy(find_policy(path)) as (_, header):
         update = {name: getattr(config.agent, name) for name in OF_THE_RUN}
         networks = with_sizes(header.agent, len(header.tasks)).model_copy(update=update)
