@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import sys
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor
 
 from mtrl.errors import UsageError
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+"""Whether Triton is installed, which comes with torch for CUDA."""
 
 
 def resolve_device(name: str) -> torch.device:

@@ -110,3 +110,9 @@ class AgentConfig(Section):
                     "widths", f"{name}: expected equal widths for a residual trunk"
                 )
         return self
+
+    @property
+    def trunks(self) -> list[str]:
+        """Descriptions of the trunks that are set."""
+        specs = self.trunk, self.actor_trunk, self.critic_trunk
+        return [spec for spec in specs if spec is not None]

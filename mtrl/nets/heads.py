@@ -41,38 +41,33 @@ def fold(rotation: Tensor, weight: Tensor) -> Tensor:
     size = rotation.shape[-1]
     with full_float32(weight.device):
         # RᵀW, in the memory order that is fast
-        turned = own_product(weight[..., :size, :].mT, rotation).mT
+        turned = own_linear(weight[..., :size, :].mT, rotation).mT
     return torch.cat([turned, weight[..., size:, :]], -2) if size < weight.shape[-2] else turned
 
 
 def rotate(rotation: Tensor, features: Tensor) -> Tensor:
     """Compute R z for every sample, `[…, B, d]`, in the rotation's type: O(B d²)."""
     size = rotation.shape[-1]
-    turned = own_product(features[..., :size], rotation.mT)
+    turned = own_linear(features[..., :size], rotation.mT)
     rest = features[..., size:].to(turned.dtype)
     return torch.cat([turned, rest], -1) if size < features.shape[-1] else turned
 
 
-def own_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def own_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply a layer with weights per task: X_t W_t + b_t, in the weight's type.
 
+    Forward and backward have the same float32 setting.
+
     Args:
-        inputs: `[N, T, B, in]`.
-        weight: `[N, T, in, out]`.
-        bias: `[N, T, out]`.
+        inputs: `[…, B, in]`.
+        weight: `[…, in, out]`.
+        bias: `[…, out]`; default: none.
 
     Returns:
-        `[N, T, B, out]`.
+        `[…, B, out]`.
     """
-    n_networks, n_tasks = weight.shape[:2]
-    rows = inputs.reshape(n_networks * n_tasks, 1, *inputs.shape[2:])
-    outputs = layer(rows, weight.flatten(0, 1), bias.flatten(0, 1), exact=True)
-    return outputs.view(n_networks, n_tasks, *outputs.shape[2:])
-
-
-def own_product(inputs: Tensor, weight: Tensor) -> Tensor:
-    """Compute `[…, B, in] @ […, in, out]` with the same float32 setting forward and backward."""
-    rows = inputs.reshape(-1, 1, *inputs.shape[-2:])
-    weights = weight.reshape(-1, *weight.shape[-2:])
-    outputs = layer(rows, weights, weights.new_zeros(len(weights), weight.shape[-1]), exact=True)
+    if bias is None:
+        bias = weight.new_zeros(*weight.shape[:-2], weight.shape[-1])
+    rows, weights = inputs.flatten(0, -3)[:, None], weight.flatten(0, -3)
+    outputs = layer(rows, weights, bias.flatten(0, -2), exact=True)
     return outputs.view(*inputs.shape[:-1], weight.shape[-1])

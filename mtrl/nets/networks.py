@@ -69,7 +69,7 @@ class MultiTaskNetworks(nn.Module):
 
     `shared` holds the trunk, and the head if there is a single one: `[N, …]`, subject to surgery.
     `per_task` holds the per-task parameters of the trunk, such as the task's column of a one-hot
-    layer, and with several heads the head of each task: `[N, T, …]`, never changed by surgery.
+    layer, and with several heads the head of each task: `[N, T, …]`, never combined by surgery.
     `rotation`, `[N, T, m, m]`, exists if a method puts one between trunk and heads. `fixed` holds
     fixed inputs that describe the tasks, `[N, T, …]`. No loss trains `rotation` and `fixed`.
 

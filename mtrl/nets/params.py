@@ -90,10 +90,15 @@ class Params:
 
         Returns:
             `[N, T, B, out]`; for K experts `[N, K, T, B, out]`.
+
+        Raises:
+            ValueError: If a composed layer is given an offset or residual.
         """
         at = self._layers[name]
         weight, bias = self._shared[at.weight], self._bias(at)
         if mix is not None:
+            if offset is not None or residual is not None:
+                raise ValueError("linear: expected no offset or residual beside mix")
             assert bias is not None
             return self._composed(name, inputs, weight, bias, mix, norm=norm, relu=relu)
         n_experts, lead = at.experts, weight.shape[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from typing import Any
 
@@ -11,9 +10,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
-LIMITS = LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+from mtrl.devices import HAS_TRITON
+
+LIMITS = -20.0, 2.0
+"""Limits of log σ, as in the authors' code."""
+
 LOG_2PI = math.log(2 * math.pi)
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def squashed_gaussian(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +43,7 @@ def squashed_gaussian(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_fused(outputs: Tensor) -> bool:
     """Return whether to use our Triton kernel; torch.compile generates its own."""
-    return outputs.is_cuda and _HAS_TRITON and not torch.compiler.is_compiling()
+    return outputs.is_cuda and HAS_TRITON and not torch.compiler.is_compiling()
 
 
 def _sample(outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -194,7 +194,6 @@ def _read_header(file: Any, path: str) -> PolicyHeader:
     except Exception as error:  # a malicious text can make the parser raise anything
         raise UsageError(f"policy: cannot read {path}: {one_line(error)}") from None
     found = validate(PolicyHeader, header, source=f"policy: {path}: ")
-    for spec in (found.agent.trunk, found.agent.actor_trunk, found.agent.critic_trunk):
-        if spec is not None:
-            TRUNKS.expect_known(spec)
+    for spec in found.agent.trunks:
+        TRUNKS.expect_known(spec)
     return found

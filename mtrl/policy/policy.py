@@ -236,11 +236,11 @@ class Policy(nn.Module):
         for name in wanted.keys() | found.keys():
             if name not in wanted and name.removeprefix(PREFIX).startswith(cls.IGNORED):
                 continue
-            shapes = [list(wanted[name].shape) if name in wanted else "none", found.get(name)]
-            if shapes[0] != shapes[1]:
+            expected = list(wanted[name].shape) if name in wanted else "none"
+            if (got := found.get(name, "none")) != expected:
                 raise UsageError(
-                    f"policy: the tensors of {path} do not match its header: expected {shapes[0]} "
-                    f"for {name!r}, got {shapes[1] or 'none'}"
+                    f"policy: the tensors of {path} do not match its header: expected {expected} "
+                    f"for {name!r}, got {got}"
                 )
         tensors = {
             name.removeprefix(PREFIX): file.get_tensor(name).to(empty.dtype, copy=True)

@@ -53,15 +53,13 @@ class Demonstrated:
         ends = data.rewards[:, None], data.terminated[:, None]
         rows = np.hstack([data.observations, data.actions, *ends, data.next_observations])
         self._rows = torch.from_numpy(rows.astype(np.float32)).to(device)
-        lengths = np.bincount(data.task, minlength=len(shown))
-        firsts = np.cumsum(lengths) - lengths
-        place = [tasks.index(task) for task in shown]
+        lengths = torch.from_numpy(np.bincount(data.task, minlength=len(shown)))
+        place = torch.tensor([tasks.index(task) for task in shown])
         # Tasks without demonstrations draw row 0, which `fill` ignores.
-        counts, first, has = np.ones(len(tasks)), np.zeros(len(tasks)), np.zeros(len(tasks))
-        counts[place], first[place], has[place] = lengths, firsts, 1
-        self._counts = torch.from_numpy(counts.astype(np.int64)[:, None]).to(device)
-        self._first = torch.from_numpy(first.astype(np.int64)[:, None]).to(device)
-        self._has = torch.from_numpy(has.astype(bool)[:, None, None]).to(device)
+        counts, first = lengths.new_ones(len(tasks)), lengths.new_zeros(len(tasks))
+        counts[place], first[place] = lengths, lengths.cumsum(0) - lengths
+        self._counts, self._first = (found[:, None].to(device) for found in (counts, first))
+        self._has = torch.tensor([[[task in shown]] for task in tasks], device=device)
 
     def show(self, normalizer: ObservationNormalizer | None, tasks: Collection[str]) -> None:
         """Include the demonstrations of these tasks in the statistics of observations."""

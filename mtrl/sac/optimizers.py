@@ -50,9 +50,16 @@ class FusedAdamW(torch.optim.AdamW):
     def _row(self, parameter: Tensor) -> tuple[Tensor | None, ...]:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter) for _ in "mv")
+            state |= _before_any_step(parameter)
         return parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
+
+
+def _before_any_step(parameter: Tensor) -> dict[str, Tensor]:
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+    }
 
 
 def make_optimizer(
@@ -100,22 +107,17 @@ def load_moments_(optimizer: torch.optim.Optimizer, saved: Mapping[str, Mapping[
     for unknown in saved.keys() - {str(i) for i in range(len(parameters))}:
         raise IndexError(f"moments of parameter {unknown}, where there are {len(parameters)}")
     for i, parameter in enumerate(parameters):
-        given, held = saved.get(str(i), {}), optimizer.state[parameter]
-        for name in held.keys() - given.keys():
-            held[name].zero_()
-        for name, value in given.items():
-            is_step = name == "step"
-            like = torch.zeros_like(parameter, dtype=torch.float32 if is_step else None)
-            if name not in held:
-                held[name] = like[(0,) * like.ndim].clone() if is_step else like
-            if held[name].shape != value.shape:
+        given = saved.get(str(i), {})
+        if given and not optimizer.state.get(parameter):
+            optimizer.state[parameter] = _before_any_step(parameter)
+        for name, held in optimizer.state.get(parameter, {}).items():
+            value = given.get(name, torch.zeros_like(held))
+            if held.shape != value.shape:
                 raise RuntimeError(
-                    f"{name} of parameter {i}: expected shape {tuple(held[name].shape)}, got "
+                    f"{name} of parameter {i}: expected shape {tuple(held.shape)}, got "
                     f"{tuple(value.shape)}"
                 )
-            held[name].copy_(value)
-        if not held:
-            del optimizer.state[parameter]  # as in a new optimiser, which creates its own
+            held.copy_(value)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

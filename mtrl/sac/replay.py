@@ -203,7 +203,7 @@ class ReplayBuffer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state from `state_dict` of a buffer with the same sizes."""
-        rows, starts = (state[name].to(self._rows.device) for name in ("rows", "starts"))
+        rows, starts = state["rows"], state["starts"].tolist()
         self._rows[: len(rows)] = rows
         if len(rows) == self._n_rows:  # an older state, in which the last row's successor is row 0
             self._rows[-1] = rows[0]
@@ -228,16 +228,15 @@ class ReplayBuffer:
             self._held[here] = other._held[there]
         # The next step does not have to continue from the last one.
         apart = bool(other._stored) and other._stored[-1] == (other._next_row - 1) % self._n_rows
-        starts = torch.tensor(other._stored, dtype=torch.int64, device=self._rows.device)
-        self._place(starts, (other._next_row + apart) % self._n_rows)
+        self._place(other._stored, (other._next_row + apart) % self._n_rows)
         self.scale.take_over(other.scale, tasks)
         self.scale.forget(np.ones(self._rows.shape[1], bool))
 
-    def _place(self, starts: Tensor, next_row: int) -> None:
-        self._stored = deque(starts.tolist())
-        places = starts[:, None] * self._rows.shape[1] + self._copies
-        self._starts[:, : len(self._stored)] = places
-        self._next_start, self._next_row = len(self._stored) % self._n_starts, next_row
+    def _place(self, stored: Sequence[int], next_row: int) -> None:
+        self._stored = deque(stored)
+        starts = torch.tensor(stored, dtype=torch.int64, device=self._starts.device)[:, None]
+        self._starts[:, : len(stored)] = starts * self._rows.shape[1] + self._copies
+        self._next_start, self._next_row = len(stored) % self._n_starts, next_row
         self._show_window()
 
     def _show_window(self) -> None:

@@ -18,12 +18,13 @@ class RewardScale:
     of a categorical critic, and temperatures mean the same for all tasks. Rewards are scaled when
     they are sampled, so that old transitions follow the current factor.
 
-    The quantity scaled to `magnitude` is the peak of an episode: its largest discounted return
-    |Σ γᵏ r| up to any of its steps. Without `memory`, the largest peak of all episodes so far is
-    used, as in Nauman et al. 2025 (arXiv 2505.23150) but only with the extreme; this bounds the
-    values. With `memory`, the mean peak of the last episodes is used. This does not bound the
-    values, but a single successful episode of a rarely solved task does not make all its other
-    returns, and with them its share in the networks, vanish.
+    The quantity scaled to `magnitude` is the peak of an episode: the largest |Σ_k γᵏ r_{t−k}| over
+    its steps t, the return discounted backwards from t, as in Gymnasium's `NormalizeReward`.
+    Without `memory`, the largest peak of all episodes so far is used, as in Nauman et al. 2025
+    (arXiv 2505.23150) but only with the extreme; this bounds the values. With `memory`, the mean
+    peak of the last episodes is used. This does not bound the values, but a single successful
+    episode of a rarely solved task does not make all its other returns, and with them its share in
+    the networks, vanish.
 
     Demonstrations count too: towards the largest return like any episode, and towards the mean
     with their share of a batch as weight. Otherwise a failing policy would set a scale under which

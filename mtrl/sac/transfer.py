@@ -40,9 +40,8 @@ def adopted(
     path = config.transfer.init_from
     assert path is not None
     import_trunks(config.imports)  # a file only names its trunk
-    for spec in (config.agent.trunk, config.agent.actor_trunk, config.agent.critic_trunk):
-        if spec is not None:
-            load_trunk(spec)
+    for spec in config.agent.trunks:
+        load_trunk(spec)
     with _named(), open_policy(find_policy(path)) as (_, header):
         update = {name: getattr(config.agent, name) for name in OF_THE_RUN}
         networks = with_sizes(header.agent, len(header.tasks)).model_copy(update=update)
@@ -123,7 +122,7 @@ def _copy(
 ) -> None:
     shared, per_task = mine.named()
     folded = theirs.folded()
-    known = {name: value for name, value in folded.per_task.items() if name in per_task}
+    known = {name: value for name, value in folded.per_task.items() if name in theirs.per_task}
     if _sizes(shared, 1) | _sizes(per_task, 2) != _sizes(folded.shared, 1) | _sizes(known, 2):
         raise UsageError("init_from: expected networks of equal sizes, got others")
     for name, value in shared.items():

@@ -37,6 +37,9 @@ class CategoricalValue:
     HL-Gauss (Farebrother et al. 2024, "Stop regressing", arXiv 2403.03950, section 3.1). As in the
     paper, its standard deviation is three quarters of a bin. Targets outside the bins are clamped.
 
+    Deviation from the paper: the outermost bins extend to infinity, so that the masses sum to 1;
+    the paper divides by the mass between the edges instead.
+
     Args:
         n_outputs: Number K of bins.
         limit: Centres of the bins range from −limit to limit [scaled return].

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from mtrl.config.learner import LearnerConfig
+from mtrl.devices import HAS_TRITON
 from mtrl.errors import UsageError
 from mtrl.surgery.gradients import FeatureGradients, Gradients, Problem, at_least_float32
 
@@ -19,8 +19,6 @@ MAINTAIN_EVERY = 10_000
 """Number of updates between two calls of `Surgery.maintain`."""
 LARGEST = 64
 """Maximum number of tasks whose T × T matrix fits into the registers of a kernel."""
-
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 class SurgeryTarget(Protocol):
@@ -51,13 +49,13 @@ def zeros_like_tasks(networks: SurgeryTarget) -> Tensor:
 
 def is_fused(device: torch.device, n_tasks: int) -> bool:
     """Return whether a method's loop over T × T matrices runs as one Triton kernel there."""
-    return device.type == "cuda" and _HAS_TRITON and n_tasks <= LARGEST
+    return device.type == "cuda" and HAS_TRITON and n_tasks <= LARGEST
 
 
 class Surgery(nn.Module, ABC):
     """Turns the T losses of each of N networks into one gradient per network.
 
-    State that a method keeps between updates belongs into buffers, which are saved with a run.
+    State that a method keeps between updates belongs in buffers, which are saved with a run.
 
     Attributes:
         capturable: Whether an update may be captured as a CUDA graph. `forward` and `after_step`
@@ -144,7 +142,8 @@ def expect_weights(weights: Any, gramian: Tensor, name: str) -> None:
 class FeatureSurgery(Surgery):
     """Base class of methods that use losses and feature gradients, from one plain backward.
 
-    Implement `weights`. Per-task parameters are treated as in `GramianSurgery`.
+    Implement `weights`. They apply to all parameters below the features, also to those of a single
+    task, such as its bias in the first layer. Heads get the gradient of the mean loss.
     """
 
     @abstractmethod

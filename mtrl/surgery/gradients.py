@@ -129,9 +129,9 @@ class FeatureGradients(ABC):
 
     @abstractmethod
     def weighted(self, weights: Tensor) -> Gradients:
-        """Compute Σ_k w_k ∇L_k for shared parameters below z; weights are `[N, T]`.
+        """Compute Σ_k w_k ∇L_k for all parameters below z; weights are `[N, T]`.
 
-        Per-task parameters, and everything above z, get the gradient of the mean loss.
+        Everything above z gets the gradient of the mean loss.
         """
 
 

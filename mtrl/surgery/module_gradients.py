@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,7 @@ from typing_extensions import override
 
 from mtrl.errors import UsageError
 from mtrl.nets.params import Parameters
-from mtrl.surgery.gradients import (
-    FeatureGradients,
-    Gradients,
-    TaskGradients,
-    at_least_float32,
-)
+from mtrl.surgery.gradients import FeatureGradients, Gradients, TaskGradients, at_least_float32
 from mtrl.surgery.graph import added
 from mtrl.surgery.rows import Row, mean_of_ranks, world_size
 
@@ -26,13 +22,9 @@ if TYPE_CHECKING:
     from mtrl.surgery.modules import ModuleProblem
 
 
+@dataclass(frozen=True)
 class ModuleGradients(TaskGradients):
     """Gradients of every task."""
-
-    def __init__(self, problem: ModuleProblem) -> None:
-        nan = torch.full((1, len(problem.tasks)), torch.nan, device=problem.device)
-        super().__init__({}, nan, {})  # losses are unknown in a plain backward
-        object.__setattr__(self, "problem", problem)
 
     problem: ModuleProblem
 

@@ -86,8 +86,9 @@ class ModuleProblem:
         return {id(p): name for name, p in self.trunk.named_parameters()}
 
     def task_gradients(self) -> ModuleGradients:
-        """Return the gradient of each task."""
-        return ModuleGradients(self)
+        """Return the gradient of each task; losses are unknown in a plain backward."""
+        losses = torch.full((1, len(self.tasks)), torch.nan, device=self.device)
+        return ModuleGradients({}, losses, {}, self)
 
     def features(self) -> ModuleFeatures:
         """Return the gradients of the tasks w.r.t. the features."""

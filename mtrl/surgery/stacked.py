@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from mtrl.nets.build import Layer
+from mtrl.nets.networks import TrunkFunction
 from mtrl.nets.params import Parameters, Record
 from mtrl.nets.precision import trunks_in
 from mtrl.surgery.factored import Composed, Factor, FactoredGradients, OfLayer
 from mtrl.surgery.features import StackedFeatures, detached, differentiate, leaves
-from mtrl.surgery.gradients import (
-    Jacobian,
-    TaskGradients,
-)
-
-
-class TrunkFunction(Protocol):
-    """Maps inputs `[N, T, B, in]` to features `[N, T, B, d]`, as in `mtrl.nets.networks`.
-
-    Attributes:
-        layers: Layers whose matrices are among the shared parameters. Layers with factored
-            gradients must use `mtrl.nets.params.Params`.
-    """
-
-    @property
-    def layers(self) -> Mapping[str, Layer]:
-        """Layers by name."""
-
-    def __call__(
-        self,
-        shared: Parameters,
-        per_task: Parameters,
-        inputs: Tensor,
-        record: Record | None = None,
-    ) -> Tensor:
-        """Return the features; arguments are those of `mtrl.nets.networks.TrunkFunction`."""
-
+from mtrl.surgery.gradients import Jacobian, TaskGradients
 
 TaskLoss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """`(shared, per_task, features, *targets) -> (losses, auxiliary)`: losses to minimise, `[N, T]`,

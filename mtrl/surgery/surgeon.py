@@ -7,21 +7,24 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from mtrl.errors import UsageError
-from mtrl.surgery.base import MAINTAIN_EVERY, Surgery, SurgeryTarget
+from mtrl.surgery.base import MAINTAIN_EVERY, Surgery
 from mtrl.surgery.diagnostics import cosines
 from mtrl.surgery.engine import current_backward
 from mtrl.surgery.graph import Crossing, Total, splits_below
-from mtrl.surgery.heads import Features, Heads
+from mtrl.surgery.heads import Features
 from mtrl.surgery.methods.none import NoSurgery
 from mtrl.surgery.modules import ModuleProblem
 from mtrl.surgery.rows import Row, mean_of_ranks, world_size
+
+if TYPE_CHECKING:
+    from mtrl.surgery.model import MultiTaskModel
 
 PATIENCE = 10
 """Backwards without `after_step` after which a method that needs it gives a warning."""
@@ -46,21 +49,10 @@ class Outcome:
         return None if self.gramian is None else cosines(self.gramian)
 
 
-class Patient(SurgeryTarget, Protocol):
-    """Attributes of a model that the surgeon uses."""
-
-    trunk: nn.Module
-    heads: Heads
-    surgery: Surgery
-    rotation: Tensor | None
-    seed: int
-    watch: bool
-
-
 class Surgeon:
     """Tracks the forward passes of a model, and applies the method once per backward."""
 
-    def __init__(self, model: Patient) -> None:
+    def __init__(self, model: MultiTaskModel) -> None:
         self.model = model
         self.last: Outcome | None = None
         self._generator: torch.Generator | Tensor | None = None

@@ -37,10 +37,8 @@ def check_names(config: TrainConfig, benchmark: Benchmark | None = None) -> Benc
     for spec in (learner.surgery, learner.actor_surgery, learner.critic_surgery):
         if spec is not None:
             METHODS.check(spec)
-    agent = config.agent
-    for spec in (agent.trunk, agent.actor_trunk, agent.critic_trunk):
-        if spec is not None:
-            TRUNKS.check(spec)
+    for spec in config.agent.trunks:
+        TRUNKS.check(spec)
     for spec in config.callbacks:
         check_callback(spec)
     return chosen(config) if benchmark is None else benchmark

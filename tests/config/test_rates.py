@@ -14,10 +14,11 @@ BUDGETS = {"total_timesteps": 2_800_000, "learning_starts": 20_000, "eval_every"
 
 
 def test_the_recipe_on_mt10_has_the_numbers_of_the_runs_in_results(request):
-    """Except for what changed since `results/mt10_cpu_seed1`, which had no budgets per task either."""
+    """Except for what changed since `results/mt10_cpu_seed1`."""
     path = request.config.rootpath / "results" / "mt10_cpu_seed1" / "config.yaml"
     ran = TrainConfig.from_yaml(path).flat()
-    recipe = preset("recipe_cpu", benchmark="mt10", device="cpu", gradient_steps=1)
+    before = {"gradient_steps": 1, "exploration_noise": "white"}
+    recipe = preset("recipe_cpu", benchmark="mt10", device="cpu", **before)
     ours = check(recipe)[2].flat()
     machine = {"run_dir", "seed", "threads", "precision", "device", "workers", "diagnose_every"}
     assert {k: v for k, v in ours.items() if k in ran.keys() - machine and v != ran[k]} == {}

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from mtrl.config.agent import AgentConfig
+from mtrl.nets.build import Layer
 from mtrl.nets.heads import head
 from mtrl.nets.networks import MultiTaskNetworks
+from mtrl.nets.params import Params
 from mtrl.nets.precision import trunks_in
 from mtrl.nets.trunks import MLP, Residual
 from mtrl.sac.agent import MTSAC
@@ -115,3 +117,12 @@ def test_another_rotation_keeps_outputs():
     assert networks.rotation.shape == (1, 2, 4, 4)
     torch.testing.assert_close(networks.folded()(inputs), before)
     assert not torch.equal(networks.folded()(inputs), torch.zeros_like(before))
+
+
+@pytest.mark.parametrize("option", ["offset", "residual"])
+def test_a_composed_layer_ignores_no_option(option):
+    layers = {"layer": Layer("weight", "bias", experts=2, composed=True)}
+    params = Params(layers, {"weight": torch.ones(1, 2, 3, 3), "bias": torch.ones(1, 2, 3)}, {})
+    inputs, mix = torch.ones(1, 1, 4, 3), torch.ones(1, 1, 2)
+    with pytest.raises(ValueError, match="linear: expected no offset or residual beside mix"):
+        params.linear("layer", inputs, mix=mix, **{option: inputs})

@@ -211,6 +211,11 @@ def other_shape(path, agent):
     agent.save(path)
 
 
+def unexpected(path, agent):
+    agent.register_buffer("number", torch.zeros(()))
+    agent.save(path)
+
+
 def no_task(path, agent):
     save_file(agent.tensors(), path, {"format": "mtrl-policy-1", "config": "agent: {}"})
 
@@ -230,7 +235,8 @@ def missing(path, agent):
 
 
 @pytest.mark.parametrize(
-    "damage", [truncated, text, foreign, other_shape, no_task, odd_size, odd_agent, missing]
+    "damage",
+    [truncated, text, foreign, other_shape, unexpected, no_task, odd_size, odd_agent, missing],
 )
 def test_damaged_and_foreign_files_give_a_one_line_error(agent, tmp_path, damage):
     path = tmp_path / "policy.safetensors"
@@ -239,3 +245,5 @@ def test_damaged_and_foreign_files_give_a_one_line_error(agent, tmp_path, damage
     with pytest.raises(UsageError, match=r"policy\.safetensors") as error:
         MTSAC.load(path)
     assert "\n" not in str(error.value)
+    if damage is unexpected:
+        assert str(error.value).endswith("expected none for 'agent/number', got []")

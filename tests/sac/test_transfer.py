@@ -83,6 +83,8 @@ def test_an_exported_policy_has_no_critics_to_take(source, tmp_path):
 
 def trained(parts: set[str], **settings) -> tuple[dict, dict, Learner]:
     learner = make_learner(agent=CONFIG, max_grad_norm=0, **settings)
+    for target in learner.agent.target_critics.parameters():  # apart from the critics, as in a run
+        target.add_(0.1)
     before = copy.deepcopy(learner.agent.state_dict())
     learner.freeze(frozenset(parts))
     learner.step(filled_replay(), 2)
@@ -92,9 +94,9 @@ def trained(parts: set[str], **settings) -> tuple[dict, dict, Learner]:
 @pytest.mark.parametrize(
     ("parts", "kept"),
     [
-        ({"trunk"}, ("actor.shared", "critics.shared", "target_critics.shared")),
+        ({"trunk"}, ("actor.shared", "critics.shared")),
         ({"actor-trunk"}, ("actor.shared",)),
-        ({"critic-trunk"}, ("critics.shared", "target_critics.shared")),
+        ({"critic-trunk"}, ("critics.shared",)),
         ({"actor"}, ("actor.", "log_alpha")),
         ({"critic"}, ("critics.", "target_critics.")),
     ],
@@ -197,8 +199,12 @@ def test_other_sizes_are_refused(source):
     ):
         transfer(other, source)
     wide = agent_of(config=CONFIG.model_copy(update={"hidden_sizes": (12, 13)}))
-    with pytest.raises(UsageError, match="init_from: expected networks of equal sizes"):
-        transfer(wide, source)
+    film = CONFIG.model_copy(update={"trunk": "film"})  # with a learned vector of 50 numbers
+    told = film.model_copy(update={"task_input": "description"})
+    described = MTSAC(NOW, told, OBSERVATION, ACTION, descriptions=dict.fromkeys(NOW, np.ones(50)))
+    for agent, other in ((wide, source), (described, agent_of(BEFORE, film))):
+        with pytest.raises(UsageError, match="init_from: expected networks of equal sizes"):
+            transfer(agent, other)
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_next_action_is_sampled_at_the_next_observation():
 
 
 def test_surgery_leaves_per_task_parameters_alone():
-    """With every method, gradients of heads and task biases are those of the mean loss."""
+    """Gradients of heads and task biases are those of the mean loss."""
     batch, noise = make_batch(4)
     taken = {}
     for surgery in ("none", "pcgrad"):

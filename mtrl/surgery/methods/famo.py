@@ -28,7 +28,7 @@ class FAMO(FeatureSurgery):
         * Losses must be positive, but an actor's may be negative: once a task's loss has been
           negative, ℓ_k is the loss minus twice the lowest value so far.
         * Losses that are not finite, before or after the step, leave ξ unchanged.
-        * The weights apply to shared parameters; heads get their part of the mean loss's gradient.
+        * The weights apply below the features; heads get their part of the mean loss's gradient.
 
     Args:
         gamma: Decay γ of ξ.

@@ -31,7 +31,7 @@ class GradNorm(FeatureSurgery):
         * A ratio L_k/L_k(0) that is not positive has no meaning as a rate and is replaced by 1: an
           actor's loss can be negative.
         * Losses or norms that are not finite leave weights and initial losses unchanged.
-        * The weights apply to shared parameters; heads get their part of the mean loss's gradient.
+        * The weights apply below the features; heads get their part of the mean loss's gradient.
 
     Args:
         alpha: Strength α with which slow tasks are favoured; 0 gives equal norms.

@@ -31,12 +31,12 @@ class PCGrad(GramianSurgery):
 
     @override
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
-        keys = random_keys(len(gramian), gramian.shape[-1], generator)
-        if is_fused(gramian.device, gramian.shape[-1]):
+        n_networks, n_tasks, _ = gramian.shape
+        if is_fused(gramian.device, n_tasks):
             from mtrl.surgery.methods import pcgrad_triton
 
-            return pcgrad_triton.weights(gramian, keys)
-        return _projected(gramian, _orders(keys)).mean(-2)
+            return pcgrad_triton.weights(gramian, random_keys(n_networks, n_tasks, generator))
+        return _projected(gramian, random_orders(n_networks, n_tasks, generator)).mean(-2)
 
     @override
     def weights_or_nan(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
@@ -83,10 +83,6 @@ def random_orders(n_networks: int, n_tasks: int, generator: torch.Generator) -> 
     Returns:
         Task indices, `[N, T, T - 1]`.
     """
-    return _orders(random_keys(n_networks, n_tasks, generator))
-
-
-def _orders(keys: Tensor) -> Tensor:
-    """Return all other tasks in ascending order of each task's keys."""
+    keys = random_keys(n_networks, n_tasks, generator)
     keys.diagonal(dim1=-2, dim2=-1).fill_(2.0)  # sort the task itself last, and drop it
     return keys.argsort(-1)[..., :-1]

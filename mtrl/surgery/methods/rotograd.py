@@ -48,8 +48,9 @@ class RotoGrad(Surgery):
         * Gradients are averaged over tasks, as in `none`; the paper sums them.
         * Losses are not divided by their initial values, because an actor's loss can be negative.
         * n_k⁰ is at least a hundredth of the mean over tasks; otherwise a task whose first gradient
-          is nearly zero would dominate C. n_k⁰ is measured again every `reset_every` updates,
-          because a critic's target moves and its gradients do not compare with the very first.
+          is nearly zero would dominate C. n_k⁰ of the tasks present is measured again every
+          `reset_every` updates, because a critic's target moves and its gradients do not compare
+          with the very first.
 
     Args:
         rotation_lr: Initial η [radians per update, at most].
