@@ -13,7 +13,6 @@ from types import ModuleType
 import pytest
 import small_learner
 import torch
-from small_learner import ACTION, OBSERVATION
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -48,8 +47,8 @@ def make_learner(surgery: str, agent: AgentConfig, device: str = "cpu", **settin
     )
 
 
-def filled_replay() -> ReplayBuffer:
-    return small_learner.filled_replay(T, 30, ends=True)
+def filled_replay(device: str = "cpu") -> ReplayBuffer:
+    return small_learner.filled_replay(T, 30, ends=True, device=device)
 
 
 class OnMeta(TorchDispatchMode):
@@ -91,7 +90,7 @@ def meta(monkeypatch):
 )
 def test_a_captured_update_uses_no_tensor_on_the_host(surgery, engine, agent, meta):
     learner = make_learner(surgery, AGENTS[agent], "meta", gradient_engine=engine, precision="fp32")
-    replay = ReplayBuffer(40, T, OBSERVATION, ACTION, device="meta")
+    replay = filled_replay("meta")
     learner.step(replay)
     with meta():
         learner.step(replay)
@@ -105,7 +104,7 @@ def test_a_captured_update_of_any_trunk_uses_no_tensor_on_the_host(surgery, engi
     trunk = trunk if trunk != "care" else "care(embedding=4)"  # these tasks have no descriptions
     agent = AgentConfig(trunk=trunk, hidden_sizes=(FIRST, 11), normalize_observations=True)
     learner = make_learner(surgery, agent, "meta", gradient_engine=engine, precision="fp32")
-    replay = ReplayBuffer(40, T, OBSERVATION, ACTION, device="meta")
+    replay = filled_replay("meta")
     learner.step(replay)
     with meta():
         learner.step(replay)
@@ -147,7 +146,7 @@ def test_a_tensor_on_the_host_is_detected(meta):
     learner = make_learner("rotograd", AGENTS["mlp, scalar"], "meta", precision="fp32")
     for surgery in learner.surgeries.values():
         surgery.updates = torch.zeros((), dtype=torch.int64)  # a counter left on the host
-    replay = ReplayBuffer(40, T, OBSERVATION, ACTION, device="meta")
+    replay = filled_replay("meta")
     with pytest.raises(AssertionError, match="tensor of the host's"), meta():
         learner.step(replay)
 
