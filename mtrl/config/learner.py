@@ -133,13 +133,6 @@ class LearnerConfig(Section):
         "independent at each step; 'pink' is correlated over steps, which explores further. "
         "Updates and evaluations do not change.",
     )
-    exploration_scale: float = Field(
-        default=1.0,
-        gt=0,
-        description="Factor on the noise in the last of a task's environments; those of the others "
-        "lie evenly between 1 and it. With 3 and four environments: 1, 1.67, 2.33 and 3; with one "
-        "environment per task: 1.",
-    )
     min_temperature: float = Field(
         default=0.0,
         ge=0,

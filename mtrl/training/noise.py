@@ -15,42 +15,33 @@ TIME_CONSTANTS = 2, 4, 8, 16, 32, 64, 128
 
 
 class ExplorationNoise:
-    """Normal noise: white, which is independent at each step, or pink, of one scale or several.
+    """Standard normal noise: white, which is independent at each step, or pink.
 
     Pink noise is correlated over time: its power falls with the frequency f as 1/f. A robot that
-    explores by it moves further from the mode of its policy than by white noise, although the
-    distribution of an action is the same. Source: Eberhard et al., "Pink Noise Is All You Need",
-    ICLR 2023. Scales that differ between the environments of a task show the critics actions near
-    the policy and far from it. Source: the mixed exploration of Li et al., "Parallel Q-Learning",
-    ICML 2023.
+    explores by it moves further from the mode of its policy than by white noise, and at each step
+    the distribution of actions is the same. Source: Eberhard et al., "Pink Noise Is All You Need",
+    ICLR 2023.
 
-    Deviations: Eberhard et al. generate the noise of a whole episode by a Fourier transform. Here,
-    pink noise is the sum of white noise and seven first-order autoregressive processes
-    x ← e^(-1/τ) x + (1 - e^(-2/τ))^½ ε of equal variance. Its state is small, and it continues over
-    the ends of episodes. Its spectrum is that of pink noise between about 1/(2π·128) and ½ per
-    step, and flat below. Li et al. replace the policy's own noise; here it is multiplied.
+    Deviations: the paper generates the noise of a whole episode by a Fourier transform. Here, pink
+    noise is the sum of white noise and seven first-order autoregressive processes x ← e^(-1/τ) x +
+    (1 - e^(-2/τ))^½ ε of equal variance. Its state is small, and it continues over the ends of
+    episodes. Its spectrum is that of pink noise between about 1/(2π·128) and ½ per step, and flat
+    below.
 
     Args:
         color: `"white"` or `"pink"`.
         shape: Shape of a sample, `[n, A]`.
         generator: Source of randomness; white noise equals `torch.randn(shape)` drawn from it.
-        scales: Standard deviation of each row, `[n]`; default: 1.
     """
 
     def __init__(
-        self,
-        color: NoiseColor,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-        scales: Tensor | None = None,
+        self, color: NoiseColor, shape: tuple[int, int], generator: torch.Generator
     ) -> None:
         self.generator, device = generator, generator.device
         times = torch.tensor(TIME_CONSTANTS if color == "pink" else (), device=device)
         kept = torch.cat([times.new_zeros(1), torch.exp(-1 / times)])[:, None, None]
         self._kept, self._new = kept, (1 - kept.square()).sqrt()
         self._parts = torch.zeros(len(kept), *shape, device=device)
-        scales = torch.ones(shape[0]) if scales is None else scales
-        self._scales = scales.to(device)[:, None] / len(kept) ** 0.5
         self.correlated = color == "pink"
         if self.correlated:  # so that the variance is 1 from the first step
             self._parts.normal_(generator=generator)
@@ -60,7 +51,7 @@ class ExplorationNoise:
         shape, device = self._parts.shape, self._parts.device
         drawn = torch.randn(shape, generator=self.generator, device=device)
         self._parts.mul_(self._kept).addcmul_(drawn, self._new)  # in place, for a captured graph
-        return self._parts.sum(0).mul_(self._scales)
+        return self._parts.sum(0).div_(len(self._parts) ** 0.5)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state for `load_state_dict`, without the generator's; white noise has none."""

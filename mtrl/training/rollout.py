@@ -34,8 +34,6 @@ class Collector:
         snapshot: Whether to act with the policy as it was at the last `act`; see `ActorSnapshot`.
             Default: only on a GPU.
         noise: Colour of the exploration noise; see `ExplorationNoise`.
-        noise_scale: Standard deviation of the noise in the last of a task's E environments [in
-            units of the policy's]; those of the others lie evenly between 1 and it.
     """
 
     def __init__(
@@ -46,16 +44,15 @@ class Collector:
         snapshot: bool | None = None,
         *,
         noise: NoiseColor = "white",
-        noise_scale: float = 1.0,
     ) -> None:
         self.envs, self.agent = envs, agent
         self.statistics = EpisodeStatistics(agent.tasks)
         self._generator = torch.Generator(agent.device).manual_seed(seed)
         self._tasks = torch.arange(len(agent.tasks), device=agent.device)
         self._tasks = self._tasks.repeat_interleave(envs.envs_per_task)
-        shape = len(self._tasks), agent.action_size
-        scales = torch.linspace(1, noise_scale, envs.envs_per_task).repeat(len(agent.tasks))
-        self._noise = ExplorationNoise(noise, shape, self._generator, scales)
+        self._noise = ExplorationNoise(
+            noise, (len(self._tasks), agent.action_size), self._generator
+        )
         self._observations = self._actions = np.empty(0)
         self._observed: tuple[Tensor, Captured[None]] | None = None
         self._snapshot: ActorSnapshot | None = None

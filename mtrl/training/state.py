@@ -90,9 +90,8 @@ class RunState:
         if config.threads is None and device.type == "cpu":
             self.learner.threads = ThreadChoice()
         self.replay = _make_replay(config, self.agent, demonstrations, replay)
-        noise, scale = config.learner.exploration_noise, config.learner.exploration_scale
-        made = self.envs, self.agent, exploration
-        self.collector = Collector(*made, noise=noise, noise_scale=scale)
+        noise = config.learner.exploration_noise
+        self.collector = Collector(self.envs, self.agent, exploration, noise=noise)
         self.eval_envs = make_evaluation_env(
             benchmark,
             [config.eval_episodes, N_GOALS],

@@ -17,7 +17,7 @@ def test_the_recipe_on_mt10_has_the_numbers_of_the_runs_in_results(request):
     """Except for what changed since `results/mt10_cpu_seed1`."""
     path = request.config.rootpath / "results" / "mt10_cpu_seed1" / "config.yaml"
     ran = TrainConfig.from_yaml(path).flat()
-    before = {"gradient_steps": 1, "exploration_noise": "white", "exploration_scale": 1.0}
+    before = {"gradient_steps": 1, "exploration_noise": "white"}
     recipe = preset("recipe_cpu", benchmark="mt10", device="cpu", **before)
     ours = check(recipe)[2].flat()
     machine = {"run_dir", "seed", "threads", "precision", "device", "workers", "diagnose_every"}

@@ -34,16 +34,6 @@ def test_the_noise_of_a_step_is_standard_normal_from_the_first(color):
         assert abs((values**4).mean() - 3) < 5 * math.sqrt(96 / n)
 
 
-def test_rows_have_their_scales():
-    scales = torch.tensor([1.0, 3.0]).repeat(5_000)
-    for color in ("white", "pink"):
-        shape, seed = (len(scales), ACTIONS), torch.Generator().manual_seed(0)
-        values = ExplorationNoise(color, shape, seed, scales)().double().numpy()
-        for row, scale in enumerate((1, 3)):
-            found = values[row::2]
-            assert abs(found.var() / scale**2 - 1) < 5 * math.sqrt(2 / found.size)
-
-
 def test_pink_noise_has_the_correlation_of_its_parts():
     """The mean over white noise and time constants τ = 2, 4, …, 128 of e^(-lag/τ)."""
     found = draw("pink", 200, rows=4_000)
