@@ -30,7 +30,8 @@ EXPECTED = {
 
 
 SAME_TIME = frozenset(
-    "seed device run_dir imports surgery max_runtime max_restarts checkpoint_every".split()
+    "seed device run_dir imports surgery exploration_noise max_runtime max_restarts "
+    "checkpoint_every".split()
 )
 """Fields that hardly change the time a run takes."""
 
