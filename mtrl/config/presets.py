@@ -16,10 +16,10 @@ from mtrl.errors import UsageError, unknown
 
 EXPECTED = {
     "quickstart": "about ten minutes on two CPU cores",
-    "recipe_cpu": "about 12 minutes per Meta-World task on two CPU cores",
+    "recipe_cpu": "about 12 minutes per Meta-World task on two CPU cores, estimated",
     "recipe_gpu": "for a GPU; not timed yet",
     "plain": "for a GPU; not timed yet",
-    "mt10_cpu": "about two hours on two CPU cores",
+    "mt10_cpu": "about two hours on two CPU cores, estimated from half a run",
     "mt50_cpu": "about seven hours on two CPU cores, estimated from the time of an update",
     "mt10": "for a GPU; not timed yet",
     "mt50": "for a GPU; not timed yet",

@@ -41,7 +41,7 @@ def test_pink_noise_has_the_correlation_of_its_parts():
         expected = sum(math.exp(-lag / 2**k) for k in range(1, 8)) / 8
         n = found[0].size
         assert abs((found[0] * found[lag]).mean() - expected) < 5 * math.sqrt(2 / n)
-    step, n = found[-1], ROWS * 100
+    step, n = found[-1], found[-1].size
     for one, other in ((step[:-1], step[1:]), (step[:, :-1], step[:, 1:])):  # rows, actions
         assert abs((one * other).mean()) < 5 / math.sqrt(n)
 
